@@ -1,0 +1,326 @@
+"""Runs of several objectives side by side: response length beside accuracy, single runs and means with intervals.
+
+Three decisions guard against reading chance as effect (docs/experiments.md has the numbers behind them):
+
+- runs are compared over the steps that all of them have, in three windows of 10 % of those steps: the first, one that
+  ends at the middle step, and the last; at the end alone, short lengths sit on the floor and long ones on the limit;
+- objectives are also compared seed by seed: seeds differ more than objectives do, and equal seeds share their problems;
+- every configuration key in which the runs differ is listed, with a warning where the comparison did not ask for it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+from luspo_cli.analysis.history import RunHistory
+from luspo_cli.analysis.intervals import Estimate, estimate
+from luspo_cli.analysis.variants import Variant, differing_values, expected_to_differ, show, split_into_variants
+from luspo_cli.errors import UsageError
+
+LENGTH = "response_length/mean"
+ACCURACY = "reward/accuracy/mean"
+HELD_OUT = "evaluation/accuracy"
+COMPARED_PROVENANCE = ("luspo", "code", "packages", "data")
+"""Parts of provenance.json that should be equal; hardware and, for a made model, the weights differ by nature."""
+WINDOW_SHARE = 10
+"""A window is one part in this many of the compared steps, at least one step."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """One row of the comparison: how it is called and how it is written."""
+
+    title: str
+    unit: str
+    paired: bool = False
+    """Whether objectives are also compared seed by seed in it."""
+
+
+MEASURES: dict[str, Measure] = {
+    "accuracy_final": Measure("accuracy, training batch, final", "1", paired=True),
+    "held_out_start": Measure("accuracy, held out, untrained", "1"),
+    "held_out_final": Measure("accuracy, held out, last", "1", paired=True),
+    "held_out_best": Measure("accuracy, held out, best", "1"),
+    "length_start": Measure("response length, start", "tokens"),
+    "length_middle": Measure("response length, mid-run", "tokens", paired=True),
+    "length_final": Measure("response length, final", "tokens", paired=True),
+    "truncated_final": Measure("truncated fraction, final", "1"),
+    "clip_low": Measure("clipped low, all steps", "1"),
+    "clip_high": Measure("clipped high, all steps", "1"),
+    "tokens": Measure("response tokens sampled", "count"),
+    "seconds": Measure("time in steps", "s"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Windows:
+    """The compared steps, first and last included."""
+
+    start: tuple[int, int]
+    middle: tuple[int, int]
+    final: tuple[int, int]
+    last_step: int
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """One run; `values` holds each measure, None where the run did not record it."""
+
+    name: str
+    path: str
+    variant: str
+    objective: str
+    seed: int | None
+    last_step: int
+    planned_steps: int | None
+    finished: bool | None
+    windows: Windows
+    values: dict[str, float | None]
+    held_out_last_step: int | None
+    held_out_best_step: int | None
+
+
+@dataclass(frozen=True)
+class VariantSummary:
+    """The runs of one variant together; an estimate is None where no run has the measure."""
+
+    label: str
+    objective: str
+    seeds: tuple[int | None, ...]
+    estimates: dict[str, Estimate | None]
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """`first` minus `second` in one measure over the seeds that both have."""
+
+    first: str
+    second: str
+    measure: str
+    seeds: tuple[int, ...]
+    differences: tuple[float, ...]
+    estimate: Estimate
+    positive: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Everything that the table and the JSON show."""
+
+    runs: tuple[RunSummary, ...]
+    variants: tuple[VariantSummary, ...]
+    measures: dict[str, Measure]
+    paired: tuple[PairedDifference, ...]
+    differing: dict[str, dict[str, Any]]
+    """Configuration key -> run name -> value, for the keys that should have been equal."""
+    warnings: tuple[str, ...]
+    last_step: int
+
+
+def compare_runs(runs: Sequence[RunHistory]) -> Comparison:
+    """Compare runs over their common steps; runs without response lengths are a UsageError."""
+    for run in runs:
+        if not run.column(LENGTH).notna().any():
+            raise UsageError(f"{run.path} recorded no response length in any step; leave it out.")
+    variants = split_into_variants(runs)
+    ordered = [(variant, run) for variant in variants for run in variant.runs]
+    common = min(run.last_step for run in runs)
+    if common < max(_training_steps(run)[0] for run in runs):
+        raise UsageError(f"The runs have no step in common: one of them ends at step {common}.")
+    benchmarks = {
+        f"{name} {metric}": Measure(f"{name}, {metric}", "1", paired=True)
+        for run in runs
+        for name, content in sorted(run.benchmarks.items())
+        for metric, value in content["metrics"].items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }
+    measures = MEASURES | benchmarks
+    summaries = tuple(_summarise_run(run, variant, common) for variant, run in ordered)
+    recorded = [run for _, run in ordered if run.config]
+    settings = [
+        {**run.config, "provenance": {key: run.provenance.get(key) for key in COMPARED_PROVENANCE}} for run in recorded
+    ]
+    differing = {
+        key: {run.name: value for run, value in zip(recorded, values, strict=True)}
+        for key, values in differing_values(settings).items()
+        if not expected_to_differ(key)
+    }
+    return Comparison(
+        runs=summaries,
+        variants=tuple(_summarise_variant(variant, summaries, measures) for variant in variants),
+        measures=measures,
+        paired=tuple(_paired_differences(variants, summaries, measures)),
+        differing=differing,
+        warnings=tuple(_warnings([run for _, run in ordered], variants, differing, common)),
+        last_step=common,
+    )
+
+
+def windows_of(steps: Sequence[int]) -> Windows:
+    """Return the three windows over the given steps: first tenth, a tenth that ends at the middle step, last tenth."""
+    size = max(1, len(steps) // WINDOW_SHARE)
+    middle = max(size, math.ceil(len(steps) / 2))
+    return Windows(
+        start=(steps[0], steps[size - 1]),
+        middle=(steps[middle - size], steps[middle - 1]),
+        final=(steps[-size], steps[-1]),
+        last_step=steps[-1],
+    )
+
+
+def _training_steps(run: RunHistory) -> list[int]:
+    lengths = run.table[LENGTH]
+    return [int(step) for step in lengths.index[lengths.notna()]]
+
+
+def _summarise_run(run: RunHistory, variant: Variant, common: int) -> RunSummary:
+    windows = windows_of([step for step in _training_steps(run) if step <= common])
+    whole = (windows.start[0], common)
+    evaluated = run.evaluations[HELD_OUT].loc[:common].dropna() if HELD_OUT in run.evaluations else None
+    if evaluated is not None and evaluated.empty:
+        evaluated = None
+    untrained = None if evaluated is None or evaluated.index[0] != 0 else float(evaluated.iloc[0])
+    values = {
+        "accuracy_final": _mean(run, ACCURACY, windows.final),
+        "held_out_start": untrained,
+        "held_out_final": None if evaluated is None else float(evaluated.iloc[-1]),
+        "held_out_best": None if evaluated is None else float(evaluated.max()),
+        "length_start": _mean(run, LENGTH, windows.start),
+        "length_middle": _mean(run, LENGTH, windows.middle),
+        "length_final": _mean(run, LENGTH, windows.final),
+        "truncated_final": _mean(run, "response/truncated_fraction", windows.final),
+        "clip_low": _mean(run, "objective/clip_low_fraction", whole),
+        "clip_high": _mean(run, "objective/clip_high_fraction", whole),
+        "tokens": _last(run, "tokens/total", common),
+        "seconds": _sum(run, "time/total", whole),
+    }
+    for name, content in run.benchmarks.items():
+        for metric, value in content["metrics"].items():
+            if isinstance(value, int | float):
+                values[f"{name} {metric}"] = float(value)
+    return RunSummary(
+        name=run.name,
+        path=str(run.path),
+        variant=variant.label,
+        objective=run.objective,
+        seed=run.seed,
+        last_step=run.last_step,
+        planned_steps=run.planned_steps,
+        finished=run.finished,
+        windows=windows,
+        values=values,
+        held_out_last_step=None if evaluated is None else int(evaluated.index[-1]),
+        held_out_best_step=None if evaluated is None else int(evaluated.index[int(evaluated.argmax())]),
+    )
+
+
+def _summarise_variant(variant: Variant, runs: Sequence[RunSummary], measures: dict[str, Measure]) -> VariantSummary:
+    members = [run for run in runs if run.variant == variant.label]
+    estimates = {}
+    for measure in measures:
+        values = [run.values.get(measure) for run in members]
+        estimates[measure] = estimate([value for value in values if value is not None])
+    return VariantSummary(variant.label, variant.objective, tuple(run.seed for run in members), estimates)
+
+
+def _paired_differences(
+    variants: Sequence[Variant], runs: Sequence[RunSummary], measures: dict[str, Measure]
+) -> list[PairedDifference]:
+    by_seed = {
+        variant.label: {run.seed: run for run in runs if run.variant == variant.label and run.seed is not None}
+        for variant in variants
+        if not _repeated_seeds(variant)
+    }
+    pairs = []
+    for second, first in combinations(by_seed, 2):
+        seeds = sorted(by_seed[first].keys() & by_seed[second].keys())
+        for measure, description in measures.items():
+            if not description.paired:
+                continue
+            found: dict[int, float] = {}
+            for seed in seeds:
+                one, other = by_seed[first][seed].values.get(measure), by_seed[second][seed].values.get(measure)
+                if one is not None and other is not None:
+                    found[seed] = one - other
+            spread = estimate(list(found.values()))
+            if spread is not None:
+                positive = sum(difference > 0 for difference in found.values())
+                pairs.append(
+                    PairedDifference(first, second, measure, tuple(found), tuple(found.values()), spread, positive)
+                )
+    return pairs
+
+
+def _warnings(
+    runs: Sequence[RunHistory], variants: Sequence[Variant], differing: dict[str, dict[str, Any]], common: int
+) -> list[str]:
+    warnings = [note for run in runs for note in run.notes]
+    longest = max(run.last_step for run in runs)
+    if longest > common:
+        warnings.append(
+            f"The runs have different lengths (last steps {common} to {longest}): all are compared up to step {common}."
+        )
+    for run in runs:
+        if run.finished is False:
+            warnings.append(f"{run.name} is unfinished: step {run.last_step} of {run.planned_steps}.")
+    for key, values in differing.items():
+        by_value: dict[str, list[str]] = {}
+        for name, value in values.items():
+            by_value.setdefault(show(value), []).append(name)
+        shown = "; ".join(f"{_shortened(value)} in {', '.join(names)}" for value, names in by_value.items())
+        warnings.append(f"Not only the objective differs: {key} is {shown}.")
+    for run in runs:
+        if not run.config:
+            warnings.append(f"{run.name} is a log of {run.source}: what else differs from it is not recorded.")
+        silent = int(run.table[LENGTH].loc[_training_steps(run)[0] : common].isna().sum())
+        if silent:
+            warnings.append(f"{run.name} recorded no response length in {silent} of its steps; means leave them out.")
+    for variant in variants:
+        seeds = _repeated_seeds(variant)
+        if seeds:
+            warnings.append(
+                f"{variant.label} has more than one run with seed {', '.join(map(str, seeds))}:"
+                " they are not independent, and it is left out of the paired differences."
+            )
+    versions: dict[str, set[str]] = {}
+    for run in runs:
+        for name, content in run.benchmarks.items():
+            versions.setdefault(name, set()).add(
+                f"version {content.get('version')}, {content.get('n_samples')} samples"
+            )
+    for name, seen in versions.items():
+        if len(seen) > 1:
+            warnings.append(f"{name} was not scored alike in all runs: {'; '.join(sorted(seen))}.")
+    return warnings
+
+
+def _shortened(value: str) -> str:
+    return value if len(value) <= 40 else f"{value[:12]}…"
+
+
+def _repeated_seeds(variant: Variant) -> list[int]:
+    seeds = [run.seed for run in variant.runs if run.seed is not None]
+    return sorted({seed for seed in seeds if seeds.count(seed) > 1})
+
+
+def _mean(run: RunHistory, metric: str, window: tuple[int, int]) -> float | None:
+    return _found(run.table[metric].loc[window[0] : window[1]].mean()) if metric in run.table else None
+
+
+def _sum(run: RunHistory, metric: str, window: tuple[int, int]) -> float | None:
+    return _found(run.table[metric].loc[window[0] : window[1]].sum(min_count=1)) if metric in run.table else None
+
+
+def _last(run: RunHistory, metric: str, common: int) -> float | None:
+    if metric not in run.table:
+        return None
+    values = run.table[metric].loc[:common].dropna()
+    return None if values.empty else _found(values.iloc[-1])
+
+
+def _found(value: Any) -> float | None:
+    return float(value) if math.isfinite(value) else None

@@ -1,0 +1,202 @@
+"""A comparison as tables for people and as JSON for programs.
+
+Every run is listed before any mean, since a mean over few seeds hides how far they lie apart. Numbers of one measure
+carry equal decimals, units stand in the titles, and a missing value is a dash, never a 0. All tables fit 100 columns
+with short run names; nothing is cut where the output is not a terminal.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from luspo_cli.analysis.comparison import Comparison, Measure, PairedDifference, RunSummary, VariantSummary
+from luspo_cli.analysis.intervals import LEVEL, Estimate
+
+DASH = "–"
+TERMINAL_WIDTH = 100
+VARIANTS_A_TABLE = 3
+"""Columns of means that fit `TERMINAL_WIDTH`; more variants continue in a table below."""
+
+
+def print_comparison(comparison: Comparison, console: Console) -> None:
+    """Print the tables; nothing is cut: a narrow terminal wraps lines, and what is no terminal gets them whole."""
+    table = render_table(comparison)
+    if console.is_terminal:
+        console.width = max(TERMINAL_WIDTH, console.width)
+        console.print(table)
+        return
+    plain = io.StringIO()
+    Console(file=plain, width=10_000, color_system=None).print(table)
+    console.file.write("".join(f"{line.rstrip()}\n" for line in plain.getvalue().split("\n")[:-1]))
+
+
+def render_table(comparison: Comparison) -> RenderableType:
+    """Return the single runs, the means over seeds, the paired differences and the warnings."""
+    parts: list[RenderableType] = [_runs_table(comparison)]
+    for first in range(0, len(comparison.variants), VARIANTS_A_TABLE):
+        parts += ["", _means_table(comparison, comparison.variants[first : first + VARIANTS_A_TABLE])]
+    if comparison.paired:
+        parts += ["", _paired_table(comparison)]
+    parts += ["", *(Text(line, style="dim") for line in statements(comparison))]
+    parts += [Text(f"warning: {warning}", style="yellow") for warning in comparison.warnings]
+    return Group(*parts)
+
+
+def statements(comparison: Comparison) -> Iterator[str]:
+    """Yield what a reader of the numbers must know, one sentence or two a line."""
+    run = comparison.runs[0]
+    start, middle, final = (_steps(window) for window in (run.windows.start, run.windows.middle, run.windows.final))
+    yield f"Compared up to step {comparison.last_step}: start = {start}, mid-run = {middle}, final = {final} (means)."
+    counts = {len(variant.seeds) for variant in comparison.variants}
+    if max(counts) > 1:
+        yield f"±: half of the {LEVEL:.0%} interval over seeds, Student t with n - 1 degrees of freedom."
+    if min(counts) == 1:
+        yield "One run has no interval: differences from or to it may be chance."
+    if comparison.paired:
+        yield "Paired differences take the runs of equal seed together; positive: pairs in which the first is larger."
+    yield "Intervals cover the seeds only; they say nothing about other models, data or scales."
+
+
+def comparison_json(comparison: Comparison) -> dict[str, Any]:
+    """Return the comparison as plain JSON values; a missing number is null."""
+    return {
+        "last_step": comparison.last_step,
+        "level": LEVEL,
+        "measures": {
+            key: {"title": measure.title, "unit": measure.unit} for key, measure in comparison.measures.items()
+        },
+        "runs": [asdict(run) for run in comparison.runs],
+        "variants": [asdict(variant) for variant in comparison.variants],
+        "paired": [asdict(pair) for pair in comparison.paired],
+        "differing": comparison.differing,
+        "warnings": list(comparison.warnings),
+    }
+
+
+def _runs_table(comparison: Comparison) -> Table:
+    table = _table("Single runs")
+    table.padding = (0, 1, 0, 0)
+    table.add_column("run", overflow="fold")
+    for title in (
+        "seed",
+        "steps",
+        "accuracy\nfinal",
+        "held out\nlast",
+        "held out\nbest",
+        "length\nstart",
+        "length\nmid-run",
+        "length\nfinal",
+        "trunc.\nfinal",
+        "tokens\nin all",
+        "time\nin all",
+    ):
+        table.add_column(title, justify="right", no_wrap=True)
+    for run in comparison.runs:
+        values = run.values
+        best = _value(values["held_out_best"], comparison.measures["held_out_best"])
+        table.add_row(
+            Text(run.name),
+            DASH if run.seed is None else str(run.seed),
+            _progress(run),
+            _cell(comparison, run, "accuracy_final"),
+            _cell(comparison, run, "held_out_final"),
+            best if run.held_out_best_step is None else f"{best} @{run.held_out_best_step}",
+            *(_cell(comparison, run, key) for key in ("length_start", "length_middle", "length_final")),
+            _cell(comparison, run, "truncated_final"),
+            _cell(comparison, run, "tokens"),
+            _cell(comparison, run, "seconds"),
+        )
+    return table
+
+
+def _means_table(comparison: Comparison, variants: Sequence[VariantSummary]) -> Table:
+    table = _table("Means over seeds")
+    table.add_column("measure", no_wrap=True)
+    for variant in variants:
+        seeds = len(variant.seeds)
+        table.add_column(Text(f"{variant.label}\n{seeds} {'seed' if seeds == 1 else 'seeds'}"), justify="right")
+    for key, measure in comparison.measures.items():
+        estimates = [variant.estimates[key] for variant in variants]
+        if any(estimates):
+            runs = [len(variant.seeds) for variant in variants]
+            table.add_row(_title(measure), *map(_interval, estimates, [measure] * len(variants), runs))
+    return table
+
+
+def _paired_table(comparison: Comparison) -> Table:
+    table = _table("Paired differences, seed by seed")
+    table.add_column("difference", overflow="fold")
+    table.add_column("measure", no_wrap=True)
+    table.add_column("mean", justify="right", no_wrap=True)
+    table.add_column("positive", justify="right", no_wrap=True)
+    table.add_column("each seed", overflow="fold")
+    previous = ""
+    for pair in comparison.paired:
+        name = f"{pair.first} − {pair.second}"
+        measure = comparison.measures[pair.measure]
+        table.add_row(
+            Text("" if name == previous else name),
+            _title(measure),
+            _interval(pair.estimate, measure, pair.estimate.n, signed=True),
+            f"{pair.positive} of {pair.estimate.n}",
+            _each(pair, measure),
+        )
+        previous = name
+    return table
+
+
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+
+
+def _each(pair: PairedDifference, measure: Measure) -> str:
+    return " ".join(_value(difference, measure, signed=True) for difference in pair.differences)
+
+
+def _cell(comparison: Comparison, run: RunSummary, key: str) -> str:
+    return _value(run.values[key], comparison.measures[key])
+
+
+def _interval(found: Estimate | None, measure: Measure, runs: int, *, signed: bool = False) -> str:
+    if found is None:
+        return DASH
+    text = _value(found.mean, measure, signed=signed)
+    if found.half_width is not None:
+        text += f" ± {_value(found.half_width, measure)}"
+    return text if found.n == runs else f"{text} ({found.n} of {runs} runs)"
+
+
+def _value(value: float | None, measure: Measure, *, signed: bool = False) -> str:
+    """Write a number as its measure is written; large counts in thousands or millions."""
+    if value is None:
+        return DASH
+    sign = "+" if signed else ""
+    if measure.unit == "count":
+        for size, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+            if abs(value) >= size:
+                return f"{value / size:{sign}.1f} {suffix}"
+        return f"{value:{sign}.0f}"
+    if measure.unit == "s":
+        return f"{value:{sign}.0f} s" if abs(value) < 600 else f"{value / 60:{sign}.0f} min"
+    if measure.unit == "tokens":
+        return f"{value:{sign}.1f}" if abs(value) < 1000 else f"{value:{sign}.0f}"
+    return f"{value:{sign}.3f}"
+
+
+def _title(measure: Measure) -> str:
+    return f"{measure.title} (tokens)" if measure.unit == "tokens" else measure.title
+
+
+def _progress(run: RunSummary) -> str:
+    return str(run.last_step) if run.planned_steps in (None, run.last_step) else f"{run.last_step}/{run.planned_steps}"
+
+
+def _steps(window: tuple[int, int]) -> str:
+    return f"step {window[0]}" if window[0] == window[1] else f"steps {window[0]} to {window[1]}"

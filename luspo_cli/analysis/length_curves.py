@@ -1,0 +1,323 @@
+"""Response length over training, one colour an objective; the only file that imports matplotlib.
+
+What the figure shows, and why: every run as a thin line, because one seed proves nothing and a mean hides that; the
+mean over runs as a thick line, as far as all of an objective's runs reach; a band from the lowest to the highest run,
+since with three seeds a t interval would be wider than the axis and below zero. Lengths stand on a logarithmic axis:
+short ones are sticky at the floor, long ones stop at the limit, and objectives are compared by ratios. Accuracy stands
+beside length, since growth alone is not reasoning. Neither axis spans less than a least range, so that noise cannot
+fill it. Equal input gives equal bytes: no date or version enters the file.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+
+from luspo_cli.analysis.history import RunHistory
+from luspo_cli.analysis.variants import Variant, split_into_variants
+from luspo_cli.errors import RunError, UsageError, nearest
+from luspo_cli.metrics.names import METRICS
+
+SUFFIXES = (".png", ".svg", ".pdf")
+LENGTH = "response_length/mean"
+CORRECT, INCORRECT = "response_length/correct", "response_length/incorrect"
+ACCURACY = "reward/accuracy/mean"
+SMOOTHING_SHARE = 12
+"""Without a wish the moving mean spans one part in this many of the steps, made odd so that it is centred."""
+LEAST_RATIO = 2.5
+"""Least ratio between the ends of a logarithmic axis."""
+LEAST_SPAN = 0.25
+"""Least range of the accuracy axis."""
+MOST_BANDS = 3
+"""With more objectives bands cover each other: the runs and their means remain."""
+
+# Okabe and Ito's palette, told apart with every common form of colour blindness; yellow is too light on white.
+STYLES: dict[str, tuple[str, Any]] = {
+    "grpo": ("#E69F00", (0, (5, 1.5))),
+    "gspo": ("#0072B2", (0, (5, 1.2, 1, 1.2))),
+    "luspo": ("#D55E00", "solid"),
+    "dr_grpo": ("#009E73", (0, (3, 1))),
+    "dapo": ("#CC79A7", (0, (1, 1))),
+    "cispo": ("#56B4E9", "solid"),
+    "sapo": ("#000000", (0, (5, 1.5))),
+    "gmpo": ("#000000", (0, (1, 1))),
+}
+SPARE_STYLES: tuple[tuple[str, Any], ...] = (
+    ("#009E73", (0, (1, 1))),
+    ("#56B4E9", (0, (5, 1.5))),
+    ("#CC79A7", "solid"),
+    ("#0072B2", "solid"),
+    ("#E69F00", (0, (1, 1))),
+    ("#D55E00", (0, (5, 1.2, 1, 1.2))),
+)
+DESIGN: dict[str, Any] = {
+    "font.size": 10.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#DDDDDD",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "axes.edgecolor": "#555555",
+    "legend.frameon": False,
+    "legend.handlelength": 2.6,
+    "svg.hashsalt": "luspo",
+    "svg.fonttype": "path",
+    "pdf.fonttype": 42,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class LengthFigure:
+    """A figure that was written, with the sentence below it and what was left out of it."""
+
+    path: Path
+    caption: str
+    notes: tuple[str, ...]
+
+
+def plot_length(
+    runs: Sequence[RunHistory],
+    out: Path,
+    *,
+    smooth: int | None = None,
+    split_correct: bool = False,
+    metric: str = LENGTH,
+    log: bool | None = None,
+    with_accuracy: bool = True,
+) -> LengthFigure:
+    """Draw `metric` over steps by objective into `out` (PNG, SVG or PDF by its suffix), written whole or not at all.
+
+    `smooth`: steps of the centred moving mean, None: a twelfth of the steps. `split_correct`: correct and incorrect
+    rollouts apart. `log`: None: logarithmic where the unit is tokens.
+    """
+    if out.suffix.lower() not in SUFFIXES:
+        raise UsageError(f"{out} has no suffix that a figure can be written as; end it in {', '.join(SUFFIXES)}.")
+    with _design():
+        figure, caption, notes = build_figure(
+            runs, smooth=smooth, split_correct=split_correct, metric=metric, log=log, with_accuracy=with_accuracy
+        )
+        _write(figure, out)
+    return LengthFigure(out, caption, notes)
+
+
+def build_figure(
+    runs: Sequence[RunHistory],
+    *,
+    smooth: int | None = None,
+    split_correct: bool = False,
+    metric: str = LENGTH,
+    log: bool | None = None,
+    with_accuracy: bool = True,
+) -> tuple[Figure, str, tuple[str, ...]]:
+    """Return the figure of `plot_length`, its caption and its notes, without writing anything."""
+    if not runs:
+        raise UsageError("No run was given; name one or more run folders.")
+    if metric not in METRICS or metric == "step":
+        raise UsageError(f"'{metric}' is not a metric{nearest(metric, METRICS)}; docs/run-folder.md lists them.")
+    if smooth is not None and smooth < 1:
+        raise UsageError(f"The moving mean needs at least 1 step, not {smooth}.")
+    if split_correct and metric != LENGTH:
+        raise UsageError(f"Correct and incorrect rollouts are told apart for {LENGTH} only; leave out one of the two.")
+    metrics = (CORRECT, INCORRECT) if split_correct else (metric,)
+    for run in runs:
+        for name in metrics:
+            if not run.column(name).notna().any():
+                raise UsageError(f"{run.path} has no value of '{name}' in any step; leave this run out.")
+    window = smooth or max(len(run.table) for run in runs) // SMOOTHING_SHARE | 1
+    variants = split_into_variants(runs)
+    styles = choose_styles(variants)
+    notes = [note for run in runs for note in run.notes]
+    without = [run.name for run in runs if ACCURACY not in run.table or not run.table[ACCURACY].notna().any()]
+    two_panels = with_accuracy and len(without) < len(runs) and metric != ACCURACY
+    if with_accuracy and without:
+        notes.append(f"No accuracy is recorded in {', '.join(without)}.")
+
+    figure = Figure(figsize=(9.0, 4.0) if two_panels else (6.4, 4.2), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, 2 if two_panels else 1, sharex=True, squeeze=False)[0]
+    if split_correct:
+        # Solid and dashed tell correct from incorrect here; colour alone tells the objectives apart.
+        styles = {label: (colour, "solid") for label, (colour, _) in styles.items()}
+    band = not split_correct and len(variants) <= MOST_BANDS
+    _draw_panel(axes[0], variants, styles, metrics, window, band=band)
+    _label_panel(axes[0], metric)
+    _scale(axes[0], log if log is not None else METRICS[metric].unit == "tokens", notes)
+    if two_panels:
+        _draw_panel(axes[1], variants, styles, (ACCURACY,), window, band=band)
+        axes[1].set_ylabel("accuracy, training batch")
+        axes[1].set_ylim(fraction_limits(*axes[1].get_ylim()))
+        axes[1].yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+    for ax in axes:
+        ax.set_xlabel("training step")
+        ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        ax.margins(x=0.02)
+    caption = _caption(variants, window, band=band)
+    _add_legend(figure, variants, styles, split_correct)
+    figure.get_layout_engine().set(wspace=0.06)  # type: ignore[union-attr, call-arg]
+    figure.supxlabel(caption, fontsize=8, color="#555555")
+    return figure, caption, tuple(notes)
+
+
+def smoothed(values: pd.Series, window: int) -> pd.Series:
+    """Return the centred moving mean over `window` rows; shorter at both ends, missing values left out."""
+    if window == 1:
+        return values
+    return values.rolling(window, center=True, min_periods=1).mean()
+
+
+def mean_and_band(curves: Sequence[pd.Series]) -> pd.DataFrame:
+    """Return mean, low and high by step over curves, for the steps that all of them have."""
+    together = pd.concat(list(curves), axis=1, join="inner").dropna()
+    return pd.DataFrame({"mean": together.mean(axis=1), "low": together.min(axis=1), "high": together.max(axis=1)})
+
+
+def choose_styles(variants: Sequence[Variant]) -> dict[str, tuple[str, Any]]:
+    """Return colour and line style by label: fixed for named objectives, spare ones for the rest in reading order."""
+    styles: dict[str, tuple[str, Any]] = {}
+    spare = 0
+    for variant in variants:
+        fixed = STYLES.get(variant.objective)
+        if fixed is not None and fixed not in styles.values():
+            styles[variant.label] = fixed
+        else:
+            styles[variant.label] = SPARE_STYLES[spare % len(SPARE_STYLES)]
+            spare += 1
+    return styles
+
+
+def _draw_panel(
+    ax: Axes,
+    variants: Sequence[Variant],
+    styles: dict[str, tuple[str, Any]],
+    metrics: Sequence[str],
+    window: int,
+    *,
+    band: bool,
+) -> None:
+    for variant in variants:
+        colour, style = styles[variant.label]
+        for metric in metrics:
+            recorded = [run.table[metric] for run in variant.runs if metric in run.table]
+            curves = [smoothed(values, window) for values in recorded if values.notna().any()]
+            if not curves:
+                continue
+            dashes = (0, (4, 1.5)) if metric == INCORRECT else style
+            over_runs = mean_and_band(curves)
+            if len(curves) > 1:
+                if band:
+                    ax.fill_between(
+                        over_runs.index, over_runs["low"], over_runs["high"], color=colour, alpha=0.1, linewidth=0
+                    )
+                for curve in curves:
+                    thin = dashes if metric == INCORRECT else "solid"
+                    ax.plot(curve.index, curve, color=colour, alpha=0.5, linewidth=0.8, linestyle=thin, gid="run")
+            ax.plot(over_runs.index, over_runs["mean"], color=colour, linewidth=2.2, linestyle=dashes, gid="mean")
+
+
+def _label_panel(ax: Axes, metric: str) -> None:
+    unit = METRICS[metric].unit
+    if metric == LENGTH:
+        ax.set_ylabel("response length (tokens)")
+    else:
+        ax.set_ylabel(metric if unit == "1" else f"{metric} ({unit})")
+
+
+def _scale(ax: Axes, log: bool, notes: list[str]) -> None:
+    lowest = min(float(np.nanmin(np.asarray(line.get_ydata(), dtype=float))) for line in ax.get_lines())
+    if log and lowest <= 0:
+        notes.append("A value is not positive, so the axis is linear.")
+        log = False
+    if not log:
+        return
+    ax.set_yscale("log")
+    low, high = ax.get_ylim()
+    widen = math.sqrt(max(1.0, LEAST_RATIO * low / high))
+    low, high = low / widen, high * widen
+    ax.yaxis.set_major_locator(FixedLocator(log_ticks(low, high)))
+    ax.yaxis.set_minor_locator(NullLocator())
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+    ax.set_ylim(low, high)
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """Return about four to nine round tick values within `low` and `high` for a logarithmic axis."""
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for steps in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7), (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9)):
+        ticks = [step * 10.0**decade for decade in decades for step in steps if low <= step * 10.0**decade <= high]
+        if len(ticks) >= 4:
+            return ticks
+    return [float(tick) for tick in MaxNLocator(6).tick_values(low, high) if low <= tick <= high and tick > 0]
+
+
+def fraction_limits(low: float, high: float) -> tuple[float, float]:
+    """Return limits that span at least `LEAST_SPAN` around the given ones, moved into 0 to 1 with a small margin."""
+    widen = max(0.0, LEAST_SPAN - (high - low)) / 2
+    low, high = low - widen, high + widen
+    shift = max(0.0, -0.01 - low) - max(0.0, high - 1.01)
+    return low + shift, high + shift
+
+
+def _add_legend(
+    figure: Figure, variants: Sequence[Variant], styles: dict[str, tuple[str, Any]], split_correct: bool
+) -> None:
+    handles = []
+    for variant in variants:
+        colour, style = styles[variant.label]
+        runs = len(variant.runs)
+        recorded = all(run.seed is not None for run in variant.runs)
+        count = f" ({runs} {'seed' if runs == 1 else 'seeds'})" if recorded else ""
+        handles.append(Line2D([], [], color=colour, linestyle=style, linewidth=2.2, label=f"{variant.label}{count}"))
+    if split_correct:
+        handles.append(Line2D([], [], color="#555555", linestyle="solid", linewidth=1.6, label="correct"))
+        handles.append(Line2D([], [], color="#555555", linestyle=(0, (4, 1.5)), linewidth=1.6, label="incorrect"))
+    # A legend above the panels is as wide as the figure: about 11.5 characters an inch, 6 for the sample line.
+    room = int(figure.get_figwidth() * 11.5)
+    widest = max(len(str(handle.get_label())) for handle in handles) + 6
+    in_a_row = sum(len(str(handle.get_label())) + 6 for handle in handles) <= room
+    columns = len(handles) if in_a_row else max(1, min(len(handles), room // widest))
+    figure.legend(handles=handles, loc="outside upper center", ncols=columns)
+
+
+def _caption(variants: Sequence[Variant], window: int, *, band: bool) -> str:
+    parts = [f"centred moving mean over {window} steps" if window > 1 else "each step as recorded"]
+    if max(len(variant.runs) for variant in variants) > 1:
+        parts.append("thick: mean over runs, thin: single runs" + (", band: lowest to highest run" if band else ""))
+    return "; ".join(parts)
+
+
+@contextmanager
+def _design() -> Iterator[None]:
+    # A user's matplotlibrc must not change the figure.
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        mpl.rcParams.update(DESIGN)  # type: ignore[arg-type]
+        yield
+
+
+def _write(figure: Figure, out: Path) -> None:
+    kind = out.suffix.lower().lstrip(".")
+    metadata = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}[kind]
+    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(partial, format=kind, metadata=metadata)
+        partial.replace(out)
+    except OSError as failure:
+        raise RunError(f"{out} could not be written: {failure.strerror}; choose another --out.") from None
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,97 @@
+"""Which runs count as seeds of one thing: equal configuration except for the seed, the length and the bookkeeping.
+
+Averaging two learning rates as if they were two seeds would hide the effect under test, so runs of one objective that
+differ anywhere else become variants with a label of their own, for example `luspo (update.learning_rate=0.0001)`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from luspo_cli.analysis.history import RunHistory
+from luspo_cli.config.objective import NAMED_OBJECTIVES
+
+SEED = "run.seed"
+STEPS = "run.steps"
+BOOKKEEPING = frozenset(
+    {
+        "run.checkpoint_every",
+        "run.keep_checkpoints",
+        "run.rollouts_every",
+        "run.threads",
+        "rollout.max_rows",
+        "update.tokens_per_micro_batch",
+        "model.gradient_checkpointing",
+    }
+)
+"""Keys that change what is stored, how fast and in how much memory, and not what is learned."""
+ABSENT = "absent"
+"""Stands for a key that one of the configurations does not have."""
+OBJECTIVE_ORDER = tuple(NAMED_OBJECTIVES)
+"""Reading order of tables and legends; other names follow in alphabetical order."""
+EXTRA_TERMS = frozenset({"objective.kl_coefficient", "objective.entropy_coefficient"})
+"""Terms added to an objective: a comparison of objectives should hold them equal."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Runs that differ in nothing but seed, length and bookkeeping."""
+
+    label: str
+    objective: str
+    runs: tuple[RunHistory, ...]
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the leaves of a nested table under dotted keys; lists are leaves."""
+    leaves: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            leaves |= flatten(value, f"{prefix}{key}.")
+        else:
+            leaves[f"{prefix}{key}"] = value
+    return leaves
+
+
+def differing_values(configs: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """Return each dotted key whose value is not the same in all configurations, with its value in each, in order."""
+    flat = [flatten(config) for config in configs]
+    keys = sorted({key for leaves in flat for key in leaves})
+    columns = {key: [leaves.get(key, ABSENT) for leaves in flat] for key in keys}
+    return {key: values for key, values in columns.items() if len({show(value) for value in values}) > 1}
+
+
+def split_into_variants(runs: Sequence[RunHistory]) -> list[Variant]:
+    """Gather the runs of each objective, apart where their configurations differ, in reading order."""
+    variants = []
+    for objective in sorted({run.objective for run in runs}, key=reading_order):
+        members = [run for run in runs if run.objective == objective]
+        differing = differing_values([run.config for run in members])
+        keys = [key for key in differing if key not in BOOKKEEPING and key not in (SEED, STEPS)]
+        by_setting: dict[str, list[RunHistory]] = {}
+        for place, run in enumerate(members):
+            setting = ", ".join(f"{key}={show(differing[key][place])}" for key in keys)
+            by_setting.setdefault(setting, []).append(run)
+        for setting in sorted(by_setting):
+            label = f"{objective} ({setting})" if setting else objective
+            in_order = sorted(by_setting[setting], key=lambda run: (run.seed is None, run.seed or 0, run.name))
+            variants.append(Variant(label, objective, tuple(in_order)))
+    return variants
+
+
+def expected_to_differ(key: str) -> bool:
+    """Whether a comparison of objectives over seeds changes this key by intention, or without consequence."""
+    return key == SEED or key in BOOKKEEPING or (key.startswith("objective.") and key not in EXTRA_TERMS)
+
+
+def reading_order(objective: str) -> tuple[int, str]:
+    known = objective in OBJECTIVE_ORDER
+    return (OBJECTIVE_ORDER.index(objective) if known else len(OBJECTIVE_ORDER), objective)
+
+
+def show(value: Any) -> str:
+    """Return a configuration value as it is typed after `--set key=`."""
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,207 @@
+"""`luspo compare`: the question of this package in one command, what the objective does to what the model writes.
+
+Either runs that exist are compared, or with `--preset` the missing ones are trained first: every objective with every
+seed, everything but `objective` and `run.seed` equal. Three seeds are the default since one proves nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from luspo_cli.errors import UsageError, nearest
+
+if TYPE_CHECKING:
+    from luspo_cli.commands.train_missing import Configuration, Training
+
+COMPARE_EXAMPLES = [
+    "luspo compare --preset tiny --objectives grpo,gspo,luspo --seeds 3",
+    "luspo compare --preset tiny --objectives gspo,luspo --seeds 5 --set update.mini_batches=8 --out runs/mb8",
+    "luspo compare runs/tiny/*/",
+    "luspo compare runs/gspo runs/luspo --figure lengths.svg --json",
+]
+DEFAULT_OBJECTIVES = "grpo,gspo,luspo"
+DEFAULT_SEEDS = 3
+DEFAULT_OUT = Path("runs")
+
+
+def compare_cli(
+    runs: Annotated[list[Path] | None, typer.Argument(help="Run folders to compare; or give --preset.")] = None,
+    preset: Annotated[
+        str | None, typer.Option("--preset", help="Train what is missing of this preset, then compare.")
+    ] = None,
+    objectives: Annotated[
+        str | None, typer.Option("--objectives", help=f"With --preset: names, comma between. [{DEFAULT_OBJECTIVES}]")
+    ] = None,
+    seeds: Annotated[
+        int | None, typer.Option("--seeds", min=1, help=f"With --preset: seeds 0 to N-1. [{DEFAULT_SEEDS}]")
+    ] = None,
+    sets: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="With --preset: section.key=value for all runs; can be repeated."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="With --preset: runs are OUT/PRESET/OBJECTIVE-seedK. [runs]")
+    ] = None,
+    processes: Annotated[
+        int | None,
+        typer.Option(
+            "--processes",
+            min=1,
+            help="With --preset: trainings side by side, which share the cores. [2; 1 with an NVIDIA device]",
+        ),
+    ] = None,
+    figure: Annotated[
+        Path | None,
+        typer.Option("--figure", help="Write the length figure here. [with --preset: OUT/PRESET/lengths.png]"),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, for programs.")] = False,
+) -> None:
+    """Compare runs: response length beside accuracy, each run, means with intervals, differences seed by seed."""
+    if bool(runs) == bool(preset):
+        raise UsageError("Give either run folders or --preset, for example: luspo compare --preset tiny.")
+    if preset is None:
+        given = {"--objectives": objectives, "--seeds": seeds, "--set": sets, "--out": out, "--processes": processes}
+        for option, value in given.items():
+            if value:
+                raise UsageError(f"{option} goes with --preset; run folders are compared as they are.")
+        show_comparison(runs or [], figure, as_json=as_json)
+        return
+    names = chosen_objectives(objectives or DEFAULT_OBJECTIVES)
+    folder = (out or DEFAULT_OUT) / Path(preset).name.removesuffix(".toml")
+    count = seeds or DEFAULT_SEEDS
+
+    from luspo_cli.commands.train_missing import Interrupted
+
+    try:
+        trained = train_runs(names, count, folder, preset=preset, sets=sets or [], processes=processes)
+    except Interrupted as interruption:
+        if str(interruption):
+            typer.echo(str(interruption), err=True)
+        options = {"--out": out, "--processes": processes, "--figure": figure}
+        again = command_line(names, count, preset, sets or [], options, as_json=as_json)
+        typer.echo(f"Stopped; no training is left running. Go on with: {again}", err=True)
+        raise typer.Exit(130) from None
+    show_comparison(trained, figure or folder / "lengths.png", as_json=as_json)
+
+
+def chosen_objectives(text: str) -> list[str]:
+    """Return the names between the commas; UsageError for an unknown, a repeated or no name."""
+    from luspo_cli.config.objective import NAMED_OBJECTIVES
+
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    for name in names:
+        if name not in NAMED_OBJECTIVES:
+            known = ", ".join(NAMED_OBJECTIVES)
+            raise UsageError(f"Unknown objective '{name}'{nearest(name, NAMED_OBJECTIVES)}: choose from {known}.")
+        if names.count(name) > 1:
+            raise UsageError(f"--objectives names {name} twice; name each objective once.")
+    if not names:
+        raise UsageError(f"--objectives is empty; give names, for example {DEFAULT_OBJECTIVES}.")
+    return names
+
+
+def train_runs(
+    objectives: Sequence[str],
+    seeds: int,
+    folder: Path,
+    *,
+    preset: str,
+    sets: Sequence[str],
+    processes: int | None = None,
+    resolve: Callable[[str, int], Configuration] | None = None,
+    command: Callable[[Training], Sequence[str]] | None = None,
+) -> list[Path]:
+    """Train every objective with seeds 0 to `seeds` - 1 below `folder` as far as needed, and return the run folders.
+
+    Interrupted where a signal ended it.
+    `resolve` and `command` stand in for the configuration and the command line of `luspo train`.
+    """
+    from rich.console import Console
+
+    from luspo_cli.commands.train_missing import available_cores, plan_trainings, train_command, train_missing
+    from luspo_cli.commands.training_display import choose_display
+
+    for setting in sets:
+        if setting.partition("=")[0].strip() in ("run.seed", "objective.name"):
+            raise UsageError(f"--set {setting}: the comparison itself sets this; use --seeds and --objectives.")
+    trainings = plan_trainings(objectives, seeds, folder, resolve or _resolver(preset, sets))
+    missing = [training for training in trainings if training.state != "finished"]
+    console = Console(stderr=True)
+    console.print(
+        f"{len(trainings)} runs in {folder}: {len(trainings) - len(missing)} finished and used again,"
+        f" {sum(training.state == 'unfinished' for training in missing)} to go on,"
+        f" {sum(training.state == 'fresh' for training in missing)} to start.",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+    if missing:
+        side_by_side = processes or (1 if Path("/dev/nvidia0").exists() else min(2, available_cores()))
+        with choose_display(console) as display:
+            train_missing(
+                trainings,
+                command or (lambda training: train_command(training, preset, sets)),
+                processes=min(side_by_side, len(missing)),
+                display=display,
+            )
+    return [training.run for training in trainings]
+
+
+def show_comparison(runs: Sequence[Path], figure: Path | None, *, as_json: bool) -> None:
+    """Compare run folders on standard output, and draw the figure where a path is given."""
+    from rich.console import Console
+
+    from luspo_cli.analysis.comparison import compare_runs
+    from luspo_cli.analysis.comparison_table import comparison_json, print_comparison
+    from luspo_cli.analysis.history import read_runs
+
+    histories = read_runs(runs)
+    comparison = compare_runs(histories)
+    if figure is not None:
+        from luspo_cli.analysis.length_curves import plot_length
+
+        plot_length(histories, figure)
+    if as_json:
+        report: dict[str, Any] = comparison_json(comparison)
+        report["figure"] = None if figure is None else str(figure)
+        typer.echo(json.dumps(report, ensure_ascii=False, allow_nan=False))
+        return
+    print_comparison(comparison, Console(highlight=False))
+    if figure is not None:
+        typer.echo(f"\nfigure: {figure}")
+
+
+def _resolver(preset: str, sets: Sequence[str]) -> Callable[[str, int], Configuration]:
+    from luspo_cli.config.layers import resolve_train
+
+    def resolve(objective: str, seed: int) -> Configuration:
+        run = resolve_train(preset=preset, objective=objective, sets=[*sets, f"run.seed={seed}"])
+        configuration: Configuration = run.model_dump(mode="json")
+        return configuration
+
+    return resolve
+
+
+def command_line(
+    objectives: Sequence[str],
+    seeds: int,
+    preset: str,
+    sets: Sequence[str],
+    options: Mapping[str, object],
+    *,
+    as_json: bool,
+) -> str:
+    """Return the command that goes on with an interrupted comparison, quoted for a shell."""
+    words = ["luspo", "compare", "--preset", preset, "--objectives", ",".join(objectives), "--seeds", str(seeds)]
+    for setting in sets:
+        words += ["--set", setting]
+    for option, value in options.items():
+        if value is not None:
+            words += [option, str(value)]
+    return shlex.join([*words, "--json"] if as_json else words)

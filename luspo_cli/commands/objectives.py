@@ -1,0 +1,82 @@
+"""`luspo objectives`: each name with its four parts, its equation, its paper and the peers' spelling of it.
+
+"GRPO" means several formulas in the field, so the names are printed from the table that the loss itself reads. Nothing
+here needs torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Annotated, Any
+
+import typer
+
+from luspo_cli.config.objective import NAMED_OBJECTIVES, resolve
+from luspo_cli.config.objective_text import ObjectiveText, describe
+from luspo_cli.errors import UsageError, nearest
+
+OBJECTIVES_EXAMPLES = [
+    "luspo objectives",
+    "luspo objectives luspo gspo",
+    "luspo objectives --json",
+]
+
+
+def objectives_cli(
+    names: Annotated[list[str] | None, typer.Argument(help="Names to show; all of them where none is given.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, name → parts, for programs.")] = False,
+) -> None:
+    """List the objectives: four parts in words, clip range, equation, paper, and the spelling in TRL and verl."""
+    texts = [describe(resolve(name)) for name in chosen_names(names)]
+    if as_json:
+        typer.echo(json.dumps({text.name: objective_json(text) for text in texts}, indent=2, ensure_ascii=False))
+    else:
+        print_objectives(texts)
+
+
+def chosen_names(names: list[str] | None) -> list[str]:
+    """Return the given names in the given order, or all of them; UsageError for an unknown one."""
+    for name in names or ():
+        if name not in NAMED_OBJECTIVES:
+            known = ", ".join(NAMED_OBJECTIVES)
+            raise UsageError(f"Unknown objective '{name}'{nearest(name, NAMED_OBJECTIVES)}: choose from {known}.")
+    return list(names or NAMED_OBJECTIVES)
+
+
+def objective_json(text: ObjectiveText) -> dict[str, Any]:
+    """The text with the identifiers and numbers of its configuration beside it."""
+    return {"config": dataclasses.asdict(resolve(text.name)), **dataclasses.asdict(text)}
+
+
+def print_objectives(texts: list[ObjectiveText]) -> None:
+    """Print an overview table, then the equation and spellings of each objective."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    overview = Table("name", "advantage", "ratio", "surrogate", "aggregation", "clip range", title="Objectives")
+    for text in texts:
+        config = resolve(text.name)
+        overview.add_row(
+            text.name, config.advantage, config.ratio, config.surrogate, config.aggregation, text.clip_range
+        )
+    console.print(overview)
+    for text in texts:
+        details = Table.grid(padding=(0, 2))
+        details.add_column(style="bold", no_wrap=True)
+        details.add_column()
+        details.add_row("advantage", text.advantage)
+        details.add_row("ratio", text.ratio)
+        details.add_row("surrogate", text.surrogate)
+        details.add_row("aggregation", text.aggregation)
+        details.add_row("clip range", text.clip_range)
+        details.add_row("equation", text.equation)
+        for definition in text.definitions:
+            details.add_row("", definition)
+        details.add_row("paper", text.paper)
+        details.add_row("TRL", text.trl)
+        details.add_row("verl", text.verl)
+        console.print()
+        console.print(text.name, style="bold underline", highlight=False)
+        console.print(details, highlight=False)

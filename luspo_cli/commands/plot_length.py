@@ -1,0 +1,68 @@
+"""`luspo plot-length`: response length over training steps, accuracy beside it, as PNG, SVG or PDF.
+
+Length is the first thing in which objectives separate, and the easiest to misread from one seed: every run is drawn,
+and the legend counts them.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+PLOT_LENGTH_EXAMPLES = [
+    "luspo plot-length runs/tiny/*/ --out lengths.png",
+    "luspo plot-length runs/tiny/luspo-seed0 runs/tiny/gspo-seed0 --out lengths.svg --smooth 1",
+    "luspo plot-length runs/tiny/*/ --out correct.pdf --split-correct",
+    "luspo plot-length runs/mine trl-output/trainer_state.json verl/metrics.jsonl --out peers.png --no-accuracy",
+]
+
+
+def plot_length_cli(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(help="Run folders, TRL output folders or trainer_state.json, or verl .jsonl logs."),
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="The figure: .png, .svg or .pdf. An older one is replaced.")
+    ] = Path("lengths.png"),
+    smooth: Annotated[
+        int | None,
+        typer.Option("--smooth", help="Steps of the centred moving mean; 1: none. Left out: a twelfth of the steps."),
+    ] = None,
+    split_correct: Annotated[
+        bool, typer.Option("--split-correct", help="Draw correct (solid) and incorrect rollouts (dashed) apart.")
+    ] = False,
+    metric: Annotated[
+        str, typer.Option("--metric", help="Another metric of docs/run-folder.md, for example response_length/p90.")
+    ] = "response_length/mean",
+    linear: Annotated[bool, typer.Option("--linear", help="A linear axis; lengths have a logarithmic one.")] = False,
+    accuracy: Annotated[
+        bool, typer.Option("--accuracy/--no-accuracy", help="A second panel with accuracy on the training batch.")
+    ] = True,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object, {path, caption, notes}, for programs.")
+    ] = False,
+) -> None:
+    """Draw mean response length over training steps, one colour an objective: each run, their mean and their range."""
+    from luspo_cli.analysis.history import read_runs
+    from luspo_cli.analysis.length_curves import plot_length
+
+    figure = plot_length(
+        read_runs(runs),
+        out,
+        smooth=smooth,
+        split_correct=split_correct,
+        metric=metric,
+        log=False if linear else None,
+        with_accuracy=accuracy,
+    )
+    if as_json:
+        typer.echo(json.dumps(asdict(figure) | {"path": str(figure.path)}, ensure_ascii=False))
+        return
+    for note in figure.notes:
+        typer.echo(f"note: {note}", err=True)
+    typer.echo(f"{figure.path}: {figure.caption}.")

@@ -1,0 +1,150 @@
+"""`luspo prepare-data`: questions with gold answers from anywhere, as parquet in verl's layout with a manifest.
+
+Progress goes to standard error, a live line on a terminal and plain lines in a pipe; standard output has the summary
+or, with --json, the manifest alone.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from luspo_cli.data.prepare import Prepared
+
+PREPARE_DATA_EXAMPLES = [
+    "luspo prepare-data arithmetic --out data/arithmetic --held-out 200",
+    "luspo prepare-data gsm8k --from grade-school-math/data --out data/gsm8k",
+    "luspo prepare-data dapo-math-17k --out data/dapo --exclude benchmarks/aime24 --exclude benchmarks/aime25",
+    "luspo prepare-data my.jsonl --question-column task --answer-column result --held-out 100 --out data/mine",
+    "luspo prepare-data owner/name --revision 1a2b3c4 --prompt boxed-suffix --out data/name",
+]
+
+
+class IfExistsChoice(StrEnum):
+    """What happens where --out holds prepared data already."""
+
+    REFUSE = "refuse"
+    REPLACE = "replace"
+
+
+def prepare_data_cli(
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SOURCE...",
+            help="gsm8k, dapo-math-17k, arithmetic (made), a local .jsonl/.json/.csv/.tsv/.parquet file or folder, "
+            "or a hub data set owner/name[:config].",
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write.")],
+    from_path: Annotated[
+        Path | None,
+        typer.Option("--from", help="File or folder with a named source's upstream files; left out: the hub."),
+    ] = None,
+    question_column: Annotated[
+        str | None, typer.Option("--question-column", help="Column of the question; dots look into nested columns.")
+    ] = None,
+    answer_column: Annotated[
+        str | None, typer.Option("--answer-column", help="Column of the gold answer; dots look into nested columns.")
+    ] = None,
+    prompt: Annotated[
+        str | None,
+        typer.Option(
+            "--prompt", help="qwen-boxed, boxed-suffix, gsm8k-verl, dapo or plain; left out: the source's own."
+        ),
+    ] = None,
+    split: Annotated[
+        list[str] | None, typer.Option("--split", help="Split to read, repeatable; left out: all there are.")
+    ] = None,
+    held_out: Annotated[
+        int, typer.Option("--held-out", help="Training rows to draw as the test split of a source without one.")
+    ] = 0,
+    exclude: Annotated[
+        list[Path] | None,
+        typer.Option("--exclude", help="Benchmark file or folder whose questions training must not hold; repeatable."),
+    ] = None,
+    limit: Annotated[int | None, typer.Option("--limit", help="Keep at most so many training rows.")] = None,
+    size: Annotated[int, typer.Option("--size", help="Problems to make (arithmetic).")] = 2000,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of made problems and of the held-out draw.")] = 0,
+    revision: Annotated[str | None, typer.Option("--revision", help="Commit, tag or branch of a hub data set.")] = None,
+    max_prompt_characters: Annotated[
+        int, typer.Option("--max-prompt-characters", help="Leave longer prompts out.")
+    ] = 10_000,
+    check_answers: Annotated[
+        bool,
+        typer.Option(
+            "--check-answers/--no-check-answers", help="Leave out gold answers that the verifier cannot read."
+        ),
+    ] = True,
+    if_exists: Annotated[
+        IfExistsChoice, typer.Option("--if-exists", help="Where --out holds prepared data already.")
+    ] = IfExistsChoice.REFUSE,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the manifest, for programs.")] = False,
+) -> None:
+    """Write problems as train.parquet (and test.parquet) in verl's layout, with a manifest of what was left out."""
+    from luspo_cli.data.prepare import prepare
+    from luspo_cli.data.sources import SourceOptions
+    from luspo_cli.rewards.math_verifier import MathVerifier
+
+    with MathVerifier() as verifier, _progress() as progress:
+        prepared = prepare(
+            sources,
+            out,
+            options=SourceOptions(from_path, question_column, answer_column, revision, size, seed),
+            prompt=prompt,
+            splits=split or (),
+            held_out=held_out,
+            exclude=exclude or (),
+            limit=limit,
+            seed=seed,
+            if_exists=if_exists.value,
+            max_prompt_characters=max_prompt_characters,
+            unparsable=verifier.unparsable if check_answers else None,
+            progress=progress,
+        )
+    if as_json:
+        typer.echo(json.dumps(prepared.manifest, ensure_ascii=False, sort_keys=True))
+        return
+    for line in _summary(prepared):
+        typer.echo(line)
+
+
+def _summary(prepared: Prepared) -> Iterator[str]:
+    for split, counts in prepared.manifest["splits"].items():
+        left_out = [f"{count} {reason.replace('_', ' ')}" for reason, count in counts["left_out"].items() if count]
+        used = f"{split}: {counts['rows_used']} of {counts['rows_read']} rows used"
+        yield f"{used}; left out: {', '.join(left_out) or 'none'}."
+    files = ", ".join(f"{split}.parquet ({count} problems)" for split, count in prepared.rows.items())
+    yield f"{prepared.folder}: {files}, manifest.json."
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, int, int], None]]:
+    if not sys.stderr.isatty():
+        yield _plain_progress()
+        return
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    with console.status("Reading ...") as status:
+        yield lambda split, read, kept: status.update(f"{split}: {read:,} rows read, {kept:,} kept")
+
+
+def _plain_progress() -> Callable[[str, int, int], None]:
+    """Return a reporter that prints a line each time the number of rows read has doubled, and at the end of a split."""
+    last: dict[str, int] = {}
+
+    def report(split: str, read: int, kept: int) -> None:
+        if read >= 2 * last.get(split, 0) or read % 100_000 == 0:
+            last[split] = read
+            typer.echo(f"{split}: {read} rows read, {kept} kept", err=True)
+
+    return report

@@ -1,0 +1,173 @@
+"""`luspo train`: options in, one configuration out, one call into the engine."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+
+import typer
+
+from luspo_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from luspo_cli.config.run import TrainRun
+    from luspo_cli.training.plan import Plan
+
+TRAIN_EXAMPLES = [
+    "luspo train --preset tiny --objective luspo",
+    "luspo train --preset tiny --objective gspo --set run.seed=1 --set update.mini_batches=8",
+    "luspo train --preset qwen2.5-7b --objective luspo --dry-run",
+    "luspo train --run runs/tiny-luspo-seed0 --resume",
+]
+
+
+def train_cli(
+    objective: Annotated[
+        str | None, typer.Option("--objective", help="grpo, gspo, luspo, ...; see `luspo objectives`. [luspo]")
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option("--preset", help="Model, data, budget and rewards: a name from presets/.")
+    ] = None,
+    config: Annotated[Path | None, typer.Option("--config", help="A TOML file of your own, on top of the preset.")] = None,
+    sets: Annotated[
+        list[str] | None, typer.Option("--set", help="section.key=value, on top of everything; can be repeated.")
+    ] = None,
+    run: Annotated[Path | None, typer.Option("--run", help="Run folder. [runs/PRESET-OBJECTIVE-seedK]")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the newest whole checkpoint of --run.")
+    ] = False,
+    if_exists: Annotated[
+        str, typer.Option("--if-exists", help="What to do with a run folder that is there: refuse, resume or replace.")
+    ] = "refuse",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print configuration, objective, memory and what is missing; do nothing.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Answer as one JSON object.")] = False,
+) -> None:
+    """Train one model with one objective; the run folder holds every number and how it was made."""
+    if if_exists not in ("refuse", "resume", "replace"):
+        raise UsageError(f"--if-exists must be refuse, resume or replace, not '{if_exists}'")
+    choice = cast(Literal["refuse", "resume", "replace"], "resume" if resume else if_exists)
+    resolved = _resolve(objective, preset, config, sets or [], run, resume)
+    if dry_run:
+        from luspo_cli.training.plan import make_plan
+
+        plan = make_plan(resolved)
+        _print_plan(plan, as_json)
+        return
+    path = run or Path("runs") / f"{preset or (config.stem if config else 'run')}-{resolved.objective.name}-seed{resolved.run.seed}"
+    train(resolved, path, choice, as_json=as_json)
+
+
+def train(config: TrainRun, path: Path, if_exists: Literal["refuse", "resume", "replace"], *, as_json: bool = False) -> None:
+    """Run a training and report on stderr; exits 130 where Ctrl-C stopped it early."""
+    say = _speaker(path)
+    from luspo_cli.training.session import run_training
+
+    reporter = _StepReporter(config.run.steps)
+    outcome = run_training(config, path, if_exists, say, reporter)
+    if as_json:
+        typer.echo(json.dumps({"run": str(path), "last_step": outcome.last_step, "finished": outcome.finished}))
+    if not outcome.finished:
+        say(f"stopped after step {outcome.last_step}; go on with: luspo train --run {shlex.quote(str(path))} --resume")
+        raise typer.Exit(130)
+    say(f"done: {path}")
+
+
+def _resolve(
+    objective: str | None, preset: str | None, config: Path | None, sets: list[str], run: Path | None, resume: bool
+) -> TrainRun:
+    from pydantic import ValidationError
+
+    from luspo_cli.config.layers import resolve_train
+    from luspo_cli.config.run import TrainRun
+
+    alone = not (objective or preset or config or sets)
+    if resume and alone:
+        if run is None:
+            raise UsageError("--resume needs --run: the folder to go on in")
+        stored = run / "config.json"
+        if not stored.is_file():
+            raise UsageError(f"there is no run to resume in {run}: it has no config.json")
+        try:
+            return TrainRun.model_validate_json(stored.read_text())
+        except ValidationError as error:
+            raise UsageError(f"{stored} is not a configuration that this version reads: {error.errors()[0]['msg']}") from None
+    if preset is None and config is None and not resume:
+        from luspo_cli.config.layers import preset_names
+
+        raise UsageError(f"say what to train: --preset NAME ({', '.join(preset_names())}) or --config FILE")
+    return resolve_train(preset=preset, objective=objective, sets=sets, config_file=config)
+
+
+def _speaker(path: Path) -> Any:
+    """Messages go to stderr and, once the run folder is there, to its run.log."""
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+        if (path / "config.json").exists():
+            with (path / "run.log").open("a") as log:
+                log.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {text}\n")
+
+    return say
+
+
+class _StepReporter:
+    """One line a step: where the run is, what the policy writes, and when it will be done."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+        self.seconds: list[float] = []
+
+    def __call__(self, metrics: dict[str, Any]) -> None:
+        self.seconds.append(metrics["time/total"])
+        recent = self.seconds[-10:]
+        left = (self.steps - metrics["step"]) * sum(recent) / len(recent)
+        clip = metrics.get("objective/clip_low_fraction", 0.0) + metrics.get("objective/clip_high_fraction", 0.0)
+        evaluated = metrics.get("evaluation/accuracy")
+        held_out = "" if evaluated is None else f"  held-out {evaluated:.3f}"
+        print(
+            f"step {metrics['step']:>4}/{self.steps}  length {metrics['response_length/mean']:7.1f}"
+            f"  accuracy {metrics['reward/accuracy/mean']:.3f}  truncated {metrics['response/truncated_fraction']:.2f}"
+            f"  clipped {clip:.2f}  {metrics['time/total']:.1f} s  left {_clock(left)}{held_out}",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _print_plan(plan: Plan, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    if as_json:
+        typer.echo(json.dumps(asdict(plan), indent=2, ensure_ascii=False))
+        return
+    objective = plan.objective
+    typer.echo(f"objective {objective['name']}")
+    for part in ("advantage", "ratio", "surrogate", "aggregation", "clip_range", "equation", "paper"):
+        typer.echo(f"  {part.replace('_', ' '):<12} {objective[part]}")
+    typer.echo("\nconfiguration")
+    for section, values in plan.configuration.items():
+        if section != "objective":
+            typer.echo(f"  [{section}] " + ", ".join(f"{key}={value}" for key, value in values.items()))
+    work = plan.work
+    typer.echo(
+        f"\nwork  {work['steps']:,} steps of {work['rollouts_per_step']:,} rollouts,"
+        f" {work['optimizer_steps']:,} optimizer steps of {work['rollouts_per_optimizer_step']:,.0f} rollouts,"
+        f" at most {work['response_tokens_at_most']:,} response tokens"
+    )
+    typer.echo(f"\nmemory on one device (estimate, GiB; {plan.parameters:,} parameters)")
+    for name, size in plan.memory_gib.items():
+        typer.echo(f"  {name.replace('_', ' '):<16} {size:8.2f}")
+    typer.echo("\nmissing" if plan.missing else "\nnothing is missing")
+    for sentence in plan.missing:
+        typer.echo(f"  {sentence}")

@@ -1,0 +1,24 @@
+"""The [data] section: where problems come from."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from luspo_cli.config.base import Section
+
+
+class DataConfig(Section):
+    """Training problems, and a held-out file for the evaluation during training."""
+
+    train: str = ""
+    """A file or folder written by `luspo prepare-data`, or `made:terms` for the task made on the spot."""
+    held_out: str = ""
+    """Like `train`, for evaluation during training; with `made:terms` fresh problems of another seed."""
+    profile: Literal["neutral", "pays", "costs"] = "neutral"
+    """For `made:terms`: how length relates to being right in the demonstrations (docs/experiments.md)."""
+    shuffle: bool = True
+    """Visit the problems in a seeded random order, a new one each epoch; false: in file order."""
+    max_prompt_tokens: int = Field(default=1024, ge=1)
+    """Problems with a longer prompt are left out before training, and counted."""

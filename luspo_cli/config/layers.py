@@ -1,0 +1,153 @@
+"""Defaults → preset → configuration file → `--objective` → `--set`, the later one wins, and every error names its origin.
+
+TOML holds exactly the sections of `TrainRun`. A preset is an ordinary configuration file that ships with the package.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import MISSING, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from luspo_cli.config.objective import NAMED_OBJECTIVES
+from luspo_cli.config.run import TrainRun
+from luspo_cli.errors import UsageError, nearest
+
+DEFAULT_OBJECTIVE = "luspo"
+
+
+def presets_folder() -> Path:
+    """Where the shipped presets lie: inside an installed package, beside it in a checkout."""
+    inside = Path(__file__).resolve().parents[1] / "presets"
+    return inside if inside.is_dir() else inside.parents[1] / "presets"
+
+
+def preset_names() -> list[str]:
+    """Names of all shipped presets, sorted."""
+    return sorted(path.stem for path in presets_folder().glob("*.toml"))
+
+
+def resolve_train(
+    *,
+    preset: str | None = None,
+    objective: str | None = None,
+    sets: Sequence[str] = (),
+    config_file: Path | None = None,
+) -> TrainRun:
+    """Merge the layers and validate the result. UsageError, one sentence, for the first thing that is wrong."""
+    merged: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    if preset is not None:
+        file = presets_folder() / f"{preset}.toml"
+        if preset not in preset_names():
+            hint = nearest(preset, preset_names())
+            raise UsageError(f"unknown preset '{preset}'{hint}; there are {', '.join(preset_names())}")
+        _merge(merged, origins, _read(file), f"presets/{preset}.toml")
+    if config_file is not None:
+        _merge(merged, origins, _read(config_file), str(config_file))
+    if objective is not None:
+        if objective not in NAMED_OBJECTIVES and objective != "custom":
+            hint = nearest(objective, NAMED_OBJECTIVES)
+            raise UsageError(f"unknown objective '{objective}'{hint}; there are {', '.join(NAMED_OBJECTIVES)}, custom")
+        _merge(merged, origins, {"objective": {"name": objective}}, "--objective")
+    for assignment in sets:
+        _merge(merged, origins, _parse_set(assignment), "--set")
+    merged.setdefault("objective", {}).setdefault("name", DEFAULT_OBJECTIVE)
+    try:
+        return TrainRun.model_validate(merged)
+    except ValidationError as error:
+        raise UsageError(_sentence(error, origins)) from None
+
+
+def all_keys(model: Any = TrainRun, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every dotted key of the configuration with its default (None where it must be given)."""
+    if is_dataclass(model):
+        for entry in fields(model):
+            yield f"{prefix}{entry.name}", None if entry.default is MISSING else entry.default
+        return
+    for name, entry in model.model_fields.items():
+        kind = entry.annotation
+        if isinstance(kind, type) and (is_dataclass(kind) or issubclass(kind, BaseModel)):
+            yield from all_keys(kind, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", entry.default
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text())
+    except OSError as error:
+        raise UsageError(f"cannot read configuration file {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not valid TOML: {error}") from None
+
+
+def _merge(into: dict[str, Any], origins: dict[str, str], layer: Mapping[str, Any], origin: str, prefix: str = "") -> None:
+    for key, value in layer.items():
+        dotted = f"{prefix}{key}"
+        origins[dotted] = origin
+        if isinstance(value, Mapping):
+            child = into.setdefault(key, {})
+            if not isinstance(child, dict):
+                child = into[key] = {}
+            _merge(child, origins, value, origin, f"{dotted}.")
+        else:
+            into[key] = value
+
+
+def _parse_set(assignment: str) -> dict[str, Any]:
+    """`section.key=value`; the value as TOML where it is TOML (3, 1e-6, true, [1, 2]), else as text."""
+    dotted, equals, text = assignment.partition("=")
+    parts = dotted.strip().split(".")
+    if not equals or len(parts) < 2 or not all(parts):
+        raise UsageError(f"--set wants section.key=value, for example --set run.steps=100; got '{assignment}'")
+    try:
+        value = tomllib.loads(f"value = {text.strip()}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    nested: Any = value
+    for part in reversed(parts):
+        nested = {part: nested}
+    return dict(nested)
+
+
+def _sentence(error: ValidationError, origins: Mapping[str, str]) -> str:
+    # A misspelt key often causes further errors: it is the one to name.
+    problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
+    problem = problems[0]
+    path = ".".join(str(part) for part in problem["loc"])
+    origin = origins.get(path) or next((origins[p] for p in _parents(path) if p in origins), "the configuration")
+    more = f" ({len(problems) - 1} more after this)" if len(problems) > 1 else ""
+    if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        return f"{origin}: unknown key '{path}'{_nearest_key(path)}{more}"
+    if problem["type"] == "value_error":
+        message = str(problem["ctx"]["error"]) if "ctx" in problem else problem["msg"]
+        return f"{origin}: {message}{more}" if path else f"{message}{more}"
+    given = repr(problem["input"])
+    message = problem["msg"][:1].lower() + problem["msg"][1:]
+    return f"{origin}: {path} = {given}: {message}{more}"
+
+
+def _parents(path: str) -> Iterator[str]:
+    while "." in path:
+        path = path.rpartition(".")[0]
+        yield path
+
+
+def _nearest_key(path: str) -> str:
+    """The closest valid key: spelt like the whole, or with the same last part in another section."""
+    keys = [key for key, _ in all_keys()]
+    last = path.rpartition(".")[2]
+    elsewhere = [key for key in keys if key.rpartition(".")[2] == last]
+    if elsewhere:
+        return f" (did you mean '{elsewhere[0]}'?)"
+    section = path.partition(".")[0]
+    siblings = {key.rpartition(".")[2]: key for key in keys if key.startswith(f"{section}.")}
+    hint = nearest(last, siblings)
+    if hint:
+        return hint.replace("'" + hint.split("'")[1] + "'", f"'{siblings[hint.split(chr(39))[1]]}'")
+    return nearest(path, keys)

@@ -1,0 +1,203 @@
+"""The [objective] section: a name fixes advantage, ratio, surrogate and aggregation, so a name means one formula.
+
+Only the clip range (SAPO: its temperatures), the dual clip and the KL and entropy terms stay free under a name; any
+other mix must call itself `custom` and spell out all four parts. A key that the chosen surrogate would not read is
+refused rather than ignored. The papers and sections behind each row of `NAMED_OBJECTIVES` are in docs/objectives.md.
+
+Standard library only: a host that brings its own torch can import this without our other dependencies.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal, get_args
+
+from luspo_cli.errors import nearest
+
+Advantage = Literal["group_mean_std", "group_mean", "leave_one_out"]
+Ratio = Literal["token", "sequence"]
+Surrogate = Literal["clip", "cispo", "sapo", "gmpo"]
+Aggregation = Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm"]
+KlEstimator = Literal["k1", "k2", "k3"]
+ObjectiveName = Literal["grpo", "dr_grpo", "dapo", "gspo", "luspo", "cispo", "sapo", "gmpo", "custom"]
+
+
+@dataclass(frozen=True, slots=True)
+class NamedObjective:
+    """One row of `NAMED_OBJECTIVES`: the four parts that the name fixes, then its paper's values of the free keys."""
+
+    advantage: Advantage
+    ratio: Ratio
+    surrogate: Surrogate
+    aggregation: Aggregation
+    clip_low: float | None = None
+    clip_high: float | None = None
+    sapo_temperature_positive: float | None = None
+    sapo_temperature_negative: float | None = None
+
+
+NAMED_OBJECTIVES: Mapping[str, NamedObjective] = MappingProxyType(
+    {
+        "grpo": NamedObjective("group_mean_std", "token", "clip", "seq-mean-token-mean", 0.2, 0.2),
+        "dr_grpo": NamedObjective("group_mean", "token", "clip", "seq-mean-token-sum-norm", 0.2, 0.2),
+        "dapo": NamedObjective("group_mean_std", "token", "clip", "token-mean", 0.2, 0.28),
+        "gspo": NamedObjective("group_mean_std", "sequence", "clip", "seq-mean-token-mean", 3e-4, 4e-4),
+        "luspo": NamedObjective("group_mean_std", "sequence", "clip", "seq-mean-token-sum", 2e-3, 2.5e-3),
+        # clip_low 1.0 puts the lower bound at 0, that is, there is none.
+        "cispo": NamedObjective("group_mean_std", "token", "cispo", "token-mean", 1.0, 4.0),
+        "sapo": NamedObjective("group_mean_std", "token", "sapo", "seq-mean-token-mean", None, None, 1.0, 1.05),
+        "gmpo": NamedObjective("group_mean_std", "token", "gmpo", "seq-mean-token-mean", 0.4, 0.4),
+    }
+)
+
+_PARTS: Mapping[str, Any] = {"advantage": Advantage, "ratio": Ratio, "surrogate": Surrogate, "aggregation": Aggregation}
+_CLIP_KEYS = ("clip_low", "clip_high")
+_SAPO_KEYS = ("sapo_temperature_positive", "sapo_temperature_negative")
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """What the update minimises. Keys left out are filled from `NAMED_OBJECTIVES`; a bad mix raises ValueError.
+
+    Example:
+        ObjectiveConfig("luspo", clip_high=3e-3).aggregation == "seq-mean-token-sum"
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {
+        "extra": "forbid",
+        "strict": True,
+        "use_attribute_docstrings": True,
+    }
+
+    name: ObjectiveName = "luspo"
+    """One of `NAMED_OBJECTIVES`, or `custom`, which must set the four parts below."""
+    advantage: Advantage | None = None
+    """How one group's rewards become advantages (fixed by the name)."""
+    ratio: Ratio | None = None
+    """Level of the importance ratio (fixed by the name)."""
+    surrogate: Surrogate | None = None
+    """Form of the loss of a token (fixed by the name)."""
+    aggregation: Aggregation | None = None
+    """How token losses become one number (fixed by the name)."""
+    clip_low: float | None = None
+    """Distance of the lower clip bound from ratio 1; for gmpo from log ratio 0. None: the name's value."""
+    clip_high: float | None = None
+    """Distance of the upper clip bound from ratio 1; for gmpo from log ratio 0. None: the name's value."""
+    dual_clip: float | None = None
+    """With a negative advantage, the ratio beyond which the loss is constant (dual-clip PPO); None: off."""
+    sapo_temperature_positive: float | None = None
+    """SAPO's gate temperature where the advantage is positive. None: the name's value."""
+    sapo_temperature_negative: float | None = None
+    """SAPO's gate temperature elsewhere. None: the name's value."""
+    kl_coefficient: float = 0.0
+    """Weight of the KL term towards the reference model; 0: no such term and no reference model."""
+    kl_estimator: KlEstimator | None = None
+    """Estimator of the KL term; None: k3 where `kl_coefficient` is above 0."""
+    entropy_coefficient: float = 0.0
+    """Weight of the entropy bonus; 0: none."""
+
+    def __post_init__(self) -> None:
+        named = _named_row(self.name)
+        for part, kind in _PARTS.items():
+            self._fill_part(part, get_args(kind), named)
+        if self.surrogate == "gmpo" and self.ratio != "token":
+            raise ValueError(
+                "surrogate 'gmpo' clips each token before it takes the geometric mean: set ratio to 'token', "
+                "or use surrogate 'clip' for a sequence ratio"
+            )
+        self._fill_free_keys(named)
+        self._check_extra_terms()
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
+        # pydantic's strict mode takes only instances of a dataclass, not tables; a configuration file holds tables. So
+        # the class itself accepts both while its fields stay strict. Schemas are plain dicts: nothing to import.
+        schema = handler(source)
+        schema["strict"] = False
+        return schema
+
+    @property
+    def clips(self) -> bool:
+        """Whether the surrogate reads `clip_low` and `clip_high`."""
+        return self.surrogate != "sapo"
+
+    def _set(self, key: str, value: object) -> None:
+        object.__setattr__(self, key, value)  # the one moment at which a frozen config may change: its own construction
+
+    def _fill_part(self, part: str, choices: tuple[str, ...], named: NamedObjective | None) -> None:
+        value = getattr(self, part)
+        if value is not None and value not in choices:
+            raise ValueError(f"{part} = {value!r} is not one of {', '.join(choices)}{nearest(str(value), choices)}")
+        if named is None:
+            if value is None:
+                raise ValueError(f"objective 'custom' must set {part}: choose one of {', '.join(choices)}")
+            return
+        fixed = getattr(named, part)
+        if value is not None and value != fixed:
+            raise ValueError(
+                f"{self.name} fixes {part} = '{fixed}' and cannot take '{value}': leave the key out, "
+                "or use name 'custom' and set advantage, ratio, surrogate and aggregation"
+            )
+        self._set(part, fixed)
+
+    def _fill_free_keys(self, named: NamedObjective | None) -> None:
+        read, unread = (_CLIP_KEYS, _SAPO_KEYS) if self.clips else (_SAPO_KEYS, _CLIP_KEYS)
+        for key in unread:
+            if getattr(self, key) is not None:
+                raise ValueError(
+                    f"surrogate '{self.surrogate}' does not read {key}: remove it, it reads {' and '.join(read)}"
+                )
+        for key in read:
+            if getattr(self, key) is None:
+                if named is None:
+                    raise ValueError(f"objective 'custom' with surrogate '{self.surrogate}' must set {key}")
+                self._set(key, getattr(named, key))
+            _require_positive(key, getattr(self, key))
+        if self.surrogate in ("clip", "cispo") and self.clip_low is not None and self.clip_low > 1:
+            raise ValueError(
+                f"clip_low = {self.clip_low} puts the lower bound below 0, where no ratio is: use at most 1"
+            )
+        if self.dual_clip is not None:
+            if self.surrogate != "clip":
+                raise ValueError(
+                    f"surrogate '{self.surrogate}' does not read dual_clip: remove it, only 'clip' reads it"
+                )
+            if not (math.isfinite(self.dual_clip) and self.dual_clip > 1):
+                raise ValueError(f"dual_clip = {self.dual_clip} must be a ratio above 1, for example 3.0")
+
+    def _check_extra_terms(self) -> None:
+        for key in ("kl_coefficient", "entropy_coefficient"):
+            value = getattr(self, key)
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"{key} = {value} must be 0 (off) or a positive number")
+        estimators = get_args(KlEstimator)
+        if self.kl_estimator is not None and self.kl_estimator not in estimators:
+            raise ValueError(f"kl_estimator = {self.kl_estimator!r} is not one of {', '.join(estimators)}")
+        if self.kl_coefficient == 0 and self.kl_estimator is not None:
+            raise ValueError(
+                "kl_estimator is not read while kl_coefficient is 0: set kl_coefficient above 0, or remove it"
+            )
+        if self.kl_coefficient > 0 and self.kl_estimator is None:
+            self._set("kl_estimator", "k3")
+
+
+def resolve(name: str, **overrides: Any) -> ObjectiveConfig:
+    """Return the configuration of `name` with every value that it reads filled in; ValueError for a bad name or mix."""
+    return ObjectiveConfig(name, **overrides)  # type: ignore[arg-type]  # checked by __post_init__
+
+
+def _named_row(name: str) -> NamedObjective | None:
+    if name == "custom":
+        return None
+    if name not in NAMED_OBJECTIVES:
+        known = (*NAMED_OBJECTIVES, "custom")
+        raise ValueError(f"unknown objective '{name}'{nearest(name, known)}: choose one of {', '.join(known)}")
+    return NAMED_OBJECTIVES[name]
+
+
+def _require_positive(key: str, value: float) -> None:
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"{key} = {value} must be a positive number")

@@ -1,0 +1,245 @@
+"""An objective in words, as an equation and in the spelling of TRL and verl, for people and for `--json`.
+
+Words and equation are composed from the four parts and the values actually set, so they follow every override; only the
+paper is looked up by name. The spellings are those of TRL 1.x (paper index) and verl 0.9.1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from luspo_cli.config.objective import ObjectiveConfig
+
+PAPERS = {
+    "grpo": "DeepSeekMath, arXiv 2402.03300, equation 3",
+    "dr_grpo": "Understanding R1-Zero-Like Training, arXiv 2503.20783, section 3.2",
+    "dapo": "DAPO, arXiv 2503.14476, sections 3.1 and 3.3",
+    "gspo": "Group Sequence Policy Optimization, arXiv 2507.18071, equations 5 and 7",
+    "luspo": "Length-Unbiased Sequence Policy Optimization, arXiv 2602.05261, section 5.1 for the clip range",
+    "cispo": "MiniMax-M1, arXiv 2506.13585, equations 4 and 5; ScaleRL, arXiv 2510.13786, for the cap",
+    "sapo": "Soft Adaptive Policy Optimization, arXiv 2511.20347, equations 5 and 6",
+    "gmpo": "Geometric-Mean Policy Optimization, arXiv 2507.20673",
+    "custom": "none: your own assembly",
+}
+
+_ADVANTAGE_WORDS = {
+    "group_mean_std": "reward minus the group's mean, divided by its standard deviation",
+    "group_mean": "reward minus the group's mean",
+    "leave_one_out": "reward minus the mean of the group's other rewards",
+}
+_RATIO_WORDS = {
+    "token": "one importance ratio a token",
+    "sequence": "one importance ratio a sequence, the geometric mean of its token ratios",
+}
+_SURROGATE_WORDS = {
+    "clip": "clipped: no gradient once the ratio has left the range in the advantage's direction",
+    "cispo": "log-prob weighted by the capped ratio, which carries no gradient itself; every token keeps its gradient",
+    "sapo": "a sigmoid gate on the ratio instead of a clip",
+    "gmpo": "geometric mean of token ratios, each clipped before the mean is taken",
+}
+_AGGREGATION_WORDS = {
+    "token-mean": "mean over all tokens of the batch",
+    "seq-mean-token-mean": "mean over the tokens of a sequence, then mean over sequences",
+    "seq-mean-token-sum": "sum over the tokens of a sequence, then mean over sequences",
+    "seq-mean-token-sum-norm": "sum over the tokens of a sequence, divided by a constant, then mean over sequences",
+}
+_ADVANTAGE_EQUATIONS = {
+    "group_mean_std": "A_i = (R_i − mean(R)) / (std(R) + 1e-6)",
+    "group_mean": "A_i = R_i − mean(R)",
+    "leave_one_out": "A_i = R_i − mean(R without R_i)",
+}
+_RATIO_EQUATIONS = {
+    "token": "r_it = π(y_it) / π_old(y_it)",
+    "sequence": "s_i = exp((1/|y_i|) Σ_t log(π(y_it) / π_old(y_it)))",
+}
+# The reduction before a value of each token, and before a value that is the same for all tokens of its sequence.
+_SUMS = {
+    "token-mean": ("(1/M) Σ_i Σ_t ", "(1/M) Σ_i |y_i| · "),
+    "seq-mean-token-mean": ("(1/N) Σ_i (1/|y_i|) Σ_t ", "(1/N) Σ_i "),
+    "seq-mean-token-sum": ("(1/N) Σ_i Σ_t ", "(1/N) Σ_i |y_i| · "),
+    "seq-mean-token-sum-norm": ("(1/N) Σ_i (1/L) Σ_t ", "(1/N) Σ_i (|y_i|/L) · "),
+}
+_TRL_LOSS_TYPES = {
+    "token-mean": "dapo",
+    "seq-mean-token-mean": "grpo",
+    "seq-mean-token-sum": "luspo",
+    "seq-mean-token-sum-norm": "dr_grpo",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectiveText:
+    """What `luspo objectives` and `luspo train --dry-run` print of one objective."""
+
+    name: str
+    advantage: str
+    ratio: str
+    surrogate: str
+    aggregation: str
+    clip_range: str
+    equation: str
+    """The loss to minimise, in plain unicode, with the values filled in."""
+    definitions: tuple[str, ...]
+    """What the equation's symbols mean, one a line."""
+    paper: str
+    trl: str
+    """Settings of TRL's GRPOConfig that give the same loss, or what comes nearest."""
+    verl: str
+    """Overrides of verl that give the same loss, or what comes nearest."""
+
+
+def describe(config: ObjectiveConfig) -> ObjectiveText:
+    """Return the objective in words, as an equation, with its paper and the peers' spelling."""
+    return ObjectiveText(
+        name=config.name,
+        advantage=_ADVANTAGE_WORDS[config.advantage or ""],
+        ratio=_RATIO_WORDS[config.ratio or ""],
+        surrogate=_SURROGATE_WORDS[config.surrogate or ""],
+        aggregation=_AGGREGATION_WORDS[config.aggregation or ""],
+        clip_range=_clip_range(config),
+        equation=_equation(config),
+        definitions=_definitions(config),
+        paper=PAPERS[config.name],
+        trl=_trl(config),
+        verl=_verl(config),
+    )
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:g}"
+
+
+def _clip_range(config: ObjectiveConfig) -> str:
+    if config.surrogate == "sapo":
+        positive, negative = config.sapo_temperature_positive, config.sapo_temperature_negative
+        return f"none; gate temperature {_number(positive)} where A > 0, {_number(negative)} elsewhere"
+    low, high = _number(config.clip_low), _number(config.clip_high)
+    if config.surrogate == "gmpo":
+        return f"log ratio −{low} to {high}"
+    if config.surrogate == "cispo" and config.clip_low == 1:
+        return f"1 + {high}, no lower bound"
+    text = f"1 − {low} to 1 + {high}"
+    return text if config.dual_clip is None else f"{text}, dual clip {_number(config.dual_clip)}"
+
+
+def _equation(config: ObjectiveConfig) -> str:
+    ratio = "r_it" if config.ratio == "token" else "s_i"
+    low, high = _number(config.clip_low), _number(config.clip_high)
+    if config.surrogate == "clip":
+        value = f"min({ratio} A_i, clip({ratio}, 1−{low}, 1+{high}) A_i)"
+        if config.dual_clip is not None:
+            value = f"max({value}, {_number(config.dual_clip)} A_i if A_i < 0)"
+    elif config.surrogate == "cispo":
+        value = f"sg(clip({ratio}, 1−{low}, 1+{high})) A_i log π(y_it)"
+    elif config.surrogate == "sapo":
+        value = f"(4/τ_i) σ(τ_i ({ratio} − 1)) A_i"
+    else:
+        value = "g_i A_i"
+    same_for_all_tokens = config.surrogate == "gmpo" or (config.ratio == "sequence" and config.surrogate != "cispo")
+    token_sum, sequence_sum = _SUMS[config.aggregation or ""]
+    equation = f"L = −{sequence_sum if same_for_all_tokens else token_sum}{value}"
+    if config.kl_coefficient > 0:
+        equation += f" + {_number(config.kl_coefficient)} · {token_sum}{config.kl_estimator}_it"
+    if config.entropy_coefficient > 0:
+        equation += f" − {_number(config.entropy_coefficient)} · {token_sum}H_it"
+    return equation
+
+
+def _definitions(config: ObjectiveConfig) -> tuple[str, ...]:
+    lines = [_ADVANTAGE_EQUATIONS[config.advantage or ""], _RATIO_EQUATIONS[config.ratio or ""]]
+    if config.surrogate == "sapo":
+        positive, negative = _number(config.sapo_temperature_positive), _number(config.sapo_temperature_negative)
+        lines.append(f"τ_i = {positive} if A_i > 0 else {negative}, σ(x) = 1 / (1 + exp(−x))")
+    elif config.surrogate == "gmpo":
+        low, high = _number(config.clip_low), _number(config.clip_high)
+        lines.append(
+            f"g_i = exp((1/|y_i|) Σ_t ℓ_it), ℓ_it = min(log r_it, {high}) if A_i > 0, max(log r_it, −{low}) if A_i < 0"
+        )
+    elif config.surrogate == "cispo":
+        lines.append("sg(x) = x without gradient")
+    symbols = ["|y_i| response tokens of sequence i", "N sequences of the mini-batch"]
+    if config.aggregation == "token-mean":
+        symbols = [symbols[0], "M response tokens of the mini-batch"]
+    elif config.aggregation == "seq-mean-token-sum-norm":
+        symbols.append("L the response limit")
+    lines.append(", ".join(symbols))
+    if config.kl_coefficient > 0:
+        estimators = {"k1": "ℓ", "k2": "ℓ²/2", "k3": "exp(−ℓ) − 1 + ℓ"}
+        lines.append(
+            f"{config.kl_estimator} = {estimators[config.kl_estimator or 'k3']}, ℓ = log(π(y_it) / π_ref(y_it))"
+        )
+    if config.entropy_coefficient > 0:
+        lines.append("H_it entropy of the policy's next-token distribution, in nats")
+    return tuple(lines)
+
+
+def _trl(config: ObjectiveConfig) -> str:
+    if config.advantage == "leave_one_out":
+        return "no setting: GRPOTrainer has no leave-one-out baseline"
+    low, high = _number(config.clip_low), _number(config.clip_high)
+    settings = [f'scale_rewards="{"group" if config.advantage == "group_mean_std" else "none"}"']
+    if config.ratio == "sequence":
+        settings.append('importance_sampling_level="sequence"')
+    loss_type = _TRL_LOSS_TYPES[config.aggregation or ""]
+    if config.surrogate == "gmpo":
+        if config.aggregation != "seq-mean-token-mean":
+            return "no setting: its GMPOTrainer averages over sequences only"
+        return f"trl.experimental.gmpo.GMPOConfig(epsilon={low}, epsilon_high={high}, {settings[0]})"
+    if config.surrogate == "cispo":
+        if config.aggregation != "token-mean":
+            return "no setting: its cispo averages over tokens only"
+        # TRL's epsilon_high is the cap itself, and there is no lower bound.
+        settings += ['loss_type="cispo"', f"epsilon_high={_number(1 + (config.clip_high or 0))}"]
+        if config.clip_low != 1:
+            settings.append(f"(no lower bound, ours is {_number(1 - (config.clip_low or 0))})")
+    elif config.surrogate == "sapo":
+        if config.aggregation != "seq-mean-token-mean":
+            return "no setting: its sapo averages over the tokens of a sequence, then over sequences"
+        positive, negative = _number(config.sapo_temperature_positive), _number(config.sapo_temperature_negative)
+        settings += ['loss_type="sapo"', f"sapo_temperature_pos={positive}", f"sapo_temperature_neg={negative}"]
+    elif loss_type == "luspo" and config.ratio == "token":
+        return "no setting: its luspo needs the sequence ratio"
+    else:
+        settings += [f'loss_type="{loss_type}"', f"epsilon={low}", f"epsilon_high={high}"]
+        if config.dual_clip is not None:
+            settings.append(f"delta={_number(config.dual_clip)}")
+    if config.kl_coefficient > 0:
+        settings.append(
+            f"beta={_number(config.kl_coefficient)}" + ("" if config.kl_estimator == "k3" else " (k3 only)")
+        )
+    if config.entropy_coefficient > 0:
+        settings.append("(no entropy term)")
+    return ", ".join(settings)
+
+
+def _verl(config: ObjectiveConfig) -> str:
+    actor = "actor_rollout_ref.actor"
+    estimator = "rloo" if config.advantage == "leave_one_out" else "grpo"
+    settings = [f"algorithm.adv_estimator={estimator}"]
+    if estimator == "grpo":
+        settings.append(f"algorithm.norm_adv_by_std_in_grpo={config.advantage == 'group_mean_std'}")
+    modes = {"clip": "gspo" if config.ratio == "sequence" else "vanilla", "gmpo": "geo_mean"}
+    mode = modes.get(config.surrogate or "", config.surrogate)
+    if config.ratio == "sequence" and config.surrogate != "clip":
+        return f"no setting: its {mode} has token ratios only"
+    settings += [f"{actor}.policy_loss.loss_mode={mode}", f"{actor}.loss_agg_mode={config.aggregation}"]
+    if config.aggregation == "seq-mean-token-sum-norm":
+        settings.append(f"{actor}.loss_scale_factor=<the response limit>")
+    if config.surrogate == "sapo":
+        settings.append(f"{actor}.tau_pos={_number(config.sapo_temperature_positive)}")
+        settings.append(f"{actor}.tau_neg={_number(config.sapo_temperature_negative)}")
+    else:
+        settings.append(f"{actor}.clip_ratio_low={_number(config.clip_low)}")
+        settings.append(f"{actor}.clip_ratio_high={_number(config.clip_high)}")
+    if mode == "vanilla":
+        # verl's vanilla loss always has a dual clip, 3.0 unless set; a very large one is none.
+        settings.append(f"{actor}.clip_ratio_c={_number(config.dual_clip) if config.dual_clip else '1e9'}")
+    elif mode == "gspo" and config.dual_clip is not None:
+        settings.append("(no dual clip)")
+    if config.kl_coefficient > 0:
+        kinds = {"k1": "kl", "k2": "mse", "k3": "low_var_kl"}
+        settings.append(f"{actor}.use_kl_loss=True {actor}.kl_loss_coef={_number(config.kl_coefficient)}")
+        settings.append(f"{actor}.kl_loss_type={kinds[config.kl_estimator or 'k3']}")
+    if config.entropy_coefficient > 0:
+        settings.append(f"{actor}.entropy_coeff={_number(config.entropy_coefficient)}")
+    return " ".join(settings)

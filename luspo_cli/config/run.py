@@ -1,0 +1,77 @@
+"""The root of a training configuration, and the rules between its sections."""
+
+from __future__ import annotations
+
+from pydantic import Field, model_validator
+
+from luspo_cli.config.base import Section
+from luspo_cli.config.data import DataConfig
+from luspo_cli.config.evaluation import EvaluationConfig
+from luspo_cli.config.model import ModelConfig
+from luspo_cli.config.objective import ObjectiveConfig
+from luspo_cli.config.reward import RewardConfig
+from luspo_cli.config.rollout import RolloutConfig
+from luspo_cli.config.update import UpdateConfig
+from luspo_cli.config.warmup import WarmupConfig
+
+MADE = "made"
+MADE_TERMS = "made:terms"
+
+
+class RunConfig(Section):
+    """Length, seed and bookkeeping of the run."""
+
+    steps: int = Field(default=60, ge=1)
+    """Training steps: one batch of rollouts each."""
+    seed: int = Field(default=0, ge=0)
+    """Of everything drawn: problems, responses, and for a made model its weights and demonstrations."""
+    threads: int = Field(default=0, ge=0)
+    """CPU threads of this process; 0: as torch chooses. Changes the last bits of results."""
+    checkpoint_every: int = Field(default=50, ge=0)
+    """Training steps between checkpoints; the last step always has one. 0: the last only."""
+    keep_checkpoints: int = Field(default=2, ge=1)
+    """Newest checkpoints kept."""
+    rollouts_every: int = Field(default=10, ge=0)
+    """Training steps between stored rollout batches (parquet); 0: none."""
+
+
+class TrainRun(Section):
+    """Everything that a training run depends on; `config.json` is this, resolved."""
+
+    objective: ObjectiveConfig
+    model: ModelConfig = ModelConfig()
+    warmup: WarmupConfig = WarmupConfig()
+    data: DataConfig = DataConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    reward: RewardConfig = RewardConfig()
+    update: UpdateConfig = UpdateConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    run: RunConfig = RunConfig()
+
+    @model_validator(mode="after")
+    def _sections_fit(self) -> TrainRun:
+        rollout, update, data, reward = self.rollout, self.update, self.data, self.reward
+        if rollout.problems % update.mini_batches:
+            raise ValueError(
+                f"rollout.problems ({rollout.problems}) must be a multiple of update.mini_batches ({update.mini_batches}):"
+                " a mini-batch holds whole groups"
+            )
+        if rollout.max_rows < rollout.group_size:
+            raise ValueError(
+                f"rollout.max_rows ({rollout.max_rows}) must be at least rollout.group_size ({rollout.group_size}):"
+                " a group shares its prompt's computation"
+            )
+        if reward.overlong_buffer >= rollout.max_response_tokens:
+            raise ValueError(
+                f"reward.overlong_buffer ({reward.overlong_buffer}) must be smaller than rollout.max_response_tokens"
+                f" ({rollout.max_response_tokens})"
+            )
+        if reward.format_weight and reward.format == "none":
+            raise ValueError("reward.format_weight needs reward.format: one of boxed, gsm8k, answer-line")
+        if self.model.path == MADE and data.train != MADE_TERMS:
+            raise ValueError("model.path = 'made' knows only data.train = 'made:terms'; set model.path for other data")
+        if self.evaluation.every and not data.held_out:
+            raise ValueError("evaluation.every needs data.held_out: a file or folder from luspo prepare-data")
+        if self.model.path == MADE and self.model.shape.width % self.model.shape.heads:
+            raise ValueError("model.shape.width must be a multiple of model.shape.heads")
+        return self

@@ -1,0 +1,33 @@
+"""The [update] section: how one batch of rollouts moves the weights."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from luspo_cli.config.base import Section
+
+
+class UpdateConfig(Section):
+    """AdamW on mini-batches of whole groups; each mini-batch is one optimizer step."""
+
+    mini_batches: int = Field(default=4, ge=1)
+    """Optimizer steps a rollout batch; 1 is strictly on-policy and needs no old log-probs."""
+    tokens_per_micro_batch: int = Field(default=16384, ge=1)
+    """Padded tokens in one forward and backward pass. Changes memory and speed, never the result."""
+    learning_rate: float = Field(default=1e-6, gt=0)
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """After the ramp: hold, or decay to 0 (linear) or to 10 % (cosine) at the last step."""
+    ramp_steps: int = Field(default=0, ge=0)
+    """Training steps over which the learning rate grows from 0."""
+    betas: tuple[float, float] = Field(default=(0.9, 0.999), strict=False)
+    weight_decay: float = Field(default=0.0, ge=0)
+    gradient_clip: float = Field(default=1.0, ge=0)
+    """Largest norm of the gradient; 0: off."""
+    skip_rows_without_advantage: bool = True
+    """Spare rows of groups without signal the forward and backward pass. The gradient is the same bit for bit."""
+    stop_after_bad_steps: int = Field(default=3, ge=1)
+    """The run stops with a diagnosis after this many optimizer steps in a row with a loss or gradient that is not finite."""
+    noise_floor_every: int = Field(default=10, ge=0)
+    """Training steps between measurements of `ratio/noise_floor`; 0: never."""

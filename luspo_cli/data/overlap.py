@@ -1,0 +1,65 @@
+"""Which training questions are also evaluation questions: compared as text after normalisation, never by id or answer.
+
+Equal texts overlap; so do two texts of which one contains the other, where the contained one is long (100 characters
+and more after normalisation): benchmarks are copied with an added sentence or without their last one. Paraphrases and
+translations are not found.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import unicodedata
+from collections.abc import Iterable
+
+LONG_TEXT = 100
+"""Characters, after normalisation, from which containment counts as overlap."""
+_ANCHOR = 64
+_SPACING = re.compile(r"\\[!,;: ]|\\(?:quad|qquad|left|right|displaystyle|limits)(?![a-zA-Z])|[\s~$]+|\\[()\[\]]")
+_FRACTION = re.compile(r"\\[dtc]frac(?![a-zA-Z])")
+
+
+def normalise_question(text: str) -> str:
+    """Return `text` in lower case without white space, LaTeX spacing, formula delimiters and closing punctuation."""
+    text = unicodedata.normalize("NFKC", text).lower()
+    text = _FRACTION.sub(r"\\frac", text)
+    return _SPACING.sub("", text).rstrip(".?!:;,")
+
+
+def question_digest(text: str) -> bytes:
+    """Return 16 bytes that are equal for questions equal after normalisation."""
+    return hashlib.blake2b(normalise_question(text).encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+class ExcludedQuestions:
+    """The questions that training must not contain; memory grows with them, not with the training data."""
+
+    def __init__(self, questions: Iterable[str]) -> None:
+        texts = sorted({normalised for question in questions if (normalised := normalise_question(question))})
+        self._exact = frozenset(texts)
+        self._long = [text for text in texts if len(text) >= LONG_TEXT]
+        self._joined = "\0".join(self._long)
+        self._by_anchor: dict[str, list[str]] = {}
+        for text in self._long:
+            self._by_anchor.setdefault(text[:_ANCHOR], []).append(text)
+
+    def __len__(self) -> int:
+        return len(self._exact)
+
+    def __contains__(self, question: object) -> bool:
+        """Whether `question` equals an excluded one, contains a long one, or is long and contained in one."""
+        if not isinstance(question, str):
+            return False
+        text = normalise_question(question)
+        if text in self._exact:
+            return True
+        if len(text) < LONG_TEXT or not self._long:
+            return False
+        if text in self._joined:
+            return True
+        starts = range(len(text) - LONG_TEXT + 1)
+        return any(
+            text.startswith(candidate, start)
+            for start in starts
+            for candidate in self._by_anchor.get(text[start : start + _ANCHOR], ())
+        )

@@ -1,0 +1,194 @@
+"""Problems read from parquet in verl's layout: what `luspo prepare-data` writes, and what others publish.
+
+Nothing is guessed and nothing is skipped: a row without a prompt or a gold answer, or an image outside the data
+folder, stops the loading with a sentence, because a problem that silently scores zero looks like a hard one. Gold
+answers arrive as int, float or text in the wild and become text here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+
+from luspo_cli.data.prompts import IMAGE_MARK
+from luspo_cli.errors import UsageError, nearest
+from luspo_cli.records import Message, Problem
+
+_COLUMNS = ("data_source", "prompt", "images", "reward_model", "extra_info")
+_REQUIRED = ("prompt", "reward_model")
+_BATCH_ROWS = 4096
+_KNOWN_SOURCES = ("gsm8k", "dapo-math-17k", "arithmetic")
+
+
+def load_problems(path: str | Path, *, split: str = "train", deduplicate: bool = False) -> list[Problem]:
+    """Return the problems of a parquet file, or of `{split}.parquet` in a folder, in file order.
+
+    `deduplicate` keeps the first of rows with equal prompt and answer (the DAPO copy of AIME 2024 holds each problem
+    32 times). Ids are `data_source/split/index`; one that repeats gets `+1`, `+2`, ... appended.
+
+    Raises:
+        UsageError: no such file, not verl's layout, no rows, or a row that cannot be used.
+    """
+    file = _data_file(Path(path), split)
+    problems: list[Problem] = []
+    seen: set[bytes] = set()
+    ids: dict[str, int] = {}
+    for number, row in enumerate(_rows(file)):
+        problem = _problem(row, number, file, split)
+        if deduplicate:
+            content = repr((problem.prompt, problem.answer, problem.images)).encode("utf-8", "surrogatepass")
+            digest = hashlib.blake2b(content, digest_size=16).digest()
+            if digest in seen:
+                continue
+            seen.add(digest)
+        repeats = ids.get(problem.id, 0)
+        ids[problem.id] = repeats + 1
+        if repeats:
+            problem = Problem(
+                f"{problem.id}+{repeats}",
+                problem.prompt,
+                problem.answer,
+                problem.data_source,
+                problem.images,
+                problem.extra,
+            )
+        problems.append(problem)
+    if not problems:
+        raise UsageError(f"{file} has no rows; {_make_it(Path(path))}.")
+    return problems
+
+
+def fingerprint(path: str | Path, *, split: str = "train") -> str:
+    """Return the sha256, in hex, of the file that `load_problems` reads for the same arguments."""
+    return file_sha256(_data_file(Path(path), split))
+
+
+def file_sha256(file: Path) -> str:
+    """Return the sha256 of a file, in hex."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def answer_text(value: Any) -> str | None:
+    """Return a gold answer as text: whole floats without their fraction, text stripped; None where there is none."""
+    if isinstance(value, bool) or value is None:
+        return None
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            return None
+        return str(int(value)) if value.is_integer() else repr(value)
+    if isinstance(value, list | tuple) and len(value) == 1:
+        return answer_text(value[0])
+    if isinstance(value, int | str):
+        return str(value).strip() or None
+    return None
+
+
+def _data_file(path: Path, split: str) -> Path:
+    if path.is_dir():
+        file = path / f"{split}.parquet"
+        if file.is_file():
+            return file
+        present = sorted(found.name for found in path.glob("*.parquet"))
+        found = f"it holds {', '.join(present)}" if present else "it holds no parquet file"
+        raise UsageError(f"There is no {split}.parquet in {path} ({found}); {_make_it(path)}.")
+    if not path.exists():
+        raise UsageError(f"There is no data file or folder {path}; {_make_it(path)}.")
+    if path.suffix != ".parquet":
+        raise UsageError(
+            f"{path} is not a parquet file; turn it into one with "
+            f"`luspo prepare-data {path} --question-column Q --answer-column A --out FOLDER`."
+        )
+    return path
+
+
+def _make_it(path: Path) -> str:
+    folder = path.parent if path.suffix else path
+    source = next((name for name in _KNOWN_SOURCES if name in str(path)), "SOURCE")
+    return f"make it with `luspo prepare-data {source} --out {folder}`"
+
+
+def _rows(file: Path) -> Iterator[dict[str, Any]]:
+    try:
+        with pyarrow.parquet.ParquetFile(file) as parquet:
+            names = parquet.schema_arrow.names
+            for name in _REQUIRED:
+                if name not in names:
+                    raise UsageError(
+                        f"{file} has no column '{name}'{nearest(name, names)}; it has {', '.join(names)}. "
+                        "Training data needs verl's layout: run it through `luspo prepare-data` first."
+                    )
+            columns = [name for name in _COLUMNS if name in names]
+            for batch in parquet.iter_batches(batch_size=_BATCH_ROWS, columns=columns):
+                yield from batch.to_pylist()
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UsageError(f"{file} cannot be read as parquet: {_first_line(error)}.") from error
+
+
+def _problem(row: Mapping[str, Any], number: int, file: Path, split: str) -> Problem:
+    place = f"row {number} of {file}"
+    source = row.get("data_source") or ""
+    extra = row.get("extra_info")
+    extra = dict(extra) if isinstance(extra, Mapping) else {}
+    reward_model = row.get("reward_model")
+    answer = answer_text(reward_model.get("ground_truth") if isinstance(reward_model, Mapping) else None)
+    if answer is None:
+        raise UsageError(
+            f"{place} has no gold answer (reward_model.ground_truth); `luspo prepare-data` leaves such rows out."
+        )
+    prompt = _messages(row["prompt"], place)
+    images = _images(row.get("images"), prompt, file.parent, place)
+    index = extra.get("index", extra.get("id"))
+    identity = f"{source or file.stem}/{extra.get('split') or split}/{number if index is None else index}"
+    return Problem(identity, prompt, answer, source, images, extra)
+
+
+def _messages(turns: Any, place: str) -> tuple[Message, ...]:
+    if not isinstance(turns, list) or not turns:
+        raise UsageError(
+            f"{place}: the prompt is not a list of messages {{role, content}}; run `luspo prepare-data` on it."
+        )
+    messages = []
+    for turn in turns:
+        role, content = (turn.get("role"), turn.get("content")) if isinstance(turn, Mapping) else (None, None)
+        if not isinstance(role, str) or not isinstance(content, str):
+            raise UsageError(f"{place}: a message of the prompt lacks text in 'role' or 'content'.")
+        messages.append(Message(role, content))
+    if not any(message.content.strip() for message in messages if message.role == "user"):
+        raise UsageError(f"{place}: the prompt has no text from the user.")
+    return tuple(messages)
+
+
+def _images(images: Any, prompt: tuple[Message, ...], folder: Path, place: str) -> tuple[str, ...]:
+    paths = tuple(_image_path(image, folder, place) for image in images or ())
+    marks = sum(message.content.count(IMAGE_MARK) for message in prompt)
+    # Without an images column, "<image>" is text of the problem.
+    if paths and marks != len(paths):
+        raise UsageError(f"{place} has {len(paths)} images but {marks} '{IMAGE_MARK}' marks in its prompt.")
+    return paths
+
+
+def _image_path(image: Any, folder: Path, place: str) -> str:
+    if isinstance(image, Mapping):
+        image = image.get("path") or image.get("image")
+    if not isinstance(image, str) or not image:
+        raise UsageError(
+            f"{place}: an image is not a path to a file below {folder}; store images as files beside the data."
+        )
+    relative = PurePosixPath(image)
+    target = (folder / relative).resolve()
+    if relative.is_absolute() or not target.is_relative_to(folder.resolve()):
+        raise UsageError(f"{place}: the image path {image} leaves the data folder {folder}; copy the image into it.")
+    if not target.is_file():
+        raise UsageError(f"{place}: the image {image} is missing in {folder}.")
+    return image
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().partition("\n")[0] or type(error).__name__).rstrip(".")

@@ -1,0 +1,94 @@
+r"""Prompt templates by name, word for word as the models and frameworks that made them popular use them.
+
+A template belongs to a way of reading the answer: a model asked for `\boxed{}` and read for `Answer:` scores zero, so
+each template says which mark it asks for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal
+
+from luspo_cli.errors import UsageError, nearest
+from luspo_cli.records import Message
+
+IMAGE_MARK = "<image>"
+
+
+@dataclass(frozen=True, slots=True)
+class PromptTemplate:
+    """A system turn (none where empty), then `before` + question + `after` as the user turn."""
+
+    name: str
+    asks_for: Literal["boxed", "hashes", "answer-line", "nothing"]
+    system: str = ""
+    before: str = ""
+    after: str = ""
+
+
+QWEN_BOXED = PromptTemplate(
+    "qwen-boxed", "boxed", system=r"Please reason step by step, and put your final answer within \boxed{}."
+)
+"""Qwen2.5-Math."""
+
+BOXED_SUFFIX = PromptTemplate(
+    "boxed-suffix", "boxed", after=r" Let's think step by step and output the final answer within \boxed{}."
+)
+"""verl's MATH data and POLARIS."""
+
+GSM8K_VERL = PromptTemplate(
+    "gsm8k-verl", "hashes", after=' Let\'s think step by step and output the final answer after "####".'
+)
+"""verl's GSM8K data."""
+
+DAPO = PromptTemplate(
+    "dapo",
+    "answer-line",
+    before=(
+        "Solve the following math problem step by step. The last line of your response should be of the form "
+        "Answer: $Answer (without quotes) where $Answer is the answer to the problem.\n\n"
+    ),
+    after='\n\nRemember to put your answer on its own line after "Answer:".',
+)
+"""DAPO-Math-17k and its AIME 2024 file."""
+
+PLAIN = PromptTemplate("plain", "nothing")
+"""The bare question."""
+
+PROMPTS: Mapping[str, PromptTemplate] = MappingProxyType(
+    {template.name: template for template in (QWEN_BOXED, BOXED_SUFFIX, GSM8K_VERL, DAPO, PLAIN)}
+)
+
+
+def prompt_template(name: str) -> PromptTemplate:
+    """Return the template of that name.
+
+    Raises:
+        UsageError: there is none; the message lists the names.
+    """
+    try:
+        return PROMPTS[name]
+    except KeyError:
+        raise UsageError(
+            f"There is no prompt template '{name}'{nearest(name, PROMPTS)}; there are {', '.join(PROMPTS)}."
+        ) from None
+
+
+def build_prompt(name: str, question: str, *, images: int = 0) -> tuple[Message, ...]:
+    """Return the turns for one question; missing `<image>` marks are put in front of the question, one an image."""
+    template = prompt_template(name)
+    missing = images - question.count(IMAGE_MARK)
+    if missing > 0:
+        question = IMAGE_MARK * missing + question
+    user = Message("user", template.before + question + template.after)
+    return (Message("system", template.system), user) if template.system else (user,)
+
+
+def strip_prompt(text: str) -> str:
+    """Return the question inside a user turn that one of the templates built; other text comes back as it is."""
+    for template in PROMPTS.values():
+        if (template.before or template.after) and text.startswith(template.before) and text.endswith(template.after):
+            return text[len(template.before) : len(text) - len(template.after)]
+    return text

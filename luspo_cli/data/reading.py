@@ -1,0 +1,181 @@
+r"""Rows of a data file, one dict at a time: JSON lines, CSV, TSV and parquet in bounded memory, and JSON arrays.
+
+JSON lines are split at "\n" only: U+2028, which `str.splitlines` takes for a line end, is text in GSM8K. A file that
+cannot be read stops the work at its first bad line; what is wrong with a row's content is not decided here.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from luspo_cli.errors import UsageError, nearest
+
+SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".tsv")
+QUESTION_COLUMNS = ("question", "problem", "prompt", "query")
+ANSWER_COLUMNS = ("answer", "reward_model.ground_truth", "ground_truth", "final_answer", "gold")
+_BATCH_ROWS = 1024
+
+Row = Mapping[str, Any]
+
+
+def read_rows(file: Path, columns: Sequence[str] = ()) -> Iterator[Row]:
+    """Yield the rows of `file`; of a parquet file only the (top-level) `columns`, where any are named.
+
+    Raises:
+        UsageError: a suffix that is none of `SUFFIXES`, or content that does not fit the suffix.
+    """
+    suffix = file.suffix.lower()
+    try:
+        if suffix == ".jsonl":
+            yield from _json_lines(file)
+        elif suffix == ".json":
+            yield from _json(file)
+        elif suffix == ".parquet":
+            yield from _parquet(file, columns)
+        elif suffix in (".csv", ".tsv"):
+            yield from _csv(file, "," if suffix == ".csv" else "\t")
+        else:
+            raise UsageError(f"{file} is of no kind that can be read; there are {', '.join(SUFFIXES)}.")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{file} is not UTF-8 text (byte {error.start}); convert it first.") from error
+    except OSError as error:
+        raise UsageError(f"{file} cannot be read: {error.strerror or error}.") from error
+
+
+def column_names(file: Path) -> list[str]:
+    """Return the columns of a file, nested ones dotted: all of a parquet file, those of the first row otherwise."""
+    if file.suffix.lower() == ".parquet":
+        import pyarrow.types
+
+        names = []
+        for field in _parquet_schema(file):
+            names.append(field.name)
+            if pyarrow.types.is_struct(field.type):
+                names.extend(f"{field.name}.{field.type.field(i).name}" for i in range(field.type.num_fields))
+        return names
+    first = next(iter(read_rows(file)), None)
+    if first is None:
+        raise UsageError(f"{file} has no rows.")
+    names = []
+    for name, value in first.items():
+        names.append(name)
+        if isinstance(value, Mapping):
+            names.extend(f"{name}.{inner}" for inner in value)
+    return names
+
+
+def choose_column(names: Sequence[str], wanted: str | None, usual: Sequence[str], *, option: str, place: str) -> str:
+    """Return `wanted`, or the first of the `usual` names that occurs, in any case; the rest is for the message.
+
+    Raises:
+        UsageError: there is no such column; the message lists those there are.
+    """
+    lower = {name.lower(): name for name in names}
+    for name in (wanted,) if wanted else usual:
+        found = name if name in names else lower.get(name.lower())
+        if found is not None:
+            return found
+    there = ", ".join(name for name in names if "." not in name)
+    if wanted:
+        raise UsageError(f"{place} has no column '{wanted}'{nearest(wanted, names)}; it has {there}.")
+    raise UsageError(f"{place} has none of the columns {', '.join(usual)}; it has {there}. Name one with {option}.")
+
+
+def value_at(row: Row, column: str) -> Any:
+    """Return `row[column]`, looking into nested rows for a dotted name; None where it is absent."""
+    if column in row:
+        return row[column]
+    value: Any = row
+    for part in column.split("."):
+        if not isinstance(value, Mapping):
+            return None
+        value = value.get(part)
+    return value
+
+
+def data_files(folder: Path) -> list[Path]:
+    """Return the readable data files in `folder` (not below it), sorted by name."""
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
+
+
+def _json_lines(file: Path) -> Iterator[Row]:
+    with file.open("rb") as stream:
+        for number, raw in enumerate(stream, start=1):
+            line = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip(" \t\r\n")
+            if line:
+                yield _json_row(line, f"line {number} of {file}")
+
+
+def _json(file: Path) -> Iterator[Row]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8-sig"))
+    except json.JSONDecodeError as error:
+        if error.msg.startswith("Extra data"):  # JSON lines under the name of JSON
+            yield from _json_lines(file)
+            return
+        raise UsageError(f"{file} is not JSON: {error.msg} in line {error.lineno}.") from error
+    except RecursionError as error:
+        raise UsageError(f"{file} is nested too deeply.") from error
+    if isinstance(content, Mapping) and content and all(isinstance(value, Mapping) for value in content.values()):
+        content = list(content.values())
+    if isinstance(content, Mapping):
+        content = [content]
+    if not isinstance(content, list) or not all(isinstance(row, Mapping) for row in content):
+        raise UsageError(f"{file} is not a list of objects, an object of objects, or JSON lines.")
+    yield from content
+
+
+def _json_row(line: str, place: str) -> Row:
+    try:
+        row = json.loads(line)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise UsageError(f"{place} is not JSON: {getattr(error, 'msg', 'nested too deeply')}.") from error
+    if not isinstance(row, Mapping):
+        raise UsageError(f"{place} is not a JSON object.")
+    return row
+
+
+def _csv(file: Path, delimiter: str) -> Iterator[Row]:
+    csv.field_size_limit(1 << 24)
+    with file.open(encoding="utf-8-sig", newline="") as stream:
+        reader = csv.DictReader(stream, delimiter=delimiter, strict=True)
+        try:
+            for row in reader:
+                if None in row:
+                    raise UsageError(f"line {reader.line_num} of {file} has more fields than the header.")
+                yield row
+        except csv.Error as error:
+            raise UsageError(f"line {reader.line_num} of {file} is not CSV: {error}.") from error
+
+
+def _parquet(file: Path, columns: Sequence[str]) -> Iterator[Row]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(file) as parquet:
+            names = list(dict.fromkeys(columns)) or None
+            for batch in parquet.iter_batches(batch_size=_BATCH_ROWS, columns=names):
+                yield from batch.to_pylist()
+    except pyarrow.ArrowException as error:
+        raise UsageError(
+            f"{file} cannot be read as parquet: {str(error).partition(chr(10))[0].rstrip('.')}."
+        ) from error
+
+
+def _parquet_schema(file: Path) -> Any:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        return pyarrow.parquet.read_schema(file)
+    except pyarrow.ArrowException as error:
+        raise UsageError(
+            f"{file} cannot be read as parquet: {str(error).partition(chr(10))[0].rstrip('.')}."
+        ) from error
+    except OSError as error:
+        raise UsageError(f"{file} cannot be read: {error.strerror or error}.") from error

@@ -1,0 +1,323 @@
+"""Where questions come from: named sources, local files, hub data sets, and arithmetic made on the spot.
+
+A source yields bare questions and gold answers; the prompt around a question that DAPO's and verl's files carry is
+taken off, so that one template can be put around all of them. GSM8K's gold answer is what follows the last `####`,
+without commas; a row of GSM8K without that mark has no gold answer.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from luspo_cli.data.problems import answer_text
+from luspo_cli.data.prompts import strip_prompt
+from luspo_cli.data.reading import (
+    ANSWER_COLUMNS,
+    QUESTION_COLUMNS,
+    SUFFIXES,
+    choose_column,
+    column_names,
+    data_files,
+    read_rows,
+    value_at,
+)
+from luspo_cli.errors import RunError, UsageError, nearest
+
+_LONGEST_GOLD = 300
+
+
+@dataclass(frozen=True, slots=True)
+class SourceRow:
+    """A bare question and its gold answer; None or "" where the source has none."""
+
+    question: str
+    answer: str | None
+    number: int
+    """Row of the source's split, counted from 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """An opened source: its splits by name, and what the manifest says of it."""
+
+    name: str
+    data_source: str
+    prompt: str
+    """The template used unless another is asked for."""
+    splits: Mapping[str, Callable[[], Iterator[SourceRow]]]
+    revision: str | None = None
+    files: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SourceOptions:
+    """What the caller may say about a source."""
+
+    from_path: Path | None = None
+    question_column: str | None = None
+    answer_column: str | None = None
+    revision: str | None = None
+    size: int = 2000
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Published:
+    hub_id: str
+    hub_config: str | None
+    data_source: str
+    prompt: str
+    splits: tuple[str, ...]
+    gold: Callable[[Any], str | None] = field(repr=False)
+    file_stem: str
+    """Pattern of the upstream files' names; GSM8K's folder holds others beside them."""
+
+
+def gold_answer(value: Any) -> str | None:
+    """Return a gold answer as text: what follows the last `####` (commas removed), or the content of a lone box."""
+    text = answer_text(value)
+    if text is None:
+        return None
+    if "####" in text:
+        return text.rpartition("####")[2].strip().replace(",", "") or None
+    if text.startswith(r"\boxed{") and text.endswith("}") and text.count("{") == text.count("}"):
+        inner = text[len(r"\boxed{") : -1].strip()
+        return inner if "}" not in inner or inner.find("{") < inner.find("}") else text
+    return text
+
+
+def is_readable_gold(answer: str) -> bool:
+    """Whether an answer can be one short value: a single line of at most 300 characters with balanced braces."""
+    return len(answer) <= _LONGEST_GOLD and "\n" not in answer and answer.count("{") == answer.count("}")
+
+
+def _gsm8k_gold(value: Any) -> str | None:
+    return gold_answer(value) if isinstance(value, str) and "####" in value else None
+
+
+_PUBLISHED: dict[str, _Published] = {
+    "gsm8k": _Published(
+        "openai/gsm8k",
+        "main",
+        "gsm8k",
+        "qwen-boxed",
+        ("train", "test"),
+        _gsm8k_gold,
+        r"(?:train|test)(?:-\d+-of-\d+)?",
+    ),
+    "dapo-math-17k": _Published(
+        "BytedTsinghua-SIA/DAPO-Math-17k",
+        None,
+        "math_dapo",
+        "dapo",
+        ("train",),
+        gold_answer,
+        r"(?i:(?!.*aime).*)",
+    ),
+}
+SOURCE_NAMES = (*_PUBLISHED, "arithmetic", "virl39k")
+
+
+def open_source(name: str, options: SourceOptions) -> Source:
+    """Return the source of that name, file, folder or hub id; files are read when its splits are.
+
+    Raises:
+        UsageError: no such source, file or column.
+        RunError: the hub cannot be reached.
+    """
+    if options.from_path is not None and name not in _PUBLISHED:
+        raise UsageError(
+            f"--from names the files of {' or '.join(_PUBLISHED)}; "
+            "for your own data give the path itself as the source."
+        )
+    if name == "virl39k":
+        raise UsageError("virl39k holds images, and prepare-data reads text only so far; choose a text source.")
+    if name == "arithmetic":
+        return Source("arithmetic", "arithmetic", "qwen-boxed", {"train": lambda: _arithmetic(options)})
+    if name in _PUBLISHED:
+        return _open_published(name, _PUBLISHED[name], options)
+    path = Path(name)
+    if path.exists():
+        return _open_local(path, options)
+    if name.count("/") == 1 and not name.startswith((".", "/", "~")) and path.suffix.lower() not in SUFFIXES:
+        hub_id, _, config = name.partition(":")
+        return _open_hub(name, hub_id, config or None, options, hub_id, "qwen-boxed", ("train", "test"), gold_answer)
+    raise UsageError(
+        f"'{name}' is neither a file or folder nor a known source{nearest(name, SOURCE_NAMES)}; the known sources are "
+        f"{', '.join(SOURCE_NAMES)}, and a hub data set is written owner/name."
+    )
+
+
+def _open_published(name: str, published: _Published, options: SourceOptions) -> Source:
+    if options.from_path is None:
+        return _open_hub(
+            name,
+            published.hub_id,
+            published.hub_config,
+            options,
+            published.data_source,
+            published.prompt,
+            published.splits,
+            published.gold,
+        )
+    by_split = {
+        split: files
+        for split, files in _files_by_split(options.from_path, published.file_stem).items()
+        if split in published.splits
+    }
+    if not by_split:
+        raise UsageError(
+            f"{options.from_path} holds no {' or '.join(published.splits)} file of {name} ({', '.join(SUFFIXES)})."
+        )
+    splits = {split: _reader(files, options, published.gold) for split, files in by_split.items()}
+    all_files = tuple(file for files in by_split.values() for file in files)
+    return Source(name, published.data_source, published.prompt, splits, options.revision, all_files)
+
+
+def _open_local(path: Path, options: SourceOptions) -> Source:
+    by_split = {"train": [path]} if path.is_file() else _files_by_split(path)
+    if not by_split:
+        raise UsageError(f"{path} holds no data file ({', '.join(SUFFIXES)}).")
+    splits = {split: _reader(files, options, gold_answer) for split, files in by_split.items()}
+    all_files = tuple(file for files in by_split.values() for file in files)
+    name = path.resolve().stem if path.is_file() else path.resolve().name
+    return Source(name, name, "qwen-boxed", splits, None, all_files)
+
+
+def _files_by_split(path: Path, stem: str = ".*") -> dict[str, list[Path]]:
+    """Return the data files of a path by split: a file whose name says `test` is the test split, others are train."""
+    if path.is_file():
+        return {"test" if _says_test(path) else "train": [path]}
+    if not path.is_dir():
+        raise UsageError(f"There is no file or folder {path}.")
+    by_split: dict[str, list[Path]] = {}
+    for folder in (path, path / "main", path / "data"):  # the hub keeps its files in one of the latter two
+        for file in data_files(folder) if folder.is_dir() else ():
+            if re.fullmatch(stem, file.stem) is None:
+                continue
+            by_split.setdefault("test" if _says_test(file) else "train", []).append(file)
+        if by_split:
+            break
+    return by_split
+
+
+def _says_test(file: Path) -> bool:
+    return "test" in file.stem.lower().replace("-", " ").replace("_", " ").replace(".", " ").split()
+
+
+def _reader(
+    files: list[Path], options: SourceOptions, gold: Callable[[Any], str | None]
+) -> Callable[[], Iterator[SourceRow]]:
+    chosen = [(file, _columns_of(column_names(file), options, str(file))) for file in files]
+
+    def rows() -> Iterator[SourceRow]:
+        number = 0
+        for file, (question, answer) in chosen:
+            top_level = [column.partition(".")[0] for column in (question, answer)]
+            for row in read_rows(file, top_level):
+                yield SourceRow(question_text(value_at(row, question)), gold(value_at(row, answer)), number)
+                number += 1
+
+    return rows
+
+
+def _columns_of(names: list[str], options: SourceOptions, place: str) -> tuple[str, str]:
+    question = choose_column(names, options.question_column, QUESTION_COLUMNS, option="--question-column", place=place)
+    answer = choose_column(names, options.answer_column, ANSWER_COLUMNS, option="--answer-column", place=place)
+    return question, answer
+
+
+def question_text(value: Any) -> str:
+    """Return the bare question of a text or of a list of messages (its last user turn); "" where there is none."""
+    if isinstance(value, list):
+        turns = [turn.get("content") for turn in value if isinstance(turn, Mapping) and turn.get("role") == "user"]
+        value = turns[-1] if turns else None
+    return strip_prompt(value.strip()).strip() if isinstance(value, str) else ""
+
+
+def _open_hub(
+    name: str,
+    hub_id: str,
+    config: str | None,
+    options: SourceOptions,
+    data_source: str,
+    prompt: str,
+    wanted: tuple[str, ...],
+    gold: Callable[[Any], str | None],
+) -> Source:
+    try:
+        import datasets
+
+        loaded = datasets.load_dataset(hub_id, config, revision=options.revision)
+    except Exception as error:  # the hub client raises dozens of kinds; each one means "no data"
+        reason = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
+        how = f"give its files with --from PATH (`luspo prepare-data {name} --from PATH ...`)"
+        raise RunError(
+            f"{hub_id} is no local path and could not be loaded from the Hugging Face hub ({reason}); "
+            "check the name and the network"
+            + (f", or {how}." if name in _PUBLISHED else ", or download it and give the file as the source.")
+        ) from error
+    splits: dict[str, Callable[[], Iterator[SourceRow]]] = {}
+    for split, table in loaded.items():
+        names = list(table.column_names)
+        names += [f"{column}.{inner}" for column in names for inner in _inner_names(table.features[column])]
+        question, answer = _columns_of(names, options, f"{hub_id} ({split})")
+        splits[str(split)] = _table_rows(table, question, answer, gold)
+    ordered = {split: splits[split] for split in (*wanted, *splits) if split in splits}
+    return Source(name, data_source, prompt, ordered, _commit(loaded) or options.revision)
+
+
+def _commit(loaded: Mapping[Any, Any]) -> str | None:
+    """Return the hub commit that the loaded files came from, where their addresses name it."""
+    for table in loaded.values():
+        for address in getattr(table.info, "download_checksums", None) or ():
+            match = re.search(r"@([0-9a-f]{40})/", str(address))
+            if match:
+                return match.group(1)
+    return None
+
+
+def _inner_names(feature: Any) -> list[str]:
+    return list(feature) if isinstance(feature, Mapping) else []
+
+
+def _table_rows(
+    table: Any, question: str, answer: str, gold: Callable[[Any], str | None]
+) -> Callable[[], Iterator[SourceRow]]:
+    def rows() -> Iterator[SourceRow]:
+        for number, row in enumerate(table):
+            yield SourceRow(question_text(value_at(row, question)), gold(value_at(row, answer)), number)
+
+    return rows
+
+
+def _arithmetic(options: SourceOptions) -> Iterator[SourceRow]:
+    """Yield sums, differences and products of two to four small numbers, none twice as long as they last."""
+    generator = random.Random(f"luspo arithmetic {options.seed}")
+    seen: set[str] = set()
+    for number in range(options.size):
+        for _ in range(1000):
+            terms = [str(generator.randrange(100)) for _ in range(generator.randrange(2, 5))]
+            text = terms[0]
+            for term in terms[1:]:
+                text += f" {generator.choice('+-*')} {term}"
+            if text not in seen:
+                break
+        seen.add(text)
+        yield SourceRow(f"What is {text}?", str(_value(text)), number)
+
+
+def _value(expression: str) -> int:
+    """Return the value of numbers joined by +, - and *, products first."""
+    total = 0
+    for signed in expression.replace(" - ", " + -").split(" + "):
+        product = 1
+        for factor in signed.split(" * "):
+            product *= int(factor)
+        total += product
+    return total

@@ -1,0 +1,179 @@
+"""The data folder appears whole or not at all: everything is written beside it and renamed at the end.
+
+Rows go out in verl's layout, one row group at a time. The folder that a new one replaces is only ever one that
+`luspo prepare-data` wrote itself (it holds a manifest.json).
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import pyarrow
+import pyarrow.parquet
+
+from luspo_cli.errors import RunError, UsageError
+from luspo_cli.records import Message
+
+MANIFEST = "manifest.json"
+_ROWS_PER_GROUP = 2048
+
+IfExists = Literal["refuse", "replace"]
+
+SCHEMA = pyarrow.schema(
+    [
+        ("data_source", pyarrow.string()),
+        ("prompt", pyarrow.list_(pyarrow.struct([("role", pyarrow.string()), ("content", pyarrow.string())]))),
+        ("ability", pyarrow.string()),
+        ("reward_model", pyarrow.struct([("style", pyarrow.string()), ("ground_truth", pyarrow.string())])),
+        (
+            "extra_info",
+            pyarrow.struct(
+                [
+                    ("split", pyarrow.string()),
+                    ("index", pyarrow.int64()),
+                    ("source_row", pyarrow.int64()),
+                    ("question", pyarrow.string()),
+                ]
+            ),
+        ),
+    ]
+)
+"""verl's layout; `index` numbers the rows of the file, `source_row` those of the source's split."""
+
+
+class SplitWriter:
+    """Writes one parquet file in row groups; closing it twice is fine."""
+
+    def __init__(self, file: Path, split: str) -> None:
+        self.rows = 0
+        self._split = split
+        self._buffer: list[dict[str, Any]] = []
+        self._writer = pyarrow.parquet.ParquetWriter(file, SCHEMA)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.flush()
+        self._writer.close()
+
+    def add(self, data_source: str, prompt: tuple[Message, ...], answer: str, source_row: int, question: str) -> None:
+        """Append one problem; its index is its row number."""
+        self._buffer.append(
+            {
+                "data_source": data_source,
+                "prompt": [{"role": message.role, "content": message.content} for message in prompt],
+                "ability": "math",
+                "reward_model": {"style": "rule", "ground_truth": answer},
+                "extra_info": {
+                    "split": self._split,
+                    "index": self.rows,
+                    "source_row": source_row,
+                    "question": question,
+                },
+            }
+        )
+        self.rows += 1
+        if len(self._buffer) >= _ROWS_PER_GROUP:
+            self.flush()
+
+    def copy(self, row: Mapping[str, Any]) -> None:
+        """Append a row that another split's file held; its source row stays."""
+        extra = row["extra_info"]
+        prompt = tuple(Message(turn["role"], turn["content"]) for turn in row["prompt"])
+        answer = row["reward_model"]["ground_truth"]
+        self.add(row["data_source"], prompt, answer, extra["source_row"], extra["question"])
+
+    def flush(self) -> None:
+        """Write the buffered rows as one row group."""
+        if self._buffer:
+            self._writer.write_table(pyarrow.Table.from_pylist(self._buffer, schema=SCHEMA))
+            self._buffer.clear()
+
+
+def check_output(out: Path, if_exists: IfExists) -> None:
+    """Raise UsageError where `out` is taken and may not be replaced."""
+    if out.is_dir() and not any(out.iterdir()):
+        return
+    if not out.exists() and not out.is_symlink():
+        return
+    if not (out.is_dir() and (out / MANIFEST).is_file()):
+        raise UsageError(f"{out} exists and was not written by prepare-data; choose another --out.")
+    if if_exists == "refuse":
+        raise UsageError(f"{out} holds prepared data; give --if-exists replace, or choose another --out.")
+
+
+@contextmanager
+def new_folder(out: Path, if_exists: IfExists) -> Iterator[Path]:
+    """Yield a folder beside `out` that takes its place when the block ends well, and is removed when it does not.
+
+    Raises:
+        UsageError: `out` is taken.
+        RunError: the disk is full or cannot be written.
+    """
+    check_output(out, if_exists)
+    parent, name = out.absolute().parent, out.absolute().name
+    partial = parent / f".{name}.partial-{socket.gethostname()}-{os.getpid()}"
+    try:
+        _remove_abandoned(parent, f".{name}.partial-{socket.gethostname()}-")
+        partial.mkdir(parents=True)
+        yield partial
+        check_output(out, if_exists)  # it may have appeared meanwhile
+        _exchange(partial, out.absolute())
+    except OSError as error:
+        if error.errno == errno.ENOSPC or "No space left" in str(error):
+            message = f"The disk is full: {out} was not written and nothing half-written is left; free some space."
+        else:
+            message = f"{out} could not be written ({error.strerror or error}); nothing half-written is left."
+        raise RunError(message) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Write manifest.json, keys sorted: the same content gives the same bytes."""
+    text = json.dumps(manifest, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    (folder / MANIFEST).write_text(text, encoding="utf-8")
+
+
+def _remove_abandoned(parent: Path, prefix: str) -> None:
+    """Remove what a killed preparation of the same folder left behind on this machine."""
+    for path in parent.iterdir() if parent.is_dir() else ():
+        process = path.name.removeprefix(prefix)
+        if path.name.startswith(prefix) and process.isdigit() and not _is_running(int(process)):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_running(process: int) -> bool:
+    if process == os.getpid():
+        return False
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _exchange(new: Path, out: Path) -> None:
+    if not out.exists():
+        new.rename(out)
+        return
+    old = out.parent / f".{out.name}.replaced-{os.getpid()}"
+    out.rename(old)
+    try:
+        new.rename(out)
+    except OSError:
+        old.rename(out)
+        raise
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,33 @@
+"""The two kinds of failure that a user can mend, each one sentence that says what to do next.
+
+`UsageError` ends a command with exit code 2 (the command line, the configuration or an input file is wrong);
+`RunError` ends it with exit code 1 (the work began and could not go on). Anything else is a defect of ours and
+keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class KnownError(Exception):
+    """Base of the failures that are shown as one sentence; `exit_code` is the process's exit status."""
+
+    exit_code = 1
+
+
+class UsageError(KnownError):
+    """The request itself is wrong; nothing was started and nothing was written."""
+
+    exit_code = 2
+
+
+class RunError(KnownError):
+    """The request was fine and the work failed; the message says what is left and how to go on."""
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """Return " (did you mean 'x'?)" for the closest of `valid`, or "" where none is close."""
+    matches = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.5)
+    return f" (did you mean '{matches[0]}'?)" if matches else ""

@@ -1,0 +1,194 @@
+"""What a benchmark is: data plus four small functions (problems, prompt, extract + compare, aggregate) and a version.
+
+Extract, compare and aggregate are three separate steps, each testable alone, so a stored extraction can be scored again
+without the model. A comparison that only symbolic algebra can settle is returned as `NeedsSymbolic` and settled by the
+scorer in a worker that can be killed: nothing in a benchmark can hang. `version` rises when a score can change.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Literal
+
+from luspo_cli.errors import UsageError, nearest
+from luspo_cli.records import Message
+
+Mode = Literal["rule", "official"]
+"""`rule`: our extraction and a comparison that never guesses; `official`: the benchmark's own script."""
+
+AnswerForm = Literal["boxed", "answer-line", "hash"]
+"""Where a prompt asks for the answer, which is looked for there first: `\\boxed{}`, `Answer: ...`, or `#### N`."""
+
+
+class Reason(StrEnum):
+    """Why a sample got its verdict; the values are written to result files and stay stable."""
+
+    EXACT = "exact"
+    """Equal after normalisation."""
+    NUMERIC = "numeric"
+    """Equal as numbers."""
+    STRUCTURAL = "structural"
+    """Equal element by element (tuple, interval, set, list, matrix, equation)."""
+    SYMBOLIC = "symbolic"
+    """Equal by symbolic algebra."""
+    NEAREST = "nearest"
+    """Official modes only: the answer was mapped to the nearest choice, and that choice is right."""
+    DIFFERENT = "different"
+    """An answer was found and is not the gold answer."""
+    NO_ANSWER = "no_answer"
+    """No final answer could be extracted; wrong."""
+    TIMEOUT = "timeout"
+    """The comparison ran past its time limit; wrong, and counted."""
+    CRASHED = "crashed"
+    """The comparison ended its worker or raised; wrong, and counted."""
+    MISSING = "missing"
+    """No response was handed in for this problem; wrong, and counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class BenchmarkProblem:
+    """One problem. `gold` went through the same normaliser as a prediction; `raw_gold` is what the file holds.
+
+    Example:
+        BenchmarkProblem("60", "Every morning Aya goes ...", "204", raw_gold="204", aliases=("0",))
+    """
+
+    id: str
+    question: str
+    gold: str
+    raw_gold: Any
+    images: tuple[str, ...] = ()
+    """Paths below the data folder, in the order of the prompt's `<image>` marks."""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """What the metrics need: level, subject, question type, skills."""
+    aliases: tuple[str, ...] = ()
+    """Other ids under which a response may be handed in, such as the 0-based row index."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The judgement of one sample. `extracted` is None where no answer was found."""
+
+    extracted: str | None
+    correct: bool
+    reason: Reason
+
+
+@dataclass(frozen=True, slots=True)
+class NeedsSymbolic:
+    """A comparison left to symbolic algebra: right if `answer` equals `gold`, else `different`.
+
+    `extracted` is what the final verdict stores; `gold` and `answer` are the expressions that the worker reads.
+    """
+
+    extracted: str
+    gold: str
+    answer: str
+
+
+@dataclass(frozen=True, slots=True)
+class PromptTemplate:
+    """A named prompt. `{question}` in `user` is the only mark that is replaced (LaTeX braces stay as they are)."""
+
+    user: str
+    system: str | None = None
+    answer_form: AnswerForm = "boxed"
+
+    def render(self, question: str) -> tuple[Message, ...]:
+        """Return the prompt's turns with `question` put in."""
+        user = Message("user", self.user.replace("{question}", question))
+        return (Message("system", self.system), user) if self.system is not None else (user,)
+
+
+class Benchmark(ABC):
+    """One benchmark; subclasses set the fields and write the functions. Instances hold no state."""
+
+    name: str
+    version: int
+    modality: Literal["text", "vision"] = "text"
+    size: int
+    """Problems in the benchmark; any other number of rows stops the evaluation."""
+    licence: str
+    hub_ids: tuple[str, ...] = ()
+    """Where the data is published, the default first; `id:config:split`."""
+    prompts: Mapping[str, PromptTemplate]
+    default_prompt: str = "qwen-boxed"
+    modes: tuple[Mode, ...] = ("rule",)
+
+    @abstractmethod
+    def problems(self, source: Path) -> list[BenchmarkProblem]:
+        """Read all problems from a folder or file; raises UsageError where the file is not this benchmark."""
+
+    def prompt(self, problem: BenchmarkProblem, variant: str | None = None) -> tuple[Message, ...]:
+        """Return the turns for `problem` in the prompt `variant` (None: the default); raises UsageError if unknown."""
+        return self.template(variant).render(problem.question)
+
+    @abstractmethod
+    def extract(
+        self, problem: BenchmarkProblem, response: str, *, mode: Mode = "rule", variant: str | None = None
+    ) -> str | None:
+        """Return the final answer of `response` as written, or None where there is none. Pure, linear time."""
+
+    @abstractmethod
+    def compare(self, problem: BenchmarkProblem, extracted: str, *, mode: Mode = "rule") -> Verdict | NeedsSymbolic:
+        """Compare an extracted answer with the gold answer. Pure and fast; leaves algebra to `NeedsSymbolic`."""
+
+    def grade(
+        self,
+        problem: BenchmarkProblem,
+        response: str,
+        *,
+        mode: Mode = "rule",
+        extraction: str | None = None,
+        variant: str | None = None,
+    ) -> Verdict | NeedsSymbolic:
+        """Extract (unless an `extraction` is given, which may be empty) and compare."""
+        extracted = extraction
+        if extracted is None:
+            extracted = self.extract(problem, response, mode=mode, variant=variant)
+        if extracted is None:
+            return Verdict(None, False, Reason.NO_ANSWER)
+        return self.compare(problem, extracted, mode=mode)
+
+    def aggregate(
+        self, problems: Sequence[BenchmarkProblem], graded: Mapping[str, Sequence[Verdict]]
+    ) -> dict[str, Any]:
+        """Return the metrics over all `problems`; a problem without verdicts in `graded` (by id) is wrong."""
+        from luspo_cli.evaluation.scores import summarise
+
+        return summarise(problems, graded, answer_key=self.answer_key)
+
+    def answer_key(self, extracted: str) -> str:
+        """Return a key that equal answers share; it makes the clusters of maj@k."""
+        return extracted.strip()
+
+    def row_id(self, row: Mapping[str, Any]) -> str | None:
+        """Return the problem id of one line of a responses file, or None where it names none."""
+        value = row.get("id")
+        if isinstance(value, float) and value.is_integer():  # tables write whole numbers as 60.0
+            value = int(value)
+        return str(value) if isinstance(value, str | int) and not isinstance(value, bool) else None
+
+    def read_extraction(self, value: Any) -> str:
+        """Return the `extraction` field of a responses file as text; called only where it is not null."""
+        return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+    def template(self, variant: str | None = None) -> PromptTemplate:
+        """Return the prompt template called `variant` (None: the default); raises UsageError if unknown."""
+        name = variant or self.default_prompt
+        if name not in self.prompts:
+            known = ", ".join(self.prompts)
+            raise UsageError(
+                f"{self.name} has no prompt '{name}'{nearest(name, self.prompts)}; choose one of: {known}."
+            )
+        return self.prompts[name]
+
+    def require_mode(self, mode: str) -> None:
+        """Raise UsageError unless this benchmark can be scored in `mode`."""
+        if mode not in self.modes:
+            raise UsageError(f"{self.name} has no mode '{mode}'; choose one of: {', '.join(self.modes)}.")

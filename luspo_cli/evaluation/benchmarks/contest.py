@@ -1,0 +1,38 @@
+"""Contests whose answers are all integers (AIME, AMC as Qwen2.5-Math poses it): equal integers are right, nothing else.
+
+No tolerance: Qwen's grader takes 2500 for 25 (percent) and 104.005 for 104 (relative 1e-4). 25.0, 025 and
+`\\textbf{(B) } 25` are the integer 25. Two problems of AIME24 share an answer, so samples are kept by problem id.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from luspo_cli.errors import UsageError
+from luspo_cli.evaluation.benchmark import BenchmarkProblem, Mode, Reason
+from luspo_cli.evaluation.comparison.numbers import number_key
+from luspo_cli.evaluation.comparison.values import number_in
+from luspo_cli.evaluation.text_benchmark import TextBenchmark
+
+
+class IntegerBenchmark(TextBenchmark):
+    """A text benchmark with integer golds."""
+
+    def normalise_gold(self, raw: Any, place: str) -> str:
+        """Return the gold as a plain integer: `025`, `27.0` and `336^\\circ` become 25, 27 and 336."""
+        value = number_in(str(raw))
+        if value is None or value.denominator != 1:
+            raise UsageError(f"{place} has the gold answer {str(raw)[:40]!r}, and {self.name} has integers only.")
+        return str(value.numerator)
+
+    def judge(self, problem: BenchmarkProblem, extracted: str, mode: Mode) -> Reason | None:
+        """Compare as exact integers."""
+        value = number_in(extracted)
+        if value is None or str(value) != problem.gold:
+            return Reason.DIFFERENT
+        return Reason.EXACT if extracted.strip() == problem.gold else Reason.NUMERIC
+
+    def answer_key(self, extracted: str) -> str:
+        """Return the number, or the text where it is none."""
+        value = number_in(extracted)
+        return extracted.strip() if value is None else number_key(value)

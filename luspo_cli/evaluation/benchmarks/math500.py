@@ -1,0 +1,59 @@
+"""MATH-500, 500 problems of MATH (arXiv 2103.03874) chosen by Lightman et al. (arXiv 2305.20050).
+
+Data: HuggingFaceH4/MATH-500. Example: "Convert the point (0,3) in rectangular coordinates to polar coordinates. ..." ->
+`\\left( 3, \\frac{\\pi}{2} \\right)`.
+Reference graders: Qwen2.5-Math, math-verify, two of rasbt/reasoning-from-scratch; ours differs where they err
+(docs/benchmarks.md has the list). Results are also given by level (1 to 5) and by subject.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from luspo_cli.errors import UsageError
+from luspo_cli.evaluation.benchmark import BenchmarkProblem, Mode, Reason, Verdict
+from luspo_cli.evaluation.comparison.decide import answer_key, decide_quickly
+from luspo_cli.evaluation.scores import by_group
+from luspo_cli.evaluation.text_benchmark import TextBenchmark
+
+
+class Math500(TextBenchmark):
+    """500 problems of MATH with answers of every form."""
+
+    name = "MATH500"
+    version = 1
+    size = 500
+    licence = "MIT (problems of MATH, through openai/prm800k); copy: Apache-2.0"
+    hub_ids = ("HuggingFaceH4/MATH-500::test",)
+    files = ("test.jsonl", "math500_test.json", "math500.parquet", "test.parquet")
+
+    def normalise_gold(self, raw: Any, place: str) -> str:
+        """Return the gold as it is: its comparison normalises both sides alike."""
+        if not isinstance(raw, str | int | float) or not str(raw).strip():
+            raise UsageError(f"{place} has no gold answer; give the complete benchmark with --data.")
+        return str(raw).strip()
+
+    def judge(self, problem: BenchmarkProblem, extracted: str, mode: Mode) -> Reason | None:
+        """Compare spelling and numbers; the rest is left to algebra."""
+        return decide_quickly(problem.gold, extracted)
+
+    def answer_key(self, extracted: str) -> str:
+        """Return one key for equal numbers and equal spellings."""
+        return answer_key(extracted)
+
+    def details(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Return level and subject."""
+        return {key: row[key] for key in ("level", "subject") if row.get(key) is not None}
+
+    def aggregate(
+        self, problems: Sequence[BenchmarkProblem], graded: Mapping[str, Sequence[Verdict]]
+    ) -> dict[str, Any]:
+        """Return the common metrics, and accuracy by level and by subject."""
+        metrics = super().aggregate(problems, graded)
+        for key in ("level", "subject"):
+            metrics[f"by_{key}"] = by_group(problems, graded, key)
+        return metrics
+
+
+MATH500 = Math500()

@@ -1,0 +1,132 @@
+r"""Characters and LaTeX commands in one spelling: the first two scans of normalisation.
+
+Unicode mathematics becomes LaTeX, marks of direction and private characters go, sizing and spacing commands go, fonts
+are unwrapped. Words in `\\text{}` and its kin are fenced by two private characters, so that later steps can tell a unit
+or an "and" from letters that are symbols.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+OR = "\ue002"
+"""Stands for "or" (also written as \\lor) between two answers."""
+TEXT_OPEN, TEXT_CLOSE = "\ue000", "\ue001"
+
+_CHARACTERS = {
+    **dict.fromkeys("−–—‒﹣－", "-"),
+    **dict.fromkeys("×·⋅∙⨯", r"\cdot "),
+    "÷": "/", "∕": "/", "⁄": "/", "π": r"\pi ", "θ": r"\theta ", "√": "sqrt ", "∞": r"\infty ", "±": r"\pm ",
+    "≤": r"\leq ", "⩽": r"\leq ", "≥": r"\geq ", "⩾": r"\geq ", "≠": r"\neq ", "≈": r"\approx ",
+    "∪": r"\cup ", "∩": r"\cap ",
+    "∈": r"\in ", "∅": r"\emptyset ", "°": r"\degree ", "º": r"\degree ", "ℝ": r"\mathbb{R}", "′": "'", "’": "'",
+    "⟨": "(", "⟩": ")", "\u00a0": " ", "“": '"', "”": '"',
+}  # fmt: skip
+_SUPERSCRIPTS = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ", "0123456789-+n", strict=True))
+_SUBSCRIPTS = dict(zip("₀₁₂₃₄₅₆₇₈₉", "0123456789", strict=True))
+_FRACTIONS = {"½": (1, 2), "⅓": (1, 3), "⅔": (2, 3), "¼": (1, 4), "¾": (3, 4), "⅕": (1, 5), "⅙": (1, 6), "⅛": (1, 8)}
+
+_DROPPED = frozenset(
+    (
+        "left", "right", "big", "Big", "bigg", "Bigg", "bigl", "bigr", "Bigl", "Bigr", "biggl", "biggr", "Biggl",
+        "Biggr", "displaystyle", "textstyle", "scriptstyle", "limits", "nolimits", "!", ",", ";", ":", ">", "(", ")",
+        "[", "]", "degree", "rm", "bf", "it", "mathstrut", "strut", "hfill", "notag", "nonumber",
+    )
+)  # fmt: skip
+_SPACES = frozenset({"quad", "qquad", " ", "\n", "\t", "enspace", "thinspace", "space"})
+_RENAMED = {
+    "dfrac": r"\frac", "tfrac": r"\frac", "cfrac": r"\frac", "dbinom": r"\binom", "tbinom": r"\binom", "le": r"\leq ",
+    "leqslant": r"\leq ", "ge": r"\geq ", "geqslant": r"\geq ", "ne": r"\neq ", "lt": "<", "gt": ">",
+    "infin": r"\infty ", "lvert": "|", "rvert": "|", "vert": "|", "mid": "|", "ast": "*", "cdot": "*", "times": "*",
+    "div": "/", "lbrace": r"\{", "rbrace": r"\}", "lbrack": "[", "rbrack": "]", "lparen": "(", "rparen": ")",
+    "langle": "(", "simeq": r"\approx ", "rangle": ")", "lor": OR, "vee": OR, "R": r"\mathbb{R}",
+    "varnothing": r"\emptyset ", "_": "_", "#": "#", "&": "and", "land": ",", "wedge": ",", "colon": ":",
+    "ldots": "...", "dots": "...", "cdots": "...", "leq": r"\leq ", "geq": r"\geq ", "backslash": r"\setminus ",
+}  # fmt: skip
+_PLAIN_WRAPPERS = frozenset(
+    (
+        "mathbf", "mathit", "boldsymbol", "bm", "mathsf", "operatorname", "vec", "boxed", "fbox", "displaylines",
+    )
+)  # fmt: skip
+_TEXT_WRAPPERS = frozenset(
+    (
+        "text", "textbf", "textit", "textrm", "textsf", "texttt", "textnormal", "mbox", "hbox", "mathrm", "textup",
+        "emph", "underline",
+    )
+)  # fmt: skip
+
+_COMMAND = re.compile(r"\\([a-zA-Z]+|.)", re.DOTALL)
+
+
+def plain_characters(text: str) -> str:
+    """Return `text` in ASCII mathematics: superscripts as powers, minus signs as hyphens, letters as they are."""
+    out: list[str] = []
+    raised = False
+    for character in text:
+        if character in _SUPERSCRIPTS:
+            out.append(_SUPERSCRIPTS[character] if raised else "^{" + _SUPERSCRIPTS[character])
+            raised = True
+            continue
+        if raised:
+            out.append("}")
+            raised = False
+        if character.isascii():
+            out.append(character)
+        elif character in _CHARACTERS:
+            out.append(_CHARACTERS[character])
+        elif character in _SUBSCRIPTS:
+            out.append("_" + _SUBSCRIPTS[character])
+        elif character in _FRACTIONS:
+            out.append(r"\frac{{{}}}{{{}}}".format(*_FRACTIONS[character]))
+        elif character == OR:  # already in normal spelling
+            out.append(OR)
+        elif unicodedata.category(character) not in ("Cf", "Co", "Cs", "Cn"):  # marks of direction and the like go
+            out.append(unicodedata.normalize("NFKC", character))
+    if raised:
+        out.append("}")
+    return "".join(" " if character < " " else character for character in "".join(out) if character != "\x7f")
+
+
+def rewrite_commands(text: str) -> str:
+    """Drop, rename and unwrap commands in one scan; text in words is fenced by two private characters."""
+    out: list[str] = []
+    closers: list[str] = []  # for each open brace, what its end becomes
+    at = 0
+    while at < len(text):
+        character = text[at]
+        if character == "\\":
+            match = _COMMAND.match(text, at)
+            if match is None:
+                break
+            at = match.end()
+            name = match.group(1)
+            if name in _PLAIN_WRAPPERS or name in _TEXT_WRAPPERS:
+                start = _skip_spaces(text, at + text.startswith("*", at))  # \\operatorname*{lcm}
+                if start < len(text) and text[start] == "{":
+                    fence = name in _TEXT_WRAPPERS
+                    out.append(TEXT_OPEN if fence else "")
+                    closers.append(TEXT_CLOSE if fence else "")
+                    at = start + 1
+            elif name in _RENAMED:
+                out.append(_RENAMED[name])
+            elif name in _SPACES:
+                out.append(" ")
+            elif name not in _DROPPED:
+                out.append("\\" + name + (" " if name.isalpha() else ""))
+        else:
+            if character == "{":
+                closers.append("}")
+            elif character == "}":
+                character = closers.pop() if closers else "}"
+            elif character == "~":
+                character = " "
+            out.append(character)
+            at += 1
+    return "".join(out)
+
+
+def _skip_spaces(text: str, at: int) -> int:
+    while at < len(text) and text[at] == " ":
+        at += 1
+    return at

@@ -1,0 +1,121 @@
+"""Reducers over repeated samples: avg@k, unbiased pass@k, maj@k, and bootstrap intervals over problems.
+
+Decided here: every mean divides by the problems of the benchmark, never by the answers found; a problem without a
+response is wrong. pass@k is the unbiased estimate of Chen et al. (arXiv 2107.03374), in exact integers; it is not the
+bootstrap that verl calls best@k. maj@k takes the first k samples, drops those without an answer, and on a tie elects
+the cluster whose first member came first. Intervals resample problems, since the samples of one problem are no new
+problems.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
+from math import comb
+from typing import Any
+
+from luspo_cli.evaluation.benchmark import BenchmarkProblem, Reason, Verdict
+
+RESAMPLES = 2_000
+SEED = 0
+_GOLD = "\0gold"
+
+
+def pass_at_k(n: int, correct: int, k: int) -> Fraction:
+    """Return 1 - C(n - c, k) / C(n, k): the chance that k of n samples, c of them right, hold a right one."""
+    if not 0 <= correct <= n:
+        raise ValueError(f"correct must lie in 0..n, got {correct} of {n}")
+    if not 1 <= k <= n:
+        raise ValueError(f"k must lie in 1..n, got k={k} with n={n}")
+    return 1 - Fraction(comb(n - correct, k), comb(n, k))
+
+
+def majority_is_correct(verdicts: Sequence[Verdict], answer_key: Callable[[str], str]) -> bool:
+    """Return whether the most frequent answer is right; no answer at all is wrong."""
+    sizes: Counter[str] = Counter()
+    for verdict in verdicts:
+        if verdict.extracted is not None:
+            # Right answers are one cluster however they are written: each was shown equal to the gold.
+            sizes[_GOLD if verdict.correct else answer_key(verdict.extracted)] += 1
+    return bool(sizes) and max(sizes, key=lambda key: sizes[key]) == _GOLD  # max keeps the first of equals
+
+
+def bootstrap_interval(
+    values: Sequence[float], *, level: float = 0.95, resamples: int = RESAMPLES, seed: int = SEED
+) -> tuple[float, float] | None:
+    """Return the percentile interval of the mean of `values` under resampling; None for fewer than two."""
+    if len(values) < 2:
+        return None
+    import numpy
+
+    generator = numpy.random.Generator(numpy.random.PCG64(seed))
+    array = numpy.asarray(values, dtype=numpy.float64)
+    means = numpy.array([array[generator.integers(0, len(array), len(array))].mean() for _ in range(resamples)])
+    low, high = numpy.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def sample_counts(n: int) -> list[int]:
+    """Return the k that are reported for n samples: 1, 2, 4, ... and n."""
+    powers = [1 << bit for bit in range(n.bit_length()) if 1 << bit < n]
+    return [*powers, n] if n else []
+
+
+def summarise(
+    problems: Sequence[BenchmarkProblem],
+    graded: Mapping[str, Sequence[Verdict]],
+    *,
+    answer_key: Callable[[str], str],
+) -> dict[str, Any]:
+    """Return the metrics that every benchmark has; all means are over `problems`.
+
+    `accuracy` is the mean over problems of their share of right samples. avg@k, pass@k and maj@k are there for k up to
+    the samples that every answered problem has.
+    """
+    verdicts = [[v for v in graded.get(problem.id, ()) if v.reason is not Reason.MISSING] for problem in problems]
+    answered = [row for row in verdicts if row]
+    shares = [Fraction(sum(v.correct for v in row), len(row)) if row else Fraction(0) for row in verdicts]
+    handed = sum(map(len, verdicts))
+    total = max(1, len(problems))
+    metrics: dict[str, Any] = {
+        "accuracy": float(sum(shares, Fraction(0)) / total),
+        "accuracy_interval_95": bootstrap_interval([float(share) for share in shares]),
+        "correct": sum(v.correct for row in verdicts for v in row),
+        "samples": handed,
+        "problems_missing": len(problems) - len(answered),
+        "no_answer_fraction": sum(v.reason is Reason.NO_ANSWER for row in verdicts for v in row) / max(1, handed),
+        "reasons": dict(sorted(Counter(str(v.reason) for row in verdicts for v in row).items())),
+    }
+    fewest = min(map(len, answered), default=0)
+    if fewest == max(map(len, answered), default=0) and fewest:
+        metrics[f"avg@{fewest}"] = metrics["accuracy"]
+    for k in sample_counts(fewest):
+        chances = (pass_at_k(len(row), sum(v.correct for v in row), k) for row in answered)
+        metrics[f"pass@{k}"] = float(sum(chances, Fraction(0)) / total)
+    for k in sample_counts(fewest):
+        metrics[f"maj@{k}"] = sum(majority_is_correct(row[:k], answer_key) for row in answered) / total
+    return metrics
+
+
+def by_group(
+    problems: Sequence[BenchmarkProblem],
+    graded: Mapping[str, Sequence[Verdict]],
+    key: str,
+) -> dict[str, dict[str, Any]]:
+    """Return problems, right answers (a mean over samples, maybe a fraction) and accuracy by value of `extra[key]`."""
+    shares: dict[Any, list[Fraction]] = {}
+    for problem in problems:
+        group = problem.extra.get(key)
+        if group is not None:
+            row = [v for v in graded.get(problem.id, ()) if v.reason is not Reason.MISSING]
+            share = Fraction(sum(v.correct for v in row), len(row)) if row else Fraction(0)
+            shares.setdefault(group, []).append(share)
+    return {
+        str(group): {
+            "problems": len(row),
+            "correct": float(sum(row, Fraction(0))),
+            "accuracy": float(sum(row, Fraction(0)) / len(row)),
+        }
+        for group, row in sorted(shares.items(), key=lambda item: str(item[0]))
+    }

@@ -1,0 +1,200 @@
+"""What the text benchmarks share: rows in any published layout become problems, and answers are looked for where the
+prompt asks for them.
+
+Column names are matched in any case (`Problem`, `question`, a verl `prompt`; `answer`, `reward_model.ground_truth`).
+A wrong number of problems stops the work: half a benchmark gives a number that nobody can compare.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from luspo_cli.data import prompts as templates
+from luspo_cli.data.reading import Row, data_files, read_rows, value_at
+from luspo_cli.errors import UsageError
+from luspo_cli.evaluation.benchmark import (
+    AnswerForm,
+    Benchmark,
+    BenchmarkProblem,
+    Mode,
+    NeedsSymbolic,
+    PromptTemplate,
+    Reason,
+    Verdict,
+)
+from luspo_cli.rewards.answers import Form, extract_answer
+
+_QUESTIONS = ("problem", "question", "prompt", "query")
+_ANSWERS = ("answer", "reward_model.ground_truth", "ground_truth", "final_answer", "gold")
+_IDS = ("unique_id", "id", "extra_info.index", "extra_info.id", "index")
+_FORMS: dict[AnswerForm, tuple[Form, ...]] = {
+    "boxed": (Form.BOXED, Form.ANSWER_LINE),
+    "answer-line": (Form.ANSWER_LINE, Form.BOXED),
+    "hash": (Form.HASHES, Form.BOXED, Form.ANSWER_LINE),
+}
+
+
+def template_of(source: templates.PromptTemplate) -> PromptTemplate:
+    """Return a training template as an evaluation prompt: one text for both."""
+    form: AnswerForm = {"hashes": "hash", "answer-line": "answer-line"}.get(source.asks_for, "boxed")  # type: ignore[assignment]
+    return PromptTemplate(source.before + "{question}" + source.after, source.system or None, form)
+
+
+BOXED_PROMPTS = {
+    "qwen-boxed": template_of(templates.QWEN_BOXED),
+    "verl": template_of(templates.BOXED_SUFFIX),
+    "dapo": template_of(templates.DAPO),
+}
+
+
+class TextBenchmark(Benchmark):
+    """A benchmark of questions in words with one gold answer each."""
+
+    files: tuple[str, ...]
+    """Names looked for in a data folder, in this order."""
+    default_forms: tuple[Form, ...] = (Form.BOXED, Form.ANSWER_LINE)
+    """Where answers are looked for when no prompt variant is named."""
+    prompts: Mapping[str, PromptTemplate] = BOXED_PROMPTS
+
+    def __init__(self, *, last_number: bool = False) -> None:
+        self.last_number = last_number
+        """Whether the last number of a response without any mark is its answer: a guess, off unless asked for."""
+
+    def problems(self, source: Path) -> list[BenchmarkProblem]:
+        """Read the problems of a folder or file; raises UsageError where it is not this benchmark."""
+        file = self._file(Path(source))
+        return self.read(read_rows(file), str(file))
+
+    def from_hub(self, hub_id: str | None = None) -> list[BenchmarkProblem]:
+        """Download the problems from the hub (`id:config:split`); raises UsageError where they cannot be had."""
+        name = hub_id or self.hub_ids[0]
+        return self.read(_hub_rows(name), name)
+
+    def read(self, rows: Iterable[Row], place: str) -> list[BenchmarkProblem]:
+        """Turn rows into problems and check their number; a problem that is repeated equally often counts once."""
+        ids_of: dict[tuple[str, str], list[str | None]] = {}
+        made: dict[tuple[str, str], BenchmarkProblem] = {}
+        for number, row in enumerate(rows):
+            row = {key.lower(): value for key, value in row.items()}
+            own = next((found for name in _IDS if (found := value_at(row, name)) is not None), None)
+            problem = self._problem(row, own, number, place)
+            key = (problem.question, problem.gold)
+            made.setdefault(key, problem)
+            ids_of.setdefault(key, []).append(None if own is None else problem.id)
+        problems = list(made.values())
+        repeats_of = [len(ids) for ids in ids_of.values()]
+        if len(problems) != self.size or len(set(repeats_of)) != 1:
+            raise UsageError(self._wrong_size(sum(repeats_of), len(problems), place))
+        if repeats_of[0] > 1:
+            problems = [_merge(problem, ids_of[key], n) for n, (key, problem) in enumerate(made.items())]
+        if len({problem.id for problem in problems}) != len(problems):
+            raise UsageError(f"{place} gives one id to two problems; give each row its own id.")
+        return _without_ambiguous_aliases(problems)
+
+    def extract(
+        self, problem: BenchmarkProblem, response: str, *, mode: Mode = "rule", variant: str | None = None
+    ) -> str | None:
+        """Return the marked answer: where the prompt `variant` asks for it first, then in the other usual places."""
+        return extract_answer(response, self.forms(response, variant))
+
+    def forms(self, response: str, variant: str | None) -> tuple[Form, ...]:
+        """Return the marks of an answer, in the order in which they are tried."""
+        forms = self.default_forms
+        if variant is not None:
+            asked = _FORMS[self.template(variant).answer_form]
+            forms = asked + tuple(form for form in forms if form not in asked)
+        if self.last_number and Form.LAST_NUMBER not in forms:
+            forms = (*forms, Form.LAST_NUMBER)
+        return forms
+
+    def compare(self, problem: BenchmarkProblem, extracted: str, *, mode: Mode = "rule") -> Verdict | NeedsSymbolic:
+        """Compare an extracted answer with the gold answer; blank text is no answer."""
+        if not extracted.strip():
+            return Verdict(None, False, Reason.NO_ANSWER)
+        reason = self.judge(problem, extracted, mode)
+        if reason is None:
+            return NeedsSymbolic(extracted, problem.gold, extracted)
+        return Verdict(extracted, reason is not Reason.DIFFERENT, reason)
+
+    def judge(self, problem: BenchmarkProblem, extracted: str, mode: Mode) -> Reason | None:
+        """Return the reason of the verdict, `different` being wrong, or None where only algebra can tell."""
+        raise NotImplementedError
+
+    def normalise_gold(self, raw: Any, place: str) -> str:
+        """Return the gold answer in the spelling that `judge` expects; raises UsageError where it is none."""
+        raise NotImplementedError
+
+    def details(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what the metrics need of a row."""
+        return {}
+
+    def _problem(self, row: Mapping[str, Any], own: Any, number: int, place: str) -> BenchmarkProblem:
+        question = _question(next((row[name] for name in _QUESTIONS if row.get(name) is not None), None))
+        raw = next((found for name in _ANSWERS if (found := value_at(row, name)) is not None), None)
+        if not question or raw is None:
+            lacking = "question" if not question else "gold answer"
+            raise UsageError(
+                f"Row {number} of {place} has no {lacking}; {self.name} is published as {self.hub_ids[0]}."
+            )
+        aliases = () if own is None or str(own) == str(number) else (str(number),)
+        identity = str(number if own is None else own)
+        gold = self.normalise_gold(raw, f"Row {number} of {place}")
+        return BenchmarkProblem(identity, question, gold, raw, extra=self.details(row), aliases=aliases)
+
+    def _file(self, source: Path) -> Path:
+        if source.is_file():
+            return source
+        if not source.is_dir():
+            raise UsageError(
+                f"There is no data file or folder {source}; {self.name} is published as {self.hub_ids[0]}."
+            )
+        for name in self.files:
+            if (source / name).is_file():
+                return source / name
+        present = data_files(source)
+        if len(present) == 1:
+            return present[0]
+        wanted = " or ".join(self.files)
+        names = ", ".join(file.name for file in present) or "no data file"
+        raise UsageError(f"{source} holds {names} and {self.name} needs {wanted}; give that file itself with --data.")
+
+    def _wrong_size(self, rows: int, problems: int, place: str) -> str:
+        have = f"{rows} rows" if rows == problems else f"{rows} rows with {problems} different problems"
+        return f"{place} has {have}, and {self.name} has {self.size} problems; give the complete benchmark with --data."
+
+
+def _without_ambiguous_aliases(problems: list[BenchmarkProblem]) -> list[BenchmarkProblem]:
+    """Drop row numbers as ids where one of them is another row's own id: AMC23's 40 problems have ids up to 49."""
+    ids = {problem.id for problem in problems}
+    if all(alias not in ids for problem in problems for alias in problem.aliases):
+        return problems
+    return [replace(problem, aliases=()) for problem in problems]
+
+
+def _merge(problem: BenchmarkProblem, ids: list[str | None], number: int) -> BenchmarkProblem:
+    """One problem for rows that repeat it; the rows' own ids all lead to it, unless they are mere row numbers."""
+    named = [identity for identity in dict.fromkeys(ids) if identity is not None]
+    return replace(problem, id=named[0] if named else str(number), aliases=tuple(named[1:]))
+
+
+def _question(value: Any) -> str:
+    """Return the bare question of a text or of a verl prompt (its last user turn without the template)."""
+    if isinstance(value, list):
+        turns = [turn for turn in value if isinstance(turn, Mapping) and turn.get("role") == "user"]
+        value = turns[-1].get("content") if turns else None
+    return templates.strip_prompt(value).strip() if isinstance(value, str) else ""
+
+
+def _hub_rows(name: str) -> Iterator[Row]:
+    import datasets
+
+    hub_id, config, split = [*name.split(":"), "", ""][:3]
+    for part in config.split("+"):  # AIME25 is published in two configurations
+        try:
+            yield from datasets.load_dataset(hub_id, part or None, split=split or "test")
+        except Exception as error:
+            reason = str(error).strip().partition("\n")[0].rstrip(".")
+            raise UsageError(f"{name} cannot be had from the hub ({reason}); give a local copy with --data.") from error

@@ -1,0 +1,117 @@
+"""Read answers that name no choice: a yes/no question turned into a statement, a choice's own words.
+
+"Is Gray the maximum?" answered by "Gray is not the maximum." says no, and "the deer population would decrease" names
+"it would decrease" among {increase, fluctuate, it would decrease}. Both are readings, not guesses: the statement has
+to repeat the question's words in the question's order with the question's comparison, and every word that sets a
+choice apart has to occur, and no other choice's.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+_WORD = re.compile(r"[a-z0-9]+")
+_NEGATION = re.compile(
+    r"\b(?:not|no|never|neither|nor|without|cannot|isn't|aren't|doesn't|don't|wasn't|can't|false|incorrect|untrue)\b|n't\b"
+)
+_UNCERTAIN = re.compile(
+    r"\b(?:if|whether|may|might|could|cannot|can't|possible|determine|unclear|uncertain|unknown|however|but|information)\b"
+)
+_COMPARISONS = {
+    word: sign
+    for sign, words in (
+        (">", "greater larger more higher bigger above longer taller wider heavier"),
+        ("<", "less fewer smaller lower below under shorter narrower lighter"),
+        ("=", "equal same equals"),
+    )
+    for word in words.split()
+}
+_SUPERLATIVES = {
+    word: sign
+    for sign, words in (
+        ("max", "maximum highest largest most biggest greatest high"),
+        ("min", "minimum lowest smallest least fewest low"),
+    )
+    for word in words.split()
+}
+_FUNCTION_WORD_LIST = (
+    "a an the is are was were be been do does did has have had of in on at to that this these those there it its by "
+    "for based image graph figure picture given than then also will would may might likely"
+)
+_FUNCTION_WORDS = frozenset(_FUNCTION_WORD_LIST.split())
+_CONDITION = re.compile(r"\b(?<!such )(?:if|when|as|since|because)\b[^,?]{0,300}(?:,|\?|$)", re.IGNORECASE)
+_SIGNS = frozenset(_COMPARISONS) | frozenset(_SUPERLATIVES)
+_REASON = re.compile(r"\b(?:because|since)\b|[,;] (?:as|which|but|with|indicating|suggesting|meaning)\b")
+_WORDS_READ = 120
+"""Words of a sentence that are compared with the question; a longer one is no restatement."""
+
+
+def states_yes_or_no(sentence: str, question: str) -> bool | None:
+    """Whether `sentence` affirms (True) or denies (False) a yes/no `question`; None where it does neither plainly."""
+    lowered = _main_clause(sentence.lower())
+    if _UNCERTAIN.search(lowered):
+        return None
+    said = _WORD.findall(lowered)[:_WORDS_READ]
+    asked = [word for word in _WORD.findall(question.lower()) if word not in _FUNCTION_WORDS][:_WORDS_READ]
+    comparisons, wanted = _signs(said), _signs(asked)
+    opposite = len(comparisons) == len(wanted) == 1 and comparisons != wanted
+    if not asked or (comparisons != wanted and not opposite):
+        return None
+    stems = [_stem(word) for word in asked if not (opposite and word in _SIGNS)]
+    content = [_stem(word) for word in said if word not in _FUNCTION_WORDS]
+    if 4 * _common_in_order(stems, content) < 3 * len(stems):
+        return None
+    denied = (_NEGATION.search(lowered) is not None) != (_NEGATION.search(question.lower()) is not None)
+    if opposite:
+        return None if denied else False
+    return not denied
+
+
+def choice_by_own_words(sentence: str, choices: Sequence[str], question: str) -> int | None:
+    """The position of the only choice whose own words (in no other choice, not in the question) all occur, or None."""
+    clause = _main_clause(_CONDITION.sub(" ", sentence.lower()))
+    named = choices_by_own_words(clause, choices, question)
+    return named[0] if len(named) == 1 and _NEGATION.search(clause) is None else None
+
+
+def choices_by_own_words(clause: str, choices: Sequence[str], question: str = "") -> list[int]:
+    """The positions of the choices all of whose own words occur in `clause`."""
+    said = {_stem(word) for word in _WORD.findall(clause.lower())}
+    asked = {_stem(word) for word in _WORD.findall(_CONDITION.sub(" ", question.lower()))}
+    words = [
+        {_stem(word) for word in _WORD.findall(choice.lower()) if word not in _FUNCTION_WORDS} for choice in choices
+    ]
+    named = []
+    for position, mine in enumerate(words):
+        others = set().union(*(other for index, other in enumerate(words) if index != position))
+        own = mine - others - asked
+        if own and any(word.isalpha() and len(word) > 2 for word in own) and mine - asked <= said:
+            named.append(position)
+    return named
+
+
+def _main_clause(sentence: str) -> str:
+    return _REASON.split(sentence, maxsplit=1)[0]
+
+
+def _signs(words: Sequence[str]) -> set[str]:
+    return {sign for word in words if (sign := _COMPARISONS.get(word) or _SUPERLATIVES.get(word))}
+
+
+def _stem(word: str) -> str:
+    for ending in ("ing", "ed", "es", "s", "d", "e"):
+        if len(word) > len(ending) + 3 and word.endswith(ending):
+            return word[: -len(ending)]
+    return word
+
+
+def _common_in_order(left: Sequence[str], right: Sequence[str]) -> int:
+    """Length of the longest common subsequence of two word lists of at most `_WORDS_READ` words."""
+    row = [0] * (len(right) + 1)
+    for word in left:
+        previous = 0
+        for index, other in enumerate(right, start=1):
+            diagonal, previous = previous, row[index]
+            row[index] = diagonal + 1 if word == other else max(row[index], row[index - 1])
+    return row[-1]

@@ -1,0 +1,129 @@
+"""Every key of `metrics.jsonl`, its unit and its meaning: one name per number, stable over versions.
+
+The names follow `<what>/<which>`. A number that a step does not have (the mean length of correct rollouts where none
+was correct, an evaluation in a step without one) is null or left out, never 0. docs/run-folder.md shows this table and
+a test keeps the two equal. `PEER_KEYS` spells the same numbers in the words of TRL and verl, for reading their logs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+from typing import NamedTuple
+
+
+class Metric(NamedTuple):
+    """What one key of `metrics.jsonl` holds."""
+
+    unit: str
+    """A unit of measure; `1` for a plain ratio or fraction."""
+    meaning: str
+    """One sentence."""
+
+
+METRICS: Mapping[str, Metric] = MappingProxyType(
+    {
+        "step": Metric("steps", "Number of this step, counted from 1."),
+        "tokens/total": Metric("tokens", "Response tokens sampled since the run began, this step included."),
+        "response_length/mean": Metric("tokens", "Mean length of the step's rollouts, end-of-sequence token included."),
+        "response_length/p50": Metric("tokens", "Median length of the step's rollouts."),
+        "response_length/p90": Metric("tokens", "Length that 90 % of the step's rollouts do not exceed."),
+        "response_length/max": Metric("tokens", "Longest rollout of the step."),
+        "response_length/correct": Metric(
+            "tokens", "Mean length of the correct rollouts; null where none was correct."
+        ),
+        "response_length/incorrect": Metric(
+            "tokens", "Mean length of the other rollouts; null where all were correct."
+        ),
+        "response/truncated_fraction": Metric("1", "Share of rollouts that the response limit cut."),
+        "reward/total/mean": Metric("1", "Mean reward: the weighted sum of the terms below."),
+        "reward/accuracy/mean": Metric("1", "Share of rollouts with a correct answer: accuracy on the training batch."),
+        "reward/format/mean": Metric("1", "Mean format reward, unweighted."),
+        "reward/overlong/mean": Metric("1", "Mean overlong penalty, unweighted, from -1 to 0."),
+        "reward/no_answer_fraction": Metric("1", "Share of rollouts in which no final answer was found."),
+        "reward/verification_timeouts": Metric(
+            "rollouts", "Rollouts whose check ran past its time limit; scored wrong."
+        ),
+        "reward/verification_crashes": Metric("rollouts", "Rollouts whose check ended its worker; scored wrong."),
+        "group/all_correct_fraction": Metric("1", "Share of groups in which every rollout was correct."),
+        "group/all_wrong_fraction": Metric("1", "Share of groups in which no rollout was correct."),
+        "group/mixed_fraction": Metric("1", "Share of groups with correct and incorrect rollouts."),
+        "objective/loss": Metric("1", "Loss that was minimised, mean over the step's updates."),
+        "objective/clip_low_fraction": Metric(
+            "1", "Share of ratios clipped below: ratio under 1 - clip_low, advantage < 0."
+        ),
+        "objective/clip_high_fraction": Metric(
+            "1", "Share of ratios clipped above: ratio over 1 + clip_high, advantage > 0."
+        ),
+        "ratio/mean": Metric("1", "Mean importance ratio, of tokens or sequences as the objective takes it."),
+        "ratio/min": Metric("1", "Smallest importance ratio of the step."),
+        "ratio/max": Metric("1", "Largest importance ratio of the step."),
+        "ratio/noise_floor": Metric(
+            "1", "Mean absolute log sequence ratio between two computations with the same weights, batched differently."
+        ),
+        "policy/entropy": Metric("nats", "Mean entropy of the policy's next-token distribution over response tokens."),
+        "policy/kl_old": Metric(
+            "nats", "Estimated KL divergence per response token from the policy before the step's first update."
+        ),
+        "update/grad_norm": Metric("1", "Gradient norm before clipping, mean over the step's updates."),
+        "update/clipped_gradient": Metric("1", "Share of the step's updates whose gradient norm exceeded the limit."),
+        "update/learning_rate": Metric("1", "Learning rate of the step's last update."),
+        "update/rows_trained": Metric("rollouts", "Rollouts that took part in a backward pass."),
+        "update/rows_skipped": Metric("rollouts", "Rollouts set aside because their advantage was zero."),
+        "update/skipped_steps": Metric("updates", "Updates left out because the gradient was not finite."),
+        "time/rollout": Metric("s", "Seconds spent sampling."),
+        "time/reward": Metric("s", "Seconds spent scoring."),
+        "time/logprobs": Metric("s", "Seconds spent on old log-probs."),
+        "time/update": Metric("s", "Seconds spent on forward, backward and optimiser."),
+        "time/total": Metric("s", "Seconds of the whole step."),
+        "length_pressure/grpo": Metric(
+            "tokens", "Advantage-weighted length deviation before clipping, weighted as GRPO weights it; a diagnostic."
+        ),
+        "length_pressure/gspo": Metric("tokens", "The same with the weights of GSPO."),
+        "length_pressure/luspo": Metric("tokens", "The same with the weights of LUSPO."),
+        "evaluation/accuracy": Metric("1", "Accuracy on held-out problems, in the steps that evaluate."),
+        "evaluation/response_length/mean": Metric("tokens", "Mean response length on held-out problems."),
+        "evaluation/truncated_fraction": Metric("1", "Share of held-out responses that the response limit cut."),
+        "evaluation/problems": Metric("problems", "Held-out problems that were evaluated."),
+    }
+)
+
+PEER_KEYS: Mapping[str, Mapping[str, str]] = MappingProxyType(
+    {
+        "trl": MappingProxyType(
+            {
+                "completions/mean_length": "response_length/mean",
+                "completions/max_length": "response_length/max",
+                "completions/clipped_ratio": "response/truncated_fraction",
+                "reward": "reward/total/mean",
+                "loss": "objective/loss",
+                "grad_norm": "update/grad_norm",
+                "learning_rate": "update/learning_rate",
+                "entropy": "policy/entropy",
+                "clip_ratio/low_mean": "objective/clip_low_fraction",
+                "clip_ratio/high_mean": "objective/clip_high_fraction",
+                "step_time": "time/total",
+            }
+        ),
+        "verl": MappingProxyType(
+            {
+                "response_length/mean": "response_length/mean",
+                "response_length/max": "response_length/max",
+                "response_length/clip_ratio": "response/truncated_fraction",
+                "critic/score/mean": "reward/total/mean",
+                "actor/pg_loss": "objective/loss",
+                "actor/grad_norm": "update/grad_norm",
+                "actor/lr": "update/learning_rate",
+                "actor/entropy": "policy/entropy",
+                "timing_s/gen": "time/rollout",
+                "timing_s/step": "time/total",
+            }
+        ),
+    }
+)
+"""Framework -> its key -> ours, for the numbers that mean the same."""
+
+
+def unknown_metrics(names: Iterable[str]) -> list[str]:
+    """Return those of `names` that are not in `METRICS`, sorted: what a writer must refuse."""
+    return sorted(set(names) - METRICS.keys())

@@ -1,0 +1,197 @@
+"""One function from log-probs and advantages to a scalar to minimise: ratio, surrogate, aggregation, KL, entropy.
+
+loss = policy term + kl_coefficient · KL term − entropy_coefficient · entropy term. All three terms use the same
+per-token weights, that is, the aggregation of the objective: under seq-mean-token-sum (luspo) the KL term is nats per
+sequence, under seq-mean-token-mean or token-mean nats per token. So the balance of the three terms, and the meaning of
+a coefficient, is the same under every name, while their common scale is not.
+
+Arithmetic runs in float32 at least, whatever the inputs' type; float64 stays float64. NaN at a trained position is not
+hidden: it reaches the loss.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from luspo_cli.config.objective import ObjectiveConfig, resolve
+from luspo_cli.objectives.aggregation import Counts, count, token_weights
+from luspo_cli.objectives.diagnostics import as_floats, ratio_range, unit_mean
+from luspo_cli.objectives.kl import kl_estimate, kl_k3
+from luspo_cli.objectives.ratio import sequence_ratio, token_log_ratio, token_ratio
+from luspo_cli.objectives.surrogate import (
+    SurrogateLoss,
+    cispo_surrogate,
+    clip_surrogate,
+    gmpo_surrogate,
+    sapo_surrogate,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyLoss:
+    """A loss and what to report with it (units and how to combine them: `diagnostics`)."""
+
+    loss: torch.Tensor
+    """Scalar to minimise. With `counts`, the losses of micro-batches are to be summed."""
+    diagnostics: dict[str, float]
+
+
+def policy_loss(
+    objective: str | ObjectiveConfig,
+    logprobs: torch.Tensor,
+    old_logprobs: torch.Tensor,
+    advantages: torch.Tensor,
+    response_mask: torch.Tensor,
+    *,
+    clip_low: float | None = None,
+    clip_high: float | None = None,
+    max_response_length: int | None = None,
+    counts: Counts | None = None,
+    ref_logprobs: torch.Tensor | None = None,
+    entropy: torch.Tensor | None = None,
+    rollout_weights: torch.Tensor | None = None,
+) -> PolicyLoss:
+    """The loss of `objective` over a batch; gradient flows to `logprobs` and `entropy` only.
+
+    Args:
+        objective: a name of `NAMED_OBJECTIVES`, or a configuration.
+        logprobs, old_logprobs: [B, T] natural logs; what stands at masked positions is never read.
+        advantages: [B], one number a sequence.
+        response_mask: [B, T], non-zero on trained tokens, any dtype, any padding side.
+        clip_low, clip_high: override the objective's clip range.
+        max_response_length: the response limit; divisor of seq-mean-token-sum-norm (dr_grpo), unused by the others.
+        counts: size of the whole mini-batch where these rows are a part of it; without it they are the whole.
+        ref_logprobs: [B, T]; required where kl_coefficient is above 0.
+        entropy: [B, T] nats per token; required where entropy_coefficient is above 0.
+        rollout_weights: [B, T] truncated importance weights (sampler → old policy) that multiply each token's policy
+            loss. They never enter the ratio or a length: with a sequence ratio, a sequence is weighted by their mean.
+
+    Raises:
+        ValueError: for shapes that do not match, an unknown name, or a missing input of a term that is switched on.
+    """
+    config = _configured(objective, clip_low, clip_high)
+    _check_inputs(config, logprobs, old_logprobs, advantages, response_mask, ref_logprobs, entropy, rollout_weights)
+    dtype = torch.promote_types(torch.promote_types(logprobs.dtype, old_logprobs.dtype), torch.float32)
+    mask = response_mask != 0
+    row_mask = mask.any(dim=-1, keepdim=True)  # [B, 1]
+    sequences, tokens = (counts.sequences, counts.tokens) if counts is not None else count(mask)
+
+    logprobs = torch.where(mask, logprobs.to(dtype), 0)
+    log_ratio = token_log_ratio(logprobs, old_logprobs.detach().to(dtype), mask)
+    advantage = torch.where(row_mask, advantages.detach().to(dtype)[:, None], 0)  # [B, 1]
+    by_sequence = config.ratio == "sequence"
+    ratio = sequence_ratio(log_ratio, mask) if by_sequence else token_ratio(log_ratio)
+    unit_mask, units = (row_mask, sequences) if by_sequence else (mask, tokens)
+
+    weights = token_weights(mask, config.aggregation, sequences, tokens, max_response_length, dtype)  # type: ignore[arg-type]
+    surrogate = _surrogate(config, ratio, log_ratio, logprobs, advantage, mask)
+    policy_weights = weights
+    if rollout_weights is not None:
+        policy_weights = weights * torch.where(mask, rollout_weights.detach().to(dtype), 0)
+    loss = policy_term = (policy_weights * surrogate.loss).sum()
+
+    report: dict[str, torch.Tensor] = {}
+    if ref_logprobs is not None:
+        ref_log_ratio = token_log_ratio(logprobs, ref_logprobs.detach().to(dtype), mask)
+        report["policy/kl_ref"] = unit_mean(kl_k3(ref_log_ratio.detach()), mask, tokens)
+        if config.kl_estimator is not None:
+            kl_term = (weights * kl_estimate(ref_log_ratio, config.kl_estimator)).sum()
+            report["objective/kl_term"] = kl_term
+            loss = loss + config.kl_coefficient * kl_term
+    if entropy is not None:
+        token_entropy = torch.where(mask, entropy.to(dtype), 0)
+        report["policy/entropy"] = unit_mean(token_entropy.detach(), mask, tokens)
+        if config.entropy_coefficient > 0:
+            entropy_term = (weights * token_entropy).sum()
+            report["objective/entropy_term"] = entropy_term
+            loss = loss - config.entropy_coefficient * entropy_term
+    report["objective/loss"] = loss
+    if loss is not policy_term:
+        report["objective/policy_term"] = policy_term
+    with torch.no_grad():
+        report["policy/kl_old"] = unit_mean(kl_k3(-log_ratio), mask, tokens)
+        report["ratio/mean"] = unit_mean(ratio, unit_mask, units)
+        report["ratio/min"], report["ratio/max"] = ratio_range(ratio, unit_mask)
+        report.update(_clip_fractions(surrogate, unit_mask, units))
+        return PolicyLoss(loss, as_floats(report))
+
+
+def _configured(objective: str | ObjectiveConfig, clip_low: float | None, clip_high: float | None) -> ObjectiveConfig:
+    clip: dict[str, Any] = {}
+    if clip_low is not None:
+        clip["clip_low"] = clip_low
+    if clip_high is not None:
+        clip["clip_high"] = clip_high
+    if isinstance(objective, str):
+        return resolve(objective, **clip)
+    return replace(objective, **clip) if clip else objective
+
+
+def _surrogate(
+    config: ObjectiveConfig,
+    ratio: torch.Tensor,
+    log_ratio: torch.Tensor,
+    logprobs: torch.Tensor,
+    advantage: torch.Tensor,
+    mask: torch.Tensor,
+) -> SurrogateLoss:
+    # ObjectiveConfig has filled what its surrogate reads, which the type checker cannot see.
+    low, high = config.clip_low, config.clip_high
+    if config.surrogate == "clip":
+        return clip_surrogate(ratio, advantage, low, high, config.dual_clip)  # type: ignore[arg-type]
+    if config.surrogate == "cispo":
+        return cispo_surrogate(ratio, logprobs, advantage, low, high)  # type: ignore[arg-type]
+    if config.surrogate == "gmpo":
+        return gmpo_surrogate(log_ratio, mask, advantage, low, high)  # type: ignore[arg-type]
+    positive, negative = config.sapo_temperature_positive, config.sapo_temperature_negative
+    return sapo_surrogate(ratio, advantage, positive, negative)  # type: ignore[arg-type]
+
+
+def _clip_fractions(
+    surrogate: SurrogateLoss, unit_mask: torch.Tensor, units: float | torch.Tensor
+) -> dict[str, torch.Tensor]:
+    marks = {"clip_low": surrogate.clipped_low, "clip_high": surrogate.clipped_high}
+    if surrogate.dual_clipped is not None:
+        marks["dual_clip"] = surrogate.dual_clipped
+    none = surrogate.loss.new_zeros(())
+    return {
+        f"objective/{key}_fraction": none if mark is None else unit_mean(mark.to(none.dtype), unit_mask, units)
+        for key, mark in marks.items()
+    }
+
+
+def _check_inputs(
+    config: ObjectiveConfig,
+    logprobs: torch.Tensor,
+    old_logprobs: torch.Tensor,
+    advantages: torch.Tensor,
+    response_mask: torch.Tensor,
+    ref_logprobs: torch.Tensor | None,
+    entropy: torch.Tensor | None,
+    rollout_weights: torch.Tensor | None,
+) -> None:
+    if logprobs.dim() != 2:
+        raise ValueError(f"logprobs must be [B, T], got shape {tuple(logprobs.shape)}")
+    per_token = {
+        "old_logprobs": old_logprobs,
+        "response_mask": response_mask,
+        "ref_logprobs": ref_logprobs,
+        "entropy": entropy,
+        "rollout_weights": rollout_weights,
+    }
+    for name, tensor in per_token.items():
+        if tensor is not None and tensor.shape != logprobs.shape:
+            raise ValueError(
+                f"{name} has shape {tuple(tensor.shape)}, logprobs {tuple(logprobs.shape)}: they must agree"
+            )
+    if advantages.shape != logprobs.shape[:1]:
+        raise ValueError(
+            f"advantages has shape {tuple(advantages.shape)}: give one number a sequence, [{logprobs.shape[0]}]"
+        )
+    if config.kl_coefficient > 0 and ref_logprobs is None:
+        raise ValueError(f"kl_coefficient is {config.kl_coefficient}: pass ref_logprobs, or set it to 0")
+    if config.entropy_coefficient > 0 and entropy is None:
+        raise ValueError(f"entropy_coefficient is {config.entropy_coefficient}: pass entropy, or set it to 0")

@@ -1,0 +1,41 @@
+"""Importance ratios between the policy and the policy that the old log-probs belong to.
+
+The sequence ratio is GSPO's (arXiv 2507.18071, equation 7): the geometric mean of the token ratios, one number a
+sequence that carries gradient, kept as [B, 1] so that it broadcasts against [B, T].
+
+Clamps, so that a value far outside any trust region stays finite: token log-ratios at ±20, sequence log-ratios at +10
+(the bounds that verl uses). Beyond a clamp the gradient is 0.
+"""
+
+from __future__ import annotations
+
+import torch
+
+MAX_TOKEN_LOG_RATIO = 20.0
+MAX_SEQUENCE_LOG_RATIO = 10.0
+
+
+def token_log_ratio(logprobs: torch.Tensor, old_logprobs: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """log π(y_t) − log π_old(y_t) [B, T], exactly 0 where the bool `mask` is False whatever stands there."""
+    # `where` on each input, not on the difference: a NaN in the dead branch of a product would reach the gradient.
+    zero = logprobs.new_zeros(())
+    return torch.where(mask, logprobs, zero) - torch.where(mask, old_logprobs, zero)
+
+
+def token_ratio(log_ratio: torch.Tensor) -> torch.Tensor:
+    """r_t = exp(log ratio) [B, T], the log ratio clamped at ±20."""
+    return log_ratio.clamp(-MAX_TOKEN_LOG_RATIO, MAX_TOKEN_LOG_RATIO).exp()
+
+
+def masked_mean(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Mean of `values` [B, T] over each row's unmasked tokens, [B, 1]; 0 for a row without one.
+
+    Masked values must be finite.
+    """
+    lengths = mask.sum(dim=-1, keepdim=True).clamp(min=1)
+    return (values * mask).sum(dim=-1, keepdim=True) / lengths
+
+
+def sequence_ratio(log_ratio: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """s = exp(1/|y| Σ_t log ratio_t) [B, 1] with gradient, its log clamped at +10; 1 for a row without a token."""
+    return masked_mean(log_ratio, mask).clamp(max=MAX_SEQUENCE_LOG_RATIO).exp()

@@ -1,0 +1,70 @@
+"""The loss of one token (or, with a sequence ratio, of one sequence) before any aggregation.
+
+All are written as losses (to minimise), per element, with no reduction. `ratio` is [B, T] (token) or [B, 1] (sequence)
+and `advantages` [B, 1]. Which branch a clip takes is decided by an explicit comparison instead of `torch.minimum`, so
+that a ratio exactly on the edge keeps its whole gradient and the reported clip fractions count exactly the elements
+whose gradient was removed.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from luspo_cli.objectives.ratio import MAX_SEQUENCE_LOG_RATIO, masked_mean
+
+
+class SurrogateLoss(NamedTuple):
+    """Losses, and marks [B, T] or [B, 1] where a bound was active; a mark is None where the form has no such bound."""
+
+    loss: torch.Tensor  # [B, T] or [B, 1]
+    clipped_low: torch.Tensor | None
+    clipped_high: torch.Tensor | None
+    dual_clipped: torch.Tensor | None = None
+
+
+def clip_surrogate(
+    ratio: torch.Tensor,
+    advantages: torch.Tensor,
+    clip_low: float,
+    clip_high: float,
+    dual_clip: float | None = None,
+) -> SurrogateLoss:
+    """−min(r·A, clip(r, 1−clip_low, 1+clip_high)·A); where A < 0 and dual_clip = c, not above −c·A."""
+    clipped_high = (ratio > 1 + clip_high) & (advantages > 0)
+    clipped_low = (ratio < 1 - clip_low) & (advantages < 0)
+    bounded = ratio.masked_fill(clipped_high, 1 + clip_high).masked_fill(clipped_low, 1 - clip_low)
+    dual_clipped = None
+    if dual_clip is not None:
+        dual_clipped = (ratio > dual_clip) & (advantages < 0)
+        bounded = bounded.masked_fill(dual_clipped, dual_clip)
+    return SurrogateLoss(-bounded * advantages, clipped_low, clipped_high, dual_clipped)
+
+
+def cispo_surrogate(
+    ratio: torch.Tensor, logprobs: torch.Tensor, advantages: torch.Tensor, clip_low: float, clip_high: float
+) -> SurrogateLoss:
+    """−sg(clip(r, 1−clip_low, 1+clip_high))·A·log π: the weight is capped, no token loses its gradient."""
+    weight = ratio.detach()
+    bounded = weight.clamp(1 - clip_low, 1 + clip_high)
+    return SurrogateLoss(-bounded * advantages * logprobs, weight < 1 - clip_low, weight > 1 + clip_high)
+
+
+def sapo_surrogate(
+    ratio: torch.Tensor, advantages: torch.Tensor, temperature_positive: float, temperature_negative: float
+) -> SurrogateLoss:
+    """−(4/τ)·σ(τ·(r−1))·A with τ = temperature_positive where A > 0, temperature_negative elsewhere."""
+    temperature = torch.full_like(advantages, temperature_negative).masked_fill(advantages > 0, temperature_positive)
+    return SurrogateLoss(-(4 / temperature) * torch.sigmoid(temperature * (ratio - 1)) * advantages, None, None)
+
+
+def gmpo_surrogate(
+    log_ratio: torch.Tensor, mask: torch.Tensor, advantages: torch.Tensor, clip_low: float, clip_high: float
+) -> SurrogateLoss:
+    """−A·exp(1/|y| Σ_t ℓ_t) [B, 1]: ℓ_t = min(log r_t, clip_high) where A > 0, max(log r_t, −clip_low) where A < 0."""
+    clipped_high = (log_ratio > clip_high) & (advantages > 0)
+    clipped_low = (log_ratio < -clip_low) & (advantages < 0)
+    bounded = log_ratio.masked_fill(clipped_high, clip_high).masked_fill(clipped_low, -clip_low)
+    geometric_mean = masked_mean(bounded, mask).clamp(max=MAX_SEQUENCE_LOG_RATIO).exp()
+    return SurrogateLoss(-advantages * geometric_mean, clipped_low, clipped_high)

@@ -1,0 +1,68 @@
+"""One attention function for all passes of the policy, chosen by the shape of the call.
+
+Training rows are padded on the right, where a causal mask alone keeps padding out, so training needs no mask tensor and the
+result does not depend on the amount of padding. A decode step has one query a row; folding the query heads that share a
+key/value head into the query axis lets one kernel call serve grouped heads without repeating the cache (on a CPU this is
+several times faster than the repeat that the stock path makes).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+
+NAME = "luspo"
+
+
+def attention(
+    module: nn.Module,
+    query: Tensor,  # [B, H, Q, D]
+    key: Tensor,  # [B, K, S, D]
+    value: Tensor,  # [B, K, S, D]
+    attention_mask: Tensor | None,  # [B, 1, Q, S], additive; None: causal over right-padded rows
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Scaled dot-product attention with grouped key/value heads; returns ([B, Q, H, D], None)."""
+    batch, heads, queries, width = query.shape
+    shared = heads // key.shape[1]
+    if queries == 1 and attention_mask is not None:
+        folded = query.reshape(batch, key.shape[1], shared, width)
+        mask = attention_mask.expand(batch, 1, shared, key.shape[2])
+        out = scaled_dot_product_attention(folded, key, value, attn_mask=mask, scale=scaling)
+        return out.reshape(batch, heads, 1, width).transpose(1, 2), None
+    if shared > 1:
+        key, value = _repeat(key, shared), _repeat(value, shared)
+    out = scaled_dot_product_attention(
+        query, key, value, attn_mask=attention_mask, is_causal=attention_mask is None, scale=scaling, dropout_p=dropout
+    )
+    return out.transpose(1, 2), None
+
+
+def _repeat(states: Tensor, times: int) -> Tensor:
+    batch, heads, length, width = states.shape
+    return states[:, :, None].expand(batch, heads, times, length, width).reshape(batch, heads * times, length, width)
+
+
+def register() -> None:
+    """Make `attn_implementation="luspo"` known to transformers; calling it again changes nothing."""
+    AttentionInterface.register(NAME, attention)
+
+
+def causal_only(model: nn.Module) -> bool:
+    """Whether every layer attends to all earlier positions: what `attention` and the in-process sampler assume."""
+    config: Any = model.config
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    kinds = getattr(text, "layer_types", None) or ["full_attention"]
+    return all(kind == "full_attention" for kind in kinds)
+
+
+def full_mask(valid: Tensor, dtype: torch.dtype) -> Tensor:
+    """Turn valid columns [B, S] (bool) into the additive mask [B, 1, 1, S] of a decode step."""
+    mask = torch.zeros(valid.shape, dtype=dtype, device=valid.device)
+    return mask.masked_fill_(~valid, torch.finfo(dtype).min)[:, None, None, :]

@@ -1,0 +1,86 @@
+"""Load a causal language model and its tokenizer from a folder or the hub, weights in float32, attention of our own.
+
+Float32 is not a choice of comfort: at a learning rate of 1e-6 the step of a bfloat16 weight is below its rounding, and the
+weight does not move. Passes run in the compute type through autocast.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from luspo_cli.config.model import ModelConfig
+from luspo_cli.errors import UsageError
+from luspo_cli.policy import attention
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model with what is needed to talk to it."""
+
+    model: Any
+    tokenizer: Any
+    end_tokens: tuple[int, ...]
+    """Tokens that end a response."""
+
+
+def find_model(config: ModelConfig) -> str | None:
+    """Say in one sentence why the model cannot be read from this machine's disk, or None where it can (no network)."""
+    path = Path(config.path).expanduser()
+    if path.is_dir():
+        return None if (path / "config.json").exists() else f"model.path '{config.path}' has no config.json"
+    if path.is_absolute() or config.path.startswith(".") or config.path.count("/") != 1:
+        return f"model.path '{config.path}' is not a folder; set it to a folder with config.json or a hub id (owner/name)"
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = try_to_load_from_cache(config.path, "config.json", revision=config.revision)
+    return None if isinstance(cached, str) else f"model '{config.path}' is not on this machine yet; it comes from the hub"
+
+
+def load_model(config: ModelConfig) -> LoadedModel:
+    """Load weights (float32) and tokenizer; UsageError where there are none or the architecture does not fit."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    attention.register()
+    path = Path(config.path).expanduser()
+    source = str(path) if path.is_dir() else config.path
+    reason = find_model(config)
+    if reason and "comes from the hub" not in reason:
+        raise UsageError(reason)
+    options: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        model = AutoModelForCausalLM.from_pretrained(
+            source, dtype=torch.float32, attn_implementation=attention.NAME, **options
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UsageError(
+            f"cannot load model '{config.path}': {first} (set model.path to a complete local folder or a hub id)"
+        ) from error
+    if not attention.causal_only(model):
+        raise UsageError(f"model '{config.path}' uses sliding-window or linear attention, which is not supported yet")
+    if not hasattr(model, "lm_head") or getattr(model.lm_head, "bias", None) is not None:
+        raise UsageError(f"model '{config.path}' has no plain vocabulary head, which the chunked log-probs need")
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    if tokenizer.chat_template is None:
+        # A base model: its prompt is the text of the messages.
+        tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% if not loop.last %}\n\n{% endif %}{% endfor %}"
+    return LoadedModel(model, tokenizer, end_tokens(model, tokenizer))
+
+
+def end_tokens(model: Any, tokenizer: Any) -> tuple[int, ...]:
+    """The generation config's end-of-sequence tokens and the tokenizer's."""
+    found: set[int] = set()
+    for value in (getattr(model.generation_config, "eos_token_id", None), tokenizer.eos_token_id):
+        if isinstance(value, int):
+            found.add(value)
+        elif value:
+            found.update(value)
+    if not found:
+        raise UsageError("the model names no end-of-sequence token, so no response would ever end: set eos_token_id")
+    return tuple(sorted(found))

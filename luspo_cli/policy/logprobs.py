@@ -1,0 +1,89 @@
+"""Log-probs of chosen tokens straight from hidden states, without a [tokens, vocabulary] tensor ever existing whole.
+
+The vocabulary head runs over chunks of tokens; the backward pass computes each chunk's logits again. One 7B-class vocabulary
+over a 16k-token micro-batch would be 10 GB of float32 logits, kept for the backward pass; a chunk is about 256 MB.
+Softmax and logarithm are float32 whatever the compute type, and the head's gradient adds up in float32.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+CHUNK_LOGITS = 2**26
+"""Logits of one chunk: 256 MB in float32."""
+
+
+def token_logprobs(
+    hidden: Tensor, head: Tensor, targets: Tensor, temperature: float, with_entropy: bool
+) -> tuple[Tensor, Tensor]:
+    """Return log-probs [N] of `targets` and the entropy [N] (nats) at `temperature`; zeros where it is not asked for.
+
+    hidden: [N, width] in the compute type; head: [vocabulary, width]; targets: [N]. Both results are float32 and carry
+    gradient to `hidden` and `head`.
+    """
+    return _TokenLogprobs.apply(hidden, head, targets, temperature, with_entropy)  # type: ignore[no-any-return]
+
+
+def _chunks(tokens: int, vocabulary: int) -> list[slice]:
+    size = max(1, CHUNK_LOGITS // vocabulary)
+    return [slice(start, start + size) for start in range(0, tokens, size)]
+
+
+def _logits(hidden: Tensor, head: Tensor, temperature: float) -> Tensor:
+    """Float32 logits of a chunk, a private copy that the caller may overwrite."""
+    logits = torch.nn.functional.linear(hidden, head).float()
+    return logits if temperature == 1.0 else logits.div_(temperature)
+
+
+class _TokenLogprobs(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, temperature: float, with_entropy: bool
+    ) -> tuple[Tensor, Tensor]:
+        weight = head.to(hidden.dtype)
+        logprobs = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
+        entropy, normaliser = torch.zeros_like(logprobs), torch.empty_like(logprobs)
+        with torch.autocast(hidden.device.type, enabled=False):
+            for part in _chunks(len(targets), len(head)):
+                logits = _logits(hidden[part], weight, temperature)
+                peak = logits.amax(-1, keepdim=True)
+                weights = (logits - peak).exp_()
+                total = weights.sum(-1)
+                normaliser[part] = peak[:, 0] + total.log()
+                logprobs[part] = logits.gather(-1, targets[part, None])[:, 0] - normaliser[part]
+                if with_entropy:  # log Z - sum(p * logits), as a dot product a row: no further copy of the chunk
+                    mean = torch.bmm(weights[:, None], logits[:, :, None])[:, 0, 0] / total
+                    entropy[part] = normaliser[part] - mean
+        ctx.save_for_backward(hidden, head, targets, normaliser, entropy)
+        ctx.temperature, ctx.with_entropy = temperature, with_entropy
+        return logprobs, entropy
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, head, targets, normaliser, entropy = ctx.saved_tensors
+        from_logprobs, from_entropy = gradients
+        weight = head.to(hidden.dtype)
+        hidden_gradient = torch.empty_like(hidden)
+        head_gradient = torch.zeros_like(head, dtype=torch.float32) if ctx.needs_input_grad[1] else None
+        entropy_counts = ctx.with_entropy and bool(from_entropy.any())
+        with torch.autocast(hidden.device.type, enabled=False):
+            for part in _chunks(len(targets), len(head)):
+                log_softmax = _logits(hidden[part], weight, ctx.temperature).sub_(normaliser[part, None])
+                # d logprob / d logits = onehot - p;  d entropy / d logits = -p (log p + entropy)
+                if entropy_counts:
+                    probabilities = log_softmax.exp()
+                    scale = log_softmax.add_(entropy[part, None]).mul_(from_entropy[part, None])
+                    gradient = probabilities.mul_(scale.add_(from_logprobs[part, None])).neg_()
+                else:
+                    gradient = log_softmax.exp_().mul_(-from_logprobs[part, None])
+                gradient.scatter_add_(-1, targets[part, None], from_logprobs[part, None])
+                if ctx.temperature != 1.0:
+                    gradient.div_(ctx.temperature)
+                gradient = gradient.to(hidden.dtype)
+                torch.mm(gradient, weight, out=hidden_gradient[part])
+                if head_gradient is not None:
+                    head_gradient += gradient.t().mm(hidden[part])
+        return hidden_gradient, None if head_gradient is None else head_gradient.to(head.dtype), None, None, None

@@ -1,0 +1,104 @@
+"""One record a stage of the pipeline, frozen and free of torch: Problem → Rollout → Reward → ScoredGroup.
+
+Nothing here fills up later: a stage that knows more has a type of its own. Token sequences are tuples of ints;
+`response_tokens` includes the end-of-sequence token where the model wrote one, since it is sampled and trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+
+class StopReason(StrEnum):
+    """Why a rollout ended."""
+
+    END = "end"
+    """The model wrote an end-of-sequence token."""
+    LENGTH = "length"
+    """The response limit cut it: the rollout is `truncated`."""
+
+
+class VerificationStatus(StrEnum):
+    """How the check of one answer against its gold answer went."""
+
+    CORRECT = "correct"
+    INCORRECT = "incorrect"
+    NO_ANSWER = "no_answer"
+    """No final answer could be extracted; wrong."""
+    TIMEOUT = "timeout"
+    """The check ran past its time limit and its worker was killed; wrong, and counted."""
+    CRASHED = "crashed"
+    """The check ended its worker or raised; wrong, and counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a prompt. `content` holds one literal `<image>` for each image of the problem, in order."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A prompt with a verifiable answer.
+
+    Example:
+        Problem("gsm8k/train/0", (Message("user", "What is 2+3?"),), "5", "gsm8k")
+    """
+
+    id: str
+    prompt: tuple[Message, ...]
+    answer: str
+    data_source: str
+    images: tuple[str, ...] = ()
+    """Paths below the data folder, in the order of the `<image>` marks."""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """One sampled response to one problem."""
+
+    problem_id: str
+    prompt_tokens: tuple[int, ...]  # [P]
+    response_tokens: tuple[int, ...]  # [R], end-of-sequence token included
+    response: str
+    """Decoded without special tokens: what the verifier reads."""
+    stop_reason: StopReason
+    rollout_logprobs: tuple[float, ...] = ()
+    """[R], natural log at the sampling temperature as the sampler saw them; empty where it was not asked for them."""
+
+    @property
+    def response_length(self) -> int:
+        return len(self.response_tokens)
+
+    @property
+    def truncated(self) -> bool:
+        return self.stop_reason is StopReason.LENGTH
+
+
+@dataclass(frozen=True, slots=True)
+class Reward:
+    """The reward of one rollout and its breakdown (terms unweighted; `total` is their weighted sum)."""
+
+    total: float
+    accuracy: float
+    format: float
+    overlong: float
+    status: VerificationStatus
+    extracted: str | None = None
+    """The answer that was compared, or None where none was found."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredGroup:
+    """All rollouts of one problem with their rewards and advantages; the three tuples run in parallel."""
+
+    problem: Problem
+    rollouts: tuple[Rollout, ...]  # [G]
+    rewards: tuple[Reward, ...]  # [G]
+    advantages: tuple[float, ...]  # [G]

@@ -1,0 +1,118 @@
+"""From a rollout to its reward: the weighted sum of accuracy, format and overlong terms, with the breakdown kept.
+
+Decided here: a truncated rollout is judged like any other. If it wrote a complete final answer before the limit cut it,
+that answer counts; cut inside its box or its thought, it has no answer. What it pays for its length is the overlong
+term's business. The made tasks (`verifier = "exact"`) differ: there the end of the sequence is part of the answer.
+Whoever wants the plain function of one response takes `score_text`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+from luspo_cli.config.reward import RewardConfig
+from luspo_cli.errors import UsageError
+from luspo_cli.records import Problem, Reward, Rollout, VerificationStatus
+from luspo_cli.rewards.answers import DEFAULT_FORMS, Form, extract_answer
+from luspo_cli.rewards.exact import score_exact
+from luspo_cli.rewards.math_verifier import MathVerifier
+from luspo_cli.rewards.shaping import format_reward, overlong_penalty
+
+
+class Rubric:
+    """Scores rollouts with one `RewardConfig`; holds worker processes, so close it or use it in a `with`."""
+
+    def __init__(
+        self, config: RewardConfig, max_response_tokens: int, *, forms: Sequence[Form] = DEFAULT_FORMS
+    ) -> None:
+        """`max_response_tokens` is the limit that the overlong term refers to; `forms` the answer marks to read."""
+        if config.overlong_buffer >= max_response_tokens > 0:
+            raise UsageError(
+                f"reward.overlong_buffer is {config.overlong_buffer} tokens, but a response may have only "
+                f"{max_response_tokens}: choose a smaller buffer, or 0 to switch the penalty off."
+            )
+        self._config = config
+        self._limit = max_response_tokens
+        self._forms = tuple(forms)
+        self._verifier = MathVerifier(workers=config.workers, timeout_s=config.timeout_s)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the worker processes."""
+        self._verifier.close()
+
+    def score(self, problems: Sequence[Problem], rollouts: Sequence[Rollout]) -> list[Reward]:
+        """Return one reward a rollout; `problems` and `rollouts` run in parallel (`problems[i]` is rollout i's)."""
+        for problem, rollout in zip(problems, rollouts, strict=True):
+            if problem.id != rollout.problem_id:
+                raise ValueError(f"rollout of {rollout.problem_id} given beside problem {problem.id}")
+        judged = self._judge(problems, rollouts)
+        return [
+            self._reward(rollout, status, extracted)
+            for rollout, (status, extracted) in zip(rollouts, judged, strict=True)
+        ]
+
+    def score_text(self, response: str, gold: str, *, length: int = 0, truncated: bool = False) -> Reward:
+        """Return the reward of one decoded response; `length` in tokens, for the overlong term only."""
+        if self._config.verifier == "exact":
+            status, extracted = score_exact(response, gold, ended=not truncated)
+        else:
+            extracted = extract_answer(response, self._forms)
+            (status,) = self._verifier.verify([(gold, extracted)])
+        return self._total(response, length, truncated, status, extracted)
+
+    def check_golds(self, problems: Sequence[Problem]) -> list[str]:
+        """Return the ids of problems whose gold answer no response can match: empty, or unreadable to math-verify."""
+        if self._config.verifier == "exact":
+            return [problem.id for problem in problems if not problem.answer or "#" in problem.answer]
+        unparsable = self._verifier.unparsable([problem.answer for problem in problems])
+        return [
+            problem.id for problem, bad in zip(problems, unparsable, strict=True) if bad or not problem.answer.strip()
+        ]
+
+    def _judge(
+        self, problems: Sequence[Problem], rollouts: Sequence[Rollout]
+    ) -> list[tuple[VerificationStatus, str | None]]:
+        if self._config.verifier == "exact":
+            return [
+                score_exact(rollout.response, problem.answer, ended=not rollout.truncated)
+                for problem, rollout in zip(problems, rollouts, strict=True)
+            ]
+        extracted = [extract_answer(rollout.response, self._forms) for rollout in rollouts]
+        golds = [problem.answer for problem in problems]
+        return list(zip(self._verifier.verify(list(zip(golds, extracted, strict=True))), extracted, strict=True))
+
+    def _reward(self, rollout: Rollout, status: VerificationStatus, extracted: str | None) -> Reward:
+        return self._total(rollout.response, rollout.response_length, rollout.truncated, status, extracted)
+
+    def _total(
+        self, response: str, length: int, truncated: bool, status: VerificationStatus, extracted: str | None
+    ) -> Reward:
+        config = self._config
+        accuracy = float(status is VerificationStatus.CORRECT)
+        form = format_reward(response, config.format)
+        overlong = overlong_penalty(length, self._limit, config.overlong_buffer, truncated=truncated)
+        return Reward(
+            total=config.accuracy_weight * accuracy + config.format_weight * form + config.overlong_weight * overlong,
+            accuracy=accuracy,
+            format=form,
+            overlong=overlong,
+            status=status,
+            extracted=extracted,
+        )
+
+
+def count_statuses(rewards: Sequence[Reward]) -> dict[VerificationStatus, int]:
+    """Return how many rewards have each status; a status that did not occur is 0."""
+    counts = Counter(reward.status for reward in rewards)
+    return {status: counts[status] for status in VerificationStatus}

@@ -1,0 +1,130 @@
+"""The cache of the in-process sampler: rows end in the same column, begin where their prompt is long enough.
+
+All live rows write their next token into one shared column, so a decode step is one rectangular call whatever the prompt
+lengths. A new row may join at any time: its prompt is laid into the columns that end there. A finished row's place is given to
+a new row or cut out, and leading columns that no live row uses are dropped when the storage moves. Storage grows by whole
+blocks instead of one concatenation a token.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+BLOCK = 64
+
+
+class PromptCache:
+    """Collects the keys and values of one prefill call; `layers[i]` is ([N, K, P, D], [N, K, P, D])."""
+
+    is_compileable = False
+
+    def __init__(self) -> None:
+        self.layers: list[tuple[Tensor, Tensor]] = []
+
+    def update(self, key: Tensor, value: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        if layer_idx != len(self.layers):
+            raise AssertionError(f"prefill visits layers in order; got {layer_idx} after {len(self.layers)}")
+        self.layers.append((key, value))
+        return key, value
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return 0
+
+
+class KeyValueCache:
+    """Keys and values of the live rows, [R, K, C, D] a layer, of which columns `begin:end` are in use."""
+
+    is_compileable = False
+
+    def __init__(self) -> None:
+        self.keys: list[Tensor] = []
+        self.values: list[Tensor] = []
+        self.valid = torch.zeros(0, 0, dtype=torch.bool)  # [R, C]
+        self.end = 0
+        self.begin = 0
+
+    @property
+    def rows(self) -> int:
+        return self.valid.shape[0]
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self.end
+
+    def add(self, prompts: PromptCache, lengths: list[int], copies: int) -> None:
+        """Append `copies` rows for each prompt; `lengths` are the prompts' true lengths (padding is on the right)."""
+        longest = max(lengths)
+        if self.rows == 0:
+            self._allocate(prompts, longest)
+        elif longest > self.end - self.begin:
+            self._move(shift=longest - (self.end - self.begin))
+        new = len(lengths) * copies
+        columns = self.valid.shape[1]
+        valid = torch.zeros(new, columns, dtype=torch.bool, device=self.valid.device)
+        for i, length in enumerate(lengths):
+            valid[i * copies : (i + 1) * copies, self.end - length : self.end] = True
+        self.valid = torch.cat([self.valid, valid])
+        for layer, (key, value) in enumerate(prompts.layers):
+            self.keys[layer] = torch.cat([self.keys[layer], self._placed(key, lengths, copies, columns)])
+            self.values[layer] = torch.cat([self.values[layer], self._placed(value, lengths, copies, columns)])
+
+    def keep(self, rows: Tensor) -> None:
+        """Keep only these rows ([n] indices) and the columns that any of them uses."""
+        self.valid = self.valid[rows]
+        used = self.valid.any(0).nonzero()
+        self.begin = int(used[0]) if len(used) else self.end
+        for layer in range(len(self.keys)):
+            self.keys[layer] = self.keys[layer][rows, :, self.begin :]
+            self.values[layer] = self.values[layer][rows, :, self.begin :]
+        self.valid = self.valid[:, self.begin :]
+        self.end -= self.begin
+        self.begin = 0
+
+    def open_column(self) -> Tensor:
+        """Make room for one more token a row and return the valid columns [R, end - begin], the new one included."""
+        if self.end == self.valid.shape[1]:
+            self._grow(BLOCK)
+        self.valid[:, self.end] = True
+        self.end += 1
+        return self.valid[:, self.begin : self.end]
+
+    def update(self, key: Tensor, value: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Write one decode step's [R, K, 1, D] into the open column; returns views of all columns in use."""
+        self.keys[layer_idx][:, :, self.end - 1] = key[:, :, 0]
+        self.values[layer_idx][:, :, self.end - 1] = value[:, :, 0]
+        columns = slice(self.begin, self.end)
+        return self.keys[layer_idx][:, :, columns], self.values[layer_idx][:, :, columns]
+
+    def _allocate(self, prompts: PromptCache, longest: int) -> None:
+        columns = longest + BLOCK
+        self.begin, self.end = 0, longest
+        self.keys, self.values = [], []
+        for key, value in prompts.layers:
+            self.keys.append(key.new_zeros(0, key.shape[1], columns, key.shape[3]))
+            self.values.append(value.new_zeros(0, value.shape[1], columns, value.shape[3]))
+        self.valid = torch.zeros(0, columns, dtype=torch.bool, device=prompts.layers[0][0].device)
+
+    def _placed(self, states: Tensor, lengths: list[int], copies: int, columns: int) -> Tensor:
+        placed = states.new_zeros(len(lengths) * copies, states.shape[1], columns, states.shape[3])
+        for i, length in enumerate(lengths):
+            placed[i * copies : (i + 1) * copies, :, self.end - length : self.end] = states[i, :, :length]
+        return placed
+
+    def _grow(self, columns: int) -> None:
+        for store in (self.keys, self.values):
+            for layer, states in enumerate(store):
+                room = states.new_zeros(states.shape[0], states.shape[1], columns, states.shape[3])
+                store[layer] = torch.cat([states, room], dim=2)
+        self.valid = torch.cat([self.valid, self.valid.new_zeros(self.rows, columns)], dim=1)
+
+    def _move(self, shift: int) -> None:
+        """Open `shift` columns before the used ones, for a prompt longer than every live row so far."""
+        for store in (self.keys, self.values):
+            for layer, states in enumerate(store):
+                room = states.new_zeros(states.shape[0], states.shape[1], shift, states.shape[3])
+                store[layer] = torch.cat([room, states[:, :, self.begin :]], dim=2)
+        self.valid = torch.cat([self.valid.new_zeros(self.rows, shift), self.valid[:, self.begin :]], dim=1)
+        self.end += shift - self.begin
+        self.begin = 0

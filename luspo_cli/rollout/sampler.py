@@ -1,0 +1,47 @@
+"""What the training loop and the evaluation ask of any sampler, and the numbers that fix its draws."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from luspo_cli.records import Rollout
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingOptions:
+    """How responses are drawn. `temperature` 0 is greedy; `seed` fixes the draws together with the row's place in the call."""
+
+    group_size: int
+    max_response_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A problem as the model reads it: token ids [P] and, for vision models, what its processor made of the images."""
+
+    problem_id: str
+    tokens: tuple[int, ...]
+    image_inputs: dict[str, Any] | None = None
+
+
+class Sampler(Protocol):
+    """Draws `group_size` rollouts for each prompt, groups in the order of the prompts."""
+
+    def sample_groups(
+        self,
+        prompts: Sequence[Prompt],
+        options: SamplingOptions,
+        on_progress: Callable[[int], None] | None = None,
+    ) -> list[list[Rollout]]:
+        """Return [number of prompts][group_size] rollouts; `on_progress` hears the count of finished rollouts."""
+        ...
+
+    def load_weights(self, policy: Any) -> None:
+        """Take over the policy's current weights."""
+        ...

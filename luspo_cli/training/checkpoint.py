@@ -1,0 +1,154 @@
+"""Checkpoints that appear whole or not at all, hold no pickle, and know when they are damaged.
+
+A checkpoint is written under a hidden name, flushed, listed with sizes and sha256 in `checkpoint.json`, then renamed.
+`model/` is a plain Hugging Face folder with float32 weights: what resumes is what anybody can load.
+Random numbers need no saving: every draw of the engine is a function of seed, step and row.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from luspo_cli.errors import RunError, UsageError
+from luspo_cli.run_folder import write_json
+
+MANIFEST = "checkpoint.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A complete checkpoint on disk."""
+
+    path: Path
+    step: int
+
+
+def checkpoint_path(checkpoints: Path, step: int) -> Path:
+    return checkpoints / f"step-{step:06d}"
+
+
+def save_checkpoint(
+    checkpoints: Path, step: int, model: Any, tokenizer: Any, optimizer: torch.optim.Optimizer, names: list[str], keep: int
+) -> Path:
+    """Write the checkpoint of `step`, then remove all but the newest `keep`. RunError on a full disk."""
+    final = checkpoint_path(checkpoints, step)
+    partial = checkpoints / f".{final.name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        (partial / "trainer").mkdir(parents=True)
+        model.save_pretrained(partial / "model", safe_serialization=True)
+        tokenizer.save_pretrained(partial / "model")
+        _save_optimizer(partial / "trainer", optimizer, names)
+        write_json(partial / "trainer" / "state.json", {"step": step})
+        files = {str(f.relative_to(partial)): _digest(f) for f in sorted(partial.rglob("*")) if f.is_file()}
+        write_json(partial / MANIFEST, {"step": step, "files": files})
+        _flush(partial)
+    except (OSError, RuntimeError, RunError, Exception) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(error, OSError) or "No space" in str(error) or isinstance(error, RunError):
+            raise RunError(
+                f"cannot write the checkpoint of step {step} in {checkpoints}: {_reason(error)};"
+                " nothing half-written was left, earlier checkpoints are whole; free some space, then go on with --resume"
+            ) from error
+        raise
+    if final.exists():
+        shutil.rmtree(final)
+    partial.rename(final)
+    for old in find_checkpoints(checkpoints)[:-keep]:
+        shutil.rmtree(old.path)
+    return final
+
+
+def find_checkpoints(checkpoints: Path) -> list[Checkpoint]:
+    """Complete checkpoints, oldest first. Leftovers of an interrupted write have another name and are passed over."""
+    found = []
+    for path in sorted(checkpoints.glob("step-*")):
+        if (path / MANIFEST).is_file():
+            found.append(Checkpoint(path, int(path.name.removeprefix("step-"))))
+    return found
+
+
+def damage(checkpoint: Checkpoint) -> str | None:
+    """Say which file of a checkpoint is missing, cut short or altered; None where all is as written."""
+    try:
+        listed: dict[str, dict[str, Any]] = json.loads((checkpoint.path / MANIFEST).read_text())["files"]
+    except (ValueError, KeyError):
+        return f"{MANIFEST} is unreadable"
+    for name, expected in listed.items():
+        file = checkpoint.path / name
+        if not file.is_file():
+            return f"{name} is missing"
+        size = file.stat().st_size
+        if size != expected["bytes"]:
+            return f"{name} has {size} bytes instead of {expected['bytes']}"
+        if _digest(file)["sha256"] != expected["sha256"]:
+            return f"{name} differs from its checksum"
+    return None
+
+
+def newest_whole(checkpoints: Path) -> tuple[Checkpoint | None, list[str]]:
+    """The newest undamaged checkpoint, and a sentence for each newer one that was passed over."""
+    notes: list[str] = []
+    found = find_checkpoints(checkpoints)
+    for checkpoint in reversed(found):
+        reason = damage(checkpoint)
+        if reason is None:
+            return checkpoint, notes
+        notes.append(f"checkpoint {checkpoint.path} is damaged ({reason})")
+    if found:
+        raise UsageError(
+            f"{notes[0]} and no other checkpoint is whole; start again with --if-exists replace, or restore the file"
+        )
+    return None, notes
+
+
+def load_optimizer(checkpoint: Checkpoint, optimizer: torch.optim.Optimizer, names: list[str]) -> None:
+    """Restore the optimizer's state; `names` are the parameters' names in the optimizer's order."""
+    from safetensors.torch import load_file
+
+    tensors = load_file(checkpoint.path / "trainer" / "optimizer.safetensors")
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for index, name in enumerate(names):
+        own = {key.rsplit("::", 1)[1]: value for key, value in tensors.items() if key.rsplit("::", 1)[0] == name}
+        if own:
+            state[index] = own
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _save_optimizer(folder: Path, optimizer: torch.optim.Optimizer, names: list[str]) -> None:
+    from safetensors.torch import save_file
+
+    state = optimizer.state_dict()["state"]
+    tensors = {
+        f"{names[index]}::{key}": value.detach().cpu().contiguous()
+        for index, values in state.items()
+        for key, value in values.items()
+    }
+    save_file(tensors, folder / "optimizer.safetensors")
+
+
+def _digest(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _flush(folder: Path) -> None:
+    """Bring every file and folder to the disk, so that the rename that follows names something complete."""
+    for path in [*folder.rglob("*"), folder]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _reason(error: BaseException) -> str:
+    return (error.strerror or str(error)) if isinstance(error, OSError) else str(error).splitlines()[0]

@@ -1,0 +1,77 @@
+"""Accuracy on a fixed held-out slice during training, with an interval that says how sure the number is."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from luspo_cli.metrics.rollout_metrics import length_metrics
+from luspo_cli.records import Problem, Rollout, VerificationStatus
+from luspo_cli.rewards.rubric import Rubric
+from luspo_cli.rollout.sampler import Prompt, Sampler, SamplingOptions
+from luspo_cli.run_folder import RunFolder, replace_file
+
+SEED_OFFSET = 1_000_003
+"""Keeps the draws of the evaluation apart from those of training."""
+
+
+class HeldOut:
+    """The slice, its prompts, and how to sample it: the same draws each time, so that only the policy differs."""
+
+    def __init__(
+        self, problems: Sequence[Problem], prompts: Sequence[Prompt], options: SamplingOptions, rubric: Rubric
+    ) -> None:
+        self.problems, self.prompts, self.options, self.rubric = list(problems), list(prompts), options, rubric
+
+    def evaluate(self, sampler: Sampler) -> dict[str, Any]:
+        """Sample and score; keys as in metrics.jsonl plus the interval and the counts of failed checks."""
+        groups = sampler.sample_groups(self.prompts, self.options)
+        rollouts: list[Rollout] = [rollout for group in groups for rollout in group]
+        problems = [problem for problem in self.problems for _ in range(self.options.group_size)]
+        rewards = self.rubric.score(problems, rollouts)
+        right = [reward.status is VerificationStatus.CORRECT for reward in rewards]
+        size = self.options.group_size
+        per_problem = [statistics.fmean(right[i : i + size]) for i in range(0, len(right), size)]
+        low, high = interval(per_problem, samples=size)
+        lengths = length_metrics(rollouts)
+        statuses = [reward.status for reward in rewards]
+        return {
+            "evaluation/accuracy": statistics.fmean(per_problem),
+            "evaluation/accuracy_low": low,
+            "evaluation/accuracy_high": high,
+            "evaluation/problems": len(self.problems),
+            "evaluation/response_length/mean": lengths["response_length/mean"],
+            "evaluation/truncated_fraction": lengths["response/truncated_fraction"],
+            "evaluation/no_answer_fraction": statuses.count(VerificationStatus.NO_ANSWER) / len(statuses),
+            "evaluation/failed_verifications": statuses.count(VerificationStatus.TIMEOUT)
+            + statuses.count(VerificationStatus.CRASHED),
+        }
+
+
+def interval(per_problem: Sequence[float], samples: int) -> tuple[float, float]:
+    """95 % interval of mean accuracy over problems: Wilson's for one sample a problem, else normal over problem means."""
+    n, mean, z = len(per_problem), statistics.fmean(per_problem), 1.959964
+    if samples == 1 or n == 1:
+        centre = (mean + z * z / (2 * n)) / (1 + z * z / n)
+        half = z * math.sqrt(mean * (1 - mean) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+        return max(0.0, centre - half), min(1.0, centre + half)
+    half = z * statistics.stdev(per_problem) / math.sqrt(n)
+    return max(0.0, mean - half), min(1.0, mean + half)
+
+
+def record(folder: RunFolder, step: int, result: dict[str, Any]) -> None:
+    """Add one evaluation to evals/held-out.jsonl; `step` is the number of training steps behind the policy."""
+    path = folder.path / "evals" / "held-out.jsonl"
+    before = path.read_bytes() if path.exists() else b""
+    replace_file(path, before + (json.dumps({"step": step, **result}) + "\n").encode())
+
+
+def recorded_steps(folder: RunFolder) -> set[int]:
+    """Steps that have an evaluation already (a resumed run does not repeat the one before training)."""
+    path = folder.path / "evals" / "held-out.jsonl"
+    if not path.exists():
+        return set()
+    return {int(json.loads(line)["step"]) for line in path.read_bytes().split(b"\n") if line.strip()}

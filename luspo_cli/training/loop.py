@@ -1,0 +1,160 @@
+"""The conductor: sample → score → advantage → update → record, once a step.
+
+    batch source ──problems──▶ sampler ──groups of rollouts──▶ rubric ──rewards──▶ advantages
+                                  ▲                                                    │ scored groups
+                                  └───────────── weights ◀── updater ◀─────────────────┘
+                                                     └──▶ metrics.jsonl, rollouts/, checkpoints/, evals/
+
+Each stage consumes what the one before it returns and waits for nothing else. A step's draws depend on (seed, step) alone, so a
+resumed run takes up at any checkpoint and ends with the same weights, bit for bit.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from luspo_cli.advantages import ADVANTAGES
+from luspo_cli.config.run import TrainRun
+from luspo_cli.data.batches import BatchSource
+from luspo_cli.metrics.names import METRICS, unknown_metrics
+from luspo_cli.metrics.rollout_metrics import length_metrics, reward_metrics
+from luspo_cli.objectives.diagnostics import length_pressure
+from luspo_cli.records import Problem, Reward, Rollout, ScoredGroup
+from luspo_cli.rewards.rubric import Rubric
+from luspo_cli.rollout.sampler import Prompt, Sampler, SamplingOptions
+from luspo_cli.run_folder import RunFolder
+from luspo_cli.training.held_out import HeldOut, record, recorded_steps
+from luspo_cli.training.rollout_store import store_rollouts
+from luspo_cli.training.schedule import learning_rate
+from luspo_cli.training.update import Updater
+
+SEED_STRIDE = 1_000_000_007
+PRESSURES = ("grpo", "gspo", "luspo")
+
+
+@dataclass(frozen=True, slots=True)
+class Stages:
+    """What the loop conducts; each part is made in session.py and can be replaced alone."""
+
+    problems: BatchSource
+    to_prompt: Callable[[Problem], Prompt]
+    sampler: Sampler
+    rubric: Rubric
+    updater: Updater
+    held_out: HeldOut | None
+    refresh_sampler: Callable[[], None]
+    """Bring the policy's weights into the sampler."""
+    save: Callable[[int], Any]
+    """Write the checkpoint of a step."""
+
+
+def train(
+    config: TrainRun,
+    stages: Stages,
+    folder: RunFolder,
+    first_step: int,
+    on_step: Callable[[dict[str, Any]], None],
+    stop_requested: Callable[[], bool],
+) -> int:
+    """Run steps `first_step`+1 to `run.steps`; returns the last finished step, earlier than the last one if asked to stop."""
+    tokens_total = folder.last_tokens_total()
+    stages.refresh_sampler()
+    if first_step == 0:
+        _evaluate(config, stages, folder, 0)
+    for step in range(first_step + 1, config.run.steps + 1):
+        started = time.perf_counter()
+        problems = stages.problems.batch(step - 1)
+        prompts = [stages.to_prompt(problem) for problem in problems]
+        groups = stages.sampler.sample_groups(prompts, _sampling_options(config, step))
+        sampled = time.perf_counter()
+        scored = score_groups(problems, groups, stages.rubric, config)
+        rewarded = time.perf_counter()
+
+        every = config.update.noise_floor_every
+        noise = {"ratio/noise_floor": stages.updater.noise_floor(scored)} if every and step % every == 1 % every else {}
+        updated = stages.updater.update(scored, learning_rate(step - 1, config.run.steps, config.update))
+        stages.refresh_sampler()
+
+        rollouts = [rollout for group in groups for rollout in group]
+        tokens_total += sum(rollout.response_length for rollout in rollouts)
+        metrics = {
+            "step": step,
+            "tokens/total": tokens_total,
+            **length_metrics(rollouts),
+            **reward_metrics(scored),
+            **_pressures(scored),
+            **updated,
+            **noise,
+            **_evaluate(config, stages, folder, step),
+            "time/rollout": sampled - started,
+            "time/reward": rewarded - sampled,
+        }
+        if config.run.rollouts_every and step % config.run.rollouts_every in (0, 1 % config.run.rollouts_every):
+            store_rollouts(folder.rollouts, step, scored)
+        metrics["time/total"] = time.perf_counter() - started
+        ordered = in_order(metrics)
+        folder.append_metrics(ordered)
+        stop = stop_requested()
+        last = step == config.run.steps
+        if last or stop or (config.run.checkpoint_every and step % config.run.checkpoint_every == 0):
+            stages.save(step)
+        on_step(ordered)
+        if stop:
+            return step
+    return config.run.steps
+
+
+def score_groups(
+    problems: Sequence[Problem], groups: Sequence[Sequence[Rollout]], rubric: Rubric, config: TrainRun
+) -> list[ScoredGroup]:
+    """Rewards and group advantages for every group, in order."""
+    flat = [rollout for group in groups for rollout in group]
+    of_rollout = [problem for problem, group in zip(problems, groups, strict=True) for _ in group]
+    rewards = iter(rubric.score(of_rollout, flat))
+    estimator = ADVANTAGES[str(config.objective.advantage)]
+    scored = []
+    for problem, group in zip(problems, groups, strict=True):
+        own: tuple[Reward, ...] = tuple(next(rewards) for _ in group)
+        advantages = tuple(estimator([reward.total for reward in own]))
+        scored.append(ScoredGroup(problem, tuple(group), own, advantages))
+    return scored
+
+
+def in_order(metrics: dict[str, Any]) -> dict[str, Any]:
+    """The record in the order of `METRICS`; a name that is not there is a defect."""
+    unknown = unknown_metrics(metrics)
+    if unknown:
+        raise AssertionError(f"metrics without an entry in metrics/names.py: {unknown}")
+    return {name: metrics[name] for name in METRICS if name in metrics}
+
+
+def _sampling_options(config: TrainRun, step: int) -> SamplingOptions:
+    rollout = config.rollout
+    return SamplingOptions(
+        group_size=rollout.group_size,
+        max_response_tokens=rollout.max_response_tokens,
+        temperature=rollout.temperature,
+        top_p=rollout.top_p,
+        top_k=rollout.top_k,
+        seed=(config.run.seed * SEED_STRIDE + step) % 2**63,
+    )
+
+
+def _pressures(groups: Sequence[ScoredGroup]) -> dict[str, float]:
+    advantages = [advantage for group in groups for advantage in group.advantages]
+    lengths = [rollout.response_length for group in groups for rollout in group.rollouts]
+    return {f"length_pressure/{name}": length_pressure(advantages, lengths, name) for name in PRESSURES}
+
+
+def _evaluate(config: TrainRun, stages: Stages, folder: RunFolder, step: int) -> dict[str, Any]:
+    """Evaluate where the plan says so; returns what belongs into the step's record."""
+    every = config.evaluation.every
+    due = stages.held_out is not None and every and (step % every == 0 or step == config.run.steps)
+    if not due or stages.held_out is None or step in recorded_steps(folder):
+        return {}
+    result = stages.held_out.evaluate(stages.sampler)
+    record(folder, step, result)
+    return {key: value for key, value in result.items() if key in METRICS}

@@ -1,0 +1,124 @@
+"""The dry run: what a training would do, need and miss, without touching anything or importing torch."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from luspo_cli.config.model import ShapeConfig
+from luspo_cli.config.objective_text import describe
+from luspo_cli.config.run import MADE, MADE_TERMS, TrainRun
+
+GIB = 2**30
+LOGITS_CHUNK_BYTES = 4 * 4 * 2**26
+"""Of the chunked log-probs: logits, log-softmax, probabilities and gradient of one chunk in float32."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What `luspo train --dry-run` says."""
+
+    configuration: dict[str, Any]
+    objective: dict[str, Any]
+    parameters: int
+    memory_gib: dict[str, float]
+    """Estimated peak by part for one process; `update_peak` and `rollout_peak` are sums over parts in use together."""
+    work: dict[str, float]
+    missing: list[str]
+
+
+def make_plan(config: TrainRun) -> Plan:
+    """Describe the run that `config` would be."""
+    shape = _shape(config)
+    rollout, update = config.rollout, config.update
+    rows = rollout.problems * rollout.group_size
+    return Plan(
+        configuration=config.model_dump(mode="json"),
+        objective=asdict(describe(config.objective)),
+        parameters=shape.parameters(),
+        memory_gib={name: round(size / GIB, 2) for name, size in estimate_memory(config, shape).items()},
+        work={
+            "steps": config.run.steps,
+            "rollouts_per_step": rows,
+            "optimizer_steps": config.run.steps * update.mini_batches,
+            "rollouts_per_optimizer_step": rows / update.mini_batches,
+            "response_tokens_at_most": config.run.steps * rows * rollout.max_response_tokens,
+        },
+        missing=missing_inputs(config),
+    )
+
+
+def estimate_memory(config: TrainRun, shape: ShapeConfig) -> dict[str, float]:
+    """Bytes by part on one device: float32 weights, gradients and Adam moments; compute copies; activations; cache."""
+    n = shape.parameters()
+    low = config.model.compute_dtype == "bfloat16"
+    size = 2 if low else 4
+    parts: dict[str, float] = {"weights": 4 * n, "gradients": 4 * n, "optimizer": 8 * n}
+    parts["compute_copies"] = 4 * n if low else 0  # autocast's bfloat16 weights and the sampler's
+    parts["reference"] = 4 * n if config.objective.kl_coefficient > 0 else 0
+    longest = config.data.max_prompt_tokens + config.rollout.max_response_tokens
+    tokens = max(config.update.tokens_per_micro_batch, longest)
+    one_layer = tokens * (14 * shape.width + 4 * shape.feed_forward) * size
+    kept = tokens * shape.width * 4
+    parts["activations"] = shape.layers * kept + one_layer if config.model.gradient_checkpointing else shape.layers * one_layer
+    parts["logits_chunk"] = min(LOGITS_CHUNK_BYTES, 16 * tokens * shape.vocabulary)
+    key_value = 2 * shape.key_value_heads * (shape.width // shape.heads) * size
+    rows = min(config.rollout.max_rows, config.rollout.problems * config.rollout.group_size)
+    parts["key_value_cache"] = rows * longest * shape.layers * key_value
+    always = parts["weights"] + parts["optimizer"] + parts["reference"] + (2 * n if low else 0)
+    parts["update_peak"] = always + parts["gradients"] + parts["activations"] + parts["logits_chunk"] + (2 * n if low else 0)
+    parts["rollout_peak"] = always + parts["gradients"] + parts["key_value_cache"] + rows * shape.vocabulary * 8
+    return parts
+
+
+def missing_inputs(config: TrainRun) -> list[str]:
+    """One sentence for every file or model that the run needs and this machine does not have."""
+    found: list[str] = []
+    if config.model.path != MADE:
+        reason = _missing_model(config)
+        if reason:
+            found.append(reason)
+    wanted = {"data.train": (config.data.train, "train")}
+    if config.evaluation.every:
+        wanted["data.held_out"] = (config.data.held_out, "test")
+    for key, (path, split) in wanted.items():
+        if path == MADE_TERMS:
+            continue
+        if not path:
+            found.append(f"{key} is empty: set it to a folder from luspo prepare-data")
+        elif not Path(path).exists():
+            found.append(f"{key}: {path} does not exist; make it with luspo prepare-data")
+        elif Path(path).is_dir() and not (Path(path) / f"{split}.parquet").exists():
+            found.append(f"{key}: {path} has no {split}.parquet; make it with luspo prepare-data")
+    return found
+
+
+def _missing_model(config: TrainRun) -> str | None:
+    path = Path(config.model.path).expanduser()
+    if path.is_dir():
+        return None if (path / "config.json").exists() else f"model.path: {path} has no config.json"
+    if config.model.path.count("/") == 1 and not config.model.path.startswith((".", "/", "~")):
+        cache = Path("~/.cache/huggingface/hub").expanduser() / f"models--{config.model.path.replace('/', '--')}"
+        if cache.is_dir():
+            return None
+        return f"model.path: {config.model.path} is not on this machine; the hub would be asked, or set a local folder"
+    return f"model.path: {config.model.path} does not exist"
+
+
+def _shape(config: TrainRun) -> ShapeConfig:
+    """The shape of the model itself where it is on disk, else that of [model.shape]."""
+    file = Path(config.model.path).expanduser() / "config.json"
+    if not file.is_file():
+        return config.model.shape
+    stored = json.loads(file.read_text())
+    return ShapeConfig(
+        vocabulary=stored["vocab_size"],
+        layers=stored["num_hidden_layers"],
+        width=stored["hidden_size"],
+        heads=stored["num_attention_heads"],
+        key_value_heads=stored.get("num_key_value_heads", stored["num_attention_heads"]),
+        feed_forward=stored["intermediate_size"],
+        tied_head=bool(stored.get("tie_word_embeddings", False)),
+    )

@@ -1,0 +1,91 @@
+"""What a number of this run can be traced to: versions, code, seed, hardware, data and model fingerprints."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import luspo_cli
+from luspo_cli.config.run import MADE_TERMS, TrainRun
+from luspo_cli.data.problems import fingerprint
+
+PACKAGES = ("torch", "transformers", "accelerate", "math-verify", "numpy", "pyarrow")
+
+
+def provenance(config: TrainRun, made: Path | None) -> dict[str, Any]:
+    """The content of provenance.json."""
+    import torch
+
+    cuda = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "luspo": luspo_cli.__version__,
+        "code": _code_state(),
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "seed": config.run.seed,
+        "hardware": {
+            "processor": _processor(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "gpus": cuda,
+        },
+        "data": {
+            name: {"path": path, "sha256": fingerprint(path, split=split)}
+            for name, path, split in (("train", config.data.train, "train"), ("held_out", config.data.held_out, "test"))
+            if path and path != MADE_TERMS
+        },
+        "model": {"path": config.model.path, "weights": _weights_fingerprint(made or Path(config.model.path).expanduser())},
+    }
+
+
+def _code_state() -> dict[str, str | None]:
+    """Commit and sha256 of the uncommitted changes of the checkout that the package lies in; None outside one."""
+    folder = Path(__file__).resolve().parents[2]
+    commit = _git(folder, "rev-parse", "HEAD")
+    difference = _git(folder, "diff", "HEAD")
+    return {
+        "commit": commit.strip() if commit else None,
+        "uncommitted": hashlib.sha256(difference.encode()).hexdigest() if difference else None,
+    }
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    if not (folder / ".git").exists():
+        return None
+    try:
+        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def _weights_fingerprint(folder: Path) -> dict[str, str] | None:
+    """sha256 of every weight file of a local folder; None for a hub id (its revision is in the configuration)."""
+    if not folder.is_dir():
+        return None
+    found = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with file.open("rb") as stream:
+            found[file.name] = hashlib.file_digest(stream, "sha256").hexdigest()
+    return found

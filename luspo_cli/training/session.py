@@ -1,0 +1,248 @@
+"""From a resolved configuration to a running loop: load or resume, build the stages, train, leave the folder whole.
+
+Everything that can fail for a reason the user can mend (model, data, golds) is checked before the run folder is touched.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from luspo_cli.config.run import MADE, MADE_TERMS, TrainRun
+from luspo_cli.data.batches import BatchSource, ProblemBatches
+from luspo_cli.data.problems import load_problems
+from luspo_cli.data.terms import MadeTermsBatches, held_out_terms
+from luspo_cli.errors import UsageError
+from luspo_cli.policy import attention
+from luspo_cli.policy.inputs import fitting, prompt_tokens
+from luspo_cli.policy.loading import LoadedModel, load_model
+from luspo_cli.policy.policy import Policy
+from luspo_cli.records import Problem
+from luspo_cli.rewards.rubric import Rubric
+from luspo_cli.rollout.in_process import InProcessSampler
+from luspo_cli.rollout.packed_linear import bfloat16_copy, copy_weights
+from luspo_cli.rollout.sampler import Prompt, SamplingOptions
+from luspo_cli.run_folder import IfExists, RunFolder, write_json
+from luspo_cli.training.checkpoint import Checkpoint, load_optimizer, newest_whole, save_checkpoint
+from luspo_cli.training.host_memory import keep_freed_memory
+from luspo_cli.training.held_out import SEED_OFFSET, HeldOut
+from luspo_cli.training.loop import Stages, train
+from luspo_cli.training.made_model import made_model
+from luspo_cli.training.provenance import provenance
+from luspo_cli.training.update import Updater
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a session ended."""
+
+    last_step: int
+    finished: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Problems:
+    """What a run trains on and is checked with."""
+
+    source: BatchSource
+    held_out: list[Problem]
+    everything: list[Problem]
+    """Training problems from a file (empty for made ones): their golds are checked before the first step."""
+
+
+def run_training(
+    config: TrainRun,
+    path: Path,
+    if_exists: IfExists,
+    say: Callable[[str], None],
+    on_step: Callable[[dict[str, Any]], None],
+) -> Outcome:
+    """Train as configured in run folder `path`; raises UsageError or RunError with one sentence."""
+    import torch
+
+    if config.run.threads:
+        torch.set_num_threads(config.run.threads)
+    if not torch.cuda.is_available():
+        keep_freed_memory()
+    attention.register()
+    starting = _starting_folder(config, say)
+    loaded = load_model(config.model.model_copy(update={"path": str(starting)}) if starting else config.model)
+    problems = _problems(config, loaded, say)
+    with RunFolder(path) as folder, Rubric(config.reward, config.rollout.max_response_tokens) as rubric:
+        _check_golds(rubric, problems)
+        resumed = folder.open(config.model_dump(mode="json"), if_exists)
+        checkpoint = _checkpoint(folder, say) if resumed else None
+        first_step = checkpoint.step if checkpoint else 0
+        if first_step >= config.run.steps:
+            say(f"run {path} is finished: step {first_step} of {config.run.steps}")
+            return Outcome(first_step, True)
+        if resumed:
+            folder.cut_back(first_step)
+            say(f"going on after step {first_step}")
+        else:
+            write_json(path / "provenance.json", provenance(config, starting))
+        if checkpoint:
+            resumed_model = load_model(config.model.model_copy(update={"path": str(checkpoint.path / "model")}))
+            loaded, reference = resumed_model, loaded.model
+        else:
+            reference = None
+        stages = _stages(config, loaded, problems, rubric, folder, checkpoint, reference)
+        with _interruptible(say) as stop_requested:
+            last = train(config, stages, folder, first_step, on_step, stop_requested)
+    return Outcome(last, last == config.run.steps)
+
+
+def _starting_folder(config: TrainRun, say: Callable[[str], None]) -> Path | None:
+    return made_model(config, say) if config.model.path == MADE else None
+
+
+def _checkpoint(folder: RunFolder, say: Callable[[str], None]) -> Checkpoint | None:
+    checkpoint, notes = newest_whole(folder.checkpoints)
+    for note in notes:
+        say(f"warning: {note}; going back to the one before")
+    return checkpoint
+
+
+def _problems(config: TrainRun, loaded: LoadedModel, say: Callable[[str], None]) -> Problems:
+    data, seed = config.data, config.run.seed
+    if not data.train:
+        raise UsageError("data.train is empty; set it to a file or folder from `luspo prepare-data`")
+    held_out: list[Problem] = []
+    if config.evaluation.every:
+        held_out = _held_out(config)
+    if data.train == MADE_TERMS:
+        return Problems(MadeTermsBatches(data.profile, config.rollout.problems, seed), held_out, [])
+    problems, too_long = fitting(load_problems(data.train), loaded.tokenizer, data.max_prompt_tokens)
+    if too_long:
+        say(f"{too_long} of {too_long + len(problems)} problems have prompts over {data.max_prompt_tokens} tokens: left out")
+    if not problems:
+        raise UsageError(f"no problem of {data.train} has a prompt within data.max_prompt_tokens={data.max_prompt_tokens}")
+    return Problems(ProblemBatches(problems, config.rollout.problems, seed, data.shuffle), held_out, problems)
+
+
+def _held_out(config: TrainRun) -> list[Problem]:
+    number = config.evaluation.problems
+    if config.data.held_out == MADE_TERMS:
+        return held_out_terms(config.data.profile, number, config.run.seed)
+    problems = load_problems(config.data.held_out, split="test")
+    if len(problems) < number:
+        raise UsageError(f"{config.data.held_out} has {len(problems)} problems, fewer than evaluation.problems={number}")
+    return problems[:number]
+
+
+def _check_golds(rubric: Rubric, problems: Problems) -> None:
+    """A gold answer that cannot be read would score every response wrong: refuse before the first step."""
+    bad = rubric.check_golds([*problems.everything, *problems.held_out])
+    if bad:
+        raise UsageError(
+            f"{len(bad)} gold answers cannot be read (first: problem '{bad[0]}'); run the data through luspo prepare-data,"
+            " which filters such rows"
+        )
+
+
+def _stages(
+    config: TrainRun,
+    loaded: LoadedModel,
+    problems: Problems,
+    rubric: Rubric,
+    folder: RunFolder,
+    checkpoint: Checkpoint | None,
+    reference_model: Any,
+) -> Stages:
+    import copy
+
+    import torch
+    from accelerate import Accelerator
+
+    low_precision = config.model.compute_dtype == "bfloat16"
+    accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="bf16" if low_precision else "no")
+    reference = None
+    if config.objective.kl_coefficient > 0:
+        frozen = (reference_model or copy.deepcopy(loaded.model)).requires_grad_(False).eval().to(accelerator.device)
+        reference = Policy(frozen, config.rollout.temperature)
+    policy = Policy(loaded.model, config.rollout.temperature).train()
+    names, optimizer = _optimizer(policy, config)
+    if checkpoint:
+        load_optimizer(checkpoint, optimizer, names)
+    prepared, optimizer = accelerator.prepare(policy, optimizer)
+    sampling_model = bfloat16_copy(policy.model) if low_precision else policy.model
+
+    def refresh_sampler() -> None:
+        if sampling_model is not policy.model:
+            copy_weights(policy.model, sampling_model)
+
+    def save(step: int) -> Path:
+        return save_checkpoint(
+            folder.checkpoints, step, policy.model, loaded.tokenizer, optimizer, names, config.run.keep_checkpoints
+        )
+
+    def to_prompt(problem: Problem) -> Prompt:
+        return Prompt(problem.id, prompt_tokens(problem, loaded.tokenizer))
+
+    return Stages(
+        problems=problems.source,
+        to_prompt=to_prompt,
+        sampler=InProcessSampler(sampling_model, loaded.tokenizer, loaded.end_tokens, config.rollout.max_rows),
+        rubric=rubric,
+        updater=Updater(prepared, optimizer, accelerator, config, reference),
+        held_out=_held_out_check(config, problems, to_prompt, rubric),
+        refresh_sampler=refresh_sampler,
+        save=save,
+    )
+
+
+def _optimizer(policy: Policy, config: TrainRun) -> tuple[list[str], Any]:
+    """AdamW; weight decay on matrices only. Returns the parameters' names in the optimizer's order with it."""
+    import torch
+
+    named = [(name, parameter) for name, parameter in policy.named_parameters() if parameter.requires_grad]
+    matrices = [(name, parameter) for name, parameter in named if parameter.dim() >= 2]
+    others = [(name, parameter) for name, parameter in named if parameter.dim() < 2]
+    settings = config.update
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [parameter for _, parameter in matrices], "weight_decay": settings.weight_decay},
+            {"params": [parameter for _, parameter in others], "weight_decay": 0.0},
+        ],
+        lr=settings.learning_rate,
+        betas=settings.betas,
+        fused=True,
+    )
+    return [name for name, _ in (*matrices, *others)], optimizer
+
+
+def _held_out_check(
+    config: TrainRun, problems: Problems, to_prompt: Callable[[Problem], Prompt], rubric: Rubric
+) -> HeldOut | None:
+    if not config.evaluation.every:
+        return None
+    settings = config.evaluation
+    options = SamplingOptions(
+        group_size=settings.samples,
+        max_response_tokens=settings.max_response_tokens or config.rollout.max_response_tokens,
+        temperature=settings.temperature,
+        seed=config.run.seed + SEED_OFFSET,
+    )
+    return HeldOut(problems.held_out, [to_prompt(problem) for problem in problems.held_out], options, rubric)
+
+
+@contextmanager
+def _interruptible(say: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
+    """Within this block the first Ctrl-C asks for a stop after the step; the second one interrupts at once."""
+    asked = False
+
+    def handle(number: int, frame: Any) -> None:
+        nonlocal asked
+        asked = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        say("stopping after this step, with a checkpoint; Ctrl-C again stops at once without one")
+
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield lambda: asked
+    finally:
+        signal.signal(signal.SIGINT, before)

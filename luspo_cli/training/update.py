@@ -1,0 +1,197 @@
+"""One batch of scored groups → a few optimizer steps.
+
+Decisions, each with a test: a mini-batch's counts are known before its first micro-batch, so the sum of the micro-batch losses
+is the mini-batch's loss however it was split; old log-probs come from the same weights through the same micro-batches as the
+new ones, so that before the first step every ratio is exactly 1, and the first mini-batch needs none; rows without advantage
+take part in the counts and nowhere else; a step whose loss or gradient is not finite moves nothing and is counted.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from luspo_cli.config.run import TrainRun
+from luspo_cli.errors import RunError
+from luspo_cli.objectives import Counts, policy_loss
+from luspo_cli.objectives.diagnostics import combine_diagnostics
+from luspo_cli.policy.packing import MiniBatch, PolicyBatch, Row, policy_batch, split_micro_batches, split_mini_batches
+from luspo_cli.policy.policy import Policy
+from luspo_cli.records import ScoredGroup
+
+NOISE_FLOOR_ROWS = 16
+_SUMMED_OVER_TRAINED_ROWS = (
+    "objective/clip_low_fraction",
+    "objective/clip_high_fraction",
+    "objective/dual_clip_fraction",
+    "ratio/mean",
+)
+
+
+class Updater:
+    """Moves the policy's weights; holds what outlives one batch (the optimizer, the reference, the count of bad steps)."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        optimizer: torch.optim.Optimizer,
+        accelerator: Any,
+        config: TrainRun,
+        reference: Policy | None,
+    ) -> None:
+        self.policy, self.optimizer, self.accelerator = policy, optimizer, accelerator
+        self.config, self.reference = config, reference
+        self._bad_in_a_row = 0
+
+    def update(self, groups: Sequence[ScoredGroup], learning_rate: float) -> dict[str, float]:
+        """Run the batch's mini-batches; returns the step's objective, ratio, policy, update and time metrics."""
+        settings = self.config.update
+        for parameters in self.optimizer.param_groups:
+            parameters["lr"] = learning_rate
+        mini_batches = split_mini_batches(groups, settings.mini_batches, settings.tokens_per_micro_batch)
+        start = time.perf_counter()
+        old = [None, *(self._old_logprobs(batch) for batch in mini_batches[1:])]
+        between = time.perf_counter()
+        parts = [self._step(batch, logprobs) for batch, logprobs in zip(mini_batches, old, strict=True)]
+        metrics = _mean_over_steps(parts)
+        trained = sum(len(rows) for batch in mini_batches for rows in self._micro_batches(batch))
+        metrics |= {
+            "update/learning_rate": learning_rate,
+            "update/rows_trained": trained,
+            "update/rows_skipped": sum(len(group.rollouts) for group in groups) - trained,
+            "time/logprobs": between - start,
+            "time/update": time.perf_counter() - between,
+        }
+        return metrics
+
+    @torch.no_grad()
+    def noise_floor(self, groups: Sequence[ScoredGroup]) -> float | None:
+        """Mean |log sequence ratio| between two computations with the same weights: together, and row by row, padded.
+
+        None where no row has a response. This is the part of every ratio that is arithmetic and not learning.
+        """
+        rows = [Row(r, a) for g in groups for r, a in zip(g.rollouts, g.advantages, strict=True) if r.response_length]
+        rows.sort(key=lambda row: row.advantage == 0.0)  # stable: rows that will be trained come first
+        rows = rows[:NOISE_FLOOR_ROWS]
+        if not rows:
+            return None
+        batches = split_micro_batches(rows, self.config.update.tokens_per_micro_batch)
+        together = [self._sequence_means(batch, 0) for batch in batches]
+        alone = [self._sequence_means([row], 3) for batch in batches for row in batch]
+        return float((torch.cat(together) - torch.cat(alone)).abs().mean())
+
+    def _sequence_means(self, rows: Sequence[Row], padding: int) -> Tensor:
+        batch = policy_batch(rows, self.accelerator.device, padding)
+        logprobs, _ = self.policy(batch)
+        return logprobs.double().sum(-1) / batch.response_mask.sum(-1)
+
+    def _micro_batches(self, batch: MiniBatch) -> tuple[tuple[Row, ...], ...]:
+        """What has to be computed: everything, if a term beside the policy's needs it or skipping is off."""
+        objective = self.config.objective
+        others = objective.kl_coefficient > 0 or objective.entropy_coefficient > 0
+        if others or not self.config.update.skip_rows_without_advantage:
+            return batch.with_advantage + batch.without_advantage
+        return batch.with_advantage
+
+    @torch.no_grad()
+    def _old_logprobs(self, batch: MiniBatch) -> list[Tensor]:
+        device = self.accelerator.device
+        return [self.policy(policy_batch(rows, device))[0] for rows in self._micro_batches(batch)]
+
+    def _step(self, batch: MiniBatch, old: list[Tensor] | None) -> dict[str, float]:
+        micro_batches = self._micro_batches(batch)
+        counts = Counts(batch.sequences, batch.response_tokens)
+        self.optimizer.zero_grad(set_to_none=False)
+        diagnostics = []
+        for i, rows in enumerate(micro_batches):
+            tensors = policy_batch(rows, self.accelerator.device)
+            logprobs, entropy = self.policy(tensors, with_entropy=True)
+            loss, report = self._loss(tensors, logprobs, entropy, None if old is None else old[i], counts)
+            if loss.requires_grad and math.isfinite(report["objective/loss"]):
+                self.accelerator.backward(loss)
+            diagnostics.append(report)
+        metrics = combine_diagnostics(diagnostics)
+        metrics = _per_trained_row(metrics, batch, micro_batches, self.config.objective.ratio == "sequence")
+        return metrics | self._move(metrics.get("objective/loss", 0.0))
+
+    def _loss(
+        self, batch: PolicyBatch, logprobs: Tensor, entropy: Tensor, old: Tensor | None, counts: Counts
+    ) -> tuple[Tensor, dict[str, float]]:
+        objective = self.config.objective
+        ref_logprobs = None
+        if self.reference is not None:
+            with torch.no_grad(), self.accelerator.autocast():
+                ref_logprobs, _ = self.reference(batch)
+        result = policy_loss(
+            objective,
+            logprobs,
+            logprobs.detach() if old is None else old,
+            batch.advantages,
+            batch.response_mask,
+            max_response_length=self.config.rollout.max_response_tokens,
+            counts=counts,
+            ref_logprobs=ref_logprobs,
+            entropy=entropy if objective.entropy_coefficient > 0 else entropy.detach(),
+        )
+        return result.loss, result.diagnostics
+
+    def _move(self, loss: float) -> dict[str, float]:
+        """Clip and step, or refuse a step that is not finite."""
+        limit = self.config.update.gradient_clip
+        norm = float(self.accelerator.clip_grad_norm_(self.policy.parameters(), limit or math.inf))
+        if math.isfinite(loss) and math.isfinite(norm):
+            self.optimizer.step()
+            self._bad_in_a_row = 0
+            clipped = float(bool(limit) and norm > limit)
+            return {"update/grad_norm": norm, "update/clipped_gradient": clipped, "update/skipped_steps": 0.0}
+        self._bad_in_a_row += 1
+        if self._bad_in_a_row >= self.config.update.stop_after_bad_steps:
+            what = "loss" if not math.isfinite(loss) else "gradient norm"
+            raise RunError(
+                f"the {what} was not finite in {self._bad_in_a_row} updates in a row, none of which moved a weight;"
+                " lower update.learning_rate, check the model's weights, or go on from the last checkpoint with --resume"
+            )
+        return {"update/skipped_steps": 1.0}
+
+
+def _per_trained_row(
+    metrics: dict[str, float], batch: MiniBatch, computed: Sequence[Sequence[Row]], by_sequence: bool
+) -> dict[str, float]:
+    """Turn shares of the whole mini-batch into means over the rows that were computed."""
+    rows = [row for rows in computed for row in rows]
+    tokens = sum(row.rollout.response_length for row in rows)
+    sequences = sum(row.rollout.response_length > 0 for row in rows)
+    if not tokens:
+        return {"objective/loss": metrics.get("objective/loss", 0.0)}
+    scaled = dict(metrics)
+    unit_scale = batch.sequences / sequences if by_sequence else batch.response_tokens / tokens
+    for key in _SUMMED_OVER_TRAINED_ROWS:
+        if key in scaled:
+            scaled[key] *= unit_scale
+    for key in ("policy/kl_old", "policy/kl_ref", "policy/entropy"):
+        if key in scaled:
+            scaled[key] *= batch.response_tokens / tokens
+    return scaled
+
+
+def _mean_over_steps(parts: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Mean over the optimizer steps that have a number; minima, maxima and the count of skipped steps as such."""
+    combined: dict[str, float] = {}
+    for key in {key for part in parts for key in part}:
+        values = [part[key] for part in parts if key in part and math.isfinite(part[key])]
+        if not values:
+            continue
+        if key == "ratio/min":
+            combined[key] = min(values)
+        elif key == "ratio/max":
+            combined[key] = max(values)
+        elif key == "update/skipped_steps":
+            combined[key] = sum(values)
+        else:
+            combined[key] = sum(values) / len(values)
+    return dict(sorted(combined.items()))

@@ -1,0 +1,198 @@
+"""`luspo plot-length` and `luspo compare` as they are called."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from luspo_cli.commands import compare
+from luspo_cli.commands.compare import COMPARE_EXAMPLES, chosen_objectives, command_line, compare_cli, train_runs
+from luspo_cli.commands.plot_length import PLOT_LENGTH_EXAMPLES, plot_length_cli
+from luspo_cli.commands.train_missing import Interrupted, Training
+from luspo_cli.errors import UsageError
+
+
+@pytest.fixture
+def call():
+    app = typer.Typer()
+    app.command("plot-length")(plot_length_cli)
+    app.command("compare")(compare_cli)
+    return lambda *words: CliRunner().invoke(app, [str(word) for word in words])
+
+
+@pytest.fixture
+def two_runs(write_run) -> list[Path]:
+    return [write_run("gspo-seed0", "gspo", lengths=[20.0, 10.0]), write_run("luspo-seed0", lengths=[20.0, 20.0])]
+
+
+def test_plot_length_writes_the_figure_and_says_so(call, two_runs, tmp_path) -> None:
+    out = tmp_path / "out" / "lengths.svg"
+    result = call("plot-length", *two_runs, "--out", out, "--smooth", 1)
+    assert result.exit_code == 0, result.output
+    assert out.read_bytes().startswith(b"<?xml")
+    assert f"{out}: each step as recorded." in result.stdout
+    assert "note: No accuracy is recorded in gspo-seed0, luspo-seed0." in result.stderr
+
+
+def test_plot_length_as_json(call, two_runs, tmp_path) -> None:
+    out = tmp_path / "lengths.png"
+    result = call("plot-length", *two_runs, "-o", out, "--no-accuracy", "--linear", "--json")
+    assert json.loads(result.stdout) == {"path": str(out), "caption": "each step as recorded", "notes": []}
+
+
+def test_plot_length_needs_a_run(call) -> None:
+    assert call("plot-length").exit_code == 2
+
+
+def test_plot_length_refuses_a_suffix(call, two_runs, tmp_path) -> None:
+    result = call("plot-length", *two_runs, "--out", tmp_path / "lengths.gif")
+    assert isinstance(result.exception, UsageError)
+    assert not (tmp_path / "lengths.gif").exists()
+
+
+def test_compare_prints_the_table_and_writes_the_figure_on_wish(call, two_runs, tmp_path) -> None:
+    result = call("compare", *two_runs)
+    assert result.exit_code == 0, result.output
+    assert "luspo − gspo" in result.stdout
+    assert "+10.0" in result.stdout
+    assert list(tmp_path.glob("*.png")) == []
+    figure = tmp_path / "lengths.png"
+    assert f"figure: {figure}" in call("compare", *two_runs, "--figure", figure).stdout
+    assert figure.is_file()
+
+
+def test_compare_as_json_prints_nothing_else(call, two_runs) -> None:
+    report = json.loads(call("compare", *two_runs, "--json").stdout)
+    assert [variant["label"] for variant in report["variants"]] == ["gspo", "luspo"]
+    assert report["figure"] is None
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "either run folders or --preset"),
+        (["runs/a", "--preset", "tiny"], "either run folders or --preset"),
+        (["runs/a", "--seeds", "2"], "--seeds goes with --preset"),
+        (["runs/a", "--set", "a.b=1"], "--set goes with --preset"),
+        (["--preset", "tiny", "--objectives", "gspo,lupso"], r"Unknown objective 'lupso' \(did you mean 'luspo'\?\)"),
+        (["--preset", "tiny", "--objectives", "gspo,gspo"], "names gspo twice"),
+        (["--preset", "tiny", "--objectives", ","], "is empty"),
+        (["--preset", "tiny", "--set", "run.seed=3"], "the comparison itself sets this"),
+        (["--preset", "tiny", "--set", "objective.name=gspo"], "the comparison itself sets this"),
+    ],
+)
+def test_a_request_that_does_not_fit_is_refused(call, words, message) -> None:
+    result = call("compare", *words)
+    assert isinstance(result.exception, UsageError)
+    with pytest.raises(UsageError, match=message):
+        raise result.exception
+
+
+def test_seeds_below_one_are_bad_usage(call) -> None:
+    assert call("compare", "--preset", "tiny", "--seeds", 0).exit_code == 2
+
+
+def test_names_are_split_at_commas() -> None:
+    assert chosen_objectives(" grpo, luspo ,") == ["grpo", "luspo"]
+
+
+CHILD = """
+import json, pathlib, sys
+run = pathlib.Path(sys.argv[1])
+run.mkdir(parents=True, exist_ok=True)
+(run / "config.json").write_text(sys.argv[2])
+rows = [{"step": step, "response_length/mean": 10.0 * step} for step in (1, 2)]
+(run / "metrics.jsonl").write_text("".join(json.dumps(row) + chr(10) for row in rows))
+"""
+
+
+def _wanted(objective: str, seed: int) -> dict[str, Any]:
+    return {"objective": {"name": objective}, "run": {"seed": seed, "steps": 2}}
+
+
+def _command(training: Training) -> list[str]:
+    config = json.dumps(_wanted(training.objective, training.seed))
+    return [sys.executable, "-S", "-E", "-c", CHILD, str(training.run), config]
+
+
+def test_a_preset_is_trained_compared_and_drawn(call, tmp_path, monkeypatch) -> None:
+    def with_fakes(objectives, seeds, folder, *, preset, sets, processes):
+        return train_runs(
+            objectives,
+            seeds,
+            folder,
+            preset=preset,
+            sets=sets,
+            processes=processes,
+            resolve=_wanted,
+            command=_command,
+        )
+
+    monkeypatch.setattr(compare, "train_runs", with_fakes)
+    words = (
+        "compare",
+        "--preset",
+        "presets/tiny2.5.toml",
+        "--objectives",
+        "gspo,luspo",
+        "--seeds",
+        2,
+        "--out",
+        tmp_path,
+    )
+    first = call(*words)
+    assert first.exit_code == 0, first.output
+    folder = tmp_path / "tiny2.5"
+    names = ["gspo-seed0", "gspo-seed1", "lengths.png", "luspo-seed0", "luspo-seed1"]
+    assert sorted(path.name for path in folder.iterdir()) == names
+    assert "0 finished and used again, 0 to go on, 4 to start" in first.stderr
+    assert "luspo-seed1: finished (step 2/2, length 20.0 tokens)" in first.stderr
+    assert f"figure: {folder / 'lengths.png'}" in first.stdout
+    again = call(*words, "--json")
+    assert "4 finished and used again" in again.stderr
+    assert len(json.loads(again.stdout)["runs"]) == 4
+
+
+def test_an_interruption_exits_with_130_and_the_command_to_go_on(call, tmp_path, monkeypatch) -> None:
+    def interrupted(*_: object, **__: object) -> list[Path]:
+        raise Interrupted("gspo-seed0 also failed")
+
+    monkeypatch.setattr(compare, "train_runs", interrupted)
+    words = ["--preset", "tiny", "--objectives", "gspo,luspo", "--seeds", "2", "--set", "data.train=a b", "--out", "o"]
+    result = call("compare", *words)
+    assert result.exit_code == 130
+    assert "gspo-seed0 also failed" in result.stderr
+    assert shlex.split(result.stderr.split("Go on with: ")[1]) == ["luspo", "compare", *words]
+
+
+def test_the_command_to_go_on_leaves_out_what_was_not_given() -> None:
+    line = command_line(["luspo"], 3, "tiny", [], {"--out": None, "--processes": 4}, as_json=True)
+    assert line == "luspo compare --preset tiny --objectives luspo --seeds 3 --processes 4 --json"
+
+
+@pytest.mark.parametrize("module", ["plot_length", "compare", "train_missing"])
+def test_importing_a_command_imports_nothing_heavy(module: str) -> None:
+    heavy = {"torch", "pandas", "numpy", "matplotlib", "transformers", "datasets", "pydantic"}
+    code = f"import sys, luspo_cli.commands.{module}; print({heavy} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize(
+    ("example", "function"),
+    [(line, "plot-length") for line in PLOT_LENGTH_EXAMPLES] + [(line, "compare") for line in COMPARE_EXAMPLES],
+)
+def test_examples_use_options_that_exist(call, example: str, function: str) -> None:
+    words = shlex.split(example)
+    assert words[:2] == ["luspo", function]
+    help_text = call(function, "--help").output
+    for option in (word for word in words if word.startswith("--")):
+        assert option in help_text, option

@@ -1,0 +1,37 @@
+"""Where the benchmark data is: beside the repository, or where LUSPO_DATA says. It is not part of the project."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+DATA = Path(os.environ.get("LUSPO_DATA") or Path(__file__).resolve().parents[2] / "../shared/data")
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Callable[[str], Path]:
+    """Return a function that gives the data folder of a benchmark, or skips the test."""
+
+    def folder(name: str) -> Path:
+        path = DATA / name
+        if not path.is_dir():
+            pytest.skip(f"{path} is absent; set LUSPO_DATA to the folder that holds the benchmark data")
+        return path
+
+    return folder
+
+
+def json_lines(file: Path) -> list[dict[str, Any]]:
+    """Return the rows of a JSON-lines file."""
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
+
+
+def write_json_lines(file: Path, rows: list[dict[str, Any]]) -> Path:
+    """Write `rows` as JSON lines and return the file."""
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return file

@@ -1,0 +1,164 @@
+"""The readers of choices, numbers and statements: cases by hand, and hostile responses in bounded time."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from luspo_cli.evaluation.vision.choices import choice_position, read_choice
+from luspo_cli.evaluation.vision.labels import read_labels
+from luspo_cli.evaluation.vision.letters import official_letter, read_letter
+from luspo_cli.evaluation.vision.mathvista_official import normalize_extraction, unread_answer
+from luspo_cli.evaluation.vision.numbers import list_items, number_in, read_list, read_number
+from luspo_cli.evaluation.vision.segments import ends, visible_text
+from luspo_cli.evaluation.vision.statements import states_yes_or_no
+
+ANGLES = ("60°", "70°", "80°", "85°")
+FOOD = ("increase", "fluctuate", "it would decrease", "stay the same ")
+
+
+@pytest.mark.parametrize(
+    ("response", "choices", "position"),
+    [
+        ("The answer is (B) 10°.", ANGLES, 1),
+        ("The correct option is (B) 70°. Do you have other questions?", ANGLES, 1),
+        ("If x > 0, the answer is (A). Otherwise, the answer is (B).\n\nWe cannot determine the answer.", ANGLES, None),
+        ("The correct option letter is (E) none of these.", ANGLES, None),
+        ("The answer is 70 degrees.", ANGLES, 1),
+        ("Therefore, ∠C = 180° - 110° = 70°.", ANGLES, 1),
+        ("Both angles, 60° and 80°, were known.", ANGLES, None),
+        ("\\boxed{70^\\circ}", ANGLES, 1),
+        ("\\boxed{C}", ANGLES, 2),
+        ("The answer is (A). Hint: no.\nThus \\boxed{}", ANGLES, None),
+        ("答案是（D）。", ANGLES, 3),
+        ("所以∠C等于70°，选项B是正确答案", ANGLES, 1),
+        ("The answer is (A) 60°.\n\nQuestion: What else?\nChoices:\n(A) 1\n\nThe answer is (C)", ANGLES, 0),
+        ("(A) 60°\n(B) 70°\n(C) 80°\n(D) 85°", ANGLES, None),
+        ("C. 80° because the others are less", ANGLES, 2),
+        ("Angle A equals angle B in the figure.", ANGLES, None),
+        ("The area is 15.", ("5", "15", "150", "1.5"), 1),
+        ("The area is 5.5 units.", ("5", "5.5"), 1),
+        ("\\boxed{30\\sqrt{3}m}", ("30m", "30√{3}m"), 1),
+        ("The population would likely decrease as well.", FOOD, 2),
+        ("If deer decrease, then the population would increase.", FOOD, 0),
+        ("It could increase or decrease.", FOOD, None),
+        ("Yes, it is.", ("Yes", "No"), 0),
+        ("There is no way to tell.", ("Yes", "No"), None),
+        ("The sun is larger than the moon.", ("Sun", "Moon"), 0),
+        ("A half-eaten cake is on the table.", ("cake", "pie"), 0),
+        ("", ANGLES, None),
+    ],
+)
+def test_choices_by_hand(response: str, choices: tuple[str, ...], position: int | None) -> None:
+    assert read_choice(response, choices, "What is it?") == position
+
+
+@pytest.mark.parametrize(
+    ("text", "position"),
+    [
+        ("B", 1),
+        ("(b)", 1),
+        ("b", 1),
+        ("B. 70°", 1),
+        ("70", 1),
+        ("70°", 1),
+        ("E", None),
+        ("75", None),
+        ("x" * 9000, None),
+    ],
+)
+def test_short_answers_by_hand(text: str, position: int | None) -> None:
+    assert choice_position(text, ANGLES) == position
+
+
+@pytest.mark.parametrize(
+    ("sentence", "question", "answer"),
+    [
+        ("Gray is the maximum.", "Is Gray the maximum?", True),
+        ("Gray is not the maximum. Red is.", "Is Gray the maximum?", False),
+        ("Gray is the minimum.", "Is Gray the maximum?", False),
+        ("The nest is smaller than a fist.", "Is this nest larger than a fist?", False),
+        (
+            "There are more rubber choppers than big motorbikes.",
+            "Are there fewer big motorbikes than rubber choppers?",
+            None,
+        ),
+        ("Red is less than Blue.", "Is Gray less than Dark Violet?", None),
+        ("It is unclear whether Gray is the maximum.", "Is Gray the maximum?", None),
+        ("The function is not injective because it is equal at 1 and 2.", "Is the function injective?", False),
+        ('The statement "Gray is the maximum" is false.', "Is Gray the maximum?", False),
+    ],
+)
+def test_yes_and_no_stated_by_hand(sentence: str, question: str, answer: bool | None) -> None:
+    assert states_yes_or_no(sentence, question) is answer
+
+
+@pytest.mark.parametrize(
+    ("response", "question", "number"),
+    [
+        ("\\boxed{1,234}", "", "1234"),
+        ("The answer is 41 - 11 = **30** percentage points.", "", "30"),
+        ("The slug is about 1 inch long.", "How long is the slug?", "1"),
+        ("There are 3 bars below 40. They show 58, 59 and 63.", "How many bars are below 40?", "3"),
+        ("There are three objects left.", "How many objects are left?", "3"),
+        ("There were 15 - 5 = 10 cubes.\n\nThe final number of objects left is 7.", "How many objects are left?", "7"),
+        ("The year 2019 showed the largest gap, 7.84.", "Which year showed the largest gap?", "2019"),
+        ("It lies between 40 and 60.", "How many miles?", None),
+        ("The increase is between 2000 and 2005 and it is 7.", "How large is the increase?", "7"),
+        ("I do not have enough information to determine the gap of the two people.", "What is the age gap?", None),
+        ("The ratio is −0.5", "", "-0.5"),
+        ("The ratio is 3/4.", "", "0.75"),
+        ("It is on the 3rd day, which has 4 guests.", "", "4"),
+        ("x = 1e3", "", "1000"),
+        ("\\boxed{3\\times 10^{-5}}", "", "0.00003"),
+        ("\\boxed{10^3}", "", "1000"),
+        ("\\boxed{2\\frac{1}{2}}", "", "2.5"),
+        ("\\boxed{5\\,\\mathrm{m/s}^2}", "", "5"),
+        ("\\boxed{5 \\text{ cm}^{2}}", "", "5"),
+        ("\\boxed{\\frac{\\sqrt{3}}{2}}", "", None),
+        ("9" * 500, "", None),
+        ("5/0", "", None),
+        ("no digits here", "", None),
+    ],
+)
+def test_numbers_by_hand(response: str, question: str, number: str | None) -> None:
+    assert read_number(response, question) == number
+
+
+def test_lists() -> None:
+    assert read_list("First [1, 2], finally [2014,2016].") == "[2014,2016]"
+    assert list_items("[1, 2.0]") == list_items("[1.0,2]") != list_items("[2, 1]")
+    assert list_items("1, 2") is None
+    assert number_in("an even number") is None
+
+
+def test_only_the_ends_of_a_very_long_response_are_read() -> None:
+    long = "The answer is 1. " + "word " * 200_000 + "The answer is 2."
+    assert read_number(long) == "2"
+    assert read_number("<think>" + "word " * 200_000 + "</think>5") == "5"
+    assert len(ends(long)) == 40_001
+    assert visible_text("<think>never closed " * 10) is None
+
+
+HOSTILE = (
+    "A|A, |(A|[|9|9,|1/|.|answer is |answer: |there are |= |therefore, |\n|**5**|$|\\boxed{|\\frac{1}{|<think>|"
+    "</think>|not |cannot |? |Question: |(A) x\n|\u200b|答案是|٣|\x00|between 1 and |one |<Answer>: <<|"
+    "option for the x |x. |if |e.g. "
+)
+
+
+@pytest.mark.parametrize("unit", HOSTILE.split("|"))
+def test_a_megabyte_of_anything_is_read_in_bounded_time(unit: str) -> None:
+    text = unit * (1_000_000 // len(unit))
+    question = "Is the number of big cars less than 5? (A) yes (B) no (C) 5 cm"
+    started = time.perf_counter()
+    read_choice(text, ("yes", "no", "5 cm"), question)
+    read_number(text, question)
+    read_list(text)
+    read_labels(text, question)
+    read_letter(text, {"A": "yes", "B": "5 cm"}, question)
+    official_letter(text)
+    unread_answer(text)
+    normalize_extraction(text[:100_000], ("yes", "no", "5 cm"), "text", None)
+    assert time.perf_counter() - started < 10
