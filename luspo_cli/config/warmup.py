@@ -14,14 +14,14 @@ class WarmupConfig(Section):
     """At most this many."""
     rows: int = Field(default=64, ge=1)
     """Demonstrations a step."""
-    learning_rate: float = Field(default=5e-3, gt=0)
+    learning_rate: float = Field(default=3e-3, gt=0)
     ramp_steps: int = Field(default=50, ge=0)
-    answer_weight: float = Field(default=10.0, gt=0)
-    """Weight of the answer's token in the loss; the other tokens have 1. At 1 the answer stays at chance within 500 steps."""
-    check_every: int = Field(default=5, ge=1)
-    """Steps between checks of the sampled accuracy, once the curriculum (40 % of the steps) is over."""
+    answer_weight: float = Field(default=2.0, gt=0)
+    """Weight of the answer's token in the loss; the other tokens have 1."""
+    check_every: int = Field(default=10, ge=1)
+    """Steps between checks of the sampled accuracy, from the last fifth of the curriculum (40 % of the steps) on."""
     stop_accuracy: float = Field(default=0.42, gt=0, lt=1)
-    """Sampled accuracy at which the warm-up ends."""
+    """The warm-up ends at the first check with this sampled accuracy that passes the gates below."""
     min_accuracy: float = Field(default=0.35, ge=0, le=1)
     max_accuracy: float = Field(default=0.6, ge=0, le=1)
     min_mixed_fraction: float = Field(default=0.7, ge=0, le=1)

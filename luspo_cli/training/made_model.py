@@ -33,7 +33,7 @@ from luspo_cli.rollout.sampler import Prompt, SamplingOptions
 
 RECIPE = 1
 """Raise when the warm-up or the task changes, so that no cached model of the old recipe is taken."""
-CHECK_PROBLEMS, CHECK_GROUP = 48, 4
+CHECK_PROBLEMS, CHECK_GROUP = 64, 8
 GATE_PROBLEMS, GATE_GROUP = 64, 16
 CURRICULUM = 0.4
 LEAST_LEARNING_RATE = 0.05
@@ -81,12 +81,12 @@ def made_model(config: TrainRun, say: Callable[[str], None]) -> Path:
     return folder
 
 
-def missed_gates(report: dict[str, float], config: TrainRun) -> list[str]:
+def missed_gates(report: dict[str, float], config: TrainRun, group: int = GATE_GROUP) -> list[str]:
     """The gates (tiny-model probe: docs/experiments.md) that the warm-up's result does not pass, in words."""
     gates, missed = config.warmup, []
     if not gates.min_accuracy <= report["accuracy"] <= gates.max_accuracy:
         missed.append(f"accuracy {report['accuracy']:.2f} is outside {gates.min_accuracy} to {gates.max_accuracy}")
-    if report["mixed_fraction"] < gates.min_mixed_fraction:
+    if group == GATE_GROUP and report["mixed_fraction"] < gates.min_mixed_fraction:  # small groups are mixed less often
         missed.append(f"only {report['mixed_fraction']:.0%} of groups are mixed, {gates.min_mixed_fraction:.0%} wanted")
     if config.data.profile == "neutral":
         if abs(report["length_correlation"]) > gates.max_length_correlation:
@@ -139,7 +139,7 @@ def _make(config: TrainRun, wanted: dict[str, Any], folder: Path, say: Callable[
     say(f"warming up a model of {config.model.shape.parameters():,} parameters (seed {config.run.seed}), once")
     model, tokenizer = _new_model(config), made_tokenizer(config.model.shape.vocabulary)
     steps = _warm_up(model, tokenizer, config, say)
-    result = _measure(model, tokenizer, config, GATE_PROBLEMS, GATE_GROUP) | {"steps": steps}
+    result = _measure(model, tokenizer, config, GATE_PROBLEMS, GATE_GROUP, "gate") | {"steps": steps}
     say(
         f"warm-up done after {steps} steps: accuracy {result['accuracy']:.2f}, mean length {result['length_mean']:.1f},"
         f" {result['mixed_fraction']:.0%} of groups mixed"
@@ -175,10 +175,11 @@ def _warm_up(model: Any, tokenizer: Any, config: TrainRun, say: Callable[[str], 
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        if step + 1 >= curriculum and (step + 1) % settings.check_every == 0:
-            accuracy = _measure(model, tokenizer, config, CHECK_PROBLEMS, CHECK_GROUP)["accuracy"]
-            say(f"warm-up step {step + 1}: sampled accuracy {accuracy:.2f}, stops at {settings.stop_accuracy}")
-            if accuracy >= settings.stop_accuracy:
+        if step + 1 >= 0.8 * curriculum and (step + 1) % settings.check_every == 0:
+            found = _measure(model, tokenizer, config, CHECK_PROBLEMS, CHECK_GROUP, f"check {step}")
+            missed = missed_gates(found, config, CHECK_GROUP)
+            say(f"warm-up step {step + 1}: sampled accuracy {found['accuracy']:.2f}; {'; '.join(missed) or 'fit to start'}")
+            if found["accuracy"] >= settings.stop_accuracy and not missed:
                 return step + 1
     return settings.steps
 
@@ -207,13 +208,15 @@ def _demonstrations(
     return tokens, targets
 
 
-def _measure(model: Any, tokenizer: Any, config: TrainRun, problems: int, group: int) -> dict[str, float]:
-    """Sampled accuracy, mixed groups, truncation and the length statistics of the gates."""
+def _measure(
+    model: Any, tokenizer: Any, config: TrainRun, problems: int, group: int, draw: str
+) -> dict[str, float]:
+    """Sampled accuracy, mixed groups, truncation and the length statistics of the gates; `draw` names a sample of its own."""
     sampler = InProcessSampler(model, tokenizer, [tokenizer.eos_token_id], max_rows=1024)
-    generator = random.Random(f"luspo gate {config.data.profile} {config.run.seed}")
+    generator = random.Random(f"luspo {draw} {config.data.profile} {config.run.seed}")
     made = [terms.make_problem(config.data.profile, generator, str(i)) for i in range(problems)]
     prompts = [Prompt(problem.id, prompt_tokens(problem, tokenizer)) for problem in made]
-    options = SamplingOptions(group, config.rollout.max_response_tokens, seed=config.run.seed)
+    options = SamplingOptions(group, config.rollout.max_response_tokens, seed=generator.getrandbits(62))
     groups = sampler.sample_groups(prompts, options)
     right = [[_is_right(problem, rollout) for rollout in row] for problem, row in zip(made, groups, strict=True)]
     lengths = [[rollout.response_length for rollout in row] for row in groups]
