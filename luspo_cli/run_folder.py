@@ -105,7 +105,9 @@ class RunFolder:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             os.close(descriptor)
-            raise UsageError(f"another process is training in {self.path}; wait for it or choose another --run") from None
+            raise UsageError(
+                f"another process is training in {self.path}; wait for it or choose another --run"
+            ) from None
         self._lock = descriptor
 
     def _check_same(self, config: Mapping[str, Any]) -> None:

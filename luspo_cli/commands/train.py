@@ -32,14 +32,14 @@ def train_cli(
     preset: Annotated[
         str | None, typer.Option("--preset", help="Model, data, budget and rewards: a name from presets/.")
     ] = None,
-    config: Annotated[Path | None, typer.Option("--config", help="A TOML file of your own, on top of the preset.")] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", help="A TOML file of your own, on top of the preset.")
+    ] = None,
     sets: Annotated[
         list[str] | None, typer.Option("--set", help="section.key=value, on top of everything; can be repeated.")
     ] = None,
     run: Annotated[Path | None, typer.Option("--run", help="Run folder. [runs/PRESET-OBJECTIVE-seedK]")] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the newest whole checkpoint of --run.")
-    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest whole checkpoint of --run.")] = False,
     if_exists: Annotated[
         str, typer.Option("--if-exists", help="What to do with a run folder that is there: refuse, resume or replace.")
     ] = "refuse",
@@ -59,11 +59,14 @@ def train_cli(
         plan = make_plan(resolved)
         _print_plan(plan, as_json)
         return
-    path = run or Path("runs") / f"{preset or (config.stem if config else 'run')}-{resolved.objective.name}-seed{resolved.run.seed}"
+    name = preset or (config.stem if config else "run")
+    path = run or Path("runs") / f"{name}-{resolved.objective.name}-seed{resolved.run.seed}"
     train(resolved, path, choice, as_json=as_json)
 
 
-def train(config: TrainRun, path: Path, if_exists: Literal["refuse", "resume", "replace"], *, as_json: bool = False) -> None:
+def train(
+    config: TrainRun, path: Path, if_exists: Literal["refuse", "resume", "replace"], *, as_json: bool = False
+) -> None:
     """Run a training and report on stderr; exits 130 where Ctrl-C stopped it early."""
     say = _speaker(path)
     from luspo_cli.training.session import run_training
@@ -96,7 +99,9 @@ def _resolve(
         try:
             return TrainRun.model_validate_json(stored.read_text())
         except ValidationError as error:
-            raise UsageError(f"{stored} is not a configuration that this version reads: {error.errors()[0]['msg']}") from None
+            raise UsageError(
+                f"{stored} is not a configuration that this version reads: {error.errors()[0]['msg']}"
+            ) from None
     if preset is None and config is None and not resume:
         from luspo_cli.config.layers import preset_names
 

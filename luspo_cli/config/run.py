@@ -32,7 +32,7 @@ class RunConfig(Section):
     keep_checkpoints: int = Field(default=2, ge=1)
     """Newest checkpoints kept."""
     rollouts_every: int = Field(default=10, ge=0)
-    """Training steps between stored rollout batches (parquet); 0: none."""
+    """Training steps between stored rollout batches (parquet), the first step's included; 0: none."""
 
 
 class TrainRun(Section):

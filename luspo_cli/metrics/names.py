@@ -49,12 +49,18 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
         "group/all_wrong_fraction": Metric("1", "Share of groups in which no rollout was correct."),
         "group/mixed_fraction": Metric("1", "Share of groups with correct and incorrect rollouts."),
         "objective/loss": Metric("1", "Loss that was minimised, mean over the step's updates."),
+        "objective/policy_term": Metric(
+            "1", "Policy term of the loss, where the loss has further terms or they are watched."
+        ),
+        "objective/kl_term": Metric("1", "KL term of the loss before its coefficient; only with a KL term."),
+        "objective/entropy_term": Metric("1", "Entropy term before its coefficient; only with an entropy term."),
         "objective/clip_low_fraction": Metric(
             "1", "Share of ratios clipped below: ratio under 1 - clip_low, advantage < 0."
         ),
         "objective/clip_high_fraction": Metric(
             "1", "Share of ratios clipped above: ratio over 1 + clip_high, advantage > 0."
         ),
+        "objective/dual_clip_fraction": Metric("1", "Share of ratios at the dual clip; only with a dual clip."),
         "ratio/mean": Metric("1", "Mean importance ratio, of tokens or sequences as the objective takes it."),
         "ratio/min": Metric("1", "Smallest importance ratio of the step."),
         "ratio/max": Metric("1", "Largest importance ratio of the step."),
@@ -64,6 +70,9 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
         "policy/entropy": Metric("nats", "Mean entropy of the policy's next-token distribution over response tokens."),
         "policy/kl_old": Metric(
             "nats", "Estimated KL divergence per response token from the policy before the step's first update."
+        ),
+        "policy/kl_ref": Metric(
+            "nats", "Estimated KL divergence per response token to the reference; only with a KL term."
         ),
         "update/grad_norm": Metric("1", "Gradient norm before clipping, mean over the step's updates."),
         "update/clipped_gradient": Metric("1", "Share of the step's updates whose gradient norm exceeded the limit."),

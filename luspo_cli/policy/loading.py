@@ -33,11 +33,15 @@ def find_model(config: ModelConfig) -> str | None:
     if path.is_dir():
         return None if (path / "config.json").exists() else f"model.path '{config.path}' has no config.json"
     if path.is_absolute() or config.path.startswith(".") or config.path.count("/") != 1:
-        return f"model.path '{config.path}' is not a folder; set it to a folder with config.json or a hub id (owner/name)"
+        return (
+            f"model.path '{config.path}' is not a folder; set it to a folder with config.json or a hub id (owner/name)"
+        )
     from huggingface_hub import try_to_load_from_cache
 
     cached = try_to_load_from_cache(config.path, "config.json", revision=config.revision)
-    return None if isinstance(cached, str) else f"model '{config.path}' is not on this machine yet; it comes from the hub"
+    return (
+        None if isinstance(cached, str) else f"model '{config.path}' is not on this machine yet; it comes from the hub"
+    )
 
 
 def load_model(config: ModelConfig) -> LoadedModel:
@@ -69,7 +73,9 @@ def load_model(config: ModelConfig) -> LoadedModel:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if tokenizer.chat_template is None:
         # A base model: its prompt is the text of the messages.
-        tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% if not loop.last %}\n\n{% endif %}{% endfor %}"
+        tokenizer.chat_template = (
+            "{% for m in messages %}{{ m['content'] }}{% if not loop.last %}\n\n{% endif %}{% endfor %}"
+        )
     return LoadedModel(model, tokenizer, end_tokens(model, tokenizer))
 
 

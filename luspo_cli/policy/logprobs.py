@@ -24,7 +24,7 @@ def token_logprobs(
     hidden: [N, width] in the compute type; head: [vocabulary, width]; targets: [N]. Both results are float32 and carry
     gradient to `hidden` and `head`.
     """
-    return _TokenLogprobs.apply(hidden, head, targets, temperature, with_entropy)  # type: ignore[no-any-return]
+    return _TokenLogprobs.apply(hidden, head, targets, temperature, with_entropy)
 
 
 def _chunks(tokens: int, vocabulary: int) -> list[slice]:

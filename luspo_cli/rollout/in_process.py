@@ -25,10 +25,10 @@ PREFILL_TOKENS = 8192
 class InProcessSampler:
     """Samples with a causal model whose attention is `policy.attention` (right-padded prefill, masked decode).
 
-    `model` is a `...ForCausalLM` with parts `model.model` (backbone) and `model.lm_head`; the sampler reads its weights at each call.
+    `model` is a `...ForCausalLM` with parts `model.model` (backbone) and `model.lm_head`; each call reads its weights anew.
     """
 
-    def __init__(self, model: nn.Module, tokenizer: Any, end_tokens: Sequence[int], max_rows: int) -> None:
+    def __init__(self, model: Any, tokenizer: Any, end_tokens: Sequence[int], max_rows: int) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.end_tokens = torch.tensor(sorted(end_tokens))
@@ -77,7 +77,7 @@ class _DecodeBatch:
     """The state of one call: waiting groups, live rows and finished responses. `row` numbers are prompt * group_size + i."""
 
     def __init__(
-        self, model: nn.Module, prompts: Sequence[Prompt], options: SamplingOptions, end_tokens: Tensor, max_rows: int
+        self, model: Any, prompts: Sequence[Prompt], options: SamplingOptions, end_tokens: Tensor, max_rows: int
     ) -> None:
         self.model, self.prompts, self.options = model, prompts, options
         self.device = next(model.parameters()).device

@@ -36,7 +36,13 @@ def checkpoint_path(checkpoints: Path, step: int) -> Path:
 
 
 def save_checkpoint(
-    checkpoints: Path, step: int, model: Any, tokenizer: Any, optimizer: torch.optim.Optimizer, names: list[str], keep: int
+    checkpoints: Path,
+    step: int,
+    model: Any,
+    tokenizer: Any,
+    optimizer: torch.optim.Optimizer,
+    names: list[str],
+    keep: int,
 ) -> Path:
     """Write the checkpoint of `step`, then remove all but the newest `keep`. RunError on a full disk."""
     final = checkpoint_path(checkpoints, step)

@@ -8,6 +8,8 @@ in anew. The update allocates gigabytes a pass: keeping them made forward and ba
 from __future__ import annotations
 
 import ctypes
+import resource
+import sys
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4  # malloc.h
 _NEVER = 2**31 - 1
@@ -20,3 +22,9 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError):
         return False
     return bool(mallopt(_MMAP_MAX, 0) and mallopt(_TRIM_THRESHOLD, _NEVER) and mallopt(_TOP_PAD, 64 * 2**20))
+
+
+def peak_memory_gib() -> float:
+    """Largest resident size of this process so far, in GiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**30 if sys.platform == "darwin" else peak / 2**20

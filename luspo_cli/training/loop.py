@@ -92,7 +92,7 @@ def train(
             "time/rollout": sampled - started,
             "time/reward": rewarded - sampled,
         }
-        if config.run.rollouts_every and step % config.run.rollouts_every in (0, 1 % config.run.rollouts_every):
+        if config.run.rollouts_every and (step == 1 or step % config.run.rollouts_every == 0):
             store_rollouts(folder.rollouts, step, scored)
         metrics["time/total"] = time.perf_counter() - started
         ordered = in_order(metrics)

@@ -178,7 +178,9 @@ def _warm_up(model: Any, tokenizer: Any, config: TrainRun, say: Callable[[str], 
         if step + 1 >= 0.8 * curriculum and (step + 1) % settings.check_every == 0:
             found = _measure(model, tokenizer, config, CHECK_PROBLEMS, CHECK_GROUP, f"check {step}")
             missed = missed_gates(found, config, CHECK_GROUP)
-            say(f"warm-up step {step + 1}: sampled accuracy {found['accuracy']:.2f}; {'; '.join(missed) or 'fit to start'}")
+            say(
+                f"warm-up step {step + 1}: sampled accuracy {found['accuracy']:.2f}; {'; '.join(missed) or 'fit to start'}"
+            )
             if found["accuracy"] >= settings.stop_accuracy and not missed:
                 return step + 1
     return settings.steps
@@ -198,7 +200,7 @@ def _demonstrations(
     for _ in range(rows):
         problem = terms.make_problem(profile, generator, "", most_terms)
         prompt = list(prompt_tokens(problem, tokenizer))
-        response = tokenizer.encode(terms.demonstration(problem, profile, generator)) + [tokenizer.eos_token_id]
+        response = [*tokenizer.encode(terms.demonstration(problem, profile, generator)), tokenizer.eos_token_id]
         pairs.append((prompt + response, len(prompt)))
     width = max(len(tokens) for tokens, _ in pairs)
     tokens, targets = torch.zeros(rows, width, dtype=torch.long), torch.full((rows, width), -100)
@@ -208,9 +210,7 @@ def _demonstrations(
     return tokens, targets
 
 
-def _measure(
-    model: Any, tokenizer: Any, config: TrainRun, problems: int, group: int, draw: str
-) -> dict[str, float]:
+def _measure(model: Any, tokenizer: Any, config: TrainRun, problems: int, group: int, draw: str) -> dict[str, float]:
     """Sampled accuracy, mixed groups, truncation and the length statistics of the gates; `draw` names a sample of its own."""
     sampler = InProcessSampler(model, tokenizer, [tokenizer.eos_token_id], max_rows=1024)
     generator = random.Random(f"luspo {draw} {config.data.profile} {config.run.seed}")

@@ -62,13 +62,17 @@ def estimate_memory(config: TrainRun, shape: ShapeConfig) -> dict[str, float]:
     tokens = max(config.update.tokens_per_micro_batch, longest)
     one_layer = tokens * (14 * shape.width + 4 * shape.feed_forward) * size
     kept = tokens * shape.width * 4
-    parts["activations"] = shape.layers * kept + one_layer if config.model.gradient_checkpointing else shape.layers * one_layer
+    parts["activations"] = (
+        shape.layers * kept + one_layer if config.model.gradient_checkpointing else shape.layers * one_layer
+    )
     parts["logits_chunk"] = min(LOGITS_CHUNK_BYTES, 16 * tokens * shape.vocabulary)
     key_value = 2 * shape.key_value_heads * (shape.width // shape.heads) * size
     rows = min(config.rollout.max_rows, config.rollout.problems * config.rollout.group_size)
     parts["key_value_cache"] = rows * longest * shape.layers * key_value
     always = parts["weights"] + parts["optimizer"] + parts["reference"] + (2 * n if low else 0)
-    parts["update_peak"] = always + parts["gradients"] + parts["activations"] + parts["logits_chunk"] + (2 * n if low else 0)
+    parts["update_peak"] = (
+        always + parts["gradients"] + parts["activations"] + parts["logits_chunk"] + (2 * n if low else 0)
+    )
     parts["rollout_peak"] = always + parts["gradients"] + parts["key_value_cache"] + rows * shape.vocabulary * 8
     return parts
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import json
 import os
 import platform
 import subprocess
@@ -13,6 +14,7 @@ from typing import Any
 import luspo_cli
 from luspo_cli.config.run import MADE_TERMS, TrainRun
 from luspo_cli.data.problems import fingerprint
+from luspo_cli.run_folder import write_json
 
 PACKAGES = ("torch", "transformers", "accelerate", "math-verify", "numpy", "pyarrow")
 
@@ -39,8 +41,21 @@ def provenance(config: TrainRun, made: Path | None) -> dict[str, Any]:
             for name, path, split in (("train", config.data.train, "train"), ("held_out", config.data.held_out, "test"))
             if path and path != MADE_TERMS
         },
-        "model": {"path": config.model.path, "weights": _weights_fingerprint(made or Path(config.model.path).expanduser())},
+        "model": {
+            "path": config.model.path,
+            "weights": _weights_fingerprint(made or Path(config.model.path).expanduser()),
+        },
     }
+
+
+def record_provenance(path: Path, found: dict[str, Any], after_step: int) -> None:
+    """Write provenance.json; a session that goes on after a step adds itself under `resumed` and leaves the rest as it was."""
+    if after_step and path.is_file():
+        stored = json.loads(path.read_text())
+        resumed = [*stored.get("resumed", []), {"after_step": after_step, **found}]
+        write_json(path, {**stored, "resumed": resumed})
+    else:
+        write_json(path, found)
 
 
 def _code_state() -> dict[str, str | None]:

@@ -44,4 +44,6 @@ def store_rollouts(folder: Path, step: int, groups: Sequence[ScoredGroup]) -> No
         partial.replace(final)
     except OSError as error:
         partial.unlink(missing_ok=True)
-        raise RunError(f"cannot write {final}: {error.strerror or error}; free some space, then go on with --resume") from error
+        raise RunError(
+            f"cannot write {final}: {error.strerror or error}; free some space, then go on with --resume"
+        ) from error

@@ -26,14 +26,17 @@ from luspo_cli.rewards.rubric import Rubric
 from luspo_cli.rollout.in_process import InProcessSampler
 from luspo_cli.rollout.packed_linear import bfloat16_copy, copy_weights
 from luspo_cli.rollout.sampler import Prompt, SamplingOptions
-from luspo_cli.run_folder import IfExists, RunFolder, write_json
+from luspo_cli.run_folder import IfExists, RunFolder
 from luspo_cli.training.checkpoint import Checkpoint, load_optimizer, newest_whole, save_checkpoint
-from luspo_cli.training.host_memory import keep_freed_memory
 from luspo_cli.training.held_out import SEED_OFFSET, HeldOut
+from luspo_cli.training.host_memory import keep_freed_memory, peak_memory_gib
 from luspo_cli.training.loop import Stages, train
 from luspo_cli.training.made_model import made_model
-from luspo_cli.training.provenance import provenance
+from luspo_cli.training.provenance import provenance, record_provenance
 from luspo_cli.training.update import Updater
+
+NOISE_SHARE = 0.2
+"""Of the clip range: noise beyond it is warned about."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +86,7 @@ def run_training(
         if resumed:
             folder.cut_back(first_step)
             say(f"going on after step {first_step}")
-        else:
-            write_json(path / "provenance.json", provenance(config, starting))
+        record_provenance(path / "provenance.json", provenance(config, starting), first_step)
         if checkpoint:
             resumed_model = load_model(config.model.model_copy(update={"path": str(checkpoint.path / "model")}))
             loaded, reference = resumed_model, loaded.model
@@ -92,8 +94,33 @@ def run_training(
             reference = None
         stages = _stages(config, loaded, problems, rubric, folder, checkpoint, reference)
         with _interruptible(say) as stop_requested:
-            last = train(config, stages, folder, first_step, on_step, stop_requested)
+            watch = _NoiseWatch(config, say)
+
+            def report(metrics: dict[str, Any]) -> None:
+                watch(metrics)
+                on_step(metrics)
+
+            last = train(config, stages, folder, first_step, report, stop_requested)
+        say(f"peak memory of this process {peak_memory_gib():.1f} GiB")
     return Outcome(last, last == config.run.steps)
+
+
+class _NoiseWatch:
+    """Warns once where arithmetic alone moves sequence ratios by more than a fifth of the clip range."""
+
+    def __init__(self, config: TrainRun, say: Callable[[str], None]) -> None:
+        widths = [width for width in (config.objective.clip_low, config.objective.clip_high) if width]
+        self._limit = NOISE_SHARE * min(widths) if widths and config.objective.ratio == "sequence" else None
+        self._say = say
+
+    def __call__(self, metrics: dict[str, Any]) -> None:
+        noise = metrics.get("ratio/noise_floor")
+        if noise is not None and self._limit is not None and noise > self._limit:
+            self._say(
+                f"warning: the ratio noise floor {noise:.1e} is above a fifth of the clip range ({self._limit:.1e}):"
+                " part of the clipping is arithmetic, not learning; model.compute_dtype=float32 avoids it"
+            )
+            self._limit = None
 
 
 def _starting_folder(config: TrainRun, say: Callable[[str], None]) -> Path | None:
@@ -118,9 +145,13 @@ def _problems(config: TrainRun, loaded: LoadedModel, say: Callable[[str], None])
         return Problems(MadeTermsBatches(data.profile, config.rollout.problems, seed), held_out, [])
     problems, too_long = fitting(load_problems(data.train), loaded.tokenizer, data.max_prompt_tokens)
     if too_long:
-        say(f"{too_long} of {too_long + len(problems)} problems have prompts over {data.max_prompt_tokens} tokens: left out")
+        say(
+            f"{too_long} of {too_long + len(problems)} problems have prompts over {data.max_prompt_tokens} tokens: left out"
+        )
     if not problems:
-        raise UsageError(f"no problem of {data.train} has a prompt within data.max_prompt_tokens={data.max_prompt_tokens}")
+        raise UsageError(
+            f"no problem of {data.train} has a prompt within data.max_prompt_tokens={data.max_prompt_tokens}"
+        )
     return Problems(ProblemBatches(problems, config.rollout.problems, seed, data.shuffle), held_out, problems)
 
 
@@ -130,7 +161,9 @@ def _held_out(config: TrainRun) -> list[Problem]:
         return held_out_terms(config.data.profile, number, config.run.seed)
     problems = load_problems(config.data.held_out, split="test")
     if len(problems) < number:
-        raise UsageError(f"{config.data.held_out} has {len(problems)} problems, fewer than evaluation.problems={number}")
+        raise UsageError(
+            f"{config.data.held_out} has {len(problems)} problems, fewer than evaluation.problems={number}"
+        )
     return problems[:number]
 
 

@@ -1,0 +1,82 @@
+"""Small random models and made rollouts for the tests of policy, rollout and training: built in milliseconds, no files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from luspo_cli.records import Message, Problem, Reward, Rollout, ScoredGroup, StopReason, VerificationStatus
+
+VOCABULARY = 26
+
+
+@pytest.fixture(scope="session")
+def make_model() -> Callable[..., Any]:
+    """Return a function that builds a random Qwen2 model; `dtype` a name, `attention` ours unless told, grouped heads."""
+    import torch
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    from luspo_cli.policy import attention as ours
+
+    torch.set_num_threads(1)
+    ours.register()
+
+    def build(seed: int = 0, *, dtype: str = "float32", attention: str = ours.NAME, tied: bool = False) -> Any:
+        torch.manual_seed(seed)
+        config = Qwen2Config(
+            vocab_size=VOCABULARY,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=256,
+            tie_word_embeddings=tied,
+            pad_token_id=0,
+            eos_token_id=1,
+            bos_token_id=None,
+        )
+        config._attn_implementation = attention
+        model = Qwen2ForCausalLM(config)
+        with torch.no_grad():
+            for name, weight in model.named_parameters():
+                # The stock initialisation is so small that all next tokens are about equally likely.
+                spread = 0.5 if "embed" in name or "lm_head" in name else 0.2
+                weight.normal_(1.0 if "norm" in name else 0.0, spread)
+        return model.to(getattr(torch, dtype)).eval()
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def made_tokenizer() -> Any:
+    """The made task's tokenizer: 26 tokens, `<end>` is 1."""
+    from luspo_cli.training.made_model import made_tokenizer
+
+    return made_tokenizer(VOCABULARY)
+
+
+@pytest.fixture(scope="session")
+def make_groups() -> Callable[..., list[ScoredGroup]]:
+    """Return a function from seed, response lengths [groups][rollouts] and advantages alike to scored groups."""
+    import random
+
+    def build(
+        lengths: list[list[int]], advantages: list[list[float]], seed: int = 0, prompt_lengths: tuple[int, ...] = (4, 7, 5)
+    ) -> list[ScoredGroup]:
+        generator = random.Random(seed)
+        groups = []
+        for number, (sizes, values) in enumerate(zip(lengths, advantages, strict=True)):
+            problem = Problem(f"p{number}", (Message("user", "a1="),), "1", "test")
+            prompt = tuple(generator.randrange(2, VOCABULARY) for _ in range(prompt_lengths[number % len(prompt_lengths)]))
+            rollouts = tuple(
+                Rollout(problem.id, prompt, tuple(generator.randrange(2, VOCABULARY) for _ in range(size)), "", StopReason.END)
+                for size in sizes
+            )
+            rewards = tuple(Reward(max(a, 0.0), 0.0, 0.0, 0.0, VerificationStatus.INCORRECT) for a in values)
+            groups.append(ScoredGroup(problem, rollouts, rewards, tuple(values)))
+        return groups
+
+    return build
