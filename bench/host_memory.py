@@ -1,11 +1,15 @@
-"""Forward and backward of one micro-batch, before and after `keep_freed_memory`, in one process.
+"""Forward and backward of one micro-batch under glibc's allocator and under a preloaded one, in turn.
 
-python bench/host_memory.py --model FOLDER [--rows 8] [--width 350]
+python bench/host_memory.py --model FOLDER --preload LIBRARY [--rows 11] [--width 350]
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import resource
+import subprocess
+import sys
 import time
 
 import torch
@@ -15,37 +19,44 @@ from luspo_cli.policy.loading import load_model
 from luspo_cli.policy.packing import Row, policy_batch
 from luspo_cli.policy.policy import Policy
 from luspo_cli.records import Rollout, StopReason
-from luspo_cli.training.host_memory import keep_freed_memory
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", required=True)
-    parser.add_argument("--rows", type=int, default=8)
+    parser.add_argument("--preload", help="an allocator's shared library to compare with")
+    parser.add_argument("--rows", type=int, default=11)
     parser.add_argument("--width", type=int, default=350)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--once", action="store_true", help="measure in this process only")
     options = parser.parse_args()
+    if options.once:
+        measure(options)
+        return
+    print(f"{'allocator':<24} {'seconds':>8} {'tokens/s':>9} {'page faults':>12} {'peak GiB':>9}", flush=True)
+    for library in [None, options.preload] if options.preload else [None]:
+        environment = {**os.environ, **({"LD_PRELOAD": library} if library else {})}
+        subprocess.run([sys.executable, *sys.argv, "--once"], env=environment, check=True)
+
+
+def measure(options: argparse.Namespace) -> None:
+    """Best of `repeats` after one warm-up; page faults are those of the best repeat."""
     policy = Policy(load_model(ModelConfig(path=options.model)).model, 1.0)
     prompt, response = tuple(range(100, 200)), tuple(range(300, 200 + options.width))
     rows = [Row(Rollout("bench", prompt, response, "", StopReason.END), 1.0) for _ in range(options.rows)]
     tokens = sum(row.width for row in rows)
-    before = _seconds(policy, rows, options.repeats)
-    kept = keep_freed_memory()
-    after = _seconds(policy, rows, options.repeats)
-    print(f"{tokens} tokens, forward and backward, best of {options.repeats} after one warm-up; switch taken: {kept}")
-    print(f"as glibc does it  {before:7.2f} s   {tokens / before:7.0f} tokens/s")
-    print(f"keeping memory    {after:7.2f} s   {tokens / after:7.0f} tokens/s   ratio {before / after:.2f}")
-
-
-def _seconds(policy: Policy, rows: list[Row], repeats: int) -> float:
-    times = []
-    for _ in range(repeats + 1):
-        start = time.perf_counter()
+    results = []
+    for _ in range(options.repeats + 1):
+        start, faults = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         with torch.autocast("cpu", torch.bfloat16):
-            logprobs, _ = policy(policy_batch(rows))
+            logprobs, _ = policy(policy_batch(rows), with_entropy=True)
         logprobs.sum().backward()
-        times.append(time.perf_counter() - start)
-    return min(times[1:])
+        after = resource.getrusage(resource.RUSAGE_SELF)
+        results.append((time.perf_counter() - start, after.ru_minflt - faults))
+    seconds, faults = min(results[1:])
+    name = os.path.basename(os.environ.get("LD_PRELOAD", "")) or "glibc"
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(f"{name:<24} {seconds:>8.2f} {tokens / seconds:>9.0f} {faults:>12,} {peak:>9.1f}", flush=True)
 
 
 if __name__ == "__main__":

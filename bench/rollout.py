@@ -17,7 +17,6 @@ from luspo_cli.policy import attention
 from luspo_cli.rollout.in_process import InProcessSampler
 from luspo_cli.rollout.packed_linear import bfloat16_copy
 from luspo_cli.rollout.sampler import Prompt, SamplingOptions
-from luspo_cli.training.host_memory import keep_freed_memory
 
 QUESTION = "A baker sells {} loaves a day for {} days. How many loaves is that? Think step by step."
 
@@ -29,7 +28,6 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=200)
     parser.add_argument("--group-size", type=int, default=8)
     options = parser.parse_args()
-    keep_freed_memory()
     attention.register()
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     stock = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.bfloat16, attn_implementation="sdpa")

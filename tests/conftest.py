@@ -64,15 +64,26 @@ def make_groups() -> Callable[..., list[ScoredGroup]]:
     import random
 
     def build(
-        lengths: list[list[int]], advantages: list[list[float]], seed: int = 0, prompt_lengths: tuple[int, ...] = (4, 7, 5)
+        lengths: list[list[int]],
+        advantages: list[list[float]],
+        seed: int = 0,
+        prompt_lengths: tuple[int, ...] = (4, 7, 5),
     ) -> list[ScoredGroup]:
         generator = random.Random(seed)
         groups = []
         for number, (sizes, values) in enumerate(zip(lengths, advantages, strict=True)):
             problem = Problem(f"p{number}", (Message("user", "a1="),), "1", "test")
-            prompt = tuple(generator.randrange(2, VOCABULARY) for _ in range(prompt_lengths[number % len(prompt_lengths)]))
+            prompt = tuple(
+                generator.randrange(2, VOCABULARY) for _ in range(prompt_lengths[number % len(prompt_lengths)])
+            )
             rollouts = tuple(
-                Rollout(problem.id, prompt, tuple(generator.randrange(2, VOCABULARY) for _ in range(size)), "", StopReason.END)
+                Rollout(
+                    problem.id,
+                    prompt,
+                    tuple(generator.randrange(2, VOCABULARY) for _ in range(size)),
+                    "",
+                    StopReason.END,
+                )
                 for size in sizes
             )
             rewards = tuple(Reward(max(a, 0.0), 0.0, 0.0, 0.0, VerificationStatus.INCORRECT) for a in values)

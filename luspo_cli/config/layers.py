@@ -5,6 +5,7 @@ TOML holds exactly the sections of `TrainRun`. A preset is an ordinary configura
 
 from __future__ import annotations
 
+import difflib
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
@@ -97,6 +98,8 @@ def _merge(
             if not isinstance(child, dict):
                 child = into[key] = {}
             _merge(child, origins, value, origin, f"{dotted}.")
+        elif not prefix and key in TrainRun.model_fields:
+            raise UsageError(f"{origin}: {key} = {value!r}: a section is a table, written [{key}]")
         else:
             into[key] = value
 
@@ -147,9 +150,9 @@ def _nearest_key(path: str) -> str:
     elsewhere = [key for key in keys if key.rpartition(".")[2] == last]
     if elsewhere:
         return f" (did you mean '{elsewhere[0]}'?)"
-    section = path.partition(".")[0]
+    section, dot, _ = path.partition(".")
     siblings = {key.rpartition(".")[2]: key for key in keys if key.startswith(f"{section}.")}
-    hint = nearest(last, siblings)
-    if hint:
-        return hint.replace("'" + hint.split("'")[1] + "'", f"'{siblings[hint.split(chr(39))[1]]}'")
-    return nearest(path, keys)
+    if not dot:
+        siblings = {name: name for name in TrainRun.model_fields}
+    close = difflib.get_close_matches(last, siblings, n=1, cutoff=0.5)
+    return f" (did you mean '{siblings[close[0]]}'?)" if close else nearest(path, keys)

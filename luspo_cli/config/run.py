@@ -72,6 +72,22 @@ class TrainRun(Section):
             raise ValueError("model.path = 'made' knows only data.train = 'made:terms'; set model.path for other data")
         if self.evaluation.every and not data.held_out:
             raise ValueError("evaluation.every needs data.held_out: a file or folder from luspo prepare-data")
-        if self.model.path == MADE and self.model.shape.width % self.model.shape.heads:
-            raise ValueError("model.shape.width must be a multiple of model.shape.heads")
+        if self.model.path == MADE:
+            self._shape_fits()
         return self
+
+    def _shape_fits(self) -> None:
+        shape = self.model.shape
+        if shape.width % shape.heads:
+            raise ValueError(
+                f"model.shape.width ({shape.width}) must be a multiple of model.shape.heads ({shape.heads})"
+            )
+        if shape.width // shape.heads % 2:
+            raise ValueError(
+                f"model.shape.width ({shape.width}) over model.shape.heads ({shape.heads}) must be even:"
+                " rotary positions turn pairs of numbers"
+            )
+        if shape.heads % shape.key_value_heads:
+            raise ValueError(
+                f"model.shape.heads ({shape.heads}) must be a multiple of model.shape.key_value_heads ({shape.key_value_heads})"
+            )

@@ -43,6 +43,10 @@ class EvaluationResult:
     metrics: Mapping[str, Any]
     responses: Mapping[str, Any] = field(default_factory=dict)
     """What was handed in: lines, empty responses, missing, unknown and duplicate ids."""
+    details: Mapping[str, Any] = field(default_factory=dict)
+    """Further top-level keys of the result file, such as how the samples were drawn."""
+    sample_details: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    """Problem id → further keys of each of its samples, such as a judge's verdict."""
 
     @property
     def n_samples(self) -> int:
@@ -59,18 +63,20 @@ class EvaluationResult:
             "n_samples": self.n_samples,
             "metrics": dict(self.metrics),
             "responses": dict(self.responses),
+            **self.details,
             "problems": [
-                {
-                    "id": problem.id,
-                    "gold": problem.gold,
-                    "samples": [
-                        {"extracted": v.extracted, "correct": v.correct, "reason": str(v.reason)}
-                        for v in self.graded[problem.id]
-                    ],
-                }
+                {"id": problem.id, "gold": problem.gold, "samples": self._samples(problem.id)}
                 for problem in self.problems
             ],
         }
+
+    def _samples(self, problem_id: str) -> list[dict[str, Any]]:
+        verdicts = self.graded[problem_id]
+        further = self.sample_details.get(problem_id, [{}] * len(verdicts))
+        return [
+            {"extracted": v.extracted, "correct": v.correct, "reason": str(v.reason), **more}
+            for v, more in zip(verdicts, further, strict=True)
+        ]
 
     def write(self, file: Path) -> None:
         """Write `to_json` to `file`, whole or not at all; raises RunError where it cannot be written."""

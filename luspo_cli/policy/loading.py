@@ -46,6 +46,7 @@ def find_model(config: ModelConfig) -> str | None:
 
 def load_model(config: ModelConfig) -> LoadedModel:
     """Load weights (float32) and tokenizer; UsageError where there are none or the architecture does not fit."""
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     attention.register()
@@ -60,7 +61,7 @@ def load_model(config: ModelConfig) -> LoadedModel:
         model = AutoModelForCausalLM.from_pretrained(
             source, dtype=torch.float32, attn_implementation=attention.NAME, **options
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UsageError(
             f"cannot load model '{config.path}': {first} (set model.path to a complete local folder or a hub id)"

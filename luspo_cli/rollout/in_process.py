@@ -50,6 +50,8 @@ class InProcessSampler:
         options: SamplingOptions,
         on_progress: Callable[[int], None] | None = None,
     ) -> list[list[Rollout]]:
+        if not prompts:
+            return []
         was_training = self.model.training
         self.model.eval()
         try:

@@ -47,7 +47,8 @@ def save_checkpoint(
     """Write the checkpoint of `step`, then remove all but the newest `keep`. RunError on a full disk."""
     final = checkpoint_path(checkpoints, step)
     partial = checkpoints / f".{final.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
+    for leftover in checkpoints.glob(".step-*.partial"):  # of a process that was killed while it wrote
+        shutil.rmtree(leftover, ignore_errors=True)
     try:
         (partial / "trainer").mkdir(parents=True)
         model.save_pretrained(partial / "model", safe_serialization=True)
@@ -57,7 +58,7 @@ def save_checkpoint(
         files = {str(f.relative_to(partial)): _digest(f) for f in sorted(partial.rglob("*")) if f.is_file()}
         write_json(partial / MANIFEST, {"step": step, "files": files})
         _flush(partial)
-    except (OSError, RuntimeError, RunError, Exception) as error:
+    except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
         if isinstance(error, OSError) or "No space" in str(error) or isinstance(error, RunError):
             raise RunError(
@@ -68,34 +69,35 @@ def save_checkpoint(
     if final.exists():
         shutil.rmtree(final)
     partial.rename(final)
+    _sync(checkpoints)  # the new name is on disk before an old checkpoint goes
     for old in find_checkpoints(checkpoints)[:-keep]:
         shutil.rmtree(old.path)
     return final
 
 
 def find_checkpoints(checkpoints: Path) -> list[Checkpoint]:
-    """Complete checkpoints, oldest first. Leftovers of an interrupted write have another name and are passed over."""
-    found = []
-    for path in sorted(checkpoints.glob("step-*")):
-        if (path / MANIFEST).is_file():
-            found.append(Checkpoint(path, int(path.name.removeprefix("step-"))))
-    return found
+    """Checkpoints by step, damaged ones too. Leftovers of an interrupted write have another name and are passed over."""
+    named = [(path, path.name.removeprefix("step-")) for path in checkpoints.glob("step-*")]
+    found = [Checkpoint(path, int(step)) for path, step in named if step.isdecimal() and path.is_dir()]
+    return sorted(found, key=lambda checkpoint: checkpoint.step)
 
 
 def damage(checkpoint: Checkpoint) -> str | None:
     """Say which file of a checkpoint is missing, cut short or altered; None where all is as written."""
     try:
-        listed: dict[str, dict[str, Any]] = json.loads((checkpoint.path / MANIFEST).read_text())["files"]
-    except (ValueError, KeyError):
+        listed = json.loads((checkpoint.path / MANIFEST).read_bytes())["files"]
+        expected = {name: (entry["bytes"], entry["sha256"]) for name, entry in listed.items()}
+    except FileNotFoundError:
+        return f"{MANIFEST} is missing"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return f"{MANIFEST} is unreadable"
-    for name, expected in listed.items():
+    for name, (size, checksum) in expected.items():
         file = checkpoint.path / name
         if not file.is_file():
             return f"{name} is missing"
-        size = file.stat().st_size
-        if size != expected["bytes"]:
-            return f"{name} has {size} bytes instead of {expected['bytes']}"
-        if _digest(file)["sha256"] != expected["sha256"]:
+        if file.stat().st_size != size:
+            return f"{name} has {file.stat().st_size} bytes instead of {size}"
+        if _digest(file)["sha256"] != checksum:
             return f"{name} differs from its checksum"
     return None
 
@@ -149,11 +151,15 @@ def _digest(path: Path) -> dict[str, Any]:
 def _flush(folder: Path) -> None:
     """Bring every file and folder to the disk, so that the rename that follows names something complete."""
     for path in [*folder.rglob("*"), folder]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        _sync(path)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _reason(error: BaseException) -> str:

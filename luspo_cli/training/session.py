@@ -29,7 +29,7 @@ from luspo_cli.rollout.sampler import Prompt, SamplingOptions
 from luspo_cli.run_folder import IfExists, RunFolder
 from luspo_cli.training.checkpoint import Checkpoint, load_optimizer, newest_whole, save_checkpoint
 from luspo_cli.training.held_out import SEED_OFFSET, HeldOut
-from luspo_cli.training.host_memory import keep_freed_memory, peak_memory_gib
+from luspo_cli.training.host_memory import peak_memory_gib
 from luspo_cli.training.loop import Stages, train
 from luspo_cli.training.made_model import made_model
 from luspo_cli.training.provenance import provenance, record_provenance
@@ -69,8 +69,6 @@ def run_training(
 
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
-    if not torch.cuda.is_available():
-        keep_freed_memory()
     attention.register()
     starting = _starting_folder(config, say)
     loaded = load_model(config.model.model_copy(update={"path": str(starting)}) if starting else config.model)

@@ -106,7 +106,7 @@ class Updater:
     def _step(self, batch: MiniBatch, old: list[Tensor] | None) -> dict[str, float]:
         micro_batches = self._micro_batches(batch)
         counts = Counts(batch.sequences, batch.response_tokens)
-        self.optimizer.zero_grad(set_to_none=False)
+        self._zero_gradients()
         diagnostics = []
         for i, rows in enumerate(micro_batches):
             tensors = policy_batch(rows, self.accelerator.device)
@@ -118,6 +118,17 @@ class Updater:
         metrics = combine_diagnostics(diagnostics)
         metrics = _per_trained_row(metrics, batch, micro_batches, self.config.objective.ratio == "sequence")
         return metrics | self._move(metrics.get("objective/loss", 0.0))
+
+    def _zero_gradients(self) -> None:
+        """Set every gradient to zeros, the missing ones of a new or resumed process too.
+
+        The optimizer passes over a weight without a gradient, but counts a step and lets its moments decay where the gradient
+        is zero: a mini-batch without signal must do the latter wherever in the run it comes.
+        """
+        self.optimizer.zero_grad(set_to_none=False)
+        for weight in self.policy.parameters():
+            if weight.requires_grad and weight.grad is None:
+                weight.grad = torch.zeros_like(weight)
 
     def _loss(
         self, batch: PolicyBatch, logprobs: Tensor, entropy: Tensor, old: Tensor | None, counts: Counts

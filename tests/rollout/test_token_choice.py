@@ -117,7 +117,9 @@ def test_temperature_zero_takes_the_most_probable_token_at_temperature_one() -> 
     logits = torch.tensor([[0.0, 3.0, 1.0], [5.0, -1.0, 4.0]])
     tokens, logprobs = choose_tokens(logits, torch.tensor([0.99, 0.01]), temperature=0)
     assert tokens.tolist() == [1, 0]
-    assert logprobs.tolist() == pytest.approx([3 - math.log(1 + math.e**3 + math.e), -math.log(1 + math.e**-6 + math.e**-1)])
+    assert logprobs.tolist() == pytest.approx(
+        [3 - math.log(1 + math.e**3 + math.e), -math.log(1 + math.e**-6 + math.e**-1)]
+    )
 
 
 def test_bfloat16_logits_are_summed_in_float32() -> None:

@@ -1,0 +1,183 @@
+"""The judge's verdicts beside the rule's: each distinct response of a problem is asked once, and failures stay visible.
+
+`accuracy` counts a failed request as wrong, so a dead endpoint can only lower it, and `failed` stands beside it. Replies
+are logged as they come, so an evaluation that is killed while judging does not pay for them again; failures are not
+logged and are asked again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from luspo_cli.evaluation.benchmark import Benchmark
+from luspo_cli.evaluation.judge import Judge, Question, Reply
+from luspo_cli.evaluation.responses import Sample
+from luspo_cli.evaluation.scorer import EvaluationResult, score_samples
+from luspo_cli.evaluation.scores import bootstrap_interval
+
+
+class JudgeLog:
+    """Replies by problem and response, in memory and, with a `file`, one JSON line each on disk."""
+
+    def __init__(self, file: Path | None, judge: Judge, known: Mapping[str, Reply] | None = None) -> None:
+        self._file = file
+        self._judge = json.dumps(judge.identity(), sort_keys=True)
+        self._replies: dict[str, Reply] = dict(known or {})
+        if file is not None and file.is_file():
+            for line in file.read_bytes().split(b"\n"):
+                self._take(line)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._replies
+
+    def __getitem__(self, key: str) -> Reply:
+        return self._replies[key]
+
+    def add(self, key: str, reply: Reply) -> None:
+        """Keep a reply; only one that is no failure goes to the disk."""
+        self._replies[key] = reply
+        if self._file is not None and reply.error is None:
+            row = {"judge": self._judge, "key": key, "extracted": reply.extracted, "correct": reply.correct}
+            with self._file.open("ab") as stream:
+                # The line feed comes first, so a line that a kill tore apart does not spoil the next one.
+                stream.write(b"\n" + json.dumps(row).encode())
+
+    def _take(self, line: bytes) -> None:
+        try:
+            row = json.loads(line)
+            if row["judge"] == self._judge:
+                self._replies[row["key"]] = Reply(row["extracted"], row["correct"])
+        except (ValueError, LookupError, TypeError):
+            return  # the torn last line of a killed process, or the empty first one
+
+
+def reply_key(problem_id: str, response: str) -> str:
+    """Return the key under which a reply is kept: equal responses to one problem share it."""
+    return hashlib.sha256(json.dumps([problem_id, response]).encode()).hexdigest()
+
+
+def known_replies(samples_file: Path) -> dict[str, Reply]:
+    """Return the replies in a finished evaluation's parquet file, failures left out."""
+    import pyarrow.parquet
+
+    names = ["id", "response", "judge_extracted", "judge_correct", "judge_error"]
+    with pyarrow.parquet.ParquetFile(samples_file) as parquet:
+        rows = parquet.read(columns=names).to_pylist()
+    return {
+        reply_key(row["id"], row["response"]): Reply(row["judge_extracted"], row["judge_correct"])
+        for row in rows
+        if row["judge_error"] is None and row["judge_correct"] is not None
+    }
+
+
+def judge_samples(
+    judge: Judge,
+    benchmark: Benchmark,
+    result: EvaluationResult,
+    samples: Sequence[Sample],
+    log: JudgeLog,
+    *,
+    say: Callable[[str], None] = lambda text: None,
+) -> EvaluationResult:
+    """Return `result` with `judge_extracted`, `judge_correct` and `judge_error` beside each sample's verdict.
+
+    `metrics["judge"]` has accuracy, interval, counts (`asked` of `samples`, `failed`, `correct`) and `agreement`: the
+    share of judged samples in which the rule has the same verdict (None where none was judged).
+    """
+    keys = [reply_key(sample.problem_id, sample.response) for sample in samples]
+    _ask(judge, benchmark, result, samples, keys, log, say)
+    replies = [log[key] for key in keys]
+    correct = [reply.correct for reply in replies]
+    if judge.task == "extract":
+        correct = _compared(benchmark, result, samples, replies)
+    details: dict[str, list[Mapping[str, Any]]] = {problem.id: [] for problem in result.problems}
+    for sample, reply, right in zip(samples, replies, correct, strict=True):
+        row = {"judge_extracted": reply.extracted, "judge_correct": right, "judge_error": reply.error}
+        details[sample.problem_id].append(row)
+    for identity, rows in details.items():
+        rows.extend({} for _ in range(len(result.graded[identity]) - len(rows)))  # the verdict "missing"
+    shares, agree, judged = [], 0, 0
+    for problem in result.problems:
+        found = [row["judge_correct"] for row in details[problem.id] if row]
+        shares.append(Fraction(sum(value is True for value in found), len(found)) if found else Fraction(0))
+        for value, verdict in zip(found, result.graded[problem.id], strict=False):
+            judged += value is not None
+            agree += value is verdict.correct
+    errors = [reply.error for reply in replies if reply.error is not None]
+    if errors:
+        most, times = Counter(errors).most_common(1)[0]
+        say(
+            f"warning: the judge failed on {len(errors):,} of {len(samples):,} samples of {benchmark.name}"
+            f" (most often, {times:,} times: {most})"
+        )
+    summary = {
+        **judge.identity(),
+        "accuracy": float(sum(shares, Fraction(0)) / max(1, len(shares))),
+        "accuracy_interval_95": bootstrap_interval([float(share) for share in shares]),
+        "correct": sum(right is True for right in correct),
+        "samples": len(samples),
+        "asked": len({key for key, sample in zip(keys, samples, strict=True) if sample.response.strip()}),
+        "failed": len(errors),
+        "agreement": agree / judged if judged else None,
+    }
+    metrics = {**result.metrics, "judge": summary}
+    further = {**result.details, "judge": judge.identity()}
+    return replace(result, metrics=metrics, details=further, sample_details=details)
+
+
+def _ask(
+    judge: Judge,
+    benchmark: Benchmark,
+    result: EvaluationResult,
+    samples: Sequence[Sample],
+    keys: Sequence[str],
+    log: JudgeLog,
+    say: Callable[[str], None],
+) -> None:
+    """Fill the log with a reply for every key."""
+    by_id = {problem.id: problem for problem in result.problems}
+    left = {key: sample for key, sample in zip(keys, samples, strict=True) if key not in log}
+    if not left:
+        return
+    questions = []
+    for sample in left.values():
+        problem = by_id[sample.problem_id]
+        asked = "\n\n".join(turn.content for turn in benchmark.prompt(problem) if turn.role == "user")
+        questions.append(Question(asked.replace("<image>", "").strip(), sample.response, problem.gold))
+    order, done = list(left), 0
+    say(f"{benchmark.name}: {len(order):,} responses go to the judge '{judge.model}'")
+
+    def keep(index: int, reply: Reply) -> None:
+        nonlocal done
+        log.add(order[index], reply)
+        done += 1
+        if done % 100 == 0:
+            say(f"{benchmark.name}: {done:,} of {len(order):,} responses judged")
+
+    judge.ask(questions, keep)
+
+
+def _compared(
+    benchmark: Benchmark, result: EvaluationResult, samples: Sequence[Sample], replies: Sequence[Reply]
+) -> list[bool | None]:
+    """Compare the judge's extractions by the benchmark's own rule; None where it gave none for failure."""
+    extracted = [
+        Sample(sample.problem_id, sample.response, extraction=reply.extracted or "")
+        for sample, reply in zip(samples, replies, strict=True)
+    ]
+    graded = score_samples(benchmark, result.problems, extracted, mode=result.mode).graded
+    taken: Counter[str] = Counter()
+    correct: list[bool | None] = []
+    for sample, reply in zip(samples, replies, strict=True):
+        verdict = graded[sample.problem_id][taken[sample.problem_id]]
+        taken[sample.problem_id] += 1
+        right = verdict.correct and reply.extracted is not None
+        correct.append(None if reply.error is not None else right)
+    return correct

@@ -1,0 +1,131 @@
+"""What the tests of `luspo eval` draw with: a scripted sampler, a tiny random model on disk, a made benchmark."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from luspo_cli.evaluation.benchmarks.gsm8k import Gsm8k
+from luspo_cli.evaluation.runner import Evaluation, EvaluationSettings
+from luspo_cli.evaluation.sampling import SamplingModel
+from luspo_cli.records import Rollout, StopReason
+from luspo_cli.rollout.sampler import Prompt, SamplingOptions
+
+
+class FiveProblems(Gsm8k):
+    """GSM8K's rules on five problems, so that both modes can be tried: problem n has the answer n."""
+
+    name = "FIVE"
+    size = 5
+
+
+class ScriptedSampler:
+    """Writes `#### 2`, whose length and end depend on the call's seed; every other sample puts a box instead.
+
+    `dies_at` is the number of the call that raises, as a process that is killed in it would end.
+    """
+
+    def __init__(self, dies_at: int | None = None) -> None:
+        self.calls: list[tuple[list[str], int]] = []
+        self.dies_at = dies_at
+
+    def sample_groups(
+        self, prompts: Sequence[Prompt], options: SamplingOptions, on_progress: Callable[[int], None] | None = None
+    ) -> list[list[Rollout]]:
+        if self.dies_at == len(self.calls):
+            raise KeyboardInterrupt
+        self.calls.append(([prompt.problem_id for prompt in prompts], options.seed))
+        groups = [
+            [self._rollout(prompt, options, place * options.group_size + n, n) for n in range(options.group_size)]
+            for place, prompt in enumerate(prompts)
+        ]
+        if on_progress:
+            on_progress(len(prompts) * options.group_size)
+        return groups
+
+    def load_weights(self, policy: Any) -> None:
+        raise AssertionError("an evaluation never changes weights")
+
+    @staticmethod
+    def _rollout(prompt: Prompt, options: SamplingOptions, row: int, number: int) -> Rollout:
+        draw = hashlib.sha256(f"{options.seed} {row}".encode()).digest()[0]
+        length = 1 + draw % options.max_response_tokens
+        text = f"draw {draw}: " + ("#### 2" if number % 2 == 0 else r"\boxed{2}")
+        stop = StopReason.LENGTH if length == options.max_response_tokens else StopReason.END
+        return Rollout(prompt.problem_id, prompt.tokens, tuple(range(length)), text, stop)
+
+
+class WordTokenizer:
+    """One token a character; knows every character."""
+
+    unk_token_id = None
+
+    def apply_chat_template(self, messages: list[dict[str, str]], **_: Any) -> list[int]:
+        return [ord(character) for message in messages for character in message["content"]]
+
+
+def scripted(sampler: ScriptedSampler, context: int | None = None) -> Callable[[], SamplingModel]:
+    return lambda: SamplingModel(sampler, WordTokenizer(), context)
+
+
+def never() -> SamplingModel:
+    raise AssertionError("nothing was left to draw, and the model was loaded")
+
+
+def five_problems(tmp_path: Path) -> Path:
+    file = tmp_path / "five.jsonl"
+    rows = [{"question": f"What is {n}?", "answer": f"It is {n}.\n#### {n}"} for n in range(5)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return file
+
+
+def evaluation_of(tmp_path: Path, out: Path, **settings: Any) -> Evaluation:
+    """Five problems, 2 samples each, two problems a chunk: chunks [0, 1], [2, 3], [4]."""
+    benchmark = FiveProblems()
+    chosen = EvaluationSettings(**{"samples": 2, "max_response_tokens": 8, "max_rows": 4} | settings)
+    problems = benchmark.problems(five_problems(tmp_path))
+    limited = problems[: chosen.limit or None]
+    return Evaluation(benchmark, limited, "verl", "rule", chosen, "the model", "w" * 8, None, out)
+
+
+def tiny_model(folder: Path, seed: int = 0, context: int = 1024) -> Path:
+    """A random Qwen2 of one layer with a tokenizer of the ASCII characters."""
+    import torch
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+    words = {"<pad>": 0, "<end>": 1, "<unknown>": 2} | {chr(code): code - 29 for code in range(32, 127)}
+    words["\n"] = len(words)
+    core = Tokenizer(models.WordLevel(words, unk_token="<unknown>"))
+    core.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    core.decoder = decoders.Fuse()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token="<pad>", eos_token="<end>", unk_token="<unknown>"
+    )
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
+    torch.manual_seed(seed)
+    config = Qwen2Config(
+        vocab_size=len(words),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=context,
+        pad_token_id=0,
+        eos_token_id=1,
+        bos_token_id=None,
+    )
+    Qwen2ForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def aime_folder(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [{"id": 60 + n, "problem": f"What is {n}?", "answer": str(n)} for n in range(30)]
+    (folder / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return folder

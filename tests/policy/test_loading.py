@@ -1,0 +1,100 @@
+"""Loading: what is refused, in one sentence, and what every loaded model has."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from luspo_cli.config.model import ModelConfig
+from luspo_cli.errors import UsageError
+from luspo_cli.policy.inputs import fitting, prompt_tokens
+from luspo_cli.policy.loading import end_tokens, find_model, load_model
+from luspo_cli.records import Message, Problem
+
+
+@pytest.fixture
+def folder(tmp_path: Path, make_model: Callable[..., Any], made_tokenizer: Any) -> Path:
+    make_model().to(torch.bfloat16).save_pretrained(tmp_path)
+    made_tokenizer.save_pretrained(tmp_path)
+    return tmp_path
+
+
+def test_weights_are_float32_whatever_the_file_holds(folder: Path) -> None:
+    loaded = load_model(ModelConfig(path=str(folder)))
+    assert {weight.dtype for weight in loaded.model.parameters()} == {torch.float32}
+    assert loaded.end_tokens == (1,)
+    assert loaded.model.config._attn_implementation == "luspo"
+
+
+@pytest.mark.parametrize(
+    ("path", "sentence"),
+    [
+        ("/no/such/folder", "is not a folder; set it to a folder with config.json or a hub id"),
+        ("./nowhere", "is not a folder"),
+        ("word", "is not a folder"),
+    ],
+)
+def test_a_path_that_is_no_model(path: str, sentence: str) -> None:
+    with pytest.raises(UsageError, match=sentence):
+        load_model(ModelConfig(path=path))
+
+
+def test_a_folder_without_a_model(tmp_path: Path) -> None:
+    assert find_model(ModelConfig(path=str(tmp_path))) == f"model.path '{tmp_path}' has no config.json"
+    with pytest.raises(UsageError, match=r"has no config\.json"):
+        load_model(ModelConfig(path=str(tmp_path)))
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "tokenizer.json", "config.json"])
+def test_a_file_cut_short(folder: Path, file: str) -> None:
+    content = (folder / file).read_bytes()
+    (folder / file).write_bytes(content[: len(content) // 2])
+    with pytest.raises(UsageError, match="cannot load model") as caught:
+        load_model(ModelConfig(path=str(folder)))
+    assert "\n" not in str(caught.value)
+
+
+def test_sliding_window_attention_is_refused(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"use_sliding_window": True, "max_window_layers": 0, "layer_types": ["sliding_attention"] * 2}
+    config["sliding_window"] = 8
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UsageError, match="sliding-window"):
+        load_model(ModelConfig(path=str(folder)))
+
+
+def test_end_tokens_are_those_of_the_generation_config_and_the_tokenizer(
+    make_model: Callable[..., Any], made_tokenizer: Any
+) -> None:
+    model = make_model()
+    model.generation_config.eos_token_id = [7, 3]
+    assert end_tokens(model, made_tokenizer) == (1, 3, 7)
+
+
+def test_a_base_model_without_a_template_reads_the_messages_as_text(folder: Path) -> None:
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    stored = json.loads((folder / "tokenizer_config.json").read_text())
+    stored.pop("chat_template", None)
+    (folder / "tokenizer_config.json").write_text(json.dumps(stored))
+    tokenizer = load_model(ModelConfig(path=str(folder))).tokenizer
+    problem = Problem("p", (Message("system", "a1"), Message("user", "b2=")), "3", "t")
+    text = tokenizer.decode(prompt_tokens(problem, tokenizer)).replace(" ", "")
+    assert text.replace("<pad>", "") == "a1b2="
+
+
+def test_problems_with_a_long_prompt_are_left_out_and_counted(made_tokenizer: Any) -> None:
+    problems = [Problem(str(n), (Message("user", "1" * n),), "1", "t") for n in (3, 8, 5)]
+    kept, left_out = fitting(problems, made_tokenizer, 5)
+    assert [problem.id for problem in kept] == ["3", "5"]
+    assert left_out == 1
+
+
+def test_a_problem_with_images_is_refused(made_tokenizer: Any) -> None:
+    problem = Problem("p7", (Message("user", "<image>1"),), "1", "t", ("a.png",))
+    with pytest.raises(UsageError, match="'p7' has images"):
+        prompt_tokens(problem, made_tokenizer)
