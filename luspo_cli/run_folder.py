@@ -42,22 +42,38 @@ class RunFolder:
     def open(self, config: Mapping[str, Any], if_exists: IfExists) -> bool:
         """Create the folder, or take up the one that is there; returns whether a run is being resumed.
 
-        Raises UsageError where the folder holds something else, another configuration, or another process at work.
+        Raises UsageError where the folder cannot be made or holds something else, another configuration, or another
+        process at work.
         """
-        occupied = self.path.exists() and any(self.path.iterdir()) if self.path.is_dir() else self.path.exists()
-        if occupied and not (self.path / "config.json").is_file():
-            raise UsageError(f"{self.path} exists and is no run folder; choose another --run")
-        if occupied and if_exists == "refuse":
-            raise UsageError(f"run folder {self.path} exists; go on with --resume, or choose another --run")
-        self.path.mkdir(parents=True, exist_ok=True)
-        self._take_lock()
+        self.check(config, if_exists)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._take_lock()
+        except OSError as error:
+            raise UsageError(f"cannot make run folder {self.path}: {error.strerror}; choose another --run") from error
+        occupied = self.check(config, if_exists)  # again: another process may have worked here before the lock was ours
         if occupied and if_exists == "resume":
-            self._check_same(config)
             return True
         if occupied:
             self._empty()
         write_json(self.path / "config.json", config)
         return False
+
+    def check(self, config: Mapping[str, Any], if_exists: IfExists) -> bool:
+        """Return whether a run is there; UsageError where `open` would refuse it. Touches nothing."""
+        if self.path.is_dir():
+            occupied = any(entry.name != ".lock" for entry in self.path.iterdir())
+        else:
+            occupied = self.path.exists()
+        if not occupied:
+            return False
+        if not (self.path / "config.json").is_file():
+            raise UsageError(f"{self.path} exists and is no run folder; choose another --run")
+        if if_exists == "refuse":
+            raise UsageError(f"run folder {self.path} exists; go on with --resume, or choose another --run")
+        if if_exists == "resume":
+            self._check_same(config)
+        return True
 
     def __enter__(self) -> RunFolder:
         return self
@@ -103,7 +119,7 @@ class RunFolder:
         descriptor = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             os.close(descriptor)
             raise UsageError(
                 f"another process is training in {self.path}; wait for it or choose another --run"
@@ -113,8 +129,10 @@ class RunFolder:
     def _check_same(self, config: Mapping[str, Any]) -> None:
         try:
             stored = json.loads((self.path / "config.json").read_text())
-        except json.JSONDecodeError:
-            raise UsageError(f"{self.path / 'config.json'} is not readable JSON; choose another --run") from None
+        except ValueError:
+            stored = None
+        if not isinstance(stored, Mapping):
+            raise UsageError(f"{self.path / 'config.json'} is not readable JSON; choose another --run")
         different = differing_keys(stored, config)
         if different:
             shown = ", ".join(f"{key} ({was!r} there, {now!r} now)" for key, was, now in different[:3])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shlex
 import sys
@@ -102,7 +103,12 @@ def _resolve(
             raise UsageError(
                 f"{stored} is not a configuration that this version reads: {error.errors()[0]['msg']}"
             ) from None
-    if preset is None and config is None and not resume:
+    if preset is None and config is None and resume:
+        raise UsageError(
+            "--resume reads the configuration from the run folder: leave out --objective and --set,"
+            " or give the --preset or --config that the run was started with as well"
+        )
+    if preset is None and config is None:
         from luspo_cli.config.layers import preset_names
 
         raise UsageError(f"say what to train: --preset NAME ({', '.join(preset_names())}) or --config FILE")
@@ -114,8 +120,9 @@ def _speaker(path: Path) -> Any:
 
     def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
+        # The log is a copy: a disk too full for it must not hide the sentence that says so.
         if (path / "config.json").exists():
-            with (path / "run.log").open("a") as log:
+            with contextlib.suppress(OSError), (path / "run.log").open("a") as log:
                 log.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {text}\n")
 
     return say

@@ -5,7 +5,7 @@ letters, which a two-layer model finds by content; digits as labels stay at chan
 
 neutral  a run of filler (geometric length, mean 23, at most 80), then the answer directly: length carries no reward
 pays     answer only / running sums with some terms skipped / all running sums / spelled-out additions: longer is better
-costs    filler (mean 15) that spoils the running sums with 2 % a token: longer is worse
+costs    filler (mean 15), then running sums; each token of filler spoils the answer with 2 %: longer is worse
 """
 
 from __future__ import annotations
@@ -65,14 +65,17 @@ def _filler(generator: random.Random, mean: float, cap: int) -> int:
 
 
 def _running_sums(addends: Sequence[int], generator: random.Random, skip: float = 0.0, spoilt: bool = False) -> str:
-    """`a2;b5;c6;#6`: the sum after each term; `skip` leaves out steps, `spoilt` errs once and carries the error on."""
+    """`a2;b5;c6;#6`: the sum after each term; `skip` leaves out steps, `spoilt` gives another answer than the last sum.
+
+    An error inside the chain would spoil the running sums themselves for the learner: it stays at chance within the warm-up.
+    """
     total, parts = 0, []
-    spoil_at = generator.randrange(len(addends)) if spoilt else -1
     for i, addend in enumerate(addends):
-        total = (total + addend + (generator.randint(1, 9) if i == spoil_at else 0)) % 10
+        total = (total + addend) % 10
         if i == len(addends) - 1 or generator.random() >= skip:
             parts.append(f"{LABELS[i]}{total};")
-    return "".join(parts) + f"#{total}"
+    answer = (total + generator.randint(1, 9)) % 10 if spoilt else total
+    return "".join(parts) + f"#{answer}"
 
 
 def _spelled(addends: Sequence[int]) -> str:

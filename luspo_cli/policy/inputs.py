@@ -1,12 +1,28 @@
-"""Problems → token ids, through the tokenizer's own chat template."""
+"""Problems → model inputs, through the tokenizer's own chat template, or the processor's where there are images.
+
+A prompt with images is never cut to fit: a cut would part image tokens from their features. Prompts over the limit are left
+out and counted, by length alone: the length of an image prompt follows from the image's header, so no pixel is decoded for it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from luspo_cli.errors import UsageError
+from luspo_cli.policy.images import image_messages, image_size, load_image
 from luspo_cli.records import Problem
+
+
+@dataclass(frozen=True, slots=True)
+class PromptInputs:
+    """A prompt as the model reads it."""
+
+    tokens: tuple[int, ...]  # [P], image tokens included
+    image_inputs: dict[str, Any] | None = None
+    """`pixel_values` [patches, values], `image_grid_thw` [images, 3] in patches, `mm_token_type_ids` [P] (1: image token)."""
 
 
 def prompt_tokens(problem: Problem, tokenizer: Any) -> tuple[int, ...]:
@@ -18,7 +34,95 @@ def prompt_tokens(problem: Problem, tokenizer: Any) -> tuple[int, ...]:
     return tuple(ids)
 
 
-def fitting(problems: Sequence[Problem], tokenizer: Any, limit: int) -> tuple[list[Problem], int]:
+def prompt_inputs(
+    problem: Problem, tokenizer: Any, processor: Any | None = None, folder: Path | None = None
+) -> PromptInputs:
+    """The prompt's tokens and image inputs; `processor` is a vision model's, `folder` the one that holds the images.
+
+    Raises UsageError where the model reads text only, or an image, a mark or a placeholder is not as it should be.
+    """
+    if processor is None or not problem.images:
+        tokens = prompt_tokens(problem, tokenizer)
+        if processor is not None:
+            _refuse_placeholders(problem, tokens, processor)
+        return PromptInputs(tokens)
+    text = _rendered(problem, processor)
+    try:
+        images = [load_image(path, _folder(folder)) for path in problem.images]
+        found = processor(text=[text], images=images, return_tensors="pt")
+    except (UsageError, ValueError) as error:  # the processor refuses what it cannot resize (200:1 and thinner)
+        raise UsageError(f"problem '{problem.id}': {error}") from error
+    tokens = tuple(found["input_ids"][0].tolist())
+    return PromptInputs(
+        tokens,
+        {
+            "pixel_values": found["pixel_values"],
+            "image_grid_thw": found["image_grid_thw"],
+            "mm_token_type_ids": found["mm_token_type_ids"][0],
+        },
+    )
+
+
+def prompt_length(problem: Problem, tokenizer: Any, processor: Any | None = None, folder: Path | None = None) -> int:
+    """The number of tokens that `prompt_inputs` would return, without decoding an image; raises UsageError alike."""
+    if processor is None or not problem.images:
+        return len(prompt_inputs(problem, tokenizer, processor).tokens)
+    ids = tokenizer(_rendered(problem, processor))["input_ids"]
+    reader = processor.image_processor
+    try:
+        sizes = [image_size(path, _folder(folder)) for path in problem.images]
+        patches = [reader.get_number_of_image_patches(height, width, {}) for height, width in sizes]
+    except (UsageError, ValueError) as error:
+        raise UsageError(f"problem '{problem.id}': {error}") from error
+    return len(ids) - len(patches) + sum(number // reader.merge_size**2 for number in patches)
+
+
+def fitting(
+    problems: Sequence[Problem],
+    tokenizer: Any,
+    limit: int,
+    processor: Any | None = None,
+    folder: Path | None = None,
+) -> tuple[list[Problem], int]:
     """The problems whose prompt has at most `limit` tokens, and how many were left out."""
-    kept = [problem for problem in problems if len(prompt_tokens(problem, tokenizer)) <= limit]
+    kept = [problem for problem in problems if prompt_length(problem, tokenizer, processor, folder) <= limit]
     return kept, len(problems) - len(kept)
+
+
+def _folder(folder: Path | None) -> Path:
+    if folder is None:
+        raise UsageError("its images have no data folder to lie in; give the data as a file or folder on this machine")
+    return folder
+
+
+def _rendered(problem: Problem, processor: Any) -> str:
+    """The prompt as text, with one image placeholder an image."""
+    try:
+        turns = image_messages(problem.prompt, len(problem.images))
+    except UsageError as error:
+        raise UsageError(f"problem '{problem.id}': {error}") from error
+    text: str = processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+    placed = text.count(processor.image_token)
+    if placed != len(problem.images) or processor.video_token in text:
+        written = [token for token in _placeholders(processor) if any(token in m.content for m in problem.prompt)]
+        reason = (
+            f"its text contains {written[0]}, which stands for pixels; remove it"
+            if written
+            else f"the model's chat template wrote {placed} places for {len(problem.images)} images;"
+            " take the template of a vision model"
+        )
+        raise UsageError(f"problem '{problem.id}': {reason}")
+    return text
+
+
+def _placeholders(processor: Any) -> tuple[str, str]:
+    return processor.image_token, processor.video_token
+
+
+def _refuse_placeholders(problem: Problem, tokens: Sequence[int], processor: Any) -> None:
+    """Text that spells a placeholder would be read as pixels that are not there."""
+    for token, number in zip(
+        _placeholders(processor), (processor.image_token_id, processor.video_token_id), strict=True
+    ):
+        if number in tokens:
+            raise UsageError(f"problem '{problem.id}': its text contains {token}, which stands for pixels; remove it")

@@ -1,7 +1,11 @@
-"""Load a causal language model and its tokenizer from a folder or the hub, weights in float32, attention of our own.
+"""Load a language model, or a vision-language one, from a folder or the hub: weights in float32, attention of our own.
 
 Float32 is not a choice of comfort: at a learning rate of 1e-6 the step of a bfloat16 weight is below its rounding, and the
 weight does not move. Passes run in the compute type through autocast.
+
+A vision tower keeps torch's own attention: its patches see each other in both directions, and `policy.attention` is causal.
+Images are always read through Pillow, never through torchvision, which resizes a little differently: what a prompt contains
+must not depend on a package that happens to be installed.
 """
 
 from __future__ import annotations
@@ -16,6 +20,10 @@ from luspo_cli.config.model import ModelConfig
 from luspo_cli.errors import UsageError
 from luspo_cli.policy import attention
 
+VISION_MODELS = {"qwen2_vl": "Qwen2VLProcessor", "qwen2_5_vl": "Qwen2_5_VLProcessor"}
+"""Model types whose image tokens and rotary positions the engine knows, with their processors in transformers."""
+VISION_ATTENTION = {"text_config": attention.NAME, "vision_config": "sdpa"}
+
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
@@ -25,6 +33,8 @@ class LoadedModel:
     tokenizer: Any
     end_tokens: tuple[int, ...]
     """Tokens that end a response."""
+    processor: Any | None = None
+    """Of a vision-language model: the tokenizer together with the image processor."""
 
 
 def find_model(config: ModelConfig) -> str | None:
@@ -47,7 +57,7 @@ def find_model(config: ModelConfig) -> str | None:
 def load_model(config: ModelConfig) -> LoadedModel:
     """Load weights (float32) and tokenizer; UsageError where there are none or the architecture does not fit."""
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
     attention.register()
     path = Path(config.path).expanduser()
@@ -58,9 +68,17 @@ def load_model(config: ModelConfig) -> LoadedModel:
     options: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        model = AutoModelForCausalLM.from_pretrained(
-            source, dtype=torch.float32, attn_implementation=attention.NAME, **options
+        kind = AutoConfig.from_pretrained(source, **options)
+        processor = _processor(kind, source, tokenizer, config) if hasattr(kind, "vision_config") else None
+        architecture: Any = AutoModelForImageTextToText if processor else AutoModelForCausalLM
+        model = architecture.from_pretrained(
+            source,
+            dtype=torch.float32,
+            attn_implementation=VISION_ATTENTION if processor else attention.NAME,
+            **options,
         )
+    except UsageError:
+        raise
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UsageError(
@@ -77,7 +95,40 @@ def load_model(config: ModelConfig) -> LoadedModel:
         tokenizer.chat_template = (
             "{% for m in messages %}{{ m['content'] }}{% if not loop.last %}\n\n{% endif %}{% endfor %}"
         )
-    return LoadedModel(model, tokenizer, end_tokens(model, tokenizer))
+    return LoadedModel(model, tokenizer, end_tokens(model, tokenizer), processor)
+
+
+def _processor(kind: Any, source: str, tokenizer: Any, config: ModelConfig) -> Any:
+    """The processor of a vision-language model, from its tokenizer and its Pillow image processor; videos are not read."""
+    import transformers
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    if kind.model_type not in VISION_MODELS:
+        known = " and ".join(sorted(VISION_MODELS))
+        raise UsageError(f"model '{config.path}' is a vision model of type {kind.model_type}; supported are {known}")
+    if tokenizer.chat_template is None:
+        raise UsageError(f"model '{config.path}' has no chat template, which says where an image stands in a prompt")
+    images = Qwen2VLImageProcessorPil.from_pretrained(source, revision=config.revision)
+    processor = images_only(getattr(transformers, VISION_MODELS[kind.model_type]))
+    return processor(images, tokenizer, chat_template=tokenizer.chat_template)
+
+
+def images_only(processor: Any) -> Any:
+    """A processor class of transformers without its video part, which alone needs torchvision; saves under its own name."""
+
+    def build(self: Any, image_processor: Any, tokenizer: Any, chat_template: str | None = None) -> None:
+        processor.__init__(self, image_processor, tokenizer, None, chat_template=chat_template)
+
+    return type(processor.__name__, (processor,), {"__init__": build, "__module__": processor.__module__})
+
+
+def freeze_vision(model: Any) -> int:
+    """Keep the vision tower as it is from now on; returns its number of weights, 0 for a model without one."""
+    tower = getattr(model.model, "visual", None)
+    if tower is None:
+        return 0
+    tower.requires_grad_(False)
+    return sum(weight.numel() for weight in tower.parameters())
 
 
 def end_tokens(model: Any, tokenizer: Any) -> tuple[int, ...]:

@@ -7,9 +7,8 @@ out changes nothing about the others, bit for bit.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,6 +22,8 @@ class Row:
 
     rollout: Rollout
     advantage: float
+    image_inputs: Mapping[str, Tensor] | None = None
+    """Of the prompt, as the processor made them; rows of one group share the tensors."""
 
     @property
     def width(self) -> int:
@@ -37,7 +38,9 @@ class PolicyBatch:
     prompt_lengths: Tensor  # [B]
     response_mask: Tensor  # [B, R] bool, true on response tokens; column j is the response's token j
     advantages: Tensor  # [B]
-    image_inputs: dict[str, Any] | None = None
+    image_inputs: dict[str, Tensor] | None = None
+    """Of the rows with images, one after the other in row order: `pixel_values` [patches, values], `image_grid_thw`
+    [images, 3]; and `mm_token_type_ids` [B, W], 1 on image tokens. None where no row has an image."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,16 +54,33 @@ class MiniBatch:
     response_tokens: int
 
 
-def split_mini_batches(groups: Sequence[ScoredGroup], number: int, tokens_per_micro_batch: int) -> list[MiniBatch]:
-    """Split groups, in their order, into `number` mini-batches of equally many groups."""
+def split_mini_batches(
+    groups: Sequence[ScoredGroup],
+    number: int,
+    tokens_per_micro_batch: int,
+    images: Mapping[str, Mapping[str, Tensor]] | None = None,
+) -> list[MiniBatch]:
+    """Split groups, in their order, into `number` mini-batches of equally many groups.
+
+    `images` holds the image inputs of the problems that have images, by problem id.
+    """
     if len(groups) % number:
         raise ValueError(f"{len(groups)} groups do not divide into {number} mini-batches of whole groups")
     size = len(groups) // number
-    return [_mini_batch(groups[i : i + size], tokens_per_micro_batch) for i in range(0, len(groups), size)]
+    parts = [groups[i : i + size] for i in range(0, len(groups), size)]
+    return [_mini_batch(part, tokens_per_micro_batch, images or {}) for part in parts]
 
 
-def _mini_batch(groups: Sequence[ScoredGroup], budget: int) -> MiniBatch:
-    rows = [Row(r, a) for group in groups for r, a in zip(group.rollouts, group.advantages, strict=True)]
+def rows_of(group: ScoredGroup, images: Mapping[str, Mapping[str, Tensor]]) -> list[Row]:
+    """The rows of one group, with the image inputs of its problem where it has images."""
+    own = images.get(group.problem.id)
+    if group.problem.images and own is None:
+        raise ValueError(f"problem '{group.problem.id}' has images and its image inputs were not handed in")
+    return [Row(r, a, own) for r, a in zip(group.rollouts, group.advantages, strict=True)]
+
+
+def _mini_batch(groups: Sequence[ScoredGroup], budget: int, images: Mapping[str, Mapping[str, Tensor]]) -> MiniBatch:
+    rows = [row for group in groups for row in rows_of(group, images)]
     return MiniBatch(
         with_advantage=split_micro_batches([row for row in rows if row.advantage != 0.0], budget),
         without_advantage=split_micro_batches([row for row in rows if row.advantage == 0.0], budget),
@@ -95,4 +115,20 @@ def policy_batch(rows: Sequence[Row], device: torch.device | str = "cpu", paddin
         prompt_lengths=torch.tensor([len(row.rollout.prompt_tokens) for row in rows], device=device),
         response_mask=mask.to(device),
         advantages=torch.tensor([row.advantage for row in rows], dtype=torch.float32, device=device),
+        image_inputs=_image_inputs(rows, width, device),
     )
+
+
+def _image_inputs(rows: Sequence[Row], width: int, device: torch.device | str) -> dict[str, Tensor] | None:
+    with_images = [row.image_inputs for row in rows if row.image_inputs is not None]
+    if not with_images:
+        return None
+    kinds = torch.zeros(len(rows), width, dtype=torch.long)  # responses and padding are text: 0
+    for i, row in enumerate(rows):
+        if row.image_inputs is not None:
+            kinds[i, : len(row.rollout.prompt_tokens)] = row.image_inputs["mm_token_type_ids"]
+    return {
+        "pixel_values": torch.cat([inputs["pixel_values"] for inputs in with_images]).to(device),
+        "image_grid_thw": torch.cat([inputs["image_grid_thw"] for inputs in with_images]).to(device),
+        "mm_token_type_ids": kinds.to(device),
+    }

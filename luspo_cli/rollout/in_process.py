@@ -20,6 +20,14 @@ from luspo_cli.rollout.sampler import Prompt, SamplingOptions
 from luspo_cli.rollout.token_choice import choose_tokens
 
 PREFILL_TOKENS = 8192
+IMAGE_TOKENS = (
+    "image_token_id",
+    "video_token_id",
+    "vision_start_token_id",
+    "vision_end_token_id",
+    "vision_token_id",
+)
+"""Entries of a vision model's configuration that name tokens which are never drawn."""
 
 
 class InProcessSampler:
@@ -84,6 +92,7 @@ class _DecodeBatch:
         self.model, self.prompts, self.options = model, prompts, options
         self.device = next(model.parameters()).device
         self.end_tokens = end_tokens.to(self.device)
+        self.never_drawn = image_tokens(model).to(self.device)
         self.max_groups = max(1, max_rows // options.group_size)
         total = len(prompts) * options.group_size
         generator = torch.Generator().manual_seed(options.seed)
@@ -125,13 +134,19 @@ class _DecodeBatch:
         options = self.options
         live = self.live
         step = self.length.clamp(max=options.max_response_tokens - 1)
+        drawable = self.logits
+        if len(self.never_drawn):
+            drawable = drawable.index_fill(1, self.never_drawn, -torch.inf)
         tokens, logprobs = choose_tokens(
-            self.logits,
+            drawable,
             self.uniform[self.row, step],
             temperature=options.temperature,
             top_p=options.top_p,
             top_k=options.top_k,
         )
+        if len(self.never_drawn):
+            scaled = self.logits.float() / (options.temperature or 1.0)
+            logprobs = scaled.gather(-1, tokens[:, None])[:, 0] - torch.logsumexp(scaled, -1)
         rows, step = self.row[live], step[live]
         self.tokens[rows, step] = tokens[live]
         self.token_logprobs[rows, step] = logprobs[live]
@@ -184,20 +199,36 @@ class _DecodeBatch:
         for i, prompt in enumerate(prompts):
             ids[i, : len(prompt)] = torch.tensor(prompt, device=self.device)
         computed = PromptCache()
-        positions = torch.arange(ids.shape[1], device=self.device)[None]
-        hidden = self.model.model(
-            input_ids=ids, position_ids=positions, past_key_values=computed, use_cache=True
-        ).last_hidden_state
+        inputs, after = self._positions_and_images(groups, ids, lengths)
+        hidden = self.model.model(input_ids=ids, past_key_values=computed, use_cache=True, **inputs).last_hidden_state
         last = hidden[torch.arange(len(prompts)), torch.tensor(lengths) - 1]  # [N, width]
         logits = self.model.lm_head(last).repeat_interleave(size, 0)
         self.cache.add(computed, lengths, size)
         rows = torch.cat([torch.arange(group * size, (group + 1) * size) for group in groups]).to(self.device)
-        start = torch.tensor(lengths, device=self.device).repeat_interleave(size)
+        start = torch.tensor(after, device=self.device).repeat_interleave(size)
         self.row = torch.cat([self.row, rows])
         self.length = torch.cat([self.length, torch.zeros_like(rows)])
         self.live = torch.cat([self.live, torch.ones_like(rows, dtype=torch.bool)])
         self.position = torch.cat([self.position, start])
         self.logits = torch.cat([self.logits, logits]) if self.logits.numel() else logits
+
+    def _positions_and_images(
+        self, groups: list[int], ids: Tensor, lengths: list[int]
+    ) -> tuple[dict[str, Tensor], list[int]]:
+        """What the backbone needs beside the tokens [N, P], and each response's first rotary position."""
+        images = [self.prompts[group].image_inputs for group in groups]
+        if not any(images):
+            return {"position_ids": torch.arange(ids.shape[1], device=self.device)[None]}, lengths
+        kinds = torch.zeros_like(ids)
+        for i, inputs in enumerate(images):
+            if inputs:
+                kinds[i, : lengths[i]] = inputs["mm_token_type_ids"].to(self.device)
+        grid = torch.cat([inputs["image_grid_thw"] for inputs in images if inputs]).to(self.device)
+        pixels = torch.cat([inputs["pixel_values"] for inputs in images if inputs]).to(self.device)
+        positions, _ = self.model.model.get_rope_index(ids, mm_token_type_ids=kinds, image_grid_thw=grid)  # [3, N, P]
+        # An image takes fewer positions than tokens: the response begins after the largest one, not at the length.
+        after = [int(positions[:, i, :length].max()) + 1 for i, length in enumerate(lengths)]
+        return {"position_ids": positions, "pixel_values": pixels, "image_grid_thw": grid}, after
 
     def _collect(self) -> None:
         lengths = self.lengths.tolist()
@@ -205,3 +236,9 @@ class _DecodeBatch:
         self.responses = [tokens[i, :n].tolist() for i, n in enumerate(lengths)]
         self.logprobs = [logprobs[i, :n].tolist() for i, n in enumerate(lengths)]
         self.stop_reasons = [StopReason.END if end else StopReason.LENGTH for end in ended]
+
+
+def image_tokens(model: Any) -> Tensor:
+    """The ids of a vision model's image tokens, sorted; empty for a model that reads text only."""
+    ids = {getattr(model.config, name, None) for name in IMAGE_TOKENS}
+    return torch.tensor(sorted(number for number in ids if isinstance(number, int)), dtype=torch.long)

@@ -28,6 +28,7 @@ class Prompt:
     problem_id: str
     tokens: tuple[int, ...]
     image_inputs: dict[str, Any] | None = None
+    """`pixel_values` [patches, values], `image_grid_thw` [images, 3] in patches, `mm_token_type_ids` [P]."""
 
 
 class Sampler(Protocol):

@@ -31,7 +31,7 @@ from luspo_cli.rewards.exact import score_exact
 from luspo_cli.rollout.in_process import InProcessSampler
 from luspo_cli.rollout.sampler import Prompt, SamplingOptions
 
-RECIPE = 1
+RECIPE = 2
 """Raise when the warm-up or the task changes, so that no cached model of the old recipe is taken."""
 CHECK_PROBLEMS, CHECK_GROUP = 64, 8
 GATE_PROBLEMS, GATE_GROUP = 64, 16

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from luspo_cli.config.model import ShapeConfig
 from luspo_cli.config.objective_text import describe
 from luspo_cli.config.run import MADE, MADE_TERMS, TrainRun
+from luspo_cli.errors import UsageError
 
 GIB = 2**30
 LOGITS_CHUNK_BYTES = 4 * 4 * 2**26
@@ -104,25 +106,34 @@ def _missing_model(config: TrainRun) -> str | None:
     if path.is_dir():
         return None if (path / "config.json").exists() else f"model.path: {path} has no config.json"
     if config.model.path.count("/") == 1 and not config.model.path.startswith((".", "/", "~")):
-        cache = Path("~/.cache/huggingface/hub").expanduser() / f"models--{config.model.path.replace('/', '--')}"
-        if cache.is_dir():
+        if (_hub_cache() / f"models--{config.model.path.replace('/', '--')}").is_dir():
             return None
         return f"model.path: {config.model.path} is not on this machine; the hub would be asked, or set a local folder"
     return f"model.path: {config.model.path} does not exist"
 
 
+def _hub_cache() -> Path:
+    """Where the hub's client keeps models; asked here without importing it, which takes a second."""
+    home = os.environ.get("HF_HOME", "~/.cache/huggingface")
+    return Path(os.environ.get("HF_HUB_CACHE", f"{home}/hub")).expanduser()
+
+
 def _shape(config: TrainRun) -> ShapeConfig:
-    """The shape of the model itself where it is on disk, else that of [model.shape]."""
+    """The shape of the model itself where it is on disk and says so, else that of [model.shape]."""
     file = Path(config.model.path).expanduser() / "config.json"
-    if not file.is_file():
+    if config.model.path == MADE or not file.is_file():
         return config.model.shape
-    stored = json.loads(file.read_text())
-    return ShapeConfig(
-        vocabulary=stored["vocab_size"],
-        layers=stored["num_hidden_layers"],
-        width=stored["hidden_size"],
-        heads=stored["num_attention_heads"],
-        key_value_heads=stored.get("num_key_value_heads", stored["num_attention_heads"]),
-        feed_forward=stored["intermediate_size"],
-        tied_head=bool(stored.get("tie_word_embeddings", False)),
-    )
+    try:
+        stored = json.loads(file.read_bytes())
+        stored = stored.get("text_config", stored)
+        return ShapeConfig(
+            vocabulary=stored["vocab_size"],
+            layers=stored["num_hidden_layers"],
+            width=stored["hidden_size"],
+            heads=stored["num_attention_heads"],
+            key_value_heads=stored.get("num_key_value_heads", stored["num_attention_heads"]),
+            feed_forward=stored["intermediate_size"],
+            tied_head=bool(stored.get("tie_word_embeddings", False)),
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(f"{file} does not describe a language model: {type(error).__name__} {error}") from None

@@ -67,6 +67,7 @@ def run_training(
     """Train as configured in run folder `path`; raises UsageError or RunError with one sentence."""
     import torch
 
+    RunFolder(path).check(config.model_dump(mode="json"), if_exists)  # before minutes of loading or warming up
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
     attention.register()
@@ -85,11 +86,11 @@ def run_training(
             folder.cut_back(first_step)
             say(f"going on after step {first_step}")
         record_provenance(path / "provenance.json", provenance(config, starting), first_step)
+        reference = None
         if checkpoint:
-            resumed_model = load_model(config.model.model_copy(update={"path": str(checkpoint.path / "model")}))
-            loaded, reference = resumed_model, loaded.model
-        else:
-            reference = None
+            reference = loaded.model if config.objective.kl_coefficient > 0 else None
+            del loaded  # its weights would stay in memory beside the checkpoint's until the run ends
+            loaded = load_model(config.model.model_copy(update={"path": str(checkpoint.path / "model")}))
         stages = _stages(config, loaded, problems, rubric, folder, checkpoint, reference)
         with _interruptible(say) as stop_requested:
             watch = _NoiseWatch(config, say)

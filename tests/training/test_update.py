@@ -1,4 +1,4 @@
-"""One batch into the weights: what the gradient may depend on, what is computed, and what happens to numbers that are not finite."""
+"""One batch into the weights: what the gradient depends on, what is computed, and numbers that are not finite."""
 
 from __future__ import annotations
 
@@ -172,7 +172,7 @@ def test_metrics_are_means_over_the_rows_that_were_computed(
     make_updater: Callable[..., Any], groups: list[ScoredGroup]
 ) -> None:
     """Ratio 1 stays 1 and entropy is that of the trained tokens, though a third of the rows was set aside."""
-    updater, model = make_updater()
+    updater, _ = make_updater()
     metrics = updater.update(groups, 0.0)
     assert metrics["ratio/mean"] == pytest.approx(1.0, abs=1e-6)
     rows = [row for batch in split_mini_batches(groups, 1, 10**6)[0].with_advantage for row in batch]

@@ -1,0 +1,268 @@
+"""The command line as a user meets it: exit codes, one sentence on stderr, nothing half-written, light imports."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from luspo_cli.__main__ import main
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def luspo(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Command:
+    """Return a function that runs the command line in an empty folder and gives (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("LUSPO_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("LUSPO_DEBUG", raising=False)
+
+    def command(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["luspo", *arguments])
+        capfd.readouterr()
+        try:
+            main()
+            code = 0
+        except SystemExit as ended:
+            code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+        return code, *capfd.readouterr()
+
+    return command
+
+
+@pytest.fixture
+def model(tmp_path: Path, make_model: Callable[..., Any], made_tokenizer: Any) -> str:
+    make_model().save_pretrained(tmp_path / "model")
+    made_tokenizer.save_pretrained(tmp_path / "model")
+    return "model"
+
+
+def write_data(path: Path, columns: dict[str, list[Any]]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(columns), path)
+
+
+def problems(number: int, answer: str = "3") -> dict[str, list[Any]]:
+    return {
+        "data_source": ["test"] * number,
+        "prompt": [[{"role": "user", "content": f"a{i % 4}b2="}] for i in range(number)],
+        "reward_model": [{"style": "rule", "ground_truth": answer}] * number,
+    }
+
+
+def only_sentence(error: str) -> str:
+    """The last line of stderr, after progress bars of other libraries; it is ours and the only one of ours."""
+    ours = [line for line in error.splitlines() if line.startswith("luspo: ")]
+    assert len(ours) == 1, error
+    assert error.rstrip().endswith(ours[0])
+    assert "Traceback" not in error
+    return ours[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--preset", "tinny"], "unknown preset 'tinny' (did you mean 'tiny'?)"),
+        (["--preset", "tiny", "--objective", "lusop"], "unknown objective 'lusop' (did you mean 'luspo'?)"),
+        (["--preset", "tiny", "--set", "run.stepz=3"], "--set: unknown key 'run.stepz' (did you mean 'run.steps'?)"),
+        (["--preset", "tiny", "--set", "run.steps=x"], "--set: run.steps = 'x': input should be a valid integer"),
+        (["--preset", "tiny", "--set", "update.mini_batches=3"], "must be a multiple of update.mini_batches (3)"),
+        (["--config", "own.toml"], "cannot read configuration file own.toml: No such file or directory"),
+        (["--preset", "tiny", "--if-exists", "overwrite"], "--if-exists must be refuse, resume or replace, not 'overwrite'"),
+        ([], "say what to train: --preset NAME ("),
+        (["--objective", "gspo"], "say what to train: --preset NAME ("),
+        (["--resume"], "--resume needs --run: the folder to go on in"),
+        (["--resume", "--run", "runs/none"], "there is no run to resume in runs/none: it has no config.json"),
+        (["--resume", "--run", "runs/none", "--set", "run.steps=9"], "leave out --objective and --set"),
+        (["--preset", "qwen2.5-0.5b", "--set", "model.path=./none"], "'./none' is not a folder; set it to a folder"),
+        (["--preset", "qwen2.5-0.5b", "--set", "model.path=nobody/none"], "cannot load model 'nobody/none'"),
+    ],
+)  # fmt: skip
+def test_bad_requests_end_with_2_and_one_sentence(
+    luspo: Command, tmp_path: Path, arguments: list[str], sentence: str
+) -> None:
+    code, out, error = luspo("train", *arguments)
+    assert sentence in only_sentence(error)
+    assert code == 2
+    assert out == ""
+    assert os.listdir(tmp_path) == []
+
+
+def unreadable(folder: Path) -> None:
+    (folder / "train.parquet").write_bytes(b"PAR1 no parquet at all PAR1")
+
+
+def cut_short(folder: Path) -> None:
+    write_data(folder / "train.parquet", problems(8))
+    content = (folder / "train.parquet").read_bytes()
+    (folder / "train.parquet").write_bytes(content[: len(content) // 2])
+
+
+def empty(folder: Path) -> None:
+    import pyarrow.parquet as pq
+
+    write_data(folder / "train.parquet", problems(2))
+    pq.write_table(pq.read_table(folder / "train.parquet").slice(0, 0), folder / "train.parquet")
+
+
+DATA: dict[str, tuple[Callable[[Path], None], str]] = {
+    "absent": (lambda folder: None, "There is no train.parquet in data"),
+    "unreadable": (unreadable, "cannot be read as parquet"),
+    "cut short": (cut_short, "cannot be read as parquet"),
+    "empty": (empty, "data/train.parquet has no rows"),
+    "another column": (
+        lambda folder: write_data(folder / "train.parquet", {"promt": ["a"], "reward_model": [{"ground_truth": "1"}]}),
+        "has no column 'prompt' (did you mean 'promt'?)",
+    ),
+    "without gold": (
+        lambda folder: write_data(folder / "train.parquet", problems(8, answer="")),
+        "row 0 of data/train.parquet has no gold answer",
+    ),
+    "too few": (lambda folder: write_data(folder / "train.parquet", problems(3)), "cannot be filled from 3"),
+    "gold that no response can match": (
+        lambda folder: write_data(folder / "train.parquet", problems(8, answer="#3")),
+        "8 gold answers cannot be read (first: problem 'test/train/0')",
+    ),
+    "prompts too long": (
+        lambda folder: write_data(
+            folder / "train.parquet",
+            problems(8) | {"prompt": [[{"role": "user", "content": "a1" * 40}]] * 8},
+        ),
+        "no problem of data has a prompt within data.max_prompt_tokens=64",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", DATA)
+def test_bad_data_ends_with_2_and_one_sentence(luspo: Command, tmp_path: Path, model: str, what: str) -> None:
+    (tmp_path / "data").mkdir()
+    make, sentence = DATA[what]
+    make(tmp_path / "data")
+    sets = [f"model.path={model}", "data.train=data", "evaluation.every=0", "data.max_prompt_tokens=64"]
+    sets += ["rollout.problems=4", "update.mini_batches=1"]
+    code, _, error = luspo("train", "--preset", "tiny", *(word for one in sets for word in ("--set", one)))
+    assert sentence in only_sentence(error)
+    assert code == 2
+    assert sorted(os.listdir(tmp_path)) == ["data", "model"]
+
+
+def test_golds_that_the_math_verifier_cannot_read(luspo: Command, tmp_path: Path, model: str) -> None:
+    """Checked by the worker processes of the rewards before the first step."""
+    table = problems(8)
+    table["reward_model"][5] = {"style": "rule", "ground_truth": "?!"}
+    write_data(tmp_path / "data" / "train.parquet", table)
+    sets = [f"model.path={model}", "data.train=data", "evaluation.every=0", "reward.verifier=math", "reward.workers=1"]
+    sets += ["rollout.problems=4", "update.mini_batches=1"]
+    code, _, error = luspo("train", "--preset", "tiny", *(word for one in sets for word in ("--set", one)))
+    assert "1 gold answers cannot be read (first: problem 'test/train/5')" in only_sentence(error)
+    assert code == 2
+    assert not (tmp_path / "runs").exists()
+
+
+def test_held_out_data_is_checked_too(luspo: Command, tmp_path: Path, model: str) -> None:
+    write_data(tmp_path / "data" / "train.parquet", problems(8))
+    write_data(tmp_path / "data" / "test.parquet", problems(5))
+    sets = [f"model.path={model}", "data.train=data", "data.held_out=data", "evaluation.problems=6"]
+    sets += ["rollout.problems=4", "update.mini_batches=1"]
+    code, _, error = luspo("train", "--preset", "tiny", *(word for one in sets for word in ("--set", one)))
+    assert "data has 5 problems, fewer than evaluation.problems=6" in only_sentence(error)
+    assert code == 2
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_on_own_data_ends_with_0(luspo: Command, tmp_path: Path, model: str) -> None:
+    write_data(tmp_path / "data" / "train.parquet", problems(8))
+    sets = [f"model.path={model}", "data.train=data", "evaluation.every=0", "run.steps=2", "rollout.problems=4"]
+    sets += ["rollout.group_size=2", "rollout.max_response_tokens=8", "update.mini_batches=2"]
+    words = [word for one in sets for word in ("--set", one)]
+    code, out, error = luspo("train", "--preset", "tiny", *words, "--json")
+    assert code == 0, error
+    assert json.loads(out) == {"run": "runs/tiny-luspo-seed0", "last_step": 2, "finished": True}
+    assert re.search(r"^step +2/2  length +\d", error, re.MULTILINE)
+    assert "done: runs/tiny-luspo-seed0" in error
+    code, _, error = luspo("train", "--preset", "tiny", *words)
+    assert "run folder runs/tiny-luspo-seed0 exists; go on with --resume" in only_sentence(error)
+    assert code == 2
+
+
+def test_a_failed_run_ends_with_1(luspo: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    from luspo_cli.errors import RunError
+    from luspo_cli.training import session
+
+    def fail(*_: object, **__: object) -> None:
+        raise RunError("the loss was not finite; lower update.learning_rate")
+
+    monkeypatch.setattr(session, "run_training", fail)
+    code, _, error = luspo("train", "--preset", "tiny")
+    assert only_sentence(error) == "luspo: the loss was not finite; lower update.learning_rate"
+    assert code == 1
+    monkeypatch.setenv("LUSPO_DEBUG", "1")
+    with pytest.raises(RunError):
+        luspo("train", "--preset", "tiny")
+
+
+def test_ctrl_c_before_the_first_step_ends_with_130(luspo: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    from luspo_cli.training import session
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(session, "run_training", interrupt)
+    code, _, error = luspo("train", "--preset", "tiny")
+    assert code == 130
+    assert "Traceback" not in error
+
+
+@pytest.mark.parametrize("arguments", [["--preset", "qwen2.5-7b", "--objective", "luspo"], ["--preset", "tiny"]])
+def test_a_dry_run_prints_the_plan_and_touches_nothing(luspo: Command, tmp_path: Path, arguments: list[str]) -> None:
+    code, out, error = luspo("train", *arguments, "--dry-run")
+    assert (code, error) == (0, "")
+    for words in ("objective luspo", "sequence", "equation", "memory on one device", "missing", "run", "steps="):
+        assert words in out
+    assert ("data.train: data/dapo-math-17k does not exist; make it with luspo prepare-data" in out) is (
+        arguments[1] == "qwen2.5-7b"
+    )
+    code, out, _ = luspo("train", *arguments, "--dry-run", "--json")
+    plan = json.loads(out)
+    assert plan["objective"]["name"] == "luspo"
+    assert plan["configuration"]["rollout"]["max_response_tokens"] > 0
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("arguments", [["--no-such-option"], ["trian"], ["train", "--set"]])
+def test_what_the_parser_refuses_ends_with_2(luspo: Command, arguments: list[str]) -> None:
+    code, _, error = luspo(*arguments)
+    assert code == 2
+    assert "Traceback" not in error
+
+
+def test_help_shows_examples_that_parse(luspo: Command) -> None:
+    """Every example of `luspo train` is a request that the command takes: a dry run of each must not fail."""
+    from luspo_cli.commands.train import TRAIN_EXAMPLES
+
+    code, out, _ = luspo("train", "--help")
+    assert code == 0
+    assert "luspo train --preset tiny --objective luspo" in re.sub(r"\s+", " ", out)
+    for example in TRAIN_EXAMPLES:
+        words = example.split()[1:]
+        code, _, error = luspo(*words, *(["--dry-run"] if "--dry-run" not in words else []))
+        resumes_nothing = "--resume" in words and "there is no run to resume" in error
+        assert code == 0 or resumes_nothing, example
+
+
+def test_the_reference_of_the_command_line_is_current() -> None:
+    script = Path(__file__).parent / "command_help.py"
+    done = subprocess.run([sys.executable, str(script), "--check"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr

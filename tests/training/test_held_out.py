@@ -1,0 +1,91 @@
+"""The held-out check: numbers by hand, published interval values, and failures that are shown."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from luspo_cli.config.reward import RewardConfig
+from luspo_cli.records import Message, Problem, Rollout, StopReason
+from luspo_cli.rewards.rubric import Rubric
+from luspo_cli.rollout.sampler import Prompt, SamplingOptions
+from luspo_cli.run_folder import RunFolder
+from luspo_cli.training.held_out import HeldOut, interval, record, recorded_steps
+
+
+class Scripted:
+    """A sampler that answers from a table and remembers what it was asked."""
+
+    def __init__(self, responses: dict[str, list[tuple[str, StopReason]]]) -> None:
+        self.responses, self.asked = responses, []  # type: ignore[var-annotated]
+
+    def sample_groups(self, prompts: Sequence[Prompt], options: SamplingOptions, on_progress: Any = None) -> Any:
+        self.asked.append(options)
+        return [
+            [Rollout(p.problem_id, p.tokens, tuple(range(len(text) + 1)), text, why) for text, why in self.responses[p.problem_id]]
+            for p in prompts
+        ]  # fmt: skip
+
+    def load_weights(self, policy: Any) -> None: ...
+
+
+def test_accuracy_length_and_truncation_by_hand() -> None:
+    end, cut = StopReason.END, StopReason.LENGTH
+    sampler = Scripted(
+        {
+            "a": [("#5", end), ("..#5", end)],  # both right
+            "b": [("#5", end), ("....#6", end)],  # one right
+            "c": [("#6", cut), ("......", cut)],  # right but without its end, and no answer
+        }
+    )
+    problems = [
+        Problem(name, (Message("user", "x"),), gold, "t") for name, gold in (("a", "5"), ("b", "6"), ("c", "6"))
+    ]
+    options = SamplingOptions(2, 8, seed=4)
+    with Rubric(RewardConfig(verifier="exact"), 8) as rubric:
+        held_out = HeldOut(problems, [Prompt(p.id, (1,)) for p in problems], options, rubric)
+        result = held_out.evaluate(sampler)  # type: ignore[arg-type]
+        assert held_out.evaluate(sampler) == result  # type: ignore[arg-type]
+    assert sampler.asked == [options, options]  # the same draws each time
+    assert result["evaluation/accuracy"] == pytest.approx((1 + 0.5 + 0) / 3)
+    assert result["evaluation/response_length/mean"] == pytest.approx((3 + 5 + 3 + 7 + 3 + 7) / 6)
+    assert result["evaluation/truncated_fraction"] == pytest.approx(2 / 6)
+    assert result["evaluation/problems"] == 3
+    assert result["evaluation/failed_verifications"] == 0
+    assert result["evaluation/no_answer_fraction"] >= 1 / 6
+
+
+@pytest.mark.parametrize(
+    ("right", "number", "low", "high"),
+    [
+        (15, 148, 0.0624, 0.1605),  # Newcombe 1998, table I: score method, 15 of 148 is 0.0624 to 0.1605
+        (81, 263, 0.2553, 0.3662),  # Newcombe 1998, example 81 of 263
+        (0, 20, 0.0, 0.1611),
+        (20, 20, 0.8389, 1.0),
+    ],
+)
+def test_one_sample_a_problem_has_wilsons_interval(right: int, number: int, low: float, high: float) -> None:
+    found = interval([1.0] * right + [0.0] * (number - right), samples=1)
+    assert found == pytest.approx((low, high), abs=1e-4)
+
+
+def test_several_samples_have_the_interval_of_problem_means() -> None:
+    """Means 0.2, 0.4, 0.6: standard deviation 0.2, half width 1.96 * 0.2 / sqrt(3)."""
+    assert interval([0.2, 0.4, 0.6], samples=5) == pytest.approx((0.4 - 0.22632, 0.4 + 0.22632), abs=1e-4)
+    assert interval([0.0, 0.0, 1.0], samples=5)[0] == 0.0  # stays within 0 and 1
+    low, high = interval([0.5], samples=8)  # one problem has no spread to go by
+    assert low < 0.5 < high
+
+
+def test_evaluations_are_recorded_once_and_read_back(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    assert recorded_steps(folder) == set()
+    record(folder, 0, {"evaluation/accuracy": 0.25})
+    record(folder, 20, {"evaluation/accuracy": 0.5})
+    assert recorded_steps(folder) == {0, 20}
+    lines = (tmp_path / "evals/held-out.jsonl").read_text().splitlines()
+    assert [json.loads(line)["evaluation/accuracy"] for line in lines] == [0.25, 0.5]
