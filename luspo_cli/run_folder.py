@@ -61,11 +61,7 @@ class RunFolder:
 
     def check(self, config: Mapping[str, Any], if_exists: IfExists) -> bool:
         """Return whether a run is there; UsageError where `open` would refuse it. Touches nothing."""
-        if self.path.is_dir():
-            occupied = any(entry.name != ".lock" for entry in self.path.iterdir())
-        else:
-            occupied = self.path.exists()
-        if not occupied:
+        if not self.path.exists() or (self.path.is_dir() and {e.name for e in self.path.iterdir()} <= {".lock"}):
             return False
         if not (self.path / "config.json").is_file():
             raise UsageError(f"{self.path} exists and is no run folder; choose another --run")

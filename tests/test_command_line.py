@@ -22,7 +22,6 @@ Command = Callable[..., tuple[int, str, str]]
 def luspo(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Command:
     """Return a function that runs the command line in an empty folder and gives (exit code, stdout, stderr)."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("LUSPO_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("LUSPO_DEBUG", raising=False)
 

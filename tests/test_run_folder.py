@@ -52,7 +52,7 @@ def test_what_is_no_run_folder_is_never_touched(tmp_path: Path, how: str) -> Non
     assert os.listdir(tmp_path) == ["thesis.tex"]
     with pytest.raises(UsageError, match="exists and is no run folder"):
         opened(tmp_path / "thesis.tex", how)
-    with pytest.raises(UsageError, match="cannot make run folder .*Not a directory"):
+    with pytest.raises(UsageError, match=r"cannot make run folder .*Not a directory"):
         opened(tmp_path / "thesis.tex" / "run", how)
 
 

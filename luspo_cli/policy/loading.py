@@ -119,7 +119,13 @@ def images_only(processor: Any) -> Any:
     def build(self: Any, image_processor: Any, tokenizer: Any, chat_template: str | None = None) -> None:
         processor.__init__(self, image_processor, tokenizer, None, chat_template=chat_template)
 
-    return type(processor.__name__, (processor,), {"__init__": build, "__module__": processor.__module__})
+    def save(self: Any, folder: Any, **options: Any) -> Any:
+        # The file of its own is where others look for the settings of the video part.
+        self.image_processor.save_pretrained(folder)
+        return processor.save_pretrained(self, folder, **options)
+
+    parts = {"__init__": build, "save_pretrained": save, "__module__": processor.__module__}
+    return type(processor.__name__, (processor,), parts)
 
 
 def freeze_vision(model: Any) -> int:

@@ -59,16 +59,24 @@ def made_model(config: TrainRun, say: Callable[[str], None]) -> Path:
     }
     key = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()[:16]
     folder = cache_folder() / "made" / key
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with (folder.parent / f"{key}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (folder / "warmup.json").is_file():
-            threads = torch.get_num_threads()
-            torch.set_num_threads(1)  # sums in another order would make another model: the cache must not depend on it
-            try:
-                _make(config, wanted, folder, say)
-            finally:
-                torch.set_num_threads(threads)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with (folder.parent / f"{key}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not (folder / "warmup.json").is_file():
+                threads = torch.get_num_threads()
+                torch.set_num_threads(
+                    1
+                )  # sums in another order would make another model: the cache must not depend on it
+                try:
+                    _make(config, wanted, folder, say)
+                finally:
+                    torch.set_num_threads(threads)
+    except OSError as error:
+        raise RunError(
+            f"cannot write the made model in {folder.parent}: {error.strerror or error};"
+            " set LUSPO_CACHE to a folder that can be written and has space"
+        ) from error
     report = json.loads((folder / "warmup.json").read_text())["result"]
     missed = missed_gates(report, config)
     if missed and config.warmup.gate:

@@ -25,10 +25,10 @@ class Scripted:
 
     def sample_groups(self, prompts: Sequence[Prompt], options: SamplingOptions, on_progress: Any = None) -> Any:
         self.asked.append(options)
-        return [
-            [Rollout(p.problem_id, p.tokens, tuple(range(len(text) + 1)), text, why) for text, why in self.responses[p.problem_id]]
-            for p in prompts
-        ]  # fmt: skip
+        return [[self._rollout(prompt, *answer) for answer in self.responses[prompt.problem_id]] for prompt in prompts]
+
+    def _rollout(self, prompt: Prompt, text: str, reason: StopReason) -> Rollout:
+        return Rollout(prompt.problem_id, prompt.tokens, tuple(range(len(text) + 1)), text, reason)
 
     def load_weights(self, policy: Any) -> None: ...
 

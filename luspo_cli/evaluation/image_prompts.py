@@ -1,0 +1,74 @@
+"""A benchmark's problems, images and all, as the prompts that a sampler takes.
+
+Pixels are made when a prompt is asked for and not kept: those of a thousand problems at once would fill the memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, overload
+
+from luspo_cli.evaluation.benchmark import Benchmark, BenchmarkProblem
+from luspo_cli.policy.inputs import prompt_inputs, prompt_length
+from luspo_cli.records import Problem
+from luspo_cli.rollout.sampler import Prompt
+
+
+def benchmark_prompt(
+    benchmark: Benchmark,
+    problem: BenchmarkProblem,
+    variant: str | None,
+    tokenizer: Any,
+    processor: Any | None = None,
+    folder: Path | None = None,
+) -> Prompt:
+    """The prompt of `problem` in `variant`; `processor` is a vision model's, `folder` the one that holds the images.
+
+    Raises UsageError where the model reads text only, or an image or a mark is not as it should be.
+    """
+    inputs = prompt_inputs(_asked(benchmark, problem, variant), tokenizer, processor, folder)
+    return Prompt(problem.id, inputs.tokens, inputs.image_inputs)
+
+
+class ImagePrompts(Sequence[Prompt]):
+    """The prompts of many problems, each made anew when it is asked for; a slice makes its own prompts only."""
+
+    def __init__(
+        self,
+        benchmark: Benchmark,
+        problems: Sequence[BenchmarkProblem],
+        variant: str | None,
+        tokenizer: Any,
+        processor: Any,
+        folder: Path,
+    ) -> None:
+        self.benchmark, self.problems, self.variant = benchmark, problems, variant
+        self.tokenizer, self.processor, self.folder = tokenizer, processor, folder
+
+    def __len__(self) -> int:
+        return len(self.problems)
+
+    @overload
+    def __getitem__(self, index: int) -> Prompt: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Prompt]: ...
+
+    def __getitem__(self, index: int | slice) -> Prompt | list[Prompt]:
+        if isinstance(index, slice):
+            return [self._prompt(problem) for problem in self.problems[index]]
+        return self._prompt(self.problems[index])
+
+    def lengths(self) -> list[int]:
+        """The length of each prompt in tokens, without decoding an image; raises UsageError for an unusable problem."""
+        asked = (_asked(self.benchmark, problem, self.variant) for problem in self.problems)
+        return [prompt_length(problem, self.tokenizer, self.processor, self.folder) for problem in asked]
+
+    def _prompt(self, problem: BenchmarkProblem) -> Prompt:
+        return benchmark_prompt(self.benchmark, problem, self.variant, self.tokenizer, self.processor, self.folder)
+
+
+def _asked(benchmark: Benchmark, problem: BenchmarkProblem, variant: str | None) -> Problem:
+    turns = benchmark.prompt(problem, variant)
+    return Problem(problem.id, turns, problem.gold, benchmark.name, images=problem.images)

@@ -1,0 +1,105 @@
+"""Parts of a session that whole runs do not reach: the noise warning, Ctrl-C twice, weight decay, a disk full of rollouts."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from luspo_cli.config.layers import resolve_train
+from luspo_cli.errors import RunError
+from luspo_cli.policy.policy import Policy
+from luspo_cli.records import ScoredGroup
+from luspo_cli.training.loop import in_order, score_groups
+from luspo_cli.training.rollout_store import store_rollouts
+from luspo_cli.training.session import _interruptible, _NoiseWatch, _optimizer
+
+
+@pytest.mark.parametrize(
+    ("objective", "noise", "warned"),
+    [
+        ("luspo", 3.9e-4, False),  # a fifth of clip_low = 2e-3 is 4e-4
+        ("luspo", 4.1e-4, True),
+        ("gspo", 5.9e-5, False),
+        ("gspo", 6.1e-5, True),
+        ("grpo", 0.1, False),  # token ratios: the floor of sequence ratios says nothing about their clip
+        ("luspo", None, False),
+    ],
+)
+def test_noise_above_a_fifth_of_the_clip_range_is_warned_about_once(
+    objective: str, noise: float | None, warned: bool
+) -> None:
+    said: list[str] = []
+    watch = _NoiseWatch(resolve_train(preset="tiny", objective=objective), said.append)
+    for _ in range(2):
+        watch({"ratio/noise_floor": noise})
+        watch({})
+    assert len(said) == warned
+    assert all("part of the clipping is arithmetic" in text for text in said)
+
+
+def test_ctrl_c_once_asks_and_twice_interrupts() -> None:
+    said: list[str] = []
+    before = signal.getsignal(signal.SIGINT)
+    with _interruptible(said.append) as stop_requested:
+        assert not stop_requested()
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop_requested()
+        assert "Ctrl-C again stops at once" in said[0]
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_weight_decay_is_for_matrices_only(make_model: Callable[..., Any]) -> None:
+    policy = Policy(make_model(), 1.0)
+    names, optimizer = _optimizer(policy, resolve_train(preset="tiny", sets=["update.weight_decay=0.25"]))
+    decays = [group["weight_decay"] for group in optimizer.param_groups for _ in group["params"]]
+    weights = dict(policy.named_parameters())
+    assert sorted(names) == sorted(weights)
+    for name, decay in zip(names, decays, strict=True):
+        assert decay == (0.25 if weights[name].dim() == 2 else 0.0), name
+    assert {group["betas"] for group in optimizer.param_groups} == {(0.9, 0.99)}
+
+
+def test_a_metric_without_a_name_is_a_defect_and_not_a_line() -> None:
+    assert list(in_order({"time/total": 1.0, "step": 3})) == ["step", "time/total"]
+    with pytest.raises(AssertionError, match="made/up"):
+        in_order({"step": 3, "made/up": 1.0})
+
+
+def test_rewards_become_advantages_group_by_group(make_groups: Callable[..., list[ScoredGroup]]) -> None:
+    """Rewards 1, 0, 0 and 1, 1, 1: (2/3, -1/3, -1/3) / 0.57735 and nothing."""
+
+    class Scripted:
+        def score(self, problems: list[Any], rollouts: list[Any]) -> list[Any]:
+            assert [problem.id for problem in problems] == [rollout.problem_id for rollout in rollouts]
+            return [reward for group in groups for reward in group.rewards]
+
+    groups = make_groups([[2, 3, 4], [1, 1, 1]], [[1.0, 0.0, 0.0], [1.0, 1.0, 1.0]])
+    config = resolve_train(preset="tiny")
+    scored = score_groups([g.problem for g in groups], [g.rollouts for g in groups], Scripted(), config)  # type: ignore[arg-type]
+    assert scored[0].advantages == pytest.approx((1.154701, -0.57735, -0.57735), abs=1e-4)
+    assert scored[1].advantages == (0.0, 0.0, 0.0)
+
+
+def test_rollouts_that_do_not_fit_on_the_disk(
+    make_groups: Callable[..., list[ScoredGroup]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import pyarrow.parquet
+
+    def full(table: Any, where: Path) -> None:
+        where.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pyarrow.parquet, "write_table", full)
+    groups = make_groups([[2, 3]], [[1.0, -1.0]])
+    with pytest.raises(
+        RunError, match=r"cannot write .*step-000003\.parquet: No space left on device; free some space"
+    ):
+        store_rollouts(tmp_path, 3, groups)
+    assert os.listdir(tmp_path) == []

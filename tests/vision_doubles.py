@@ -1,0 +1,123 @@
+"""A small random Qwen2.5-VL model and a real Qwen2.5-VL processor over a tokenizer of single characters."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+MAX_PIXELS = 28 * 28 * 16
+"""Of the processor: an image has 4 to 16 tokens."""
+SPECIAL = (
+    "<pad>", "<end>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"
+)  # fmt: skip
+END = 1
+IMAGE, VIDEO = SPECIAL.index("<|image_pad|>"), SPECIAL.index("<|video_pad|>")
+IMAGE_TOKENS = (4, 5, 6, 7)
+CHARACTERS = "\n" + "".join(map(chr, range(32, 127)))
+VOCABULARY = 128
+TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
+    "{% if m['content'] is string %}{{ m['content'] }}{% else %}{% for part in m['content'] %}"
+    "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def character_tokenizer() -> Any:
+    from tokenizers import Regex, Tokenizer
+    from tokenizers.decoders import Fuse
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Split
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {token: number for number, token in enumerate((*SPECIAL, *CHARACTERS))}
+    inner = Tokenizer(WordLevel(vocabulary, unk_token="?"))
+    inner.pre_tokenizer = Split(Regex(r"[\s\S]"), "isolated")
+    inner.decoder = Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner,
+        pad_token="<pad>",
+        eos_token="<end>",
+        additional_special_tokens=list(SPECIAL[2:]),
+        chat_template=TEMPLATE,
+    )
+
+
+def vision_processor(tokenizer: Any = None, max_pixels: int = MAX_PIXELS) -> Any:
+    """A Qwen2_5_VLProcessor that reads images only."""
+    from transformers import Qwen2_5_VLProcessor
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    from luspo_cli.policy.loading import images_only
+
+    tokenizer = tokenizer or character_tokenizer()
+    images = Qwen2VLImageProcessorPil(min_pixels=56 * 56, max_pixels=max_pixels)
+    return images_only(Qwen2_5_VLProcessor)(images, tokenizer, chat_template=TEMPLATE)
+
+
+def vision_model(
+    seed: int = 0,
+    *,
+    dtype: str = "float32",
+    ours: bool = True,
+    vocabulary: int = VOCABULARY,
+    image_tokens: tuple[int, int, int, int] = IMAGE_TOKENS,
+    end: int = END,
+    family: str = "qwen2_5_vl",
+) -> Any:
+    """A random model of two layers; `ours` False: transformers' plain attention. `image_tokens`: start, end, image, video."""
+    import torch
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2VLConfig
+    from transformers import Qwen2VLForConditionalGeneration as Qwen2VL
+
+    from luspo_cli.policy import attention
+    from luspo_cli.policy.loading import VISION_ATTENTION
+
+    torch.set_num_threads(1)
+    attention.register()
+    torch.manual_seed(seed)
+    start, stop, image, video = image_tokens
+    text = {
+        "vocab_size": vocabulary, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 2048,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]},
+        "bos_token_id": None, "eos_token_id": end, "pad_token_id": 0,
+    }  # fmt: skip
+    if family == "qwen2_5_vl":
+        # Windows of 2 x 2 image tokens in the first block, the whole image in the second.
+        vision = {
+            "depth": 2, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "out_hidden_size": 64,
+            "window_size": 56, "fullatt_block_indexes": [1],
+        }  # fmt: skip
+    else:
+        vision = {"depth": 2, "embed_dim": 32, "hidden_size": 64, "mlp_ratio": 2, "num_heads": 2}
+    kind: Any = Qwen2_5_VLConfig if family == "qwen2_5_vl" else Qwen2VLConfig
+    config = kind(
+        text_config=text,
+        vision_config=vision,
+        vision_start_token_id=start,
+        vision_end_token_id=stop,
+        image_token_id=image,
+        video_token_id=video,
+    )
+    config._attn_implementation = VISION_ATTENTION if ours else "eager"
+    model: Any = (Qwen2_5_VLForConditionalGeneration if family == "qwen2_5_vl" else Qwen2VL)(config)
+    model.generation_config.eos_token_id = end
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            # The stock initialisation is so small that all next tokens are about equally likely.
+            spread = 0.5 if "embed_tokens" in name or "lm_head" in name else 0.2
+            weight.normal_(1.0 if "norm" in name or "ln_q" in name else 0.0, spread)
+    return model.to(getattr(torch, dtype)).eval()
+
+
+def noise_image(path: Path, width: int, height: int, seed: int = 0) -> Path:
+    """Write an RGB image of random blocks, in the format that the name says."""
+    from PIL import Image
+
+    generator = random.Random(seed)
+    small = Image.frombytes("RGB", (5, 4), generator.randbytes(60))
+    small.resize((width, height), Image.Resampling.BICUBIC).save(path)
+    return path
