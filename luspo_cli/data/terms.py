@@ -22,6 +22,8 @@ CHARACTERS = "0123456789" + LABELS + "=#+;" + FILLER
 """Every character of the task; with padding and end of sequence this is the vocabulary."""
 NEUTRAL_FILLER_MEAN, NEUTRAL_FILLER_CAP = 23.0, 80
 COSTS_FILLER_MEAN, COSTS_SPOIL = 15.0, 0.02
+WARM_UP_STEPS = {"neutral": 300, "pays": 300, "costs": 500}
+"""After which a model of the default shape has learnt the profile and its learning rate has fallen (docs/experiments.md)."""
 _TERMS = {"neutral": (4, 8), "pays": (4, 9), "costs": (4, 9)}
 _LARGEST = {"neutral": 3, "pays": 4, "costs": 4}
 _PAYS_STYLES = (("answer", 0.2), ("skipped", 0.4), ("sums", 0.2), ("spelled", 0.2))
