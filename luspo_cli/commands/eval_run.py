@@ -5,7 +5,7 @@ Nothing is loaded or written before all benchmarks, their data, prompts and earl
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -83,6 +83,8 @@ def run_evaluations(
         evaluations = []
         for name, benchmark in loaded.items():
             evaluation = _evaluation(benchmark, problems[name], drawing, settings, weights, fingerprint, mode, out)
+            if benchmark.modality == "vision":
+                evaluation = replace(evaluation, images=_image_folder(name, data, len(loaded) > 1))
             check(evaluation, replace_other=bool(drawing.replace))
             evaluations.append(evaluation)
         return [
@@ -98,6 +100,15 @@ def run_evaluations(
         ]
 
 
+def _image_folder(name: str, data: Path | None, several: bool) -> Path | None:
+    from luspo_cli.evaluation.problem_source import benchmark_data
+
+    if data is None:
+        return None
+    found = benchmark_data(name, data, several=several)
+    return found if found.is_dir() else found.parent
+
+
 def checked_benchmark(name: str, mode: str, variant: str | None) -> Benchmark:
     """Return the benchmark; UsageError if there is no such name, mode or prompt variant."""
     from luspo_cli.evaluation.benchmarks.table import load_benchmark
@@ -111,11 +122,8 @@ def checked_benchmark(name: str, mode: str, variant: str | None) -> Benchmark:
 def _require_readable(benchmark: Benchmark, weights: Weights) -> None:
     if benchmark.modality == "text":
         return
-    if weights.reads_images():
-        raise UsageError(
-            f"{benchmark.name} shows pictures, which cannot be passed to {weights.name} yet; score its responses from"
-            " elsewhere with --responses."
-        )
+    if weights.reads_images() is not False:  # None: a hub id that is not on the disk yet; loading it will tell
+        return
     raise UsageError(
         f"{benchmark.name} shows pictures, and {weights.name} is a model for text only; choose --suite text, or score"
         " responses made elsewhere with --responses."

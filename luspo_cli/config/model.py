@@ -44,4 +44,6 @@ class ModelConfig(Section):
     """Recompute activations in the backward pass: about a third more time for far less memory."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Off unless you have read that code."""
+    freeze_vision: bool = False
+    """Leave a vision-language model's vision tower as it is; nothing to freeze in a model for text only."""
     shape: ShapeConfig = ShapeConfig()

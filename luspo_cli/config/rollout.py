@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import Field
 
 from luspo_cli.config.base import Section
@@ -12,8 +10,6 @@ from luspo_cli.config.base import Section
 class RolloutConfig(Section):
     """Sampling of training responses. Sampling and training use the same temperature."""
 
-    sampler: Literal["auto", "in-process"] = "auto"
-    """`in-process`: the decode loop of this package; `auto`: the fastest that is installed."""
     problems: int = Field(default=8, ge=1)
     """Problems a step."""
     group_size: int = Field(default=8, ge=2)

@@ -77,6 +77,8 @@ class Evaluation:
     step: int | None
     """Training steps behind the weights, where they are a run's."""
     out: Path
+    images: Path | None = None
+    """The folder that holds the images of a vision benchmark."""
 
     @property
     def json_file(self) -> Path:
@@ -154,7 +156,9 @@ def evaluate(
     name, identity = evaluation.benchmark.name, evaluation.identity()
     model = load()
     limit = evaluation.settings.max_response_tokens
-    prompts, warning = benchmark_prompts(model, evaluation.benchmark, evaluation.problems, evaluation.variant, limit)
+    prompts, warning = benchmark_prompts(
+        model, evaluation.benchmark, evaluation.problems, evaluation.variant, limit, evaluation.images
+    )
     if warning:
         say(f"warning: {warning}")
     with PartialSamples(evaluation.out, name) as partial:
@@ -177,7 +181,7 @@ def _draw(
     """Return all samples in the order of the problems, and how many of them are new."""
     settings, name = evaluation.settings, evaluation.benchmark.name
     size, total = settings.chunk_problems, len(prompts) * settings.samples
-    ids = [prompt.problem_id for prompt in prompts]
+    ids = [problem.id for problem in evaluation.problems]
     starts = range(0, len(prompts), size)
     chunks = {start: partial.get(start, ids[start : start + size], settings.samples) for start in starts}
     found = sum(len(chunk) for chunk in chunks.values() if chunk is not None)

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from luspo_cli.errors import UsageError
 from luspo_cli.evaluation.benchmark import Benchmark, BenchmarkProblem
-from luspo_cli.policy.inputs import prompt_tokens
-from luspo_cli.records import Problem
+from luspo_cli.evaluation.image_prompts import ImagePrompts, benchmark_prompt
 from luspo_cli.rollout.sampler import Prompt, Sampler
 
 Dtype = Literal["float32", "bfloat16"]
@@ -28,6 +28,8 @@ class SamplingModel:
     tokenizer: Any
     context: int | None
     """Positions that the model was made for, prompt and response together; None: unknown."""
+    processor: Any | None = None
+    """Of a vision-language model."""
 
 
 def choose_dtype(asked: str, trained_in: str | None) -> Dtype:
@@ -64,9 +66,9 @@ def load_sampling_model(path: str, dtype: Dtype, max_rows: int) -> SamplingModel
         model = model.to(device="cuda", dtype=getattr(torch, dtype))
     elif dtype == "bfloat16":
         model = bfloat16_copy(model)
-    context = getattr(loaded.model.config, "max_position_embeddings", None)
+    context = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
     sampler = InProcessSampler(model, loaded.tokenizer, loaded.end_tokens, max_rows)
-    return SamplingModel(sampler, loaded.tokenizer, context if isinstance(context, int) else None)
+    return SamplingModel(sampler, loaded.tokenizer, context if isinstance(context, int) else None, loaded.processor)
 
 
 def benchmark_prompts(
@@ -75,31 +77,37 @@ def benchmark_prompts(
     problems: Sequence[BenchmarkProblem],
     variant: str | None,
     max_response_tokens: int,
-) -> tuple[list[Prompt], str | None]:
+    folder: Path | None = None,
+) -> tuple[Sequence[Prompt], str | None]:
     """Return one prompt a problem, and a warning where the tokenizer cannot spell them.
+
+    `folder` holds the images of a vision benchmark, whose prompts are made when they are asked for.
 
     Raises:
         UsageError: a prompt and the response limit do not fit into the model's context.
     """
-    prompts = [_prompt(model, benchmark, problem, variant) for problem in problems]
-    longest = max(prompts, key=lambda prompt: len(prompt.tokens))
-    if model.context is not None and len(longest.tokens) + max_response_tokens > model.context:
-        room = model.context - len(longest.tokens)
+    prompts: Sequence[Prompt]
+    if model.processor is not None and folder is not None:
+        prompts = ImagePrompts(benchmark, problems, variant, model.tokenizer, model.processor, folder)
+        lengths = prompts.lengths()
+    else:
+        prompts = [benchmark_prompt(benchmark, problem, variant, model.tokenizer) for problem in problems]
+        lengths = [len(prompt.tokens) for prompt in prompts]
+    longest = max(lengths)
+    if model.context is not None and longest + max_response_tokens > model.context:
+        room = model.context - longest
         advice = f"lower --max-response-tokens to {room} or less" if room > 0 else "take a model with a longer context"
         raise UsageError(
-            f"The prompt of {benchmark.name} '{longest.problem_id}' has {len(longest.tokens)} tokens and the model's"
+            f"The prompt of {benchmark.name} '{problems[lengths.index(longest)].id}' has {longest} tokens and the model's"
             f" context {model.context}, so {max_response_tokens} response tokens do not fit; {advice}."
         )
     unknown = getattr(model.tokenizer, "unk_token_id", None)
-    lost = 0 if unknown is None else sum(prompt.tokens.count(unknown) for prompt in prompts)
+    lost = (
+        0
+        if unknown is None or isinstance(prompts, ImagePrompts)
+        else sum(prompt.tokens.count(unknown) for prompt in prompts)
+    )
     if not lost:
         return prompts, None
     total = sum(len(prompt.tokens) for prompt in prompts)
     return prompts, f"the tokenizer does not know {lost:,} of the {total:,} prompt tokens of {benchmark.name}"
-
-
-def _prompt(model: SamplingModel, benchmark: Benchmark, problem: BenchmarkProblem, variant: str | None) -> Prompt:
-    """Tokens of one prompt; the pictures of a vision problem would become `Prompt.image_inputs` here."""
-    turns = benchmark.prompt(problem, variant)
-    asked = Problem(problem.id, turns, problem.gold, benchmark.name, images=problem.images)
-    return Prompt(problem.id, prompt_tokens(asked, model.tokenizer))

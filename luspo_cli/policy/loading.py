@@ -19,6 +19,7 @@ import torch
 from luspo_cli.config.model import ModelConfig
 from luspo_cli.errors import UsageError
 from luspo_cli.policy import attention
+from luspo_cli.policy.model_files import find_model, is_hub_id
 
 VISION_MODELS = {"qwen2_vl": "Qwen2VLProcessor", "qwen2_5_vl": "Qwen2_5_VLProcessor"}
 """Model types whose image tokens and rotary positions the engine knows, with their processors in transformers."""
@@ -37,34 +38,16 @@ class LoadedModel:
     """Of a vision-language model: the tokenizer together with the image processor."""
 
 
-def find_model(config: ModelConfig) -> str | None:
-    """Say in one sentence why the model cannot be read from this machine's disk, or None where it can (no network)."""
-    path = Path(config.path).expanduser()
-    if path.is_dir():
-        return None if (path / "config.json").exists() else f"model.path '{config.path}' has no config.json"
-    if path.is_absolute() or config.path.startswith(".") or config.path.count("/") != 1:
-        return (
-            f"model.path '{config.path}' is not a folder; set it to a folder with config.json or a hub id (owner/name)"
-        )
-    from huggingface_hub import try_to_load_from_cache
-
-    cached = try_to_load_from_cache(config.path, "config.json", revision=config.revision)
-    return (
-        None if isinstance(cached, str) else f"model '{config.path}' is not on this machine yet; it comes from the hub"
-    )
-
-
 def load_model(config: ModelConfig) -> LoadedModel:
     """Load weights (float32) and tokenizer; UsageError where there are none or the architecture does not fit."""
     from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
     attention.register()
-    path = Path(config.path).expanduser()
-    source = str(path) if path.is_dir() else config.path
-    reason = find_model(config)
-    if reason and "comes from the hub" not in reason:
+    reason = None if is_hub_id(config.path) else find_model(config.path)
+    if reason:
         raise UsageError(reason)
+    source = config.path if is_hub_id(config.path) else str(Path(config.path).expanduser())
     options: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **options)

@@ -68,14 +68,19 @@ def train(
         started = time.perf_counter()
         problems = stages.problems.batch(step - 1)
         prompts = [stages.to_prompt(problem) for problem in problems]
+        images = {prompt.problem_id: prompt.image_inputs for prompt in prompts if prompt.image_inputs}
         groups = stages.sampler.sample_groups(prompts, _sampling_options(config, step))
         sampled = time.perf_counter()
         scored = score_groups(problems, groups, stages.rubric, config)
         rewarded = time.perf_counter()
 
         every = config.update.noise_floor_every
-        noise = {"ratio/noise_floor": stages.updater.noise_floor(scored)} if every and step % every == 1 % every else {}
-        updated = stages.updater.update(scored, learning_rate(step - 1, config.run.steps, config.update))
+        noise = (
+            {"ratio/noise_floor": stages.updater.noise_floor(scored, images)}
+            if every and step % every == 1 % every
+            else {}
+        )
+        updated = stages.updater.update(scored, learning_rate(step - 1, config.run.steps, config.update), images)
         stages.refresh_sampler()
 
         rollouts = [rollout for group in groups for rollout in group]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from luspo_cli.config.model import ShapeConfig
 from luspo_cli.config.objective_text import describe
 from luspo_cli.config.run import MADE, MADE_TERMS, TrainRun
 from luspo_cli.errors import UsageError
+from luspo_cli.policy.model_files import find_model
 
 GIB = 2**30
 LOGITS_CHUNK_BYTES = 4 * 4 * 2**26
@@ -83,7 +83,7 @@ def missing_inputs(config: TrainRun) -> list[str]:
     """One sentence for every file or model that the run needs and this machine does not have."""
     found: list[str] = []
     if config.model.path != MADE:
-        reason = _missing_model(config)
+        reason = find_model(config.model.path)
         if reason:
             found.append(reason)
     wanted = {"data.train": (config.data.train, "train")}
@@ -99,23 +99,6 @@ def missing_inputs(config: TrainRun) -> list[str]:
         elif Path(path).is_dir() and not (Path(path) / f"{split}.parquet").exists():
             found.append(f"{key}: {path} has no {split}.parquet; make it with luspo prepare-data")
     return found
-
-
-def _missing_model(config: TrainRun) -> str | None:
-    path = Path(config.model.path).expanduser()
-    if path.is_dir():
-        return None if (path / "config.json").exists() else f"model.path: {path} has no config.json"
-    if config.model.path.count("/") == 1 and not config.model.path.startswith((".", "/", "~")):
-        if (_hub_cache() / f"models--{config.model.path.replace('/', '--')}").is_dir():
-            return None
-        return f"model.path: {config.model.path} is not on this machine; the hub would be asked, or set a local folder"
-    return f"model.path: {config.model.path} does not exist"
-
-
-def _hub_cache() -> Path:
-    """Where the hub's client keeps models; asked here without importing it, which takes a second."""
-    home = os.environ.get("HF_HOME", "~/.cache/huggingface")
-    return Path(os.environ.get("HF_HUB_CACHE", f"{home}/hub")).expanduser()
 
 
 def _shape(config: TrainRun) -> ShapeConfig:

@@ -18,8 +18,8 @@ from luspo_cli.data.problems import load_problems
 from luspo_cli.data.terms import MadeTermsBatches, held_out_terms
 from luspo_cli.errors import UsageError
 from luspo_cli.policy import attention
-from luspo_cli.policy.inputs import fitting, prompt_tokens
-from luspo_cli.policy.loading import LoadedModel, load_model
+from luspo_cli.policy.inputs import fitting, prompt_inputs
+from luspo_cli.policy.loading import LoadedModel, freeze_vision, load_model
 from luspo_cli.policy.policy import Policy
 from luspo_cli.records import Problem
 from luspo_cli.rewards.rubric import Rubric
@@ -142,7 +142,13 @@ def _problems(config: TrainRun, loaded: LoadedModel, say: Callable[[str], None])
         held_out = _held_out(config)
     if data.train == MADE_TERMS:
         return Problems(MadeTermsBatches(data.profile, config.rollout.problems, seed), held_out, [])
-    problems, too_long = fitting(load_problems(data.train), loaded.tokenizer, data.max_prompt_tokens)
+    problems, too_long = fitting(
+        load_problems(data.train),
+        loaded.tokenizer,
+        data.max_prompt_tokens,
+        loaded.processor,
+        _image_folder(data.train),
+    )
     if too_long:
         say(
             f"{too_long} of {too_long + len(problems)} problems have prompts over {data.max_prompt_tokens} tokens: left out"
@@ -152,6 +158,11 @@ def _problems(config: TrainRun, loaded: LoadedModel, say: Callable[[str], None])
             f"no problem of {data.train} has a prompt within data.max_prompt_tokens={data.max_prompt_tokens}"
         )
     return Problems(ProblemBatches(problems, config.rollout.problems, seed, data.shuffle), held_out, problems)
+
+
+def _image_folder(path: str) -> Path:
+    """Where the images of a data file or folder lie: beside the file."""
+    return Path(path) if Path(path).is_dir() else Path(path).parent
 
 
 def _held_out(config: TrainRun) -> list[Problem]:
@@ -196,6 +207,8 @@ def _stages(
     if config.objective.kl_coefficient > 0:
         frozen = (reference_model or copy.deepcopy(loaded.model)).requires_grad_(False).eval().to(accelerator.device)
         reference = Policy(frozen, config.rollout.temperature)
+    if config.model.freeze_vision:
+        freeze_vision(loaded.model)
     policy = Policy(loaded.model, config.rollout.temperature).train()
     names, optimizer = _optimizer(policy, config)
     if checkpoint:
@@ -209,19 +222,29 @@ def _stages(
 
     def save(step: int) -> Path:
         return save_checkpoint(
-            folder.checkpoints, step, policy.model, loaded.tokenizer, optimizer, names, config.run.keep_checkpoints
+            folder.checkpoints,
+            step,
+            policy.model,
+            loaded.processor or loaded.tokenizer,
+            optimizer,
+            names,
+            config.run.keep_checkpoints,
         )
 
-    def to_prompt(problem: Problem) -> Prompt:
-        return Prompt(problem.id, prompt_tokens(problem, loaded.tokenizer))
+    def prompts_of(path: str) -> Callable[[Problem], Prompt]:
+        def to_prompt(problem: Problem) -> Prompt:
+            inputs = prompt_inputs(problem, loaded.tokenizer, loaded.processor, _image_folder(path))
+            return Prompt(problem.id, inputs.tokens, inputs.image_inputs)
+
+        return to_prompt
 
     return Stages(
         problems=problems.source,
-        to_prompt=to_prompt,
+        to_prompt=prompts_of(config.data.train),
         sampler=InProcessSampler(sampling_model, loaded.tokenizer, loaded.end_tokens, config.rollout.max_rows),
         rubric=rubric,
         updater=Updater(prepared, optimizer, accelerator, config, reference),
-        held_out=_held_out_check(config, problems, to_prompt, rubric),
+        held_out=_held_out_check(config, problems, prompts_of(config.data.held_out), rubric),
         refresh_sampler=refresh_sampler,
         save=save,
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,11 +20,21 @@ from luspo_cli.config.run import TrainRun
 from luspo_cli.errors import RunError
 from luspo_cli.objectives import Counts, policy_loss
 from luspo_cli.objectives.diagnostics import combine_diagnostics
-from luspo_cli.policy.packing import MiniBatch, PolicyBatch, Row, policy_batch, split_micro_batches, split_mini_batches
+from luspo_cli.policy.packing import (
+    MiniBatch,
+    PolicyBatch,
+    Row,
+    policy_batch,
+    rows_of,
+    split_micro_batches,
+    split_mini_batches,
+)
 from luspo_cli.policy.policy import Policy
 from luspo_cli.records import ScoredGroup
 
 NOISE_FLOOR_ROWS = 16
+Images = Mapping[str, Mapping[str, Tensor]]
+"""The image inputs of a batch's problems, by problem id; problems without images are not in it."""
 _SUMMED_OVER_TRAINED_ROWS = (
     "objective/clip_low_fraction",
     "objective/clip_high_fraction",
@@ -48,12 +58,14 @@ class Updater:
         self.config, self.reference = config, reference
         self._bad_in_a_row = 0
 
-    def update(self, groups: Sequence[ScoredGroup], learning_rate: float) -> dict[str, float]:
+    def update(
+        self, groups: Sequence[ScoredGroup], learning_rate: float, images: Images | None = None
+    ) -> dict[str, float]:
         """Run the batch's mini-batches; returns the step's objective, ratio, policy, update and time metrics."""
         settings = self.config.update
         for parameters in self.optimizer.param_groups:
             parameters["lr"] = learning_rate
-        mini_batches = split_mini_batches(groups, settings.mini_batches, settings.tokens_per_micro_batch)
+        mini_batches = split_mini_batches(groups, settings.mini_batches, settings.tokens_per_micro_batch, images)
         start = time.perf_counter()
         old = [None, *(self._old_logprobs(batch) for batch in mini_batches[1:])]
         between = time.perf_counter()
@@ -70,12 +82,12 @@ class Updater:
         return metrics
 
     @torch.no_grad()
-    def noise_floor(self, groups: Sequence[ScoredGroup]) -> float | None:
+    def noise_floor(self, groups: Sequence[ScoredGroup], images: Images | None = None) -> float | None:
         """Mean |log sequence ratio| between two computations with the same weights: together, and row by row, padded.
 
         None where no row has a response. This is the part of every ratio that is arithmetic and not learning.
         """
-        rows = [Row(r, a) for g in groups for r, a in zip(g.rollouts, g.advantages, strict=True) if r.response_length]
+        rows = [row for group in groups for row in rows_of(group, images or {}) if row.rollout.response_length]
         rows.sort(key=lambda row: row.advantage == 0.0)  # stable: rows that will be trained come first
         rows = rows[:NOISE_FLOOR_ROWS]
         if not rows:

@@ -13,7 +13,8 @@ import torch
 from luspo_cli.config.model import ModelConfig
 from luspo_cli.errors import UsageError
 from luspo_cli.policy.inputs import fitting, prompt_tokens
-from luspo_cli.policy.loading import end_tokens, find_model, load_model
+from luspo_cli.policy.loading import end_tokens, load_model
+from luspo_cli.policy.model_files import find_model
 from luspo_cli.records import Message, Problem
 
 
@@ -45,7 +46,7 @@ def test_a_path_that_is_no_model(path: str, sentence: str) -> None:
 
 
 def test_a_folder_without_a_model(tmp_path: Path) -> None:
-    assert find_model(ModelConfig(path=str(tmp_path))) == f"model.path '{tmp_path}' has no config.json"
+    assert find_model(str(tmp_path)) == f"model.path '{tmp_path}' has no config.json"
     with pytest.raises(UsageError, match=r"has no config\.json"):
         load_model(ModelConfig(path=str(tmp_path)))
 

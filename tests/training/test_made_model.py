@@ -201,10 +201,6 @@ def test_the_gates_on_length_are_for_the_neutral_profile(small_run: Callable[...
     assert missed_gates(crooked, small_run("data.profile=pays")) == []
 
 
-def test_small_groups_are_not_held_to_the_mixed_gate(small_run: Callable[..., TrainRun]) -> None:
-    assert missed_gates({**FIT, "mixed_fraction": 0.1}, small_run(), group=8) == []
-
-
 def test_a_made_model_is_cached_by_what_it_depends_on(small_run: Callable[..., TrainRun], made_cache: Path) -> None:
     said: list[str] = []
     folder = made_model(small_run(), said.append)

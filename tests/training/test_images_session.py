@@ -1,0 +1,104 @@
+"""A whole run on problems with images: sampled, trained, saved with its processor, resumed; the tower frozen on request."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas
+import pytest
+import torch
+from vision_doubles import noise_image, vision_model, vision_processor
+
+from luspo_cli.config.layers import resolve_train
+from luspo_cli.config.model import ModelConfig
+from luspo_cli.policy.loading import load_model
+from luspo_cli.training.session import run_training
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A model, and six problems of which every third has no image and one is too long."""
+    vision_processor().save_pretrained(tmp_path / "model")
+    vision_model().save_pretrained(tmp_path / "model")
+    data = tmp_path / "data"
+    data.mkdir()
+    rows = []
+    for n in range(6):
+        names = [] if n % 3 == 2 else [noise_image(data / f"{n}.png", 60 + 20 * n, 60, n).name]
+        text = "<image>" * len(names) + ("x" * 200 if n == 5 else f"{n}+1=")
+        rows.append(
+            {
+                "data_source": "test",
+                "prompt": [{"role": "user", "content": text}],
+                "images": names,
+                "reward_model": {"style": "rule", "ground_truth": str(n + 1)},
+            }
+        )
+    pandas.DataFrame(rows).to_parquet(data / "train.parquet")
+    pandas.DataFrame(rows[:2]).to_parquet(data / "test.parquet")
+    return tmp_path
+
+
+def train(folder: Path, name: str, *sets: str, steps: int = 2, resume: bool = False) -> tuple[list[str], list[Any]]:
+    config = resolve_train(
+        preset="tiny",
+        objective="luspo",
+        sets=[
+            f"model.path={folder / 'model'}",
+            f"data.train={folder / 'data'}",
+            f"data.held_out={folder / 'data'}",
+            "data.max_prompt_tokens=100",
+            "rollout.problems=4",
+            "rollout.group_size=4",
+            "rollout.max_response_tokens=8",
+            "rollout.max_rows=8",
+            "update.mini_batches=2",
+            "update.learning_rate=1e-3",
+            "update.noise_floor_every=1",
+            "reward.overlong_buffer=6",
+            "evaluation.every=2",
+            "evaluation.problems=2",
+            "evaluation.samples=1",
+            "run.steps=2",
+            "run.checkpoint_every=1",
+            "run.threads=1",
+            *sets,
+        ],
+    )
+    said: list[str] = []
+    steps_seen: list[Any] = []
+    run_training(config, folder / name, "resume" if resume else "refuse", said.append, steps_seen.append)
+    return said, steps_seen
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return dict(load_model(ModelConfig(path=str(path))).model.state_dict())
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_run_with_images(folder: Path, frozen: bool) -> None:
+    said, steps = train(folder, "run", f"model.freeze_vision={json.dumps(frozen)}")
+    assert any("1 of 6 problems have prompts over 100 tokens: left out" in text for text in said)
+    assert [step["step"] for step in steps] == [1, 2]
+    assert all(step["ratio/noise_floor"] < 1e-5 for step in steps)
+    assert steps[-1]["update/grad_norm"] > 0
+    before, after = weights(folder / "model"), weights(folder / "run/checkpoints/step-000002/model")
+    moved = {name.split(".")[1] for name in before if not torch.equal(before[name], after[name])}
+    assert ("visual" in moved) is not frozen
+    assert "language_model" in moved
+    loaded = load_model(ModelConfig(path=str(folder / "run/checkpoints/step-000002/model")))
+    assert loaded.processor is not None
+
+
+def test_a_run_with_images_resumes_to_the_same_weights(folder: Path) -> None:
+    import shutil
+
+    train(folder, "whole")
+    shutil.copytree(folder / "whole", folder / "part")
+    shutil.rmtree(folder / "part/checkpoints/step-000002")
+    said, _ = train(folder, "part", resume=True)
+    assert any("going on after step 1" in text for text in said)
+    one, other = (weights(folder / name / "checkpoints/step-000002/model") for name in ("whole", "part"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
