@@ -1,6 +1,7 @@
 """Defaults → preset → configuration file → `--objective` → `--set`, the later one wins, and every error names its origin.
 
-TOML holds exactly the sections of `TrainRun`. A preset is an ordinary configuration file that ships with the package.
+TOML holds exactly the sections of `TrainRun`, and beside them `[for_objective.NAME]`: free keys of the objective (a clip range)
+that hold when that objective is chosen. A preset is an ordinary configuration file that ships with the package.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from luspo_cli.config.run import TrainRun
 from luspo_cli.errors import UsageError, nearest
 
 DEFAULT_OBJECTIVE = "luspo"
+FOR_OBJECTIVE = "for_objective"
 
 
 def presets_folder() -> Path:
@@ -40,28 +42,54 @@ def resolve_train(
     config_file: Path | None = None,
 ) -> TrainRun:
     """Merge the layers and validate the result. UsageError, one sentence, for the first thing that is wrong."""
-    merged: dict[str, Any] = {}
-    origins: dict[str, str] = {}
+    layers: list[tuple[dict[str, Any], str]] = []
     if preset is not None:
-        file = presets_folder() / f"{preset}.toml"
         if preset not in preset_names():
             hint = nearest(preset, preset_names())
             raise UsageError(f"unknown preset '{preset}'{hint}; there are {', '.join(preset_names())}")
-        _merge(merged, origins, _read(file), f"presets/{preset}.toml")
+        layers.append((_read(presets_folder() / f"{preset}.toml"), f"presets/{preset}.toml"))
     if config_file is not None:
-        _merge(merged, origins, _read(config_file), str(config_file))
+        layers.append((_read(config_file), str(config_file)))
     if objective is not None:
-        if objective not in NAMED_OBJECTIVES and objective != "custom":
-            hint = nearest(objective, NAMED_OBJECTIVES)
-            raise UsageError(f"unknown objective '{objective}'{hint}; there are {', '.join(NAMED_OBJECTIVES)}, custom")
-        _merge(merged, origins, {"objective": {"name": objective}}, "--objective")
-    for assignment in sets:
-        _merge(merged, origins, _parse_set(assignment), "--set")
-    merged.setdefault("objective", {}).setdefault("name", DEFAULT_OBJECTIVE)
+        _check_objective(objective)
+        layers.append(({"objective": {"name": objective}}, "--objective"))
+    layers += [(_parse_set(assignment), "--set") for assignment in sets]
+
+    name = _chosen_objective(layers)
+    merged: dict[str, Any] = {"objective": {"name": name}}
+    origins: dict[str, str] = {}
+    for layer, origin in layers:
+        _merge(merged, origins, _of_objective(layer, name, origin), f"{origin}, [{FOR_OBJECTIVE}.{name}]")
+        _merge(merged, origins, {key: value for key, value in layer.items() if key != FOR_OBJECTIVE}, origin)
     try:
         return TrainRun.model_validate(merged)
     except ValidationError as error:
         raise UsageError(_sentence(error, origins)) from None
+
+
+def _chosen_objective(layers: Sequence[tuple[Mapping[str, Any], str]]) -> Any:
+    """The objective's name in the last layer that has one."""
+    sections = [layer.get("objective") for layer, _ in layers]
+    names = [section["name"] for section in sections if isinstance(section, Mapping) and "name" in section]
+    return names[-1] if names else DEFAULT_OBJECTIVE
+
+
+def _of_objective(layer: Mapping[str, Any], name: str, origin: str) -> dict[str, Any]:
+    """What a layer's `[for_objective.NAME]` says, as an `[objective]` section; every name in it must be one."""
+    tables = layer.get(FOR_OBJECTIVE, {})
+    if not isinstance(tables, Mapping) or not all(isinstance(table, Mapping) for table in tables.values()):
+        raise UsageError(
+            f"{origin}: {FOR_OBJECTIVE} holds one table for each objective, written [{FOR_OBJECTIVE}.gspo]"
+        )
+    for chosen in tables:
+        _check_objective(chosen, f"{origin}: [{FOR_OBJECTIVE}.{chosen}]: ")
+    return {"objective": tables[name]} if name in tables else {}
+
+
+def _check_objective(name: str, place: str = "") -> None:
+    if name not in NAMED_OBJECTIVES and name != "custom":
+        hint = nearest(name, NAMED_OBJECTIVES)
+        raise UsageError(f"{place}unknown objective '{name}'{hint}; there are {', '.join(NAMED_OBJECTIVES)}, custom")
 
 
 def all_keys(model: Any = TrainRun, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -22,7 +22,7 @@ from luspo_cli.evaluation.benchmark import Benchmark, BenchmarkProblem, Verdict
 from luspo_cli.evaluation.benchmarks.logicvista import LOGICVISTA
 from luspo_cli.evaluation.benchmarks.mathvista import MATHVISTA
 from luspo_cli.evaluation.vision.adjudicated import ADJUDICATED
-from luspo_cli.evaluation.vision.mathvista_official import names_a_choice
+from luspo_cli.evaluation.vision.choices import choice_position
 from luspo_cli.evaluation.vision.numbers import decimal
 
 
@@ -123,7 +123,7 @@ def _cause(benchmark: Benchmark, system: str, problem: BenchmarkProblem, verdict
     extraction, choices = row["extraction"], problem.extra.get("choices")
     if benchmark is not MATHVISTA:
         return "unread"
-    if choices and not names_a_choice(extraction, choices) and verdict.extracted is None:
+    if choices and choice_position(extraction, choices) is None and verdict.extracted is None:
         return "a"  # nothing was named, and the nearest choice was taken
     value = None if choices else decimal(extraction)
     if value is not None and verdict.extracted is not None and decimal(verdict.extracted) == value:

@@ -19,7 +19,8 @@ _WORD_LIST = (
 _WORDS = _WORD_LIST.split()
 _WORD_VALUES = {word: str(value) for value, word in enumerate(_WORDS)} | {"no": "0", "none": "0"}
 _DIGITS = 40
-"""Digits of a number that is read; longer ones are no answer to any of these questions."""
+"""Digits before the point of a number that is read; longer ones are no answer to any of these questions. As many are
+kept after the point, where a model may repeat a period without end."""
 
 _NUMBER = re.compile(
     r"(?<![\w.^])(?<!\^\{)(?<!\^-)(?<!\^\{-)(?P<sign>[-−–]\s?)?[$€£¥]?\s?"
@@ -164,9 +165,10 @@ def _value(match: re.Match[str]) -> str | None:
     sign = "-" if match["sign"] else ""
     if match["top"] is not None:
         return _quotient(sign + match["top"], match["bottom"])
-    digits = re.sub(r"\\,|\{,\}|,", "", match["number"])
-    if len(digits) > _DIGITS:
+    whole, point, fraction = re.sub(r"\\,|\{,\}|,", "", match["number"]).partition(".")
+    if len(whole) > _DIGITS:
         return None
+    digits = whole + point + fraction[:_DIGITS]
     if match["over"] is not None:
         return _quotient(sign + digits, match["over"])
     if match["exponent"] is not None:

@@ -8,7 +8,7 @@ with bounded look-ahead, so a hostile response costs linear time.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -54,7 +54,9 @@ _DECLINES = re.compile(
     re.IGNORECASE,
 )
 _ASKS_FOR_MORE = re.compile(r"\b(?:more|additional|further) (?:context|information|details?|data)\b", re.IGNORECASE)
-_REPEATED_PROMPT = re.compile(r"(?:^|\n)\s{0,20}(?:Hint:|Question:|Choices:)")
+_REPEATED_PROMPT = re.compile(r"(?:^|\n)\s{0,20}(Hint:|Question:|Choices:)")
+_PROMPT_PARTS = 4
+"""Parts of a copied prompt: question, hint, question, choices."""
 
 _WORD = re.compile(r"[a-z]{4,}|\d+")
 _QUESTION_WORD_LIST = (
@@ -104,7 +106,7 @@ def visible_text(response: str, question: str = "") -> str | None:
 
     Of a very long response only the two ends are kept.
     """
-    shown = _shown(response, question)
+    shown = next(_exchanges(response, question), None)
     return None if shown is None else ends(shown)
 
 
@@ -113,35 +115,45 @@ def ends(text: str) -> str:
     return text if len(text) <= _READ else text[:_HEAD] + "\n" + text[_HEAD - _READ :]
 
 
-def _shown(response: str, question: str) -> str | None:
+def _exchanges(response: str, question: str) -> Iterator[str]:
+    """The response to the prompt, then, where it asks the same question word for word again, what answers that."""
     after_thinking = final_text(response)
     if after_thinking is None:
-        return None
-    text = after_thinking.replace("\u200b", "").strip()
+        return
     asked = question.strip()
-    if len(asked) > _ECHO and text.startswith(asked):
-        text = text[len(asked) :].lstrip()
-    return _without_listed_choices(_without_repeated_prompt(text))
+    text = _without_copied_prompt(after_thinking.replace("\u200b", "").strip(), asked)
+    yield _without_listed_choices(_without_repeated_prompt(text))
+    heading = _REPEATED_PROMPT.search(text)
+    again = text.find(asked, heading.end()) if heading is not None and len(asked) > _ECHO else -1
+    if again >= 0:
+        yield _without_listed_choices(_without_repeated_prompt(_without_copied_prompt(text[again:], asked)))
 
 
 def segments(response: str, question: str = "") -> Iterator[Segment]:
-    """Yield the parts of `response` to ask, most trusted first, until it says that it has no answer."""
-    shown = _shown(response, question)
-    if not shown:
-        return
+    """Yield the parts of `response` to ask, most trusted first, until it says that it has no answer.
+
+    A question asked again counts only for a reader that found nothing before it ("Let me restate it. Question: ...").
+    """
+    for shown in _exchanges(response, question):
+        if shown and (yield from _segments(shown, question)):
+            return
+
+
+def _segments(shown: str, question: str) -> Generator[Segment, None, bool]:
+    """Yield the parts of one exchange; return whether it says that it has no answer."""
     if has_box(shown):
         boxed = last_boxed(shown)
         if boxed is None or len(boxed) > _LONGEST_BOX:  # empty, unclosed or no answer: an earlier one does not count
-            return
+            return True
         yield Segment(Place.BOX, boxed)
     text = ends(shown)
     for tail in answer_tails(text):
         yield Segment(Place.PHRASE, tail)
         if _DECLINES_AT_START.match(tail) or _UNLISTED_OPTION.match(tail):
-            return
+            return True
     last = last_sentence(text)
     if _DECLINES.search(last):
-        return
+        return True
     yield Segment(Place.OPENING, text[:_TAIL_LIMIT].split("\n", 1)[0])
     declined = False
     claims = [segment for _, segment in sorted(_claims(text, question), key=lambda claim: -claim[0])]
@@ -152,6 +164,7 @@ def segments(response: str, question: str = "") -> Iterator[Segment]:
             yield segment
     if not declined:
         yield Segment(Place.WHOLE, text)
+    return declined
 
 
 def answer_tails(text: str) -> list[str]:
@@ -199,8 +212,42 @@ def _without_listed_choices(text: str) -> str:
     return "\n".join(kept + (run if len(run) < 2 else [])).strip()
 
 
+def _without_copied_prompt(text: str, question: str) -> str:
+    """Leave out a copy of the prompt in front: an echo, and the answer comes after it; all of `text` if nothing does.
+
+    A question that is no exact copy is left out where it repeats half of the question's words, answers nothing and is
+    followed by "Choices:".
+    """
+    rest = text
+    for _ in range(_PROMPT_PARTS):
+        heading = _REPEATED_PROMPT.match(rest)
+        if heading is not None:
+            rest = rest[heading.end() :].lstrip()
+        if len(question) > _ECHO and rest.startswith(question):
+            rest = rest[len(question) :].lstrip()
+        elif heading is None:
+            break
+        elif heading[1] != "Choices:":
+            line, _, after = rest.partition("\n")
+            if _ANSWER_PHRASE.search(line) is not None:
+                break
+            rest = after.lstrip()
+    following = _REPEATED_PROMPT.search(rest)
+    if rest == text and following is not None and following[1] == "Choices:":
+        before = rest[: following.start()]
+        asked = set(question_words(_what_is_asked(question)))
+        shared = asked.intersection(question_words(before[:_TAIL_LIMIT]))
+        if asked and 2 * len(shared) >= len(asked) and _ANSWER_PHRASE.search(before) is None:
+            rest = rest[following.end() :].lstrip()
+    return rest or text
+
+
 def _without_repeated_prompt(text: str) -> str:
-    """Cut from the first repeated prompt heading on, unless nothing would be left."""
+    """Cut from the first prompt heading after the answer on, unless nothing would be left.
+
+    What follows is another exchange that the model made up, often about other pictures, and where it stops depends on
+    the token limit: read to its end, the same response would change its answer with the limit.
+    """
     match = _REPEATED_PROMPT.search(text)
     if match is None or not text[: match.start()].strip():
         return text
