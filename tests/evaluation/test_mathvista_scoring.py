@@ -163,6 +163,8 @@ def test_historical_integer_rule_refuses_a_decimal_point_and_empty_can_be_no_ans
         (_problem(answer="0.5", answer_type="float", precision=1), "\\boxed{\\frac{1}{2}}", True, Reason.NUMERIC),
         (_problem(answer="0.0", answer_type="float", precision=1), "The answer is -0.04", True, Reason.NUMERIC),
         (_problem(answer="1.2", answer_type="float", precision=1), "\\boxed{1.26}", False, Reason.DIFFERENT),
+        (_problem(answer="0.33", answer_type="float", precision=2), "It is 0." + "3" * 90, True, Reason.NUMERIC),
+        (_problem(answer="1", answer_type="integer"), "The answer is 0." + "9" * 90, False, Reason.DIFFERENT),
         (_problem(answer="[2014, 2016]", answer_type="list"), "so [2014,2016]", True, Reason.STRUCTURAL),
         (_problem(answer="5", answer_type="integer"), "<think>it is 5", False, Reason.NO_ANSWER),
         (_problem(answer="5", answer_type="integer"), "<think>4</think>The answer is 5.", True, Reason.NUMERIC),

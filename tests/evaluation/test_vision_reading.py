@@ -54,6 +54,34 @@ def test_choices_by_hand(response: str, choices: tuple[str, ...], position: int 
     assert read_choice(response, choices, "What is it?") == position
 
 
+ASKED = "What is the degree of angle C in the figure?"
+PROMPT = f"Hint: Please answer the question.\nQuestion: {ASKED}\nChoices:\n(A) 60°\n(B) 70°\n(C) 80°\n(D) 85°\n\n"
+
+
+@pytest.mark.parametrize(
+    ("response", "position"),
+    [
+        (PROMPT + "The answer is (B) 70°.", 1),
+        (PROMPT + "The answer is (B) 70°.\n\n" + PROMPT + "The answer is (C) 80°.", 1),
+        ("The answer is (B) 70°.\n\n" + PROMPT + "The answer is (C) 80°.", 1),
+        ("Let me restate the problem.\n\n" + PROMPT + "The answer is (C) 80°.", 2),
+        ("Let me restate the problem.\n\n" + PROMPT.replace("C in", "D in") + "The answer is (C) 80°.", None),
+        ("It cannot be determined.\n\n" + PROMPT + "The answer is (C) 80°.", None),
+        (PROMPT + "It cannot be determined.\n\n" + PROMPT + "The answer is (C) 80°.", None),
+        (PROMPT + "Question: What is the sum?\nAnswer: (D)", None),
+        (f"{ASKED}\nChoices:\n(A) 60°\n(B) 70°\n(C) 80°\n(D) 85°\n\nThe option is (D).", 3),
+        ("In the figure, the degree of angle C is ()\nChoices:\n(A) 60°\n(B) 70°\n\nAnswer: (B) 70°", 1),
+        ("The angle in the figure, the degree: answer is (A).\nChoices:\n(A) 60°\n(B) 70°\n\nAnswer: (B)", 0),
+        ("Question: I say that the answer is (A).\nThat is all there is.", 0),
+        ("Hint: 60 degrees", 0),
+    ],
+)
+def test_the_answer_to_the_question_counts_and_none_to_a_prompt_made_up_after_it(
+    response: str, position: int | None
+) -> None:
+    assert read_choice(response, ANGLES, ASKED) == position
+
+
 @pytest.mark.parametrize(
     ("text", "position"),
     [
@@ -133,6 +161,12 @@ def test_lists() -> None:
     assert number_in("an even number") is None
 
 
+def test_a_fraction_without_end_is_a_number_and_an_integer_without_end_is_none() -> None:
+    assert read_number("The answer is 0." + "3" * 500) == "0." + "3" * 40
+    assert read_number("The answer is 9." + "9" * 500 + " cm") == "9." + "9" * 40
+    assert read_number("The answer is " + "9" * 41) is None
+
+
 def test_only_the_ends_of_a_very_long_response_are_read() -> None:
     long = "The answer is 1. " + "word " * 200_000 + "The answer is 2."
     assert read_number(long) == "2"
@@ -144,14 +178,17 @@ def test_only_the_ends_of_a_very_long_response_are_read() -> None:
 HOSTILE = (
     "A|A, |(A|[|9|9,|1/|.|answer is |answer: |there are |= |therefore, |\n|**5**|$|\\boxed{|\\frac{1}{|<think>|"
     "</think>|not |cannot |? |Question: |(A) x\n|\u200b|答案是|٣|\x00|between 1 and |one |<Answer>: <<|"
-    "option for the x |x. |if |e.g. "
+    "option for the x |x. |if |e.g. |Hint:\n|Choices:\n|Hint:\nQuestion:\nChoices:\n(A) x\n(B) y\n"
 )
 
 
-@pytest.mark.parametrize("unit", HOSTILE.split("|"))
+CARS = "Is the number of big cars less than 5? (A) yes (B) no (C) 5 cm"
+
+
+@pytest.mark.parametrize("unit", [*HOSTILE.split("|"), CARS, f"Question: {CARS}\n", f"{CARS}\nChoices:\n"])
 def test_a_megabyte_of_anything_is_read_in_bounded_time(unit: str) -> None:
     text = unit * (1_000_000 // len(unit))
-    question = "Is the number of big cars less than 5? (A) yes (B) no (C) 5 cm"
+    question = CARS
     started = time.perf_counter()
     read_choice(text, ("yes", "no", "5 cm"), question)
     read_number(text, question)

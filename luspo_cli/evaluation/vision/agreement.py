@@ -1,8 +1,9 @@
 """How often `rule` mode and the published verdicts agree, and whose error each disagreement is.
 
-    python -c "import sys; from luspo_cli.evaluation.vision.agreement import main; main(sys.argv[1])" DATA
+    python -m luspo_cli.evaluation.vision.agreement DATA
 
-    python -c "import sys; from luspo_cli.evaluation.vision.agreement import main; main(sys.argv[1])" FOLDER
+Two figures a system: our `rule` verdict against the published one, and our extraction under the official comparison
+(`official` mode without a stored extraction). Every disagreement of the first is classed:
 a, the official rule decided by something else than what was said (nearest choice, truncated or binary number, a label
 outside A to E); b, the judge that made the published extraction did not extract what the response says; c, ours.
 A disagreement that no rule classes was read by hand (`adjudicated.py`); one that was not is `unread` and fails a test.
@@ -11,6 +12,7 @@ A disagreement that no rule classes was read by hand (`adjudicated.py`); one tha
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -69,9 +71,10 @@ def agreement(folder: Path) -> list[Agreement]:
 
 def main(folder: str) -> None:
     """Print one Markdown line a system."""
+    results = agreement(Path(folder))
     print("| benchmark | system | rows | agree (rule) | agree (our extraction, official comparison) | a | b | c |")
     print("|---|---|---|---|---|---|---|---|")
-    for result in agreement(Path(folder)):
+    for result in results:
         causes = result.causes
         shares = f"{result.agreed / result.rows:.1%} | {result.agreed_official / result.rows:.1%}"
         counts = " | ".join(str(causes[cause]) for cause in "abc")
@@ -129,3 +132,12 @@ def _cause(benchmark: Benchmark, system: str, problem: BenchmarkProblem, verdict
     if value is not None and verdict.extracted is not None and decimal(verdict.extracted) == value:
         return "a"  # the same number, truncated or rounded in binary
     return "unread"
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("Give the data folder: the one that holds mathvista/ and logicvista/.")
+    try:
+        main(sys.argv[1])
+    except UsageError as error:
+        sys.exit(str(error))
