@@ -52,7 +52,7 @@ def test_everything_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
     missing = make_plan(resolve_train(preset="qwen2.5-7b")).missing
-    assert [sentence.split(":")[0] for sentence in missing] == ["model.path", "data.train", "data.held_out"]
+    assert [sentence.split()[0].rstrip(":") for sentence in missing] == ["model.path", "data.train", "data.held_out"]
     (tmp_path / "data/dapo-math-17k").mkdir(parents=True)
     missing = make_plan(resolve_train(preset="qwen2.5-7b")).missing
     assert "has no train.parquet; make it with luspo prepare-data" in missing[1]

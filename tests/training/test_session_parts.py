@@ -34,7 +34,7 @@ def test_noise_above_a_fifth_of_the_clip_range_is_warned_about_once(
     objective: str, noise: float | None, warned: bool
 ) -> None:
     said: list[str] = []
-    watch = _NoiseWatch(resolve_train(preset="tiny", objective=objective), said.append)
+    watch = _NoiseWatch(resolve_train(preset="qwen2.5-0.5b", objective=objective), said.append)
     for _ in range(2):
         watch({"ratio/noise_floor": noise})
         watch({})
