@@ -104,12 +104,16 @@ class RunFolder:
                 if int(file.stem.removeprefix("step-")) > step:
                     file.unlink()
 
+    def records(self) -> list[dict[str, Any]]:
+        """Every recorded step of `metrics.jsonl`, in order."""
+        if not self.metrics_path.exists():
+            return []
+        return [json.loads(line) for line in self.metrics_path.read_bytes().split(b"\n") if line.strip()]
+
     def last_tokens_total(self) -> int:
         """`tokens/total` of the last recorded step, 0 before the first."""
-        if not self.metrics_path.exists():
-            return 0
-        lines = [line for line in self.metrics_path.read_bytes().split(b"\n") if line.strip()]
-        return int(json.loads(lines[-1])["tokens/total"]) if lines else 0
+        records = self.records()
+        return int(records[-1]["tokens/total"]) if records else 0
 
     def _take_lock(self) -> None:
         descriptor = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)

@@ -2,6 +2,9 @@
 
 Step s takes the positions s*B to (s+1)*B of an endless sequence of epochs, each a permutation of its own; a batch that
 an epoch cannot fill goes on into the next one, so no problem is dropped and every batch is full.
+
+Dynamic sampling draws further problems from the step's reserve: all problems but those of its batch, in an order of the step's
+own. The batches stay what they are without it, so two runs that differ only there see the same problems first.
 """
 
 from __future__ import annotations
@@ -22,6 +25,10 @@ class BatchSource(Protocol):
         """Return the problems of one step, the same ones whenever it is asked; steps count from 0."""
         ...
 
+    def reserve(self, step: int, first: int, count: int) -> list[Problem]:
+        """Return problems `first` to `first` + `count` of the step's reserve: fewer, or none, where it ends."""
+        ...
+
 
 class ProblemBatches:
     """Fixed problems in batches: every epoch visits each problem once, in a seeded order or in file order."""
@@ -39,6 +46,7 @@ class ProblemBatches:
         self._batch_size = batch_size
         self._seed = seed
         self._shuffle = shuffle
+        self._reserve = lru_cache(maxsize=1)(self._reserve_order)
         self._order = lru_cache(maxsize=2)(self._permutation)
 
     @property
@@ -51,11 +59,23 @@ class ProblemBatches:
         if step < 0:
             raise ValueError(f"steps count from 0, got {step}")
         first = step * self._batch_size
-        return [self._at(position) for position in range(first, first + self._batch_size)]
+        return [self._problems[self._at(position)] for position in range(first, first + self._batch_size)]
 
-    def _at(self, position: int) -> Problem:
+    def reserve(self, step: int, first: int, count: int) -> list[Problem]:
+        """Return a slice of the step's reserve, in a seeded order also where the batches keep file order."""
+        if step < 0 or first < 0 or count < 0:
+            raise ValueError(f"steps and positions count from 0, got step {step}, first {first}, count {count}")
+        return [self._problems[index] for index in self._reserve(step)[first : first + count]]
+
+    def _at(self, position: int) -> int:
         epoch, index = divmod(position, len(self._problems))
-        return self._problems[self._order(epoch)[index] if self._shuffle else index]
+        return self._order(epoch)[index] if self._shuffle else index
+
+    def _reserve_order(self, step: int) -> list[int]:
+        own = {self._at(step * self._batch_size + i) for i in range(self._batch_size)}
+        order = [index for index in range(len(self._problems)) if index not in own]
+        random.Random(f"luspo reserve {self._seed} {step}").shuffle(order)
+        return order
 
     def _permutation(self, epoch: int) -> tuple[int, ...]:
         order = self._shuffled(epoch)

@@ -101,6 +101,17 @@ class MadeTermsBatches:
             make_problem(self._profile, generator, f"terms/{self._seed}/{step}/{i}") for i in range(self._batch_size)
         ]
 
+    def reserve(self, step: int, first: int, count: int) -> list[Problem]:
+        """Return further problems of the step; each has a generator of its own, so there is always one more."""
+        return [
+            make_problem(
+                self._profile,
+                random.Random(f"luspo terms reserve {self._profile} {self._seed} {step} {i}"),
+                f"terms/{self._seed}/{step}/reserve/{i}",
+            )
+            for i in range(first, first + count)
+        ]
+
 
 def held_out_terms(profile: str, number: int, seed: int) -> list[Problem]:
     """Problems of a stream of their own for the evaluation during training."""

@@ -48,6 +48,14 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
         "group/all_correct_fraction": Metric("1", "Share of groups in which every rollout was correct."),
         "group/all_wrong_fraction": Metric("1", "Share of groups in which no rollout was correct."),
         "group/mixed_fraction": Metric("1", "Share of groups with correct and incorrect rollouts."),
+        "group/sampled": Metric("groups", "Groups sampled in all rounds of the step; only with dynamic sampling."),
+        "group/set_aside": Metric(
+            "groups", "Sampled groups without signal, which no update learns from; only with dynamic sampling."
+        ),
+        "group/surplus": Metric(
+            "groups", "Sampled groups with a signal beyond a full batch, not trained; only with dynamic sampling."
+        ),
+        "group/rounds": Metric("rounds", "Sampling rounds of the step; only with dynamic sampling."),
         "objective/loss": Metric("1", "Loss that was minimised, mean over the step's updates."),
         "objective/policy_term": Metric(
             "1", "Policy term of the loss, where the loss has further terms or they are watched."

@@ -26,12 +26,15 @@ from luspo_cli.records import Problem, Reward, Rollout, ScoredGroup
 from luspo_cli.rewards.rubric import Rubric
 from luspo_cli.rollout.sampler import Prompt, Sampler, SamplingOptions
 from luspo_cli.run_folder import RunFolder
+from luspo_cli.training.dynamic_sampling import sample_step
 from luspo_cli.training.held_out import HeldOut, record, recorded_steps
 from luspo_cli.training.rollout_store import store_rollouts
 from luspo_cli.training.schedule import learning_rate
 from luspo_cli.training.update import Updater
 
 SEED_STRIDE = 1_000_000_007
+ROUND_STRIDE = 618_033_989_000_003
+"""Far above SEED_STRIDE: below 2000 seeds and 100 rounds, no round of one run draws what a step of another one does."""
 PRESSURES = ("grpo", "gspo", "luspo")
 
 
@@ -66,13 +69,9 @@ def train(
         _evaluate(config, stages, folder, 0)
     for step in range(first_step + 1, config.run.steps + 1):
         started = time.perf_counter()
-        problems = stages.problems.batch(step - 1)
-        prompts = [stages.to_prompt(problem) for problem in problems]
-        images = {prompt.problem_id: prompt.image_inputs for prompt in prompts if prompt.image_inputs}
-        groups = stages.sampler.sample_groups(prompts, _sampling_options(config, step))
-        sampled = time.perf_counter()
-        scored = score_groups(problems, groups, stages.rubric, config)
-        rewarded = time.perf_counter()
+        taker = _Taker(config, stages, step)
+        groups = sample_step(stages.problems, step, config.rollout, taker.take)
+        scored, images = groups.batch, taker.images
 
         every = config.update.noise_floor_every
         noise = (
@@ -83,22 +82,23 @@ def train(
         updated = stages.updater.update(scored, learning_rate(step - 1, config.run.steps, config.update), images)
         stages.refresh_sampler()
 
-        rollouts = [rollout for group in groups for rollout in group]
+        rollouts = [rollout for group in groups.sampled for rollout in group.rollouts]
         tokens_total += sum(rollout.response_length for rollout in rollouts)
         metrics = {
             "step": step,
             "tokens/total": tokens_total,
             **length_metrics(rollouts),
-            **reward_metrics(scored),
+            **reward_metrics(groups.sampled),
+            **(groups.metrics() if config.rollout.dynamic_sampling else {}),
             **_pressures(scored),
             **updated,
             **noise,
             **_evaluate(config, stages, folder, step),
-            "time/rollout": sampled - started,
-            "time/reward": rewarded - sampled,
+            "time/rollout": taker.rollout_s,
+            "time/reward": taker.reward_s,
         }
         if config.run.rollouts_every and (step == 1 or step % config.run.rollouts_every == 0):
-            store_rollouts(folder.rollouts, step, scored)
+            store_rollouts(folder.rollouts, step, groups.sampled, scored)
         metrics["time/total"] = time.perf_counter() - started
         ordered = in_order(metrics)
         folder.append_metrics(ordered)
@@ -110,6 +110,27 @@ def train(
         if stop:
             return step
     return config.run.steps
+
+
+class _Taker:
+    """Samples and scores the rounds of one step; keeps the time that took and the images of the step's problems."""
+
+    def __init__(self, config: TrainRun, stages: Stages, step: int) -> None:
+        self._config, self._stages, self._step = config, stages, step
+        self.images: dict[str, dict[str, Any]] = {}
+        self.rollout_s = self.reward_s = 0.0
+
+    def take(self, problems: Sequence[Problem], round_number: int) -> list[ScoredGroup]:
+        started = time.perf_counter()
+        prompts = [self._stages.to_prompt(problem) for problem in problems]
+        self.images |= {prompt.problem_id: prompt.image_inputs for prompt in prompts if prompt.image_inputs}
+        options = _sampling_options(self._config, self._step, round_number)
+        groups = self._stages.sampler.sample_groups(prompts, options)
+        sampled = time.perf_counter()
+        scored = score_groups(problems, groups, self._stages.rubric, self._config)
+        self.rollout_s += sampled - started
+        self.reward_s += time.perf_counter() - sampled
+        return scored
 
 
 def score_groups(
@@ -136,7 +157,7 @@ def in_order(metrics: dict[str, Any]) -> dict[str, Any]:
     return {name: metrics[name] for name in METRICS if name in metrics}
 
 
-def _sampling_options(config: TrainRun, step: int) -> SamplingOptions:
+def _sampling_options(config: TrainRun, step: int, round_number: int) -> SamplingOptions:
     rollout = config.rollout
     return SamplingOptions(
         group_size=rollout.group_size,
@@ -144,7 +165,7 @@ def _sampling_options(config: TrainRun, step: int) -> SamplingOptions:
         temperature=rollout.temperature,
         top_p=rollout.top_p,
         top_k=rollout.top_k,
-        seed=(config.run.seed * SEED_STRIDE + step) % 2**63,
+        seed=(config.run.seed * SEED_STRIDE + step + round_number * ROUND_STRIDE) % 2**63,
     )
 
 

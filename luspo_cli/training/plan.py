@@ -46,7 +46,10 @@ def make_plan(config: TrainRun) -> Plan:
             "rollouts_per_step": rows,
             "optimizer_steps": config.run.steps * update.mini_batches,
             "rollouts_per_optimizer_step": rows / update.mini_batches,
-            "response_tokens_at_most": config.run.steps * rows * rollout.max_response_tokens,
+            "response_tokens_at_most": config.run.steps
+            * rows
+            * rollout.max_response_tokens
+            * (rollout.max_sampling_rounds if rollout.dynamic_sampling else 1),
         },
         missing=missing_inputs(config),
     )

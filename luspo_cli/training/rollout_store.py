@@ -9,11 +9,12 @@ from luspo_cli.errors import RunError
 from luspo_cli.records import ScoredGroup
 
 
-def store_rollouts(folder: Path, step: int, groups: Sequence[ScoredGroup]) -> None:
-    """Write rollouts/step-NNNNNN.parquet, one row a rollout, whole or not at all."""
+def store_rollouts(folder: Path, step: int, groups: Sequence[ScoredGroup], batch: Sequence[ScoredGroup]) -> None:
+    """Write rollouts/step-NNNNNN.parquet, one row a rollout, whole or not at all; `batch` is what the update got of `groups`."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    in_batch = {id(group) for group in batch}
     rows = [
         {
             "problem_id": rollout.problem_id,
@@ -27,6 +28,7 @@ def store_rollouts(folder: Path, step: int, groups: Sequence[ScoredGroup]) -> No
             "reward_format": reward.format,
             "reward_overlong": reward.overlong,
             "advantage": advantage,
+            "in_batch": id(group) in in_batch,
             "response_length": rollout.response_length,
             "stop_reason": str(rollout.stop_reason),
             "prompt_tokens": list(rollout.prompt_tokens),

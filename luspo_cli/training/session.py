@@ -28,6 +28,7 @@ from luspo_cli.rollout.packed_linear import bfloat16_copy, copy_weights
 from luspo_cli.rollout.sampler import Prompt, SamplingOptions
 from luspo_cli.run_folder import IfExists, RunFolder
 from luspo_cli.training.checkpoint import Checkpoint, load_optimizer, newest_whole, save_checkpoint
+from luspo_cli.training.dynamic_sampling import SignalWatch
 from luspo_cli.training.held_out import SEED_OFFSET, HeldOut
 from luspo_cli.training.host_memory import peak_memory_gib
 from luspo_cli.training.loop import Stages, train
@@ -93,11 +94,12 @@ def run_training(
             loaded = load_model(config.model.model_copy(update={"path": str(checkpoint.path / "model")}))
         stages = _stages(config, loaded, problems, rubric, folder, checkpoint, reference)
         with _interruptible(say) as stop_requested:
-            watch = _NoiseWatch(config, say)
+            noise, signal_watch = _NoiseWatch(config, say), SignalWatch(config, say, folder.records())
 
             def report(metrics: dict[str, Any]) -> None:
-                watch(metrics)
+                noise(metrics)
                 on_step(metrics)
+                signal_watch(metrics)  # last: it may end the run
 
             last = train(config, stages, folder, first_step, report, stop_requested)
         say(f"peak memory of this process {peak_memory_gib():.1f} GiB")

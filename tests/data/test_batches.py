@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from luspo_cli.data.batches import BatchSource, ProblemBatches
+from luspo_cli.data.terms import MadeTermsBatches
 from luspo_cli.errors import UsageError
 from luspo_cli.records import Message, Problem
 
@@ -69,3 +70,43 @@ def test_bad_sizes() -> None:
         ProblemBatches(problems(3), 0, seed=0)
     with pytest.raises(ValueError, match="from 0"):
         ProblemBatches(problems(3), 1, seed=0).batch(-1)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 60), st.booleans())
+def test_the_reserve_of_a_step_is_every_problem_but_those_of_its_batch(
+    count: int, size: int, step: int, shuffle: bool
+) -> None:
+    if size > count:
+        return
+    source = ProblemBatches(problems(count), size, seed=1, shuffle=shuffle)
+    own = {problem.id for problem in source.batch(step)}
+    reserve = [problem.id for problem in source.reserve(step, 0, count)]
+    assert sorted([*own, *reserve]) == sorted(str(n) for n in range(count))
+
+
+def test_a_reserve_in_parts_is_the_reserve_and_steps_differ() -> None:
+    source, other = ProblemBatches(problems(50), 5, seed=3), ProblemBatches(problems(50), 5, seed=3)
+    whole = source.reserve(7, 0, 50)
+    source.reserve(2, 0, 5)
+    assert [*other.reserve(7, 0, 4), *other.reserve(7, 4, 30), *other.reserve(7, 34, 99)] == whole
+    assert other.reserve(7, 45, 5) == []
+    assert source.reserve(8, 0, 10) != whole[:10]
+    assert ProblemBatches(problems(50), 5, seed=4).reserve(7, 0, 45) != whole
+    with pytest.raises(ValueError, match="from 0"):
+        source.reserve(7, -1, 5)
+
+
+def test_batches_are_the_same_whether_or_not_reserves_were_taken() -> None:
+    source, plain = ProblemBatches(problems(20), 6, seed=5), ProblemBatches(problems(20), 6, seed=5)
+    for step in range(12):
+        source.reserve(step, 0, 9)
+        assert source.batch(step) == plain.batch(step)
+
+
+def test_made_problems_have_a_reserve_without_end() -> None:
+    source = MadeTermsBatches("neutral", 4, 1)
+    assert [*source.reserve(3, 0, 2), *source.reserve(3, 2, 5)] == source.reserve(3, 0, 7)
+    own = {problem.id for problem in source.batch(3)}
+    assert len(own | {problem.id for problem in source.reserve(3, 0, 500)}) == 504
+    assert [p.prompt for p in source.reserve(3, 0, 7)] != [p.prompt for p in source.reserve(4, 0, 7)]

@@ -101,5 +101,5 @@ def test_rollouts_that_do_not_fit_on_the_disk(
     with pytest.raises(
         RunError, match=r"cannot write .*step-000003\.parquet: No space left on device; free some space"
     ):
-        store_rollouts(tmp_path, 3, groups)
+        store_rollouts(tmp_path, 3, groups, groups)
     assert os.listdir(tmp_path) == []

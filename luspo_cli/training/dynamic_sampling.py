@@ -1,0 +1,143 @@
+"""Dynamic sampling (DAPO, arXiv 2503.14476, section 3.2): refill a step's batch until its groups have a signal.
+
+Decided here, where the paper leaves room:
+- The first round is the batch that a run without dynamic sampling has. A further round samples as many problems of the step's
+  reserve as the share of groups with a signal so far makes likely to be needed, at most a whole batch.
+- Of too many groups with a signal the first ones in sampling order are taken. That order is the prompts', not that of completion,
+  so short responses are not preferred.
+- A batch that stays short is filled with groups without signal. They train nothing, and the weight of every other group is
+  what it is in a full batch. Signal is `advantages.has_signal` on the whole reward, so float noise is none.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from luspo_cli.advantages import has_signal
+from luspo_cli.config.rollout import RolloutConfig
+from luspo_cli.config.run import TrainRun
+from luspo_cli.data.batches import BatchSource
+from luspo_cli.errors import RunError
+from luspo_cli.records import Problem, ScoredGroup
+
+Sample = Callable[[Sequence[Problem], int], Sequence[ScoredGroup]]
+"""From problems and the number of the round, counted from 0, to their scored groups."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepGroups:
+    """The groups of one step; each list is in sampling order."""
+
+    sampled: list[ScoredGroup]
+    batch: list[ScoredGroup]
+    """Those that the update gets: `rollout.problems`."""
+    rounds: int
+
+    def metrics(self) -> dict[str, int]:
+        """`group/{sampled,set_aside,surplus,rounds}`."""
+        mixed = sum(map(group_has_signal, self.sampled))
+        return {
+            "group/sampled": len(self.sampled),
+            "group/set_aside": len(self.sampled) - mixed,
+            "group/surplus": max(0, mixed - len(self.batch)),
+            "group/rounds": self.rounds,
+        }
+
+
+def sample_step(source: BatchSource, step: int, settings: RolloutConfig, sample: Sample) -> StepGroups:
+    """Sample the groups of `step`, counted from 1: one round, or with dynamic sampling as many as needed and allowed."""
+    problems = source.batch(step - 1)
+    sampled = list(sample(problems, 0))
+    if not settings.dynamic_sampling:
+        return StepGroups(sampled, sampled, 1)
+    size, rounds = len(problems), 1
+    while rounds < settings.max_sampling_rounds:
+        number = further_problems(len(sampled), sum(map(group_has_signal, sampled)), size)
+        problems = source.reserve(step - 1, len(sampled) - size, number)
+        if not problems:  # the batch is full, or the data has no other problem
+            break
+        sampled += sample(problems, rounds)
+        rounds += 1
+    return StepGroups(sampled, choose_batch(sampled, size), rounds)
+
+
+def further_problems(sampled: int, mixed: int, size: int) -> int:
+    """Problems of the next round: missing / share with a signal so far, rounded up, at most `size`; 0 for a full batch."""
+    if mixed >= size:
+        return 0
+    return min(size, math.ceil((size - mixed) * sampled / mixed)) if mixed else size
+
+
+def choose_batch(groups: Sequence[ScoredGroup], size: int) -> list[ScoredGroup]:
+    """The first `size` groups with a signal, else all of them and the first without; in sampling order."""
+    by_signal = sorted(range(len(groups)), key=lambda i: not group_has_signal(groups[i]))  # stable
+    return [groups[i] for i in sorted(by_signal[:size])]
+
+
+def group_has_signal(group: ScoredGroup) -> bool:
+    """Whether the rewards of a group differ by more than rounding."""
+    return has_signal([reward.total for reward in group.rewards])
+
+
+class SignalWatch:
+    """Reads the records of the steps; says once that a batch stayed short, and ends a run whose data teaches nothing."""
+
+    def __init__(self, config: TrainRun, say: Callable[[str], None], before: Iterable[Mapping[str, Any]] = ()) -> None:
+        """`before`: the records of the steps before a resumed run goes on."""
+        self._config, self._say = config, say
+        self._said = False
+        self._empty: list[Mapping[str, Any]] = []
+        for record in before:
+            self._count(record)
+
+    def __call__(self, record: Mapping[str, Any]) -> None:
+        """Take in one step's record; RunError after `rollout.stop_after_steps_without_signal` in a row without any signal."""
+        if "group/sampled" not in record:
+            return
+        self._count(record)
+        settings = self._config.rollout
+        mixed = record["group/sampled"] - record["group/set_aside"]
+        if len(self._empty) >= settings.stop_after_steps_without_signal and record["step"] < self._config.run.steps:
+            raise RunError(diagnosis(self._empty))
+        if mixed < settings.problems and not self._said:
+            self._said = True
+            rounds = record["group/rounds"]
+            bound = f"{rounds} rounds" if rounds == settings.max_sampling_rounds else "every problem of the data"
+            self._say(
+                f"warning: step {record['step']}: {mixed} of {settings.problems} groups have a signal after {bound}"
+                f" ({record['group/sampled']} groups sampled); the rest of the batch trains nothing. Said once;"
+                " group/set_aside in metrics.jsonl counts such groups"
+            )
+
+    def _count(self, record: Mapping[str, Any]) -> None:
+        empty = record.get("group/sampled") is not None and record["group/sampled"] == record["group/set_aside"]
+        self._empty = [*self._empty, record] if empty else []
+
+
+def diagnosis(records: Sequence[Mapping[str, Any]]) -> str:
+    """One sentence: why the groups of these steps had no signal, and what to change."""
+    groups = sum(record["group/sampled"] for record in records)
+
+    def mean(key: str) -> float:
+        return sum(record[key] * record["group/sampled"] for record in records) / groups
+
+    accuracy, truncated = mean("reward/accuracy/mean"), mean("response/truncated_fraction")
+    if accuracy == 0:
+        cause = (
+            f"no answer was right and {truncated:.0%} of the responses were cut: take easier problems or a stronger model,"
+            " raise rollout.max_response_tokens where many are cut, and look at the responses in rollouts/"
+        )
+    elif accuracy == 1:
+        cause = "every answer was right: take harder problems"
+    else:
+        cause = (
+            "every problem was answered always right or always wrong: raise rollout.group_size or rollout.temperature,"
+            " or take problems of a difficulty in between"
+        )
+    return (
+        f"no group of {len(records)} steps in a row had a signal ({groups} groups sampled, accuracy {accuracy:.3f});"
+        f" {cause}"
+    )
