@@ -22,6 +22,7 @@ BOOKKEEPING = frozenset(
         "run.keep_checkpoints",
         "run.rollouts_every",
         "run.threads",
+        "run.track",
         "rollout.max_rows",
         "update.tokens_per_micro_batch",
         "model.gradient_checkpointing",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field, model_validator
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
 
 from luspo_cli.config.base import Section
 from luspo_cli.config.data import DataConfig
@@ -33,6 +35,15 @@ class RunConfig(Section):
     """Newest checkpoints kept."""
     rollouts_every: int = Field(default=10, ge=0)
     """Training steps between stored rollout batches (parquet), the first step's included; 0: none."""
+    track: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = Field(default=(), strict=False)
+    """Where the numbers of metrics.jsonl go besides; needs the extra `track`."""
+
+    @field_validator("track")
+    @classmethod
+    def _each_once(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(names)) < len(names):
+            raise ValueError(f"run.track names a writer twice: {', '.join(names)}")
+        return names
 
 
 class TrainRun(Section):

@@ -34,6 +34,7 @@ from luspo_cli.training.host_memory import peak_memory_gib
 from luspo_cli.training.loop import Stages, train
 from luspo_cli.training.made_model import made_model
 from luspo_cli.training.provenance import provenance, record_provenance
+from luspo_cli.training.tracking import Tracking, check_writers
 from luspo_cli.training.update import Updater
 
 NOISE_SHARE = 0.2
@@ -68,6 +69,7 @@ def run_training(
     """Train as configured in run folder `path`; raises UsageError or RunError with one sentence."""
     import torch
 
+    check_writers(config.run.track)
     RunFolder(path).check(config.model_dump(mode="json"), if_exists)  # before minutes of loading or warming up
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
@@ -81,7 +83,8 @@ def run_training(
         checkpoint = _checkpoint(folder, say) if resumed else None
         first_step = checkpoint.step if checkpoint else 0
         if first_step >= config.run.steps:
-            say(f"run {path} is finished: step {first_step} of {config.run.steps}")
+            with Tracking(config, folder, say):  # hands over what a writer that failed does not have
+                say(f"run {path} is finished: step {first_step} of {config.run.steps}")
             return Outcome(first_step, True)
         if resumed:
             folder.cut_back(first_step)
@@ -93,11 +96,12 @@ def run_training(
             del loaded  # its weights would stay in memory beside the checkpoint's until the run ends
             loaded = load_model(config.model.model_copy(update={"path": str(checkpoint.path / "model")}))
         stages = _stages(config, loaded, problems, rubric, folder, checkpoint, reference)
-        with _interruptible(say) as stop_requested:
+        with Tracking(config, folder, say) as tracking, _interruptible(say) as stop_requested:
             noise, signal_watch = _NoiseWatch(config, say), SignalWatch(config, say, folder.records())
 
             def report(metrics: dict[str, Any]) -> None:
                 noise(metrics)
+                tracking.write(metrics)
                 on_step(metrics)
                 signal_watch(metrics)  # last: it may end the run
 
