@@ -69,11 +69,14 @@ def train(
     config: TrainRun, path: Path, if_exists: Literal["refuse", "resume", "replace"], *, as_json: bool = False
 ) -> None:
     """Run a training and report on stderr; exits 130 where Ctrl-C stopped it early."""
-    say = _speaker(path)
+    from rich.console import Console
+
+    from luspo_cli.commands.train_display import choose_step_display
     from luspo_cli.training.session import run_training
 
-    reporter = _StepReporter(config.run.steps)
-    outcome = run_training(config, path, if_exists, say, reporter)
+    say = _speaker(path)
+    with choose_step_display(Console(stderr=True), str(path), config.run.steps) as display:
+        outcome = run_training(config, path, if_exists, say, display.show)
     if as_json:
         typer.echo(json.dumps({"run": str(path), "last_step": outcome.last_step, "finished": outcome.finished}))
     if not outcome.finished:
@@ -126,35 +129,6 @@ def _speaker(path: Path) -> Any:
                 log.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {text}\n")
 
     return say
-
-
-class _StepReporter:
-    """One line a step: where the run is, what the policy writes, and when it will be done."""
-
-    def __init__(self, steps: int) -> None:
-        self.steps = steps
-        self.seconds: list[float] = []
-
-    def __call__(self, metrics: dict[str, Any]) -> None:
-        self.seconds.append(metrics["time/total"])
-        recent = self.seconds[-10:]
-        left = (self.steps - metrics["step"]) * sum(recent) / len(recent)
-        clip = metrics.get("objective/clip_low_fraction", 0.0) + metrics.get("objective/clip_high_fraction", 0.0)
-        evaluated = metrics.get("evaluation/accuracy")
-        held_out = "" if evaluated is None else f"  held-out {evaluated:.3f}"
-        print(
-            f"step {metrics['step']:>4}/{self.steps}  length {metrics['response_length/mean']:7.1f}"
-            f"  accuracy {metrics['reward/accuracy/mean']:.3f}  truncated {metrics['response/truncated_fraction']:.2f}"
-            f"  clipped {clip:.2f}  {metrics['time/total']:.1f} s  left {_clock(left)}{held_out}",
-            file=sys.stderr,
-            flush=True,
-        )
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def _print_plan(plan: Plan, as_json: bool) -> None:

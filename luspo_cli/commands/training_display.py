@@ -8,8 +8,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
+from typing import Self
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -52,13 +53,14 @@ class LineDisplay:
             self._overview, self._last_overview = overview, self._clock()
 
 
-class LiveDisplay:
-    """A table that is drawn anew in place."""
+class LiveTable:
+    """Something that is drawn anew in place, and stays on the screen as it was last; lines to stderr appear above it."""
 
-    def __init__(self, console: Console) -> None:
-        self._live = Live(console=console, refresh_per_second=4)
+    def __init__(self, console: Console, draws_itself: RenderableType | None = None) -> None:
+        """`draws_itself`: what to ask for a new picture, four times a second."""
+        self._live = Live(draws_itself, console=console, refresh_per_second=4)
 
-    def __enter__(self) -> LiveDisplay:
+    def __enter__(self) -> Self:
         self._live.__enter__()
         return self
 
@@ -66,6 +68,10 @@ class LiveDisplay:
         self, kind: type[BaseException] | None, failure: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._live.__exit__(kind, failure, trace)
+
+
+class LiveDisplay(LiveTable):
+    """One row a training."""
 
     def show(self, progress: Sequence[Progress]) -> None:
         self._live.update(progress_table(progress))
@@ -83,8 +89,8 @@ def progress_table(progress: Sequence[Progress]) -> Table:
             Text(one.training.name),
             one.state,
             f"{one.step}/{one.training.steps}" if one.step else "",
-            "" if one.response_length is None else f"{one.response_length:.1f}",
-            "" if one.accuracy is None else f"{one.accuracy:.3f}",
+            number(one.response_length, ".1f"),
+            number(one.accuracy, ".3f"),
         )
     return table
 
@@ -94,6 +100,11 @@ def choose_display(console: Console) -> LineDisplay | LiveDisplay:
     if console.is_terminal:
         return LiveDisplay(console)
     return LineDisplay(lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True))
+
+
+def number(value: float | None, form: str) -> str:
+    """A number for a table's cell; nothing where there is none."""
+    return "" if value is None else format(value, form)
 
 
 def _numbers(one: Progress) -> str:
