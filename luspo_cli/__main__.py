@@ -8,7 +8,15 @@ import sys
 
 def main() -> None:
     """Run the command line and exit."""
-    from luspo_cli.app import app
+    try:
+        _run()
+    except KeyboardInterrupt:
+        print("luspo: interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def _run() -> None:
+    from luspo_cli.app import app  # takes long enough for a Ctrl-C
     from luspo_cli.errors import KnownError
 
     try:
@@ -18,9 +26,12 @@ def main() -> None:
             raise
         print(f"luspo: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("luspo: interrupted", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as ended:
+        # Typer turns a Ctrl-C into Exit or Abort, raised from it, and that into an exit. A command that reported the Ctrl-C
+        # itself raised its Exit from None.
+        if ended.__context__ is not None and isinstance(ended.__context__.__cause__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        raise
 
 
 if __name__ == "__main__":

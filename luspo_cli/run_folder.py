@@ -18,6 +18,9 @@ from typing import Any, Literal
 from luspo_cli.errors import RunError, UsageError
 
 IfExists = Literal["refuse", "resume", "replace"]
+BEFORE_STEP_1 = frozenset({"config.json", "provenance.json", "tracking.json", "run.log", "console.log", ".lock"})
+"""What a run that failed before its first step or evaluation leaves behind."""
+SHOWN_STEPS = 3
 
 
 class RunFolder:
@@ -56,15 +59,24 @@ class RunFolder:
             return True
         if occupied:
             self._empty()
+        for name in ("provenance.json", "tracking.json"):  # of a start that failed; what it said stays in its logs
+            (self.path / name).unlink(missing_ok=True)
         write_json(self.path / "config.json", config)
         return False
 
     def check(self, config: Mapping[str, Any], if_exists: IfExists) -> bool:
-        """Return whether a run is there; UsageError where `open` would refuse it. Touches nothing."""
+        """Return whether a run is there; UsageError where `open` would refuse it. Touches nothing.
+
+        A folder in which nothing was recorded yet counts as none: there is nothing to go on from or to lose.
+        """
+        if self._lock is None:
+            self._check_free()
         if not self.path.exists() or (self.path.is_dir() and {e.name for e in self.path.iterdir()} <= {".lock"}):
             return False
         if not (self.path / "config.json").is_file():
             raise UsageError(f"{self.path} exists and is no run folder; choose another --run")
+        if if_exists != "replace" and self._nothing_recorded():
+            return False
         if if_exists == "refuse":
             raise UsageError(f"run folder {self.path} exists; go on with --resume, or choose another --run")
         if if_exists == "resume":
@@ -92,13 +104,15 @@ class RunFolder:
             os.close(descriptor)
 
     def cut_back(self, step: int) -> None:
-        """Drop everything recorded after `step`, and a torn last line: a resumed run computes those steps again."""
+        """Drop everything recorded after `step`, and a torn last line: a resumed run computes those steps again.
+
+        Raises UsageError, and drops nothing, where steps 1 to `step` do not stand in metrics.jsonl once each, in order.
+        """
+        self._check_steps([found for found, _ in _numbered_lines(self.metrics_path) if found <= step], step)
         for path in (self.metrics_path, self.path / "evals" / "held-out.jsonl"):
-            if not path.exists():
-                continue
-            kept = [line for line in path.read_bytes().split(b"\n") if _step_of(line) is not None]
-            kept = [line for line in kept if (_step_of(line) or 0) <= step]
-            replace_file(path, b"".join(line + b"\n" for line in kept))
+            kept = b"".join(line + b"\n" for found, line in _numbered_lines(path) if found <= step)
+            if path.exists() and path.read_bytes() != kept:
+                replace_file(path, kept)
         if self.rollouts.is_dir():
             for file in self.rollouts.glob("step-*.parquet"):
                 if int(file.stem.removeprefix("step-")) > step:
@@ -121,17 +135,53 @@ class RunFolder:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(descriptor)
-            raise UsageError(
-                f"another process is training in {self.path}; wait for it or choose another --run"
-            ) from None
+            raise self._in_use() from None
         self._lock = descriptor
 
-    def _check_same(self, config: Mapping[str, Any]) -> None:
+    def _check_free(self) -> None:
+        """UsageError where another process holds the lock now; takes it for no longer than the look."""
         try:
-            stored = json.loads((self.path / "config.json").read_text())
+            descriptor = os.open(self.path / ".lock", os.O_RDONLY)
+        except OSError:  # no lock, or none that this process may read: `open` says what is wrong
+            return
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise self._in_use() from None
+        finally:
+            os.close(descriptor)
+
+    def _in_use(self) -> UsageError:
+        return UsageError(f"another process is training in {self.path}; wait for it or choose another --run")
+
+    def _nothing_recorded(self) -> bool:
+        """Whether a run was begun here and failed before anything was recorded."""
+        if not {entry.name for entry in self.path.iterdir()} <= BEFORE_STEP_1:
+            return False
+        stored = self._stored_config()
+        return stored is not None and "run" in stored  # a config.json of something else is not ours to write over
+
+    def _check_steps(self, found: list[int], step: int) -> None:
+        if found == list(range(1, step + 1)):
+            return
+        missing = sorted(set(range(1, step + 1)) - set(found))
+        doubled = sorted({number for number in found if found.count(number) > 1})
+        wrong = [f"{name} {_shown(steps)}" for name, steps in (("lacks", missing), ("doubles", doubled)) if steps]
+        raise UsageError(
+            f"{self.metrics_path} {' and '.join(wrong) or 'is out of order'} of the steps 1 to {step} before the checkpoint"
+            " to go on from; restore the file, or start again with --if-exists replace"
+        )
+
+    def _stored_config(self) -> Mapping[str, Any] | None:
+        try:
+            stored = json.loads((self.path / "config.json").read_bytes())
         except ValueError:
-            stored = None
-        if not isinstance(stored, Mapping):
+            return None
+        return stored if isinstance(stored, Mapping) else None
+
+    def _check_same(self, config: Mapping[str, Any]) -> None:
+        stored = self._stored_config()
+        if stored is None:
             raise UsageError(f"{self.path / 'config.json'} is not readable JSON; choose another --run")
         different = differing_keys(stored, config)
         if different:
@@ -161,8 +211,12 @@ def differing_keys(left: Mapping[str, Any], right: Mapping[str, Any], prefix: st
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write indented JSON whole or not at all."""
-    replace_file(path, (json.dumps(value, indent=2, sort_keys=False) + "\n").encode())
+    """Write indented JSON whole or not at all; NaN and infinity, which JSON does not know, are a defect of the caller."""
+    try:
+        content = json.dumps(value, indent=2, sort_keys=False, allow_nan=False)
+    except ValueError as error:
+        raise AssertionError(f"{path} would hold what JSON does not know: {error}") from error
+    replace_file(path, (content + "\n").encode())
 
 
 def replace_file(path: Path, content: bytes) -> None:
@@ -198,4 +252,16 @@ def _step_of(line: bytes) -> int | None:
         record = json.loads(line)
     except ValueError:
         return None
-    return int(record["step"]) if isinstance(record, dict) and "step" in record else None
+    step = record.get("step") if isinstance(record, dict) else None
+    return step if isinstance(step, int) and not isinstance(step, bool) else None
+
+
+def _numbered_lines(path: Path) -> list[tuple[int, bytes]]:
+    """The lines of `path` that record a step, with its number; none where there is no file."""
+    lines = path.read_bytes().split(b"\n") if path.exists() else []
+    return [(step, line) for line in lines if (step := _step_of(line)) is not None]
+
+
+def _shown(steps: list[int]) -> str:
+    more = f" and {len(steps) - SHOWN_STEPS} more" if len(steps) > SHOWN_STEPS else ""
+    return ", ".join(str(step) for step in steps[:SHOWN_STEPS]) + more

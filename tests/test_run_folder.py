@@ -61,8 +61,40 @@ def test_a_start_that_failed_before_its_configuration_does_not_block_the_next(tm
     assert opened(tmp_path) is False
 
 
+def fails_before_step_1(path: Path) -> None:
+    opened(path)
+    for name in ("provenance.json", "tracking.json", "run.log", "console.log"):
+        (path / name).write_text("of the first start\n")
+
+
+@pytest.mark.parametrize("how", ["refuse", "resume"])
+def test_a_start_that_failed_before_anything_was_recorded_is_started_over(tmp_path: Path, how: str) -> None:
+    fails_before_step_1(tmp_path)
+    other = {"run": {"steps": 9}}
+    assert opened(tmp_path, how, other) is False
+    assert json.loads((tmp_path / "config.json").read_text()) == other
+    assert sorted(os.listdir(tmp_path)) == [".lock", "config.json", "console.log", "run.log"]
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "evals", "checkpoints", "thesis.tex"])
+def test_a_folder_with_anything_else_is_not_started_over(tmp_path: Path, name: str) -> None:
+    fails_before_step_1(tmp_path)
+    (tmp_path / name).mkdir()
+    with pytest.raises(UsageError, match="exists; go on with --resume"):
+        opened(tmp_path)
+    assert (tmp_path / "provenance.json").exists()
+
+
+def test_a_configuration_of_something_else_is_not_written_over(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"hidden_size": 64}')
+    with pytest.raises(UsageError, match="exists; go on with --resume"):
+        opened(tmp_path)
+    assert (tmp_path / "config.json").read_text() == '{"hidden_size": 64}'
+
+
 def test_another_configuration_is_refused_by_its_keys(tmp_path: Path) -> None:
     opened(tmp_path)
+    RunFolder(tmp_path).append_metrics({"step": 1})
     other = {"run": {"steps": 6, "seed": 0}, "objective": {"name": "gspo", "clip_low": 0.1}}
     with pytest.raises(UsageError) as caught:
         opened(tmp_path, "resume", other)
@@ -84,6 +116,7 @@ def test_an_unreadable_configuration(tmp_path: Path, content: str) -> None:
 def test_a_folder_in_use_is_refused_and_free_again_when_its_process_is_gone(tmp_path: Path) -> None:
     """The lock is the kernel's: even a killed process leaves none behind."""
     opened(tmp_path)
+    RunFolder(tmp_path).append_metrics({"step": 1})
     code = "import sys, pathlib; from luspo_cli.run_folder import RunFolder; import json\n"
     code += f"RunFolder(pathlib.Path({str(tmp_path)!r})).open(json.loads({json.dumps(CONFIG)!r}), 'resume')\n"
     code += "print('open', flush=True); sys.stdin.read()"
@@ -91,9 +124,11 @@ def test_a_folder_in_use_is_refused_and_free_again_when_its_process_is_gone(tmp_
     try:
         assert holder.stdout is not None
         assert holder.stdout.readline() == b"open\n"
-        for how in ("resume", "replace"):
+        for how in ("refuse", "resume", "replace"):
             with pytest.raises(UsageError, match="another process is training in"):
                 opened(tmp_path, how)
+            with pytest.raises(UsageError, match="another process is training in"):
+                RunFolder(tmp_path).check({"run": {}}, how)
         assert (tmp_path / "config.json").exists()
     finally:
         holder.kill()
@@ -126,6 +161,33 @@ def test_resuming_cuts_back_to_the_checkpoint(tmp_path: Path) -> None:
         assert evals.read_text() == '{"step": 0}\n'
 
 
+@pytest.mark.parametrize(
+    ("lines", "wrong"),
+    [
+        (None, "lacks 1, 2, 3 and 1 more of the steps 1 to 4"),
+        (["1", "2", "4"], "lacks 3 of"),
+        (["1", "2", "3", "3", "4"], "doubles 3 of"),
+        (["2", "2", "3", "4"], "lacks 1 and doubles 2 of"),
+        (["1", "3", "2", "4"], "is out of order of"),
+        (["1", '"x"', "3", "4"], "lacks 2 of"),
+        (["1", "2", "3", "true"], "lacks 4 of"),
+    ],
+)
+def test_a_resume_that_would_lose_steps_is_refused(tmp_path: Path, lines: list[str] | None, wrong: str) -> None:
+    opened(tmp_path)
+    folder = RunFolder(tmp_path)
+    (tmp_path / "evals").mkdir()
+    evals = tmp_path / "evals" / "held-out.jsonl"
+    evals.write_text('{"step": 9}\n')
+    if lines is not None:
+        folder.metrics_path.write_text("".join(f'{{"step": {step}}}\n' for step in lines))
+    with pytest.raises(UsageError, match=rf"metrics\.jsonl {wrong}.*start again with --if-exists replace"):
+        folder.cut_back(4)
+    assert evals.read_text() == '{"step": 9}\n'
+    folder.cut_back(0)  # without a checkpoint everything is computed again
+    assert folder.records() == []
+
+
 def test_numbers_that_json_does_not_know_are_refused(tmp_path: Path) -> None:
     opened(tmp_path)
     folder = RunFolder(tmp_path)
@@ -133,6 +195,9 @@ def test_numbers_that_json_does_not_know_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         folder.append_metrics({"step": 2, "objective/loss": float("nan")})
     assert folder.metrics_path.read_text() == '{"step": 1}\n'
+    with pytest.raises(AssertionError, match=r"config\.json would hold what JSON does not know"):
+        write_json(tmp_path / "config.json", {"run": float("nan")})
+    assert json.loads((tmp_path / "config.json").read_text()) == CONFIG
 
 
 def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,15 @@ from typing import Any
 
 from luspo_cli.analysis.history import RunHistory
 from luspo_cli.analysis.intervals import Estimate, estimate
-from luspo_cli.analysis.variants import Variant, differing_values, expected_to_differ, show, split_into_variants
+from luspo_cli.analysis.variants import (
+    ClipRange,
+    Variant,
+    clip_ranges,
+    differing_values,
+    expected_to_differ,
+    show,
+    split_into_variants,
+)
 from luspo_cli.errors import UsageError
 
 LENGTH = "response_length/mean"
@@ -113,6 +121,8 @@ class Comparison:
 
     runs: tuple[RunSummary, ...]
     variants: tuple[VariantSummary, ...]
+    clip_ranges: dict[str, ClipRange]
+    """Variant -> lower and upper clip distance: a preset may set another range than an objective's paper."""
     measures: dict[str, Measure]
     paired: tuple[PairedDifference, ...]
     differing: dict[str, dict[str, Any]]
@@ -152,6 +162,7 @@ def compare_runs(runs: Sequence[RunHistory]) -> Comparison:
     return Comparison(
         runs=summaries,
         variants=tuple(_summarise_variant(variant, summaries, measures) for variant in variants),
+        clip_ranges=clip_ranges(variants),
         measures=measures,
         paired=tuple(_paired_differences(variants, summaries, measures)),
         differing=differing,

@@ -18,6 +18,7 @@ from rich.text import Text
 
 from luspo_cli.analysis.comparison import Comparison, Measure, PairedDifference, RunSummary, VariantSummary
 from luspo_cli.analysis.intervals import LEVEL, Estimate
+from luspo_cli.analysis.variants import clip_sentence
 
 DASH = "–"
 TERMINAL_WIDTH = 100
@@ -54,6 +55,8 @@ def statements(comparison: Comparison) -> Iterator[str]:
     run = comparison.runs[0]
     start, middle, final = (_steps(window) for window in (run.windows.start, run.windows.middle, run.windows.final))
     yield f"Compared up to step {comparison.last_step}: start = {start}, mid-run = {middle}, final = {final} (means)."
+    if comparison.clip_ranges:
+        yield f"{clip_sentence(comparison.clip_ranges)}."
     counts = {len(variant.seeds) for variant in comparison.variants}
     if max(counts) > 1:
         yield f"±: half of the {LEVEL:.0%} interval over seeds, Student t with n - 1 degrees of freedom."
@@ -74,6 +77,7 @@ def comparison_json(comparison: Comparison) -> dict[str, Any]:
         },
         "runs": [asdict(run) for run in comparison.runs],
         "variants": [asdict(variant) for variant in comparison.variants],
+        "clip_ranges": {label: list(limits) for label, limits in comparison.clip_ranges.items()},
         "paired": [asdict(pair) for pair in comparison.paired],
         "differing": comparison.differing,
         "warnings": list(comparison.warnings),

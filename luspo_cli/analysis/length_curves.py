@@ -10,8 +10,9 @@ fill it. Equal input gives equal bytes: no date or version enters the file.
 
 from __future__ import annotations
 
+import io
 import math
-import os
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,9 +29,10 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from luspo_cli.analysis.history import RunHistory
-from luspo_cli.analysis.variants import Variant, split_into_variants
+from luspo_cli.analysis.variants import ClipRange, Variant, clip_ranges, clip_sentence, split_into_variants
 from luspo_cli.errors import RunError, UsageError, nearest
 from luspo_cli.metrics.names import METRICS
+from luspo_cli.run_folder import replace_file
 
 SUFFIXES = (".png", ".svg", ".pdf")
 LENGTH = "response_length/mean"
@@ -88,6 +90,7 @@ class LengthFigure:
     path: Path
     caption: str
     notes: tuple[str, ...]
+    clip_ranges: dict[str, ClipRange]
 
 
 def plot_length(
@@ -112,7 +115,7 @@ def plot_length(
             runs, smooth=smooth, split_correct=split_correct, metric=metric, log=log, with_accuracy=with_accuracy
         )
         _write(figure, out)
-    return LengthFigure(out, caption, notes)
+    return LengthFigure(out, caption, notes, clip_ranges(split_into_variants(runs)))
 
 
 def build_figure(
@@ -166,11 +169,15 @@ def build_figure(
         ax.set_xlabel("training step")
         ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         ax.margins(x=0.02)
-    caption = _caption(variants, window, band=band)
+    lines = [_caption(variants, window, band=band)]
+    if ranges := clip_ranges(variants):
+        lines.append(clip_sentence(ranges))
     _add_legend(figure, variants, styles, split_correct)
     figure.get_layout_engine().set(wspace=0.06)  # type: ignore[union-attr, call-arg]
-    figure.supxlabel(caption, fontsize=8, color="#555555")
-    return figure, caption, tuple(notes)
+    # About 17 characters of the small print fit an inch.
+    below = "\n".join(textwrap.fill(line, int(figure.get_figwidth() * 17)) for line in lines)
+    figure.supxlabel(below, fontsize=8, color="#555555")
+    return figure, "; ".join(lines), tuple(notes)
 
 
 def smoothed(values: pd.Series, window: int) -> pd.Series:
@@ -312,12 +319,12 @@ def _design() -> Iterator[None]:
 def _write(figure: Figure, out: Path) -> None:
     kind = out.suffix.lower().lstrip(".")
     metadata = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}[kind]
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format=kind, metadata=metadata)
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(partial, format=kind, metadata=metadata)
-        partial.replace(out)
-    except OSError as failure:
-        raise RunError(f"{out} could not be written: {failure.strerror}; choose another --out.") from None
-    finally:
-        partial.unlink(missing_ok=True)
+        replace_file(out, drawn.getvalue())
+    except (OSError, RunError) as failure:
+        # A RunError tells of a write that failed half-way, and how to go on with a training; here there is none.
+        reason = failure if isinstance(failure, OSError) else failure.__cause__
+        words = getattr(reason, "strerror", None) or str(failure)
+        raise RunError(f"{out} could not be written: {words}; free some space or name another file.") from None

@@ -36,6 +36,9 @@ OBJECTIVE_ORDER = tuple(NAMED_OBJECTIVES)
 EXTRA_TERMS = frozenset({"objective.kl_coefficient", "objective.entropy_coefficient"})
 """Terms added to an objective: a comparison of objectives should hold them equal."""
 
+ClipRange = tuple[float | None, float | None]
+"""`objective.clip_low` and `objective.clip_high`; both None where the objective has no clip range, as sapo."""
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -81,6 +84,25 @@ def split_into_variants(runs: Sequence[RunHistory]) -> list[Variant]:
             in_order = sorted(by_setting[setting], key=lambda run: (run.seed is None, run.seed or 0, run.name))
             variants.append(Variant(label, objective, tuple(in_order)))
     return variants
+
+
+def clip_ranges(variants: Sequence[Variant]) -> dict[str, ClipRange]:
+    """Return the clip range by label, of the variants whose configuration records one."""
+    ranges: dict[str, ClipRange] = {}
+    for variant in variants:
+        objective = variant.runs[0].config.get("objective")
+        if isinstance(objective, Mapping) and "clip_low" in objective and "clip_high" in objective:
+            ranges[variant.label] = (objective["clip_low"], objective["clip_high"])
+    return ranges
+
+
+def clip_sentence(ranges: Mapping[str, ClipRange]) -> str:
+    """Return "clip range: grpo 0.2 / 0.28, sapo none", or "" where no range is known."""
+    shown = (
+        f"{label} {'none' if low is None and high is None else f'{show(low)} / {show(high)}'}"
+        for label, (low, high) in ranges.items()
+    )
+    return f"clip range: {', '.join(shown)}" if ranges else ""
 
 
 def expected_to_differ(key: str) -> bool:

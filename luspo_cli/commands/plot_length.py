@@ -44,7 +44,7 @@ def plot_length_cli(
         bool, typer.Option("--accuracy/--no-accuracy", help="A second panel with accuracy on the training batch.")
     ] = True,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object, {path, caption, notes}, for programs.")
+        bool, typer.Option("--json", help="Print one JSON object, {path, caption, notes, clip_ranges}, for programs.")
     ] = False,
 ) -> None:
     """Draw mean response length over training steps, one colour an objective: each run, their mean and their range."""

@@ -15,12 +15,14 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from luspo_cli.config.objective import NAMED_OBJECTIVES
+from luspo_cli.config.objective import NAMED_OBJECTIVES, ObjectiveConfig
 from luspo_cli.config.run import TrainRun
 from luspo_cli.errors import UsageError, nearest
 
 DEFAULT_OBJECTIVE = "luspo"
 FOR_OBJECTIVE = "for_objective"
+FREE_KEYS = frozenset(ObjectiveConfig.__dataclass_fields__) - {"name", "advantage", "ratio", "surrogate", "aggregation"}
+"""Keys of the objective that its name does not fix."""
 
 
 def presets_folder() -> Path:
@@ -74,16 +76,22 @@ def _chosen_objective(layers: Sequence[tuple[Mapping[str, Any], str]]) -> Any:
     return names[-1] if names else DEFAULT_OBJECTIVE
 
 
-def _of_objective(layer: Mapping[str, Any], name: str, origin: str) -> dict[str, Any]:
+def _of_objective(layer: Mapping[str, Any], name: Any, origin: str) -> dict[str, Any]:
     """What a layer's `[for_objective.NAME]` says, as an `[objective]` section; every name in it must be one."""
     tables = layer.get(FOR_OBJECTIVE, {})
     if not isinstance(tables, Mapping) or not all(isinstance(table, Mapping) for table in tables.values()):
         raise UsageError(
             f"{origin}: {FOR_OBJECTIVE} holds one table for each objective, written [{FOR_OBJECTIVE}.gspo]"
         )
-    for chosen in tables:
+    if tables and origin == "--set":
+        raise UsageError(f"--set {FOR_OBJECTIVE}...: belongs in a file; for this run set objective.KEY itself")
+    for chosen, values in tables.items():
         _check_objective(chosen, f"{origin}: [{FOR_OBJECTIVE}.{chosen}]: ")
-    return {"objective": tables[name]} if name in tables else {}
+        for key in values:
+            if key not in FREE_KEYS:
+                hint = nearest(key, FREE_KEYS)
+                raise UsageError(f"{origin}: [{FOR_OBJECTIVE}.{chosen}]: '{key}' cannot be set here{hint}")
+    return {"objective": tables[name]} if isinstance(name, str) and name in tables else {}
 
 
 def _check_objective(name: str, place: str = "") -> None:

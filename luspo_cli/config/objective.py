@@ -69,6 +69,7 @@ class ObjectiveConfig:
     __pydantic_config__: ClassVar[dict[str, Any]] = {
         "extra": "forbid",
         "strict": True,
+        "allow_inf_nan": False,
         "use_attribute_docstrings": True,
     }
 

@@ -23,9 +23,9 @@ MADE_TERMS = "made:terms"
 class RunConfig(Section):
     """Length, seed and bookkeeping of the run."""
 
-    steps: int = Field(default=60, ge=1)
+    steps: int = Field(default=60, ge=1, le=10**7)
     """Training steps: one batch of rollouts each."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**31)
     """Of everything drawn: problems, responses, and for a made model its weights and demonstrations."""
     threads: int = Field(default=0, ge=0)
     """CPU threads of this process; 0: as torch chooses. Changes the last bits of results."""
@@ -81,11 +81,32 @@ class TrainRun(Section):
             raise ValueError("reward.format_weight needs reward.format: one of boxed, gsm8k, answer-line")
         if self.model.path == MADE and data.train != MADE_TERMS:
             raise ValueError("model.path = 'made' knows only data.train = 'made:terms'; set model.path for other data")
+        if reward.overlong_weight != 1.0 and not reward.overlong_buffer:
+            raise ValueError(
+                "reward.overlong_weight changes nothing while reward.overlong_buffer is 0: set the buffer too"
+            )
+        if update.ramp_steps > self.run.steps:
+            raise ValueError(f"update.ramp_steps ({update.ramp_steps}) must not exceed run.steps ({self.run.steps})")
+        if self.evaluation.temperature == 0 and self.evaluation.samples > 1:
+            raise ValueError("evaluation.temperature = 0 gives the same response each time: set evaluation.samples = 1")
+        self._made_parts_fit()
         if self.evaluation.every and not data.held_out:
             raise ValueError("evaluation.every needs data.held_out: a file or folder from luspo prepare-data")
         if self.model.path == MADE:
             self._shape_fits()
         return self
+
+    def _made_parts_fit(self) -> None:
+        warmup = self.warmup
+        if self.model.path != MADE and warmup != WarmupConfig():
+            raise ValueError("[warmup] is for model.path = 'made' alone: leave it out with another model")
+        if self.data.train != MADE_TERMS and self.data.profile != "neutral":
+            raise ValueError("data.profile is for data.train = 'made:terms' alone: leave it out with other data")
+        if not warmup.min_accuracy <= warmup.stop_accuracy <= warmup.max_accuracy:
+            raise ValueError(
+                f"warmup.stop_accuracy ({warmup.stop_accuracy}) must lie between warmup.min_accuracy ({warmup.min_accuracy})"
+                f" and warmup.max_accuracy ({warmup.max_accuracy}): no check could pass"
+            )
 
     def _shape_fits(self) -> None:
         shape = self.model.shape

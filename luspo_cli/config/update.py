@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from luspo_cli.config.base import Section
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class UpdateConfig(Section):
@@ -18,10 +20,11 @@ class UpdateConfig(Section):
     """Padded tokens in one forward and backward pass. Changes memory and speed, never the result."""
     learning_rate: float = Field(default=1e-6, gt=0)
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """After the ramp: hold, or decay to 0 (linear) or to 10 % (cosine) at the last step."""
+    """After the ramp: hold, or decay towards 0 (linear) or 10 % (cosine), which a step after the last would have."""
     ramp_steps: int = Field(default=0, ge=0)
     """Training steps over which the learning rate grows from 0."""
-    betas: tuple[float, float] = Field(default=(0.9, 0.999), strict=False)
+    betas: tuple[Beta, Beta] = Field(default=(0.9, 0.999), strict=False)
+    """AdamW's decay rates of the gradient's mean and of its square."""
     weight_decay: float = Field(default=0.0, ge=0)
     gradient_clip: float = Field(default=1.0, ge=0)
     """Largest norm of the gradient; 0: off."""

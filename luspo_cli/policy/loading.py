@@ -44,6 +44,7 @@ def load_model(config: ModelConfig) -> LoadedModel:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
     attention.register()
+    no_progress_bars()
     reason = None if is_hub_id(config.path) else find_model(config.path)
     if reason:
         raise UsageError(reason)
@@ -79,6 +80,13 @@ def load_model(config: ModelConfig) -> LoadedModel:
             "{% for m in messages %}{{ m['content'] }}{% if not loop.last %}\n\n{% endif %}{% endfor %}"
         )
     return LoadedModel(model, tokenizer, end_tokens(model, tokenizer), processor)
+
+
+def no_progress_bars() -> None:
+    """Keep transformers' bars for loading and saving off stderr, where a run speaks in lines."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
 
 
 def _processor(kind: Any, source: str, tokenizer: Any, config: ModelConfig) -> Any:

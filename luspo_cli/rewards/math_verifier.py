@@ -48,7 +48,8 @@ _UNIT = re.compile(
 _THOUSANDS = re.compile(r"^[-+]?\d{1,3}(?:,\d{3})+(?:\.\d+)?$")
 _INTEGER_ASSIGNMENT = re.compile(r"^[a-zA-Z]=(?=[-+]?\d+$)")
 _DECIMAL = re.compile(r"^[-+]?(?:\d+\.?\d*|\.\d+)$")
-_FRACTION = re.compile(r"^([-+]?)(?:\\frac\{(-?\d+)\}\{(\d+)\}|(\d+)/(\d+)|(\d+))$")
+# At most 1,000 digits: Python refuses to read integers of more than 4,300, and text settles what is longer.
+_FRACTION = re.compile(r"^([-+]?)(?:\\frac\{(-?\d{1,1000})\}\{(\d{1,1000})\}|(\d{1,1000})/(\d{1,1000})|(\d{1,1000}))$")
 _WORD = re.compile(r"^[a-zA-Z]{3,}$")
 
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from luspo_cli.errors import RunError
+
 BLOCK = 128
 """Divides the vocabulary sizes in use (multiples of 128), which spares a padded copy."""
 
@@ -23,6 +25,7 @@ def choose_tokens(
     training compares with. `temperature` 0 takes the most probable token.
     """
     if temperature == 0:
+        _require_finite(logits.amax(-1))
         tokens = logits.argmax(-1)
         return tokens, _logprobs(logits.float(), tokens)
     if top_p < 1.0 or top_k:
@@ -38,9 +41,19 @@ def choose_tokens(
     return tokens, chosen - peak - torch.log(total).float()
 
 
+def _require_finite(peaks: Tensor) -> None:
+    """RunError where a row has a NaN logit or none above minus infinity: nothing can be drawn from it."""
+    if not bool(torch.isfinite(peaks).all()):
+        raise RunError(
+            "the model's logits are not finite: its weights have diverged or were broken from the start; start a new run with a"
+            " lower update.learning_rate, from weights that are whole (an earlier checkpoint's model folder can be model.path)"
+        )
+
+
 def _draw(logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Draw tokens [R]; also the sum [R] of exp(logits - peak) and the peak [R]. Overwrites `logits`."""
     peak = logits.amax(-1)
+    _require_finite(peak)
     tokens, total = _inverse_transform(logits.sub_(peak[:, None]).exp_(), uniform)
     return tokens, total, peak
 

@@ -61,9 +61,10 @@ def save_checkpoint(
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
         if isinstance(error, OSError) or "No space" in str(error) or isinstance(error, RunError):
+            earlier = ", earlier checkpoints are whole" if find_checkpoints(checkpoints) else ""
             raise RunError(
                 f"cannot write the checkpoint of step {step} in {checkpoints}: {_reason(error)};"
-                " nothing half-written was left, earlier checkpoints are whole; free some space, then go on with --resume"
+                f" nothing half-written was left{earlier}; free some space, then go on with --resume"
             ) from error
         raise
     if final.exists():

@@ -52,9 +52,9 @@ class HeldOut:
 
 
 def interval(per_problem: Sequence[float], samples: int) -> tuple[float, float]:
-    """95 % interval of mean accuracy over problems: Wilson's for one sample a problem, else normal over problem means."""
+    """95 % interval of mean accuracy over problems: normal over their means, with one sample or equal means Wilson's."""
     n, mean, z = len(per_problem), statistics.fmean(per_problem), 1.959964
-    if samples == 1 or n == 1:
+    if samples == 1 or n == 1 or len(set(per_problem)) == 1:  # equal means have no spread, which is not certainty
         centre = (mean + z * z / (2 * n)) / (1 + z * z / n)
         half = z * math.sqrt(mean * (1 - mean) / n + z * z / (4 * n * n)) / (1 + z * z / n)
         return max(0.0, centre - half), min(1.0, centre + half)

@@ -19,7 +19,7 @@ from luspo_cli.data.terms import MadeTermsBatches, held_out_terms
 from luspo_cli.errors import UsageError
 from luspo_cli.policy import attention
 from luspo_cli.policy.inputs import fitting, prompt_inputs
-from luspo_cli.policy.loading import LoadedModel, freeze_vision, load_model
+from luspo_cli.policy.loading import LoadedModel, freeze_vision, load_model, no_progress_bars
 from luspo_cli.policy.policy import Policy
 from luspo_cli.records import Problem
 from luspo_cli.rewards.rubric import Rubric
@@ -74,6 +74,7 @@ def run_training(
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
     attention.register()
+    no_progress_bars()  # a made model is saved before one is loaded
     starting = _starting_folder(config, say)
     loaded = load_model(config.model.model_copy(update={"path": str(starting)}) if starting else config.model)
     problems = _problems(config, loaded, say)
@@ -82,12 +83,13 @@ def run_training(
         resumed = folder.open(config.model_dump(mode="json"), if_exists)
         checkpoint = _checkpoint(folder, say) if resumed else None
         first_step = checkpoint.step if checkpoint else 0
+        if resumed:
+            folder.cut_back(first_step)
         if first_step >= config.run.steps:
             with Tracking(config, folder, say):  # hands over what a writer that failed does not have
                 say(f"run {path} is finished: step {first_step} of {config.run.steps}")
             return Outcome(first_step, True)
         if resumed:
-            folder.cut_back(first_step)
             say(f"going on after step {first_step}")
         record_provenance(path / "provenance.json", provenance(config, starting), first_step)
         reference = None

@@ -177,7 +177,8 @@ class Updater:
             what = "loss" if not math.isfinite(loss) else "gradient norm"
             raise RunError(
                 f"the {what} was not finite in {self._bad_in_a_row} updates in a row, none of which moved a weight;"
-                " lower update.learning_rate, check the model's weights, or go on from the last checkpoint with --resume"
+                " start a new run with a lower update.learning_rate, from weights that are whole (an earlier checkpoint's"
+                " model folder can be model.path)"
             )
         return {"update/skipped_steps": 1.0}
 

@@ -38,14 +38,20 @@ def test_plot_length_writes_the_figure_and_says_so(call, two_runs, tmp_path) -> 
     result = call("plot-length", *two_runs, "--out", out, "--smooth", 1)
     assert result.exit_code == 0, result.output
     assert out.read_bytes().startswith(b"<?xml")
-    assert f"{out}: each step as recorded." in result.stdout
+    clip = "clip range: gspo 0.002 / 0.0025, luspo 0.002 / 0.0025"
+    assert f"{out}: each step as recorded; {clip}." in result.stdout
     assert "note: No accuracy is recorded in gspo-seed0, luspo-seed0." in result.stderr
 
 
 def test_plot_length_as_json(call, two_runs, tmp_path) -> None:
     out = tmp_path / "lengths.png"
     result = call("plot-length", *two_runs, "-o", out, "--no-accuracy", "--linear", "--json")
-    assert json.loads(result.stdout) == {"path": str(out), "caption": "each step as recorded", "notes": []}
+    assert json.loads(result.stdout) == {
+        "path": str(out),
+        "caption": "each step as recorded; clip range: gspo 0.002 / 0.0025, luspo 0.002 / 0.0025",
+        "notes": [],
+        "clip_ranges": {"gspo": [0.002, 0.0025], "luspo": [0.002, 0.0025]},
+    }
 
 
 def test_plot_length_needs_a_run(call) -> None:

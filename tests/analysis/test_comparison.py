@@ -272,7 +272,9 @@ def test_a_log_of_another_framework_is_named_as_such(write_run, tmp_path) -> Non
 def test_the_json_has_its_schema_and_no_nan(two_by_two, write_run) -> None:
     extra = read_runs([write_run("lone", "grpo", 0, lengths=[1.0, math.nan, 2.0])])
     report = json.loads(json.dumps(comparison_json(compare_runs([*two_by_two, *extra])), allow_nan=False))
-    assert set(report) == {"last_step", "level", "measures", "runs", "variants", "paired", "differing", "warnings"}
+    tables = {"runs", "variants", "clip_ranges", "paired", "differing", "warnings"}
+    assert set(report) == {"last_step", "level", "measures"} | tables
+    assert report["clip_ranges"] == {"grpo": [0.2, 0.2], "gspo": [0.002, 0.0025], "luspo": [0.002, 0.0025]}
     assert [run["name"] for run in report["runs"]] == ["lone", "gspo-seed0", "gspo-seed1", "luspo-seed0", "luspo-seed1"]
     assert report["runs"][0]["values"]["accuracy_final"] is None
     assert report["runs"][0]["windows"]["final"] == [3, 3]
@@ -337,6 +339,19 @@ def test_the_statements_name_the_windows(write_run) -> None:
     assert first == (
         "Compared up to step 20: start = steps 1 to 2, mid-run = steps 9 to 10, final = steps 19 to 20 (means)."
     )
+
+
+def test_the_statements_name_the_clip_range_of_each_objective(write_run, tmp_path) -> None:
+    log = tmp_path / "peer.jsonl"
+    log.write_text("".join(f'{{"step": {step}, "data": {{"response_length/mean": {step}}}}}\n' for step in (1, 2, 3)))
+    none = {"objective": {"clip_low": None, "clip_high": None}}
+    other = {"objective": {"clip_low": 3e-4, "clip_high": 4e-4}}
+    runs = [write_run("a", "grpo"), write_run("b", "gspo", change=other), write_run("c", "sapo", change=none), log]
+    comparison = compare_runs(read_runs(runs))
+    assert "clip range: grpo 0.2 / 0.2, gspo 0.0003 / 0.0004, sapo none." in list(statements(comparison))
+    assert comparison_json(comparison)["clip_ranges"]["sapo"] == [None, None]
+    alone = compare_runs(read_runs([log]))
+    assert not any("clip range" in line for line in statements(alone))
 
 
 def test_flattening_keeps_lists_and_empty_tables_as_leaves() -> None:

@@ -247,15 +247,39 @@ def test_a_metric_without_any_value_is_refused(write_run) -> None:
         build_figure(runs, split_correct=True)
 
 
-def test_a_failed_write_leaves_the_old_figure(runs, tmp_path, monkeypatch) -> None:
-    out = tmp_path / "a.png"
+@pytest.mark.parametrize("suffix", [".png", ".svg", ".pdf"])
+@pytest.mark.parametrize(
+    ("call", "failure"),
+    [("write", OSError(28, "No space left on device")), ("open", OSError(30, "Read-only file system"))],
+)
+def test_a_failed_write_is_one_sentence_and_leaves_the_old_figure(
+    runs, tmp_path, monkeypatch, suffix, call, failure
+) -> None:
+    out = tmp_path / f"a{suffix}"
     out.write_bytes(b"old")
+    before = sorted(tmp_path.iterdir())
 
-    def full(*_: object, **__: object) -> None:
-        raise OSError(28, "No space left on device")
+    def failing(*_: object, **__: object) -> None:
+        raise failure
 
-    monkeypatch.setattr("matplotlib.figure.Figure.savefig", full)
-    with pytest.raises(RunError, match="No space left on device"):
-        plot_length(runs, out)
+    with monkeypatch.context() as patch:
+        patch.setattr(f"luspo_cli.run_folder.os.{call}", failing)
+        with pytest.raises(RunError) as caught:
+            plot_length(runs, out)
+    assert str(caught.value) == f"{out} could not be written: {failure.strerror}; free some space or name another file."
     assert out.read_bytes() == b"old"
-    assert [path.name for path in tmp_path.glob("*.partial")] + [path.name for path in tmp_path.glob(".*")] == []
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("suffix", [".png", ".svg", ".pdf"])
+def test_a_folder_that_is_a_file_is_one_sentence(runs, tmp_path, suffix) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(RunError, match="could not be written"):
+        plot_length(runs, tmp_path / "file" / "sub" / f"a{suffix}")
+
+
+def test_the_small_print_names_the_clip_range_of_each_objective(runs) -> None:
+    figure, caption, _ = build_figure(runs)
+    clip = "clip range: gspo 0.002 / 0.0025, luspo 0.002 / 0.0025"
+    assert caption.endswith(f"; {clip}")
+    assert figure.get_supxlabel().splitlines()[-1] == clip

@@ -31,7 +31,10 @@ def test_set_wins_and_other_objectives_are_untouched() -> None:
     ("text", "message"),
     [
         ("[for_objective.gsop]\nclip_low = 1e-3\n", "unknown objective 'gsop' .did you mean 'gspo'"),
-        ("[for_objective.gspo]\nclip_lo = 1e-3\n", "unknown key 'objective.clip_lo'.*clip_low"),
+        ("[for_objective.gspo]\nclip_lo = 1e-3\n", "'clip_lo' cannot be set here .did you mean 'clip_low'"),
+        ("[for_objective.luspo]\nnonsense = 1\n", "'nonsense' cannot be set here"),
+        ("[for_objective.gspo]\nname = 'grpo'\n", "'name' cannot be set here"),
+        ("[for_objective.gspo]\nratio = 'token'\n", "'ratio' cannot be set here"),
         ('[for_objective.gspo]\nclip_low = "x"\n', "clip_low"),
         ("for_objective = 3\n", "for_objective"),
     ],
@@ -44,8 +47,10 @@ def test_bad_tables_are_one_sentence(tmp_path: Path, text: str, message: str) ->
     assert "mine.toml" in str(caught.value)
 
 
-def test_a_part_that_the_name_fixes_cannot_be_set(tmp_path: Path) -> None:
-    file = tmp_path / "mine.toml"
-    file.write_text('[for_objective.gspo]\nratio = "token"\n')
-    with pytest.raises(UsageError, match="gspo fixes ratio"):
-        resolve_train(preset="tiny", objective="gspo", config_file=file)
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [("for_objective.gspo.clip_low=1e-3", "belongs in a file"), ("objective.name=[1]", "objective.name")],
+)
+def test_settings_that_are_no_choice(setting: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        resolve_train(preset="tiny", objective="gspo", sets=[setting])

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from luspo_cli.errors import RunError
 from luspo_cli.rollout.token_choice import BLOCK, choose_tokens
 
 ALMOST_ONE = math.nextafter(1.0, 0.0)
@@ -127,3 +128,12 @@ def test_bfloat16_logits_are_summed_in_float32() -> None:
     token, logprob = choose_tokens(logits, torch.tensor([0.5]), temperature=1.0)
     assert token.item() == 2048
     assert logprob.item() == pytest.approx(-math.log(4096), abs=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0])
+@pytest.mark.parametrize("top_p", [1.0, 0.9])
+def test_logits_that_are_not_finite_stop_the_run(temperature: float, top_p: float) -> None:
+    logits = torch.zeros(2, 7)
+    logits[1, 3] = float("nan")
+    with pytest.raises(RunError, match="not finite"):
+        choose_tokens(logits, torch.tensor([0.5, 0.5]), temperature=temperature, top_p=top_p)

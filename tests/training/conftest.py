@@ -24,6 +24,7 @@ SMALL_RUN = (
     "warmup.ramp_steps=3",
     "warmup.gate=false",
     "warmup.stop_accuracy=0.99",
+    "warmup.max_accuracy=1.0",
     "warmup.check_every=50",
     "rollout.problems=4",
     "rollout.group_size=4",
