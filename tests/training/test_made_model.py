@@ -190,7 +190,8 @@ FIT = {"accuracy": 0.45, "mixed_fraction": 0.9, "length_correlation": 0.02, "len
     ],
 )
 def test_gates(small_run: Callable[..., TrainRun], change: dict[str, float], sentence: str | None) -> None:
-    missed = missed_gates({**FIT, **change}, small_run())
+    config = small_run("warmup.stop_accuracy=0.42", "warmup.max_accuracy=0.6")
+    missed = missed_gates({**FIT, **change}, config)
     assert len(missed) == (sentence is not None)
     assert sentence is None or sentence in missed[0]
 
