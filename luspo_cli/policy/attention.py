@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
@@ -60,9 +59,3 @@ def causal_only(model: nn.Module) -> bool:
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     kinds = getattr(text, "layer_types", None) or ["full_attention"]
     return all(kind == "full_attention" for kind in kinds)
-
-
-def full_mask(valid: Tensor, dtype: torch.dtype) -> Tensor:
-    """Turn valid columns [B, S] (bool) into the additive mask [B, 1, 1, S] of a decode step."""
-    mask = torch.zeros(valid.shape, dtype=dtype, device=valid.device)
-    return mask.masked_fill_(~valid, torch.finfo(dtype).min)[:, None, None, :]

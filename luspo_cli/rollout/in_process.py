@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from luspo_cli.records import Rollout, StopReason
-from luspo_cli.rollout.key_value_cache import KeyValueCache, PromptCache
+from luspo_cli.rollout.key_value_cache import KeyValueCache, PromptCache, decode_mask
+from luspo_cli.rollout.packed_linear import copy_weights
 from luspo_cli.rollout.sampler import Prompt, SamplingOptions
 from luspo_cli.rollout.token_choice import choose_tokens
 
@@ -46,10 +47,7 @@ class InProcessSampler:
         """Copy the policy's weights into the sampler's own model; nothing to do where they are the same object."""
         if policy is self.model:
             return
-        with torch.no_grad():
-            own = dict(self.model.named_parameters())
-            for name, weight in policy.named_parameters():
-                own[name].copy_(weight)
+        copy_weights(policy, self.model)
 
     @torch.inference_mode()
     def sample_groups(
@@ -165,12 +163,11 @@ class _DecodeBatch:
 
     def _decode(self, tokens: Tensor) -> None:
         valid = self.cache.open_column()
-        mask = torch.zeros(valid.shape, dtype=self.model.dtype, device=self.device)
-        mask.masked_fill_(~valid, torch.finfo(mask.dtype).min)
+        mask = decode_mask(valid, self.model.dtype)
         hidden = self.model.model(
             input_ids=tokens[:, None],
             position_ids=self.position[:, None],
-            attention_mask=mask[:, None, None, :],
+            attention_mask=mask,
             past_key_values=self.cache,
             use_cache=True,
         ).last_hidden_state

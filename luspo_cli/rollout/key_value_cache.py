@@ -128,3 +128,9 @@ class KeyValueCache:
         self.valid = torch.cat([self.valid.new_zeros(self.rows, shift), self.valid[:, self.begin :]], dim=1)
         self.end += shift - self.begin
         self.begin = 0
+
+
+def decode_mask(valid: Tensor, dtype: torch.dtype) -> Tensor:
+    """Turn valid columns [B, S] (bool) into the additive mask [B, 1, 1, S] of a decode step."""
+    mask = torch.zeros(valid.shape, dtype=dtype, device=valid.device)
+    return mask.masked_fill_(~valid, torch.finfo(dtype).min)[:, None, None, :]

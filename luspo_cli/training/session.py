@@ -24,7 +24,7 @@ from luspo_cli.policy.policy import Policy
 from luspo_cli.records import Problem
 from luspo_cli.rewards.rubric import Rubric
 from luspo_cli.rollout.in_process import InProcessSampler
-from luspo_cli.rollout.packed_linear import bfloat16_copy, copy_weights
+from luspo_cli.rollout.packed_linear import bfloat16_copy
 from luspo_cli.rollout.sampler import Prompt, SamplingOptions
 from luspo_cli.run_folder import IfExists, RunFolder
 from luspo_cli.training.checkpoint import Checkpoint, load_optimizer, newest_whole, save_checkpoint
@@ -224,9 +224,7 @@ def _stages(
     prepared, optimizer = accelerator.prepare(policy, optimizer)
     sampling_model = bfloat16_copy(policy.model) if low_precision else policy.model
 
-    def refresh_sampler() -> None:
-        if sampling_model is not policy.model:
-            copy_weights(policy.model, sampling_model)
+    sampler = InProcessSampler(sampling_model, loaded.tokenizer, loaded.end_tokens, config.rollout.max_rows)
 
     def save(step: int) -> Path:
         return save_checkpoint(
@@ -249,11 +247,11 @@ def _stages(
     return Stages(
         problems=problems.source,
         to_prompt=prompts_of(config.data.train),
-        sampler=InProcessSampler(sampling_model, loaded.tokenizer, loaded.end_tokens, config.rollout.max_rows),
+        sampler=sampler,
         rubric=rubric,
         updater=Updater(prepared, optimizer, accelerator, config, reference),
         held_out=_held_out_check(config, problems, prompts_of(config.data.held_out), rubric),
-        refresh_sampler=refresh_sampler,
+        refresh_sampler=lambda: sampler.load_weights(policy.model),
         save=save,
     )
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from luspo_cli.policy.attention import attention, causal_only, full_mask
+from luspo_cli.policy.attention import attention, causal_only
+from luspo_cli.rollout.key_value_cache import decode_mask
 
 
 def oracle(query: Tensor, key: Tensor, value: Tensor, allowed: Tensor, scaling: float) -> Tensor:
@@ -42,7 +43,7 @@ def test_without_a_mask_it_is_causal(heads: int, key_heads: int) -> None:
 def test_a_decode_step_sees_the_valid_columns_of_its_own_row(heads: int, key_heads: int) -> None:
     query, key, value = tensors(3, heads, key_heads, 1, 6)
     valid = torch.tensor([[0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1], [0, 0, 0, 0, 0, 1]], dtype=torch.bool)
-    found, _ = attention(nn.Module(), query, key, value, full_mask(valid, torch.float64), scaling=0.3)
+    found, _ = attention(nn.Module(), query, key, value, decode_mask(valid, torch.float64), scaling=0.3)
     assert found.shape == (3, 1, heads, 5)
     assert torch.allclose(found, oracle(query, key, value, valid[:, None], 0.3), atol=1e-12)
 
@@ -50,7 +51,7 @@ def test_a_decode_step_sees_the_valid_columns_of_its_own_row(heads: int, key_hea
 @pytest.mark.parametrize(("heads", "key_heads"), [(4, 2), (6, 1)])
 def test_folding_heads_equals_repeating_the_cache(heads: int, key_heads: int) -> None:
     query, key, value = tensors(3, heads, key_heads, 1, 6)
-    mask = full_mask(torch.rand(3, 6, generator=torch.Generator().manual_seed(0)) < 0.7, torch.float64)
+    mask = decode_mask(torch.rand(3, 6, generator=torch.Generator().manual_seed(0)) < 0.7, torch.float64)
     mask[..., -1] = 0.0
     folded, _ = attention(nn.Module(), query, key, value, mask, scaling=0.3)
     shared = heads // key_heads
