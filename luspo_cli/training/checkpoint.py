@@ -19,6 +19,7 @@ import torch
 
 from luspo_cli.errors import RunError, UsageError
 from luspo_cli.run_folder import write_json
+from luspo_cli.training.optimizer import save_optimizer
 
 MANIFEST = "checkpoint.json"
 
@@ -29,6 +30,10 @@ class Checkpoint:
 
     path: Path
     step: int
+
+    @property
+    def trainer(self) -> Path:
+        return self.path / "trainer"
 
 
 def checkpoint_path(checkpoints: Path, step: int) -> Path:
@@ -53,7 +58,7 @@ def save_checkpoint(
         (partial / "trainer").mkdir(parents=True)
         model.save_pretrained(partial / "model", safe_serialization=True)
         tokenizer.save_pretrained(partial / "model")
-        _save_optimizer(partial / "trainer", optimizer, names)
+        save_optimizer(partial / "trainer", optimizer, names)
         write_json(partial / "trainer" / "state.json", {"step": step})
         files = {str(f.relative_to(partial)): _digest(f) for f in sorted(partial.rglob("*")) if f.is_file()}
         write_json(partial / MANIFEST, {"step": step, "files": files})
@@ -117,31 +122,6 @@ def newest_whole(checkpoints: Path) -> tuple[Checkpoint | None, list[str]]:
             f"{notes[0]} and no other checkpoint is whole; start again with --if-exists replace, or restore the file"
         )
     return None, notes
-
-
-def load_optimizer(checkpoint: Checkpoint, optimizer: torch.optim.Optimizer, names: list[str]) -> None:
-    """Restore the optimizer's state; `names` are the parameters' names in the optimizer's order."""
-    from safetensors.torch import load_file
-
-    tensors = load_file(checkpoint.path / "trainer" / "optimizer.safetensors")
-    state: dict[int, dict[str, torch.Tensor]] = {}
-    for index, name in enumerate(names):
-        own = {key.rsplit("::", 1)[1]: value for key, value in tensors.items() if key.rsplit("::", 1)[0] == name}
-        if own:
-            state[index] = own
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-
-
-def _save_optimizer(folder: Path, optimizer: torch.optim.Optimizer, names: list[str]) -> None:
-    from safetensors.torch import save_file
-
-    state = optimizer.state_dict()["state"]
-    tensors = {
-        f"{names[index]}::{key}": value.detach().cpu().contiguous()
-        for index, values in state.items()
-        for key, value in values.items()
-    }
-    save_file(tensors, folder / "optimizer.safetensors")
 
 
 def _digest(path: Path) -> dict[str, Any]:

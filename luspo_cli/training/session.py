@@ -27,12 +27,13 @@ from luspo_cli.rollout.in_process import InProcessSampler
 from luspo_cli.rollout.packed_linear import bfloat16_copy
 from luspo_cli.rollout.sampler import Prompt, SamplingOptions
 from luspo_cli.run_folder import IfExists, RunFolder
-from luspo_cli.training.checkpoint import Checkpoint, load_optimizer, newest_whole, save_checkpoint
+from luspo_cli.training.checkpoint import Checkpoint, newest_whole, save_checkpoint
 from luspo_cli.training.dynamic_sampling import SignalWatch
 from luspo_cli.training.held_out import SEED_OFFSET, HeldOut
 from luspo_cli.training.host_memory import peak_memory_gib
 from luspo_cli.training.loop import Stages, train
 from luspo_cli.training.made_model import made_model
+from luspo_cli.training.optimizer import load_optimizer, make_optimizer
 from luspo_cli.training.provenance import provenance, record_provenance
 from luspo_cli.training.tracking import Tracking, check_writers
 from luspo_cli.training.update import Updater
@@ -218,9 +219,9 @@ def _stages(
     if config.model.freeze_vision:
         freeze_vision(loaded.model)
     policy = Policy(loaded.model, config.rollout.temperature).train()
-    names, optimizer = _optimizer(policy, config)
+    names, optimizer = make_optimizer(policy, config.update)
     if checkpoint:
-        load_optimizer(checkpoint, optimizer, names)
+        load_optimizer(checkpoint.trainer, optimizer, names)
     prepared, optimizer = accelerator.prepare(policy, optimizer)
     sampling_model = bfloat16_copy(policy.model) if low_precision else policy.model
 
@@ -254,26 +255,6 @@ def _stages(
         refresh_sampler=lambda: sampler.load_weights(policy.model),
         save=save,
     )
-
-
-def _optimizer(policy: Policy, config: TrainRun) -> tuple[list[str], Any]:
-    """AdamW; weight decay on matrices only. Returns the parameters' names in the optimizer's order with it."""
-    import torch
-
-    named = [(name, parameter) for name, parameter in policy.named_parameters() if parameter.requires_grad]
-    matrices = [(name, parameter) for name, parameter in named if parameter.dim() >= 2]
-    others = [(name, parameter) for name, parameter in named if parameter.dim() < 2]
-    settings = config.update
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": [parameter for _, parameter in matrices], "weight_decay": settings.weight_decay},
-            {"params": [parameter for _, parameter in others], "weight_decay": 0.0},
-        ],
-        lr=settings.learning_rate,
-        betas=settings.betas,
-        fused=True,
-    )
-    return [name for name, _ in (*matrices, *others)], optimizer
 
 
 def _held_out_check(
