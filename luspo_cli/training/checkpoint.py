@@ -1,7 +1,8 @@
 """Checkpoints that appear whole or not at all, hold no pickle, and know when they are damaged.
 
 A checkpoint is written under a hidden name, flushed, listed with sizes and sha256 in `checkpoint.json`, then renamed.
-`model/` is a plain Hugging Face folder with float32 weights: what resumes is what anybody can load.
+`model/` is a plain Hugging Face folder with float32 weights, `adapter/` of a LoRA run a peft folder: what resumes is what
+anybody can load.
 Random numbers need no saving: every draw of the engine is a function of seed, step and row.
 """
 
@@ -20,6 +21,7 @@ import torch
 from luspo_cli.errors import RunError, UsageError
 from luspo_cli.run_folder import write_json
 from luspo_cli.training.optimizer import save_optimizer
+from luspo_cli.training.policy_files import save_policy
 
 MANIFEST = "checkpoint.json"
 
@@ -56,8 +58,7 @@ def save_checkpoint(
         shutil.rmtree(leftover, ignore_errors=True)
     try:
         (partial / "trainer").mkdir(parents=True)
-        model.save_pretrained(partial / "model", safe_serialization=True)
-        tokenizer.save_pretrained(partial / "model")
+        save_policy(partial, model, tokenizer)
         save_optimizer(partial / "trainer", optimizer, names)
         write_json(partial / "trainer" / "state.json", {"step": step})
         files = {str(f.relative_to(partial)): _digest(f) for f in sorted(partial.rglob("*")) if f.is_file()}

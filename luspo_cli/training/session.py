@@ -20,6 +20,7 @@ from luspo_cli.errors import UsageError
 from luspo_cli.policy import attention
 from luspo_cli.policy.inputs import fitting, prompt_inputs
 from luspo_cli.policy.loading import LoadedModel, freeze_vision, load_model, no_progress_bars
+from luspo_cli.policy.lora import BasePolicy, add_adapters, load_adapter, require_peft
 from luspo_cli.policy.policy import Policy
 from luspo_cli.records import Problem
 from luspo_cli.rewards.rubric import Rubric
@@ -34,7 +35,8 @@ from luspo_cli.training.host_memory import peak_memory_gib
 from luspo_cli.training.loop import Stages, train
 from luspo_cli.training.made_model import made_model
 from luspo_cli.training.optimizer import load_optimizer, make_optimizer
-from luspo_cli.training.provenance import provenance, record_provenance
+from luspo_cli.training.policy_files import policy_folder
+from luspo_cli.training.provenance import check_same_base, provenance, record_provenance
 from luspo_cli.training.tracking import Tracking, check_writers
 from luspo_cli.training.update import Updater
 
@@ -77,7 +79,12 @@ def run_training(
     attention.register()
     no_progress_bars()  # a made model is saved before one is loaded
     starting = _starting_folder(config, say)
+    if config.model.lora.rank:
+        require_peft()
     loaded = load_model(config.model.model_copy(update={"path": str(starting)}) if starting else config.model)
+    if config.model.lora.rank:
+        number = add_adapters(loaded.model, config.model, config.run.seed, str(starting or config.model.path))
+        say(f"training {number:,} weights of adapters; the base model stays as it is")
     problems = _problems(config, loaded, say)
     with RunFolder(path) as folder, Rubric(config.reward, config.rollout.max_response_tokens) as rubric:
         _check_golds(rubric, problems)
@@ -92,9 +99,14 @@ def run_training(
             return Outcome(first_step, True)
         if resumed:
             say(f"going on after step {first_step}")
-        record_provenance(path / "provenance.json", provenance(config, starting), first_step)
+        traced = provenance(config, starting)
+        if checkpoint and config.model.lora.rank:
+            check_same_base(path / "provenance.json", traced)
+        record_provenance(path / "provenance.json", traced, first_step)
         reference = None
-        if checkpoint:
+        if checkpoint and config.model.lora.rank:
+            load_adapter(loaded.model, policy_folder(checkpoint.path))
+        elif checkpoint:
             reference = loaded.model if config.objective.kl_coefficient > 0 else None
             del loaded  # its weights would stay in memory beside the checkpoint's until the run ends
             loaded = load_model(config.model.model_copy(update={"path": str(checkpoint.path / "model")}))
@@ -212,8 +224,8 @@ def _stages(
 
     low_precision = config.model.compute_dtype == "bfloat16"
     accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="bf16" if low_precision else "no")
-    reference = None
-    if config.objective.kl_coefficient > 0:
+    reference: Policy | BasePolicy | None = None
+    if config.objective.kl_coefficient > 0 and not config.model.lora.rank:
         frozen = (reference_model or copy.deepcopy(loaded.model)).requires_grad_(False).eval().to(accelerator.device)
         reference = Policy(frozen, config.rollout.temperature)
     if config.model.freeze_vision:
@@ -223,6 +235,8 @@ def _stages(
     if checkpoint:
         load_optimizer(checkpoint.trainer, optimizer, names)
     prepared, optimizer = accelerator.prepare(policy, optimizer)
+    if config.objective.kl_coefficient > 0 and config.model.lora.rank:
+        reference = BasePolicy(prepared, policy.model)
     sampling_model = bfloat16_copy(policy.model) if low_precision else policy.model
 
     sampler = InProcessSampler(sampling_model, loaded.tokenizer, loaded.end_tokens, config.rollout.max_rows)
