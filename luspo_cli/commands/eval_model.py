@@ -1,4 +1,4 @@
-"""Which weights `luspo eval MODEL_OR_RUN` means: a run's newest whole checkpoint, a model folder, or a hub id.
+"""Which weights `luspo eval MODEL_OR_RUN` means: a run's newest whole checkpoint, a folder of a model or an adapter, or a hub id.
 
 The weights' fingerprint goes into the result's settings, so an evaluation that goes on after a kill cannot mix two
 models under one path.
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from luspo_cli.errors import UsageError
+from luspo_cli.policy.model_files import ADAPTER_CONFIG
 
 WEIGHT_FILES = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.model", "*.txt")
 DEFAULT_OUT = Path("evals")
@@ -24,7 +25,7 @@ class Weights:
     name: str
     """As the user named them."""
     path: str
-    """A folder or a hub id."""
+    """A folder (of a model, or of an adapter that names its base model) or a hub id."""
     out: Path
     """Where results go unless the user says otherwise."""
     step: int | None = None
@@ -45,6 +46,16 @@ class Weights:
         value = ((self.run_config or {}).get("model") or {}).get("compute_dtype")
         return value if isinstance(value, str) else None
 
+    @property
+    def base(self) -> str | None:
+        """Of an adapter's folder: the folder or hub id of its base model."""
+        folder = Path(self.path).expanduser()
+        if not (folder / ADAPTER_CONFIG).is_file():
+            return None
+        from luspo_cli.policy.lora import read_adapter_config
+
+        return str(read_adapter_config(folder)["base_model_name_or_path"])
+
     def fingerprint(self) -> str | None:
         """Return a hash of the folder's weights and tokenizer, a hub id's commit, or None while it is not on the disk."""
         folder = Path(self.path).expanduser()
@@ -54,6 +65,8 @@ class Weights:
             cached = try_to_load_from_cache(self.path, "config.json")
             return Path(cached).parent.name if isinstance(cached, str) else None
         total = hashlib.sha256()
+        if self.base is not None:
+            total.update(f"{Weights(self.base, self.base, self.out).fingerprint()}\n".encode())
         for file in sorted({file for pattern in WEIGHT_FILES for file in folder.glob(pattern)}):
             with file.open("rb") as stream:
                 total.update(f"{file.name} {hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
@@ -63,7 +76,7 @@ class Weights:
         """Return whether the configuration names a vision part; None where it is not on the disk."""
         from luspo_cli.evaluation.sample_store import read_object
 
-        config = read_object(Path(self.path).expanduser() / "config.json")
+        config = read_object(Path(self.base or self.path).expanduser() / "config.json")
         return None if config is None else "vision_config" in config
 
 
@@ -87,7 +100,7 @@ def find_weights(model_or_run: str, step: int | None) -> Weights:
         raise UsageError(f"--step chooses a checkpoint of a run, and {model_or_run} is no run folder; leave it out.")
     name = folder.resolve().name if folder.is_dir() else model_or_run.rpartition("/")[2]
     weights = Weights(model_or_run, model_or_run, DEFAULT_OUT / name)
-    _require_model(model_or_run, folder, is_model=config is not None)
+    _require_model(model_or_run, folder, is_model=config is not None or (folder / ADAPTER_CONFIG).is_file())
     return weights
 
 
@@ -105,6 +118,7 @@ def _require_model(model: str, folder: Path, *, is_model: bool) -> None:
 
 def _run_weights(name: str, folder: Path, config: dict[str, Any], step: int | None) -> Weights:
     from luspo_cli.training.checkpoint import Checkpoint, damage, find_checkpoints, newest_whole
+    from luspo_cli.training.policy_files import policy_folder
 
     checkpoints = folder / "checkpoints"
     chosen: Checkpoint | None
@@ -123,4 +137,4 @@ def _run_weights(name: str, folder: Path, config: dict[str, Any], step: int | No
         raise UsageError(
             f"{folder} has no whole checkpoint yet; let it train on (luspo train --run {folder} --resume)."
         )
-    return Weights(name, str(chosen.path / "model"), folder / "evals", chosen.step, config, tuple(notes))
+    return Weights(name, str(policy_folder(chosen.path)), folder / "evals", chosen.step, config, tuple(notes))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from luspo_cli.config.base import Section
 
@@ -31,6 +31,31 @@ class ShapeConfig(Section):
         return embeddings + self.layers * layer + self.width
 
 
+class LoraConfig(Section):
+    """Low-rank adapters instead of the weights themselves (LoRA, arXiv 2106.09685); off while `rank` is 0."""
+
+    rank: int = Field(default=0, ge=0)
+    """Rank of the matrices B and A of every adapter; 0: train all weights. Needs the extra `lora`."""
+    alpha: float = Field(default=32.0, gt=0)
+    """An adapter adds alpha / rank times B A to its matrix."""
+    targets: tuple[str, ...] = Field(
+        default=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+        min_length=1,
+        strict=False,
+    )
+    """Linear layers of the language model that get an adapter, by the last part of their name."""
+
+    @model_validator(mode="after")
+    def _adapters_are_on(self) -> LoraConfig:
+        for key in ("alpha", "targets"):
+            default: Any = type(self).model_fields[key].default
+            if not self.rank and getattr(self, key) != default:
+                raise ValueError(f"model.lora.{key} needs model.lora.rank: without a rank there are no adapters")
+        if len(set(self.targets)) < len(self.targets):
+            raise ValueError(f"model.lora.targets names a layer twice: {', '.join(self.targets)}")
+        return self
+
+
 class ModelConfig(Section):
     """The policy's starting weights."""
 
@@ -46,4 +71,13 @@ class ModelConfig(Section):
     """Run Python code that comes with the model. Off unless you have read that code."""
     freeze_vision: bool = False
     """Leave a vision-language model's vision tower as it is; nothing to freeze in a model for text only."""
+    lora: LoraConfig = LoraConfig()
     shape: ShapeConfig = ShapeConfig()
+
+    @model_validator(mode="after")
+    def _freezing_changes_something(self) -> ModelConfig:
+        if self.lora.rank and self.freeze_vision:
+            raise ValueError(
+                "model.freeze_vision changes nothing with model.lora: adapters are on the language model alone"
+            )
+        return self

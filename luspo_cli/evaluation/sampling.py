@@ -63,7 +63,9 @@ def load_sampling_model(path: str, dtype: Dtype, max_rows: int) -> SamplingModel
     loaded = load_model(ModelConfig(path=path, compute_dtype=dtype))
     model = loaded.model.requires_grad_(False).eval()
     if torch.cuda.is_available():
-        model = model.to(device="cuda", dtype=getattr(torch, dtype))
+        for weight in model.parameters():  # not the whole module: that would round the rotary frequencies as well
+            weight.data = weight.data.to(getattr(torch, dtype))
+        model = model.to("cuda")
     elif dtype == "bfloat16":
         model = bfloat16_copy(model)
     context = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)

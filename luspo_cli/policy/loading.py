@@ -19,7 +19,7 @@ import torch
 from luspo_cli.config.model import ModelConfig
 from luspo_cli.errors import UsageError
 from luspo_cli.policy import attention
-from luspo_cli.policy.model_files import find_model, is_hub_id
+from luspo_cli.policy.model_files import ADAPTER_CONFIG, find_model, is_hub_id
 
 VISION_MODELS = {"qwen2_vl": "Qwen2VLProcessor", "qwen2_5_vl": "Qwen2_5_VLProcessor"}
 """Model types whose image tokens and rotary positions the engine knows, with their processors in transformers."""
@@ -43,6 +43,9 @@ def load_model(config: ModelConfig) -> LoadedModel:
     from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
+    folder = Path(config.path).expanduser()
+    if (folder / ADAPTER_CONFIG).is_file():
+        return _load_adapted(folder, config)
     attention.register()
     no_progress_bars()
     reason = None if is_hub_id(config.path) else find_model(config.path)
@@ -57,7 +60,8 @@ def load_model(config: ModelConfig) -> LoadedModel:
         architecture: Any = AutoModelForImageTextToText if processor else AutoModelForCausalLM
         model = architecture.from_pretrained(
             source,
-            dtype=torch.float32,
+            # A base that stays in bfloat16 is read in the type it is stored in: it is rounded once, if at all.
+            dtype="auto" if config.lora.rank and config.compute_dtype == "bfloat16" else torch.float32,
             attn_implementation=VISION_ATTENTION if processor else attention.NAME,
             **options,
         )
@@ -80,6 +84,29 @@ def load_model(config: ModelConfig) -> LoadedModel:
             "{% for m in messages %}{{ m['content'] }}{% if not loop.last %}\n\n{% endif %}{% endfor %}"
         )
     return LoadedModel(model, tokenizer, end_tokens(model, tokenizer), processor)
+
+
+def _load_adapted(folder: Path, config: ModelConfig) -> LoadedModel:
+    """A base model with the adapter of a peft folder folded into it: a plain model in float32."""
+    from luspo_cli.policy.lora import fold_adapter, read_adapter_config
+
+    if config.lora.rank:
+        raise UsageError(
+            f"model.path {folder} is an adapter; make a model of it first (luspo merge {folder} --out DIR) and put new"
+            " adapters on that"
+        )
+    stored = read_adapter_config(folder)
+    base = str(stored["base_model_name_or_path"])
+    of_base = config.model_copy(update={"path": base, "revision": stored.get("revision") or config.revision})
+    try:
+        loaded = load_model(of_base)
+    except UsageError as error:
+        raise UsageError(
+            f"the base model of the adapter in {folder} cannot be loaded: {error} (its place is base_model_name_or_path in"
+            f" {ADAPTER_CONFIG})"
+        ) from error
+    fold_adapter(loaded.model, folder)
+    return loaded
 
 
 def no_progress_bars() -> None:

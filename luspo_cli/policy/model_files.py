@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+ADAPTER_CONFIG = "adapter_config.json"
+"""What makes a folder a peft folder: adapters that belong to a base model elsewhere."""
+
 
 def is_hub_id(path: str) -> bool:
     """Whether `model.path` can only be a hub id (owner/name): not a folder, and not written like a path."""
@@ -19,7 +22,8 @@ def find_model(path: str) -> str | None:
         return f"model.path '{path}' is not on this machine; the hub would be asked, or set a local folder"
     folder = Path(path).expanduser()
     if folder.is_dir():
-        return None if (folder / "config.json").exists() else f"model.path '{path}' has no config.json"
+        found = any((folder / name).exists() for name in ("config.json", ADAPTER_CONFIG))
+        return None if found else f"model.path '{path}' has no config.json"
     return f"model.path '{path}' is not a folder; set it to a folder with config.json or a hub id (owner/name)"
 
 

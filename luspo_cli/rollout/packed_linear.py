@@ -8,9 +8,12 @@ weights. Where they are missing the plain layers serve.
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from luspo_cli.adapters import is_adapted, merged_weight
 
 
 def can_pack(weight: Tensor) -> bool:
@@ -40,15 +43,38 @@ class PackedLinear(nn.Module):
 
 
 def bfloat16_copy(model: nn.Module) -> nn.Module:
-    """A bfloat16 copy of `model` for sampling, its linear layers packed where this machine can."""
-    twin = copy.deepcopy(model).to(torch.bfloat16).requires_grad_(False)
-    weight = next(twin.parameters())
-    if can_pack(weight):
-        for parent in list(twin.modules()):
-            for name, layer in list(parent.named_children()):
-                if type(layer) is nn.Linear:
-                    setattr(parent, name, PackedLinear(layer.weight, layer.bias))
-    return twin
+    """A bfloat16 copy of `model` for sampling: adapters merged, linear layers packed where this machine can.
+
+    Made weight by weight, so that no second copy in another type exists on the way; what is frozen in bfloat16 is shared.
+    """
+    made: dict[int, Any] = {}  # what deepcopy finds here under an object's id it takes for that object's copy
+    _convert(model, made, can_pack(torch.empty(0, dtype=torch.bfloat16, device=next(model.parameters()).device)))
+    return copy.deepcopy(model, made).requires_grad_(False)
+
+
+def _convert(layer: Any, made: dict[int, Any], pack: bool) -> None:
+    """Put the bfloat16 form of every layer and weight into `made`; buffers (rotary frequencies) stay as they are."""
+    if is_adapted(layer) or (pack and type(layer) is nn.Linear):
+        made[id(layer)] = _linear(merged_weight(layer), layer.bias, pack)
+        return
+    for weight in layer.parameters(recurse=False):
+        shared = weight.dtype == torch.bfloat16 and not weight.requires_grad
+        made[id(weight)] = weight if shared else nn.Parameter(weight.detach().to(torch.bfloat16), requires_grad=False)
+    if isinstance(layer, nn.Embedding) and type(layer) is not nn.Embedding:  # one that returns float32
+        made[id(layer)] = nn.Embedding.from_pretrained(made[id(layer.weight)])
+    for inner in layer.children():
+        _convert(inner, made, pack)
+
+
+def _linear(weight: Tensor, bias: Tensor | None, pack: bool) -> nn.Module:
+    """A frozen bfloat16 linear layer of its own."""
+    if pack:
+        return PackedLinear(weight, bias)
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
+    layer.weight = nn.Parameter(weight.to(torch.bfloat16), requires_grad=False)
+    if bias is not None:
+        layer.bias = nn.Parameter(bias.detach().to(torch.bfloat16), requires_grad=False)
+    return layer
 
 
 @torch.no_grad()
@@ -57,7 +83,9 @@ def copy_weights(source: nn.Module, twin: nn.Module) -> None:
     layers = dict(source.named_modules())
     for name, layer in twin.named_modules():
         if isinstance(layer, PackedLinear):
-            layer.pack(layers[name].weight, layers[name].bias)
+            layer.pack(merged_weight(layers[name]), layers[name].bias)
+        elif is_adapted(layers[name]):
+            layer.get_parameter("weight").copy_(merged_weight(layers[name]))
         else:
             theirs = dict(layers[name].named_parameters(recurse=False))
             for key, own in layer.named_parameters(recurse=False):

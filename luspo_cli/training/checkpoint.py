@@ -1,7 +1,8 @@
 """Checkpoints that appear whole or not at all, hold no pickle, and know when they are damaged.
 
 A checkpoint is written under a hidden name, flushed, listed with sizes and sha256 in `checkpoint.json`, then renamed.
-`model/` is a plain Hugging Face folder with float32 weights: what resumes is what anybody can load.
+`model/` is a plain Hugging Face folder with float32 weights, `adapter/` of a LoRA run a peft folder: what resumes is what
+anybody can load.
 Random numbers need no saving: every draw of the engine is a function of seed, step and row.
 """
 
@@ -19,6 +20,8 @@ import torch
 
 from luspo_cli.errors import RunError, UsageError
 from luspo_cli.run_folder import write_json
+from luspo_cli.training.optimizer import save_optimizer
+from luspo_cli.training.policy_files import save_policy
 
 MANIFEST = "checkpoint.json"
 
@@ -29,6 +32,10 @@ class Checkpoint:
 
     path: Path
     step: int
+
+    @property
+    def trainer(self) -> Path:
+        return self.path / "trainer"
 
 
 def checkpoint_path(checkpoints: Path, step: int) -> Path:
@@ -51,9 +58,8 @@ def save_checkpoint(
         shutil.rmtree(leftover, ignore_errors=True)
     try:
         (partial / "trainer").mkdir(parents=True)
-        model.save_pretrained(partial / "model", safe_serialization=True)
-        tokenizer.save_pretrained(partial / "model")
-        _save_optimizer(partial / "trainer", optimizer, names)
+        save_policy(partial, model, tokenizer)
+        save_optimizer(partial / "trainer", optimizer, names)
         write_json(partial / "trainer" / "state.json", {"step": step})
         files = {str(f.relative_to(partial)): _digest(f) for f in sorted(partial.rglob("*")) if f.is_file()}
         write_json(partial / MANIFEST, {"step": step, "files": files})
@@ -117,31 +123,6 @@ def newest_whole(checkpoints: Path) -> tuple[Checkpoint | None, list[str]]:
             f"{notes[0]} and no other checkpoint is whole; start again with --if-exists replace, or restore the file"
         )
     return None, notes
-
-
-def load_optimizer(checkpoint: Checkpoint, optimizer: torch.optim.Optimizer, names: list[str]) -> None:
-    """Restore the optimizer's state; `names` are the parameters' names in the optimizer's order."""
-    from safetensors.torch import load_file
-
-    tensors = load_file(checkpoint.path / "trainer" / "optimizer.safetensors")
-    state: dict[int, dict[str, torch.Tensor]] = {}
-    for index, name in enumerate(names):
-        own = {key.rsplit("::", 1)[1]: value for key, value in tensors.items() if key.rsplit("::", 1)[0] == name}
-        if own:
-            state[index] = own
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-
-
-def _save_optimizer(folder: Path, optimizer: torch.optim.Optimizer, names: list[str]) -> None:
-    from safetensors.torch import save_file
-
-    state = optimizer.state_dict()["state"]
-    tensors = {
-        f"{names[index]}::{key}": value.detach().cpu().contiguous()
-        for index, values in state.items()
-        for key, value in values.items()
-    }
-    save_file(tensors, folder / "optimizer.safetensors")
 
 
 def _digest(path: Path) -> dict[str, Any]:

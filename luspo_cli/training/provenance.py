@@ -14,6 +14,7 @@ from typing import Any
 import luspo_cli
 from luspo_cli.config.run import MADE_TERMS, TrainRun
 from luspo_cli.data.problems import fingerprint
+from luspo_cli.errors import UsageError
 from luspo_cli.run_folder import write_json
 
 PACKAGES = ("torch", "transformers", "accelerate", "math-verify", "numpy", "pyarrow")
@@ -56,6 +57,21 @@ def record_provenance(path: Path, found: dict[str, Any], after_step: int) -> Non
         write_json(path, {**stored, "resumed": resumed})
     else:
         write_json(path, found)
+
+
+def check_same_base(path: Path, found: dict[str, Any]) -> None:
+    """Raise UsageError where the base weights are no longer those that the adapters of a run were trained on.
+
+    `path` is the run's provenance.json, `found` the provenance of the session that goes on.
+    """
+    if not path.is_file():
+        return
+    before = json.loads(path.read_text())["model"]["weights"]
+    if before != found["model"]["weights"]:
+        raise UsageError(
+            f"the base model {found['model']['path']} has other weights than those that this run's adapters were trained on;"
+            " put them back, or start again with --if-exists replace"
+        )
 
 
 def _code_state() -> dict[str, str | None]:

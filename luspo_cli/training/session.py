@@ -20,6 +20,7 @@ from luspo_cli.errors import UsageError
 from luspo_cli.policy import attention
 from luspo_cli.policy.inputs import fitting, prompt_inputs
 from luspo_cli.policy.loading import LoadedModel, freeze_vision, load_model, no_progress_bars
+from luspo_cli.policy.lora import BasePolicy, add_adapters, load_adapter, require_peft
 from luspo_cli.policy.policy import Policy
 from luspo_cli.records import Problem
 from luspo_cli.rewards.rubric import Rubric
@@ -27,13 +28,15 @@ from luspo_cli.rollout.in_process import InProcessSampler
 from luspo_cli.rollout.packed_linear import bfloat16_copy
 from luspo_cli.rollout.sampler import Prompt, SamplingOptions
 from luspo_cli.run_folder import IfExists, RunFolder
-from luspo_cli.training.checkpoint import Checkpoint, load_optimizer, newest_whole, save_checkpoint
+from luspo_cli.training.checkpoint import Checkpoint, newest_whole, save_checkpoint
 from luspo_cli.training.dynamic_sampling import SignalWatch
 from luspo_cli.training.held_out import SEED_OFFSET, HeldOut
 from luspo_cli.training.host_memory import peak_memory_gib
 from luspo_cli.training.loop import Stages, train
 from luspo_cli.training.made_model import made_model
-from luspo_cli.training.provenance import provenance, record_provenance
+from luspo_cli.training.optimizer import load_optimizer, make_optimizer
+from luspo_cli.training.policy_files import policy_folder
+from luspo_cli.training.provenance import check_same_base, provenance, record_provenance
 from luspo_cli.training.tracking import Tracking, check_writers
 from luspo_cli.training.update import Updater
 
@@ -76,7 +79,12 @@ def run_training(
     attention.register()
     no_progress_bars()  # a made model is saved before one is loaded
     starting = _starting_folder(config, say)
+    if config.model.lora.rank:
+        require_peft()
     loaded = load_model(config.model.model_copy(update={"path": str(starting)}) if starting else config.model)
+    if config.model.lora.rank:
+        number = add_adapters(loaded.model, config.model, config.run.seed, str(starting or config.model.path))
+        say(f"training {number:,} weights of adapters; the base model stays as it is")
     problems = _problems(config, loaded, say)
     with RunFolder(path) as folder, Rubric(config.reward, config.rollout.max_response_tokens) as rubric:
         _check_golds(rubric, problems)
@@ -91,9 +99,14 @@ def run_training(
             return Outcome(first_step, True)
         if resumed:
             say(f"going on after step {first_step}")
-        record_provenance(path / "provenance.json", provenance(config, starting), first_step)
+        traced = provenance(config, starting)
+        if checkpoint and config.model.lora.rank:
+            check_same_base(path / "provenance.json", traced)
+        record_provenance(path / "provenance.json", traced, first_step)
         reference = None
-        if checkpoint:
+        if checkpoint and config.model.lora.rank:
+            load_adapter(loaded.model, policy_folder(checkpoint.path))
+        elif checkpoint:
             reference = loaded.model if config.objective.kl_coefficient > 0 else None
             del loaded  # its weights would stay in memory beside the checkpoint's until the run ends
             loaded = load_model(config.model.model_copy(update={"path": str(checkpoint.path / "model")}))
@@ -211,17 +224,19 @@ def _stages(
 
     low_precision = config.model.compute_dtype == "bfloat16"
     accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="bf16" if low_precision else "no")
-    reference = None
-    if config.objective.kl_coefficient > 0:
+    reference: Policy | BasePolicy | None = None
+    if config.objective.kl_coefficient > 0 and not config.model.lora.rank:
         frozen = (reference_model or copy.deepcopy(loaded.model)).requires_grad_(False).eval().to(accelerator.device)
         reference = Policy(frozen, config.rollout.temperature)
     if config.model.freeze_vision:
         freeze_vision(loaded.model)
     policy = Policy(loaded.model, config.rollout.temperature).train()
-    names, optimizer = _optimizer(policy, config)
+    names, optimizer = make_optimizer(policy, config.update)
     if checkpoint:
-        load_optimizer(checkpoint, optimizer, names)
+        load_optimizer(checkpoint.trainer, optimizer, names)
     prepared, optimizer = accelerator.prepare(policy, optimizer)
+    if config.objective.kl_coefficient > 0 and config.model.lora.rank:
+        reference = BasePolicy(prepared, policy.model)
     sampling_model = bfloat16_copy(policy.model) if low_precision else policy.model
 
     sampler = InProcessSampler(sampling_model, loaded.tokenizer, loaded.end_tokens, config.rollout.max_rows)
@@ -254,26 +269,6 @@ def _stages(
         refresh_sampler=lambda: sampler.load_weights(policy.model),
         save=save,
     )
-
-
-def _optimizer(policy: Policy, config: TrainRun) -> tuple[list[str], Any]:
-    """AdamW; weight decay on matrices only. Returns the parameters' names in the optimizer's order with it."""
-    import torch
-
-    named = [(name, parameter) for name, parameter in policy.named_parameters() if parameter.requires_grad]
-    matrices = [(name, parameter) for name, parameter in named if parameter.dim() >= 2]
-    others = [(name, parameter) for name, parameter in named if parameter.dim() < 2]
-    settings = config.update
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": [parameter for _, parameter in matrices], "weight_decay": settings.weight_decay},
-            {"params": [parameter for _, parameter in others], "weight_decay": 0.0},
-        ],
-        lr=settings.learning_rate,
-        betas=settings.betas,
-        fused=True,
-    )
-    return [name for name, _ in (*matrices, *others)], optimizer
 
 
 def _held_out_check(

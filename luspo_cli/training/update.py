@@ -20,6 +20,7 @@ from luspo_cli.config.run import TrainRun
 from luspo_cli.errors import RunError
 from luspo_cli.objectives import Counts, policy_loss
 from luspo_cli.objectives.diagnostics import combine_diagnostics
+from luspo_cli.policy.lora import BasePolicy
 from luspo_cli.policy.packing import (
     MiniBatch,
     PolicyBatch,
@@ -52,7 +53,7 @@ class Updater:
         optimizer: torch.optim.Optimizer,
         accelerator: Any,
         config: TrainRun,
-        reference: Policy | None,
+        reference: Policy | BasePolicy | None,
     ) -> None:
         self.policy, self.optimizer, self.accelerator = policy, optimizer, accelerator
         self.config, self.reference = config, reference

@@ -76,7 +76,7 @@ def make_updater(make_model: Callable[..., Any]) -> Callable[..., Any]:
     from accelerate.state import AcceleratorState
 
     from luspo_cli.policy.policy import Policy
-    from luspo_cli.training.session import _optimizer
+    from luspo_cli.training.optimizer import make_optimizer
     from luspo_cli.training.update import Updater
 
     def build(
@@ -89,7 +89,7 @@ def make_updater(make_model: Callable[..., Any]) -> Callable[..., Any]:
         model = make_model(dtype=dtype)
         accelerator = Accelerator(cpu=True, mixed_precision=precision)
         policy = Policy(model, config.rollout.temperature).train()
-        _, optimizer = _optimizer(policy, config)
+        _, optimizer = make_optimizer(policy, config.update)
         prepared, optimizer = accelerator.prepare(policy, optimizer)
         frozen = None if reference is None else Policy(reference.requires_grad_(False), config.rollout.temperature)
         torch.set_num_threads(1)

@@ -20,10 +20,10 @@ from luspo_cli.training.checkpoint import (
     Checkpoint,
     damage,
     find_checkpoints,
-    load_optimizer,
     newest_whole,
     save_checkpoint,
 )
+from luspo_cli.training.optimizer import load_optimizer
 
 
 class Trained:
@@ -75,7 +75,7 @@ def test_model_and_optimizer_come_back_bit_for_bit(trained: Trained, tmp_path: P
     path = trained.save(tmp_path, 2)
     restored = AutoModelForCausalLM.from_pretrained(path / "model", dtype=torch.float32, attn_implementation="luspo")
     again = Trained(restored, made_tokenizer, 0)
-    load_optimizer(Checkpoint(path, 2), again.optimizer, again.names)
+    load_optimizer(Checkpoint(path, 2).trainer, again.optimizer, again.names)
     trained.step(5)
     again.step(5)
     for one, other in zip(trained.model.parameters(), restored.parameters(), strict=True):
@@ -93,7 +93,7 @@ def test_only_the_newest_are_kept(trained: Trained, tmp_path: Path) -> None:
     assert visible(tmp_path) == ["step-000006", "step-000010"]
 
 
-@pytest.mark.parametrize("moment", ["_save_optimizer", "_digest", "_flush"])
+@pytest.mark.parametrize("moment", ["save_optimizer", "_digest", "_flush"])
 @pytest.mark.parametrize("error", [ValueError("injected"), KeyboardInterrupt()], ids=["error", "interrupt"])
 def test_a_write_that_dies_leaves_what_was_there(
     trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str, error: BaseException

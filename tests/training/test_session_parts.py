@@ -15,8 +15,9 @@ from luspo_cli.errors import RunError
 from luspo_cli.policy.policy import Policy
 from luspo_cli.records import ScoredGroup
 from luspo_cli.training.loop import in_order, score_groups
+from luspo_cli.training.optimizer import make_optimizer
 from luspo_cli.training.rollout_store import store_rollouts
-from luspo_cli.training.session import _interruptible, _NoiseWatch, _optimizer
+from luspo_cli.training.session import _interruptible, _NoiseWatch
 
 
 @pytest.mark.parametrize(
@@ -57,7 +58,7 @@ def test_ctrl_c_once_asks_and_twice_interrupts() -> None:
 
 def test_weight_decay_is_for_matrices_only(make_model: Callable[..., Any]) -> None:
     policy = Policy(make_model(), 1.0)
-    names, optimizer = _optimizer(policy, resolve_train(preset="tiny", sets=["update.weight_decay=0.25"]))
+    names, optimizer = make_optimizer(policy, resolve_train(preset="tiny", sets=["update.weight_decay=0.25"]).update)
     decays = [group["weight_decay"] for group in optimizer.param_groups for _ in group["params"]]
     weights = dict(policy.named_parameters())
     assert sorted(names) == sorted(weights)

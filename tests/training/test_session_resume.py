@@ -45,7 +45,7 @@ def test_the_same_command_starts_over_what_failed_before_step_1(
     def fail(*_: Any) -> None:
         raise RunError("optimizer settings that do not work")
 
-    monkeypatch.setattr(session, "_optimizer", fail)
+    monkeypatch.setattr(session, "make_optimizer", fail)
     with pytest.raises(RunError):
         run(small_run(*TWO_STEPS), tmp_path / "run")
     monkeypatch.undo()

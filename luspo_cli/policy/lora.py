@@ -1,0 +1,195 @@
+"""Low-rank adapters (LoRA, arXiv 2106.09685) on the language model's linear layers, through peft; the base stays as it is.
+
+Decided here:
+1. The base is held in the compute type. A frozen weight needs no float32: autocast would round it to bfloat16 in every pass
+   anyway, so the passes are the same bit for bit where the published weights are bfloat16, at half the memory. The adapters,
+   which the optimizer moves, are float32. Norms stay float32, and embeddings come out as float32, so that the residual stream
+   adds up as it does in a full run.
+2. There is no dropout. Old and new log-probs must be computed alike (the ratios of an unchanged policy are exactly 1), and a
+   response is sampled from the policy without it.
+3. The vocabulary head and the embeddings carry no adapter: the chunked log-probs read the head's matrix itself.
+4. Only the language model is adapted; a vision tower stays as it is.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from luspo_cli.adapters import ADAPTER, is_adapted, without_adapters
+from luspo_cli.config.model import ModelConfig
+from luspo_cli.errors import UsageError
+from luspo_cli.policy.model_files import ADAPTER_CONFIG, is_hub_id
+from luspo_cli.policy.packing import PolicyBatch
+
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+_PREFIX = "base_model.model."
+"""What peft puts before every name in an adapter's file."""
+
+
+class Float32Embedding(nn.Embedding):
+    """Rows of a bfloat16 table as float32: what follows adds up in float32, as it does with float32 weights."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input).float()
+
+
+class BasePolicy:
+    """The policy with its adapters off: the reference of a KL term, at no memory."""
+
+    def __init__(self, policy: Any, model: nn.Module) -> None:
+        self._policy, self._model = policy, model
+
+    def __call__(self, batch: PolicyBatch) -> tuple[Tensor, Tensor]:
+        with without_adapters(self._model):
+            logprobs, entropy = self._policy(batch)
+        return logprobs, entropy
+
+
+def require_peft() -> None:
+    """Raise UsageError where peft is not installed."""
+    try:
+        import peft  # noqa: F401
+    except ImportError as error:
+        raise UsageError(f"model.lora needs peft ({error}): pip install 'luspo[lora]'") from None
+
+
+def add_adapters(model: Any, config: ModelConfig, seed: int, base: str) -> int:
+    """Freeze `model`, put new adapters on it in place and return their number of weights; the policy is not changed by this.
+
+    `seed` fixes the first matrices (B starts at zero); `base` is the folder or hub id that the adapters belong to.
+    Raises UsageError where a target names no linear layer of the language model.
+    """
+    require_peft()
+    from peft import LoraConfig, TaskType, inject_adapter_in_model
+
+    settings = config.lora
+    _check_targets(model, settings.targets)
+    model.requires_grad_(False)
+    if config.compute_dtype == "bfloat16":
+        hold_in_bfloat16(model)
+    description = LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,  # type: ignore[arg-type]
+        lora_dropout=0.0,
+        target_modules=list(settings.targets),
+        exclude_modules=r".*\bvisual\b.*",
+        task_type=TaskType.CAUSAL_LM,
+        base_model_name_or_path=base if is_hub_id(base) else str(Path(base).expanduser().resolve()),
+        revision=config.revision if is_hub_id(base) else None,
+    )
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        torch.manual_seed(seed)
+        warnings.simplefilter("ignore", UserWarning)  # that no vision tower was there to leave out
+        inject_adapter_in_model(description, model, adapter_name=ADAPTER)
+    adapters = adapter_parameters(model)
+    for weight in adapters.values():
+        weight.data = weight.data.float()  # peft takes the type of the matrix beside it
+        weight.requires_grad_(True)
+    return sum(weight.numel() for weight in adapters.values())
+
+
+def hold_in_bfloat16(model: nn.Module) -> None:
+    """Turn the matrices of all linear layers and embeddings to bfloat16 in place, everything else to float32."""
+    for layer in model.modules():
+        dtype = torch.bfloat16 if isinstance(layer, nn.Linear | nn.Embedding) else torch.float32
+        for weight in layer.parameters(recurse=False):
+            weight.data = weight.data.to(dtype)  # the parameter stays the same object: a head may be tied to it
+    for parent in list(model.modules()):
+        for name, layer in list(parent.named_children()):
+            if type(layer) is nn.Embedding:
+                own = Float32Embedding(layer.num_embeddings, layer.embedding_dim, layer.padding_idx, device="meta")
+                own.weight = layer.weight
+                setattr(parent, name, own)
+
+
+def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The adapters' weights by the names that they have in a peft folder."""
+    return {
+        _PREFIX + name.replace(f".{ADAPTER}.weight", ".weight"): parameter
+        for name, parameter in model.named_parameters()
+        if f".{ADAPTER}." in name and ".lora_" in name
+    }
+
+
+def save_adapter(model: Any, folder: Path) -> None:
+    """Write a peft folder: adapter_config.json and adapter_model.safetensors."""
+    from safetensors.torch import save_file
+
+    model.peft_config[ADAPTER].save_pretrained(str(folder))
+    stored = json.loads((folder / ADAPTER_CONFIG).read_text())
+    stored["target_modules"] = sorted(stored["target_modules"])  # a set: its order is another one in every process
+    stored["inference_mode"] = True  # whoever loads it did not ask to train it
+    (folder / ADAPTER_CONFIG).write_text(json.dumps(stored, indent=2, sort_keys=True) + "\n")
+    tensors = {name: weight.detach().cpu().contiguous() for name, weight in adapter_parameters(model).items()}
+    save_file(tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+
+
+@torch.no_grad()
+def load_adapter(model: Any, folder: Path) -> None:
+    """Bring an adapter's weights into the adapters of `model`; UsageError where they are not of the same shape."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    file = folder / ADAPTER_WEIGHTS
+    try:
+        stored = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise UsageError(f"cannot read the adapter's weights in {file}: {error}") from None
+    own = adapter_parameters(model)
+    if stored.keys() != own.keys() or any(stored[name].shape != weight.shape for name, weight in own.items()):
+        raise UsageError(f"the adapter in {folder} does not fit the model: its layers or ranks are others")
+    for name, weight in own.items():
+        weight.copy_(stored[name])
+
+
+def read_adapter_config(folder: Path) -> dict[str, Any]:
+    """The content of a folder's adapter_config.json; UsageError where it cannot be read or names no base model."""
+    try:
+        stored = json.loads((folder / ADAPTER_CONFIG).read_bytes())
+        kind, base = stored["peft_type"], stored["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{folder / ADAPTER_CONFIG} is no adapter's configuration: {error}") from None
+    if kind != "LORA" or not base:
+        raise UsageError(
+            f"{folder} holds a {kind} adapter for base model '{base}'; only LoRA with a named base is read"
+        )
+    return dict(stored)
+
+
+@torch.no_grad()
+def fold_adapter(model: Any, folder: Path) -> None:
+    """Fold an adapter into the base model that it belongs to; what is left is a plain model."""
+    require_peft()
+    from peft import LoraConfig, inject_adapter_in_model
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        inject_adapter_in_model(LoraConfig.from_pretrained(str(folder)), model, adapter_name=ADAPTER)
+    load_adapter(model, folder)
+    for parent in list(model.modules()):
+        for name, layer in list(parent.named_children()):
+            if is_adapted(layer):
+                layer.merge()  # peft's own: the folder may come from elsewhere and hold a variant of LoRA
+                setattr(parent, name, layer.base_layer)
+    del model.peft_config
+    model.requires_grad_(True)
+
+
+def _check_targets(model: nn.Module, targets: tuple[str, ...]) -> None:
+    known = {
+        path.rpartition(".")[2]
+        for path, layer in model.named_modules()
+        if isinstance(layer, nn.Linear) and "visual" not in path.split(".") and path != "lm_head"
+    }
+    unknown = [target for target in targets if target not in known]
+    if unknown:
+        raise UsageError(
+            f"model.lora.targets names '{unknown[0]}', which is no linear layer inside this model; there are"
+            f" {', '.join(sorted(known))}"
+        )
