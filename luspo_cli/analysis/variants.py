@@ -24,6 +24,9 @@ BOOKKEEPING = frozenset(
         "run.threads",
         "run.track",
         "rollout.max_rows",
+        "rollout.vllm.memory_share",
+        "rollout.vllm.servers",
+        "rollout.vllm.timeout_s",
         "update.tokens_per_micro_batch",
         "model.gradient_checkpointing",
     }

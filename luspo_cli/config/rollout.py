@@ -2,11 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from luspo_cli.config.base import Section
+
+
+class VllmConfig(Section):
+    """How vLLM samples; each key holds for one kind of vLLM sampler and is refused beside the others."""
+
+    memory_share: float = Field(default=0.4, gt=0, lt=1)
+    """Share of the GPU's memory for vLLM inside this process: its weights and its cache. It sleeps while the policy trains.
+    On a CPU the environment variable VLLM_CPU_KVCACHE_SPACE gives the size of the cache (GiB)."""
+    eager: bool = False
+    """vLLM inside this process: no compilation and no CUDA graphs, a quicker start and slower tokens. On a CPU always so."""
+    servers: tuple[str, ...] = Field(default=(), strict=False)
+    """Addresses of vLLM servers, for example http://127.0.0.1:8000; problems are spread over them (docs/engine.md)."""
+    timeout_s: float = Field(default=600.0, gt=0)
+    """Seconds that one response, or one push of the weights, of a server may take."""
+
+    @field_validator("servers")
+    @classmethod
+    def _addresses(cls, servers: tuple[str, ...]) -> tuple[str, ...]:
+        for server in servers:
+            if not server.startswith(("http://", "https://")):
+                raise ValueError(f"rollout.vllm.servers wants addresses such as http://127.0.0.1:8000, not '{server}'")
+        if len(set(servers)) < len(servers):
+            raise ValueError(f"rollout.vllm.servers names a server twice: {', '.join(servers)}")
+        return servers
 
 
 class RolloutConfig(Section):
@@ -29,7 +53,11 @@ class RolloutConfig(Section):
     stop_after_steps_without_signal: int = Field(default=3, ge=1)
     """With dynamic sampling: the run stops with a diagnosis after this many steps in a row in which no group had a signal."""
     max_rows: int = Field(default=256, ge=1)
-    """Responses in flight in the in-process sampler; a finished row's place goes to the next group."""
+    """Responses in flight in the sampler; a finished row's place goes to the next group."""
+    sampler: Literal["auto", "in-process", "vllm", "vllm-server"] = "auto"
+    """Who draws: vLLM inside this process, vLLM servers elsewhere, or the loop on the policy's own layers. auto: vLLM where there
+    is a CUDA device and vllm is installed, in-process otherwise."""
+    vllm: VllmConfig = VllmConfig()
 
     @model_validator(mode="after")
     def _bounds_bind(self) -> RolloutConfig:
@@ -39,4 +67,16 @@ class RolloutConfig(Section):
                 raise ValueError(
                     f"rollout.{key} needs rollout.dynamic_sampling = true; without it no step has a second round"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _vllm_keys_bind(self) -> RolloutConfig:
+        changed = [key for key in VllmConfig.model_fields if getattr(self.vllm, key) != getattr(VllmConfig(), key)]
+        for key in changed:
+            of_server = key in ("servers", "timeout_s")
+            if self.sampler not in (("vllm-server",) if of_server else ("auto", "vllm")):
+                wanted = "vllm-server" if of_server else "vllm"
+                raise ValueError(f"rollout.vllm.{key} needs rollout.sampler = '{wanted}'; nothing else reads it")
+        if self.sampler == "vllm-server" and not self.vllm.servers:
+            raise ValueError("rollout.sampler = 'vllm-server' needs rollout.vllm.servers: the address of one at least")
         return self

@@ -85,6 +85,7 @@ class TrainRun(Section):
             raise ValueError(
                 "reward.overlong_weight changes nothing while reward.overlong_buffer is 0: set the buffer too"
             )
+        self._correction_fits()
         if update.ramp_steps > self.run.steps:
             raise ValueError(f"update.ramp_steps ({update.ramp_steps}) must not exceed run.steps ({self.run.steps})")
         if self.evaluation.temperature == 0 and self.evaluation.samples > 1:
@@ -95,6 +96,26 @@ class TrainRun(Section):
         if self.model.path == MADE:
             self._shape_fits()
         return self
+
+    def _correction_fits(self) -> None:
+        objective, rollout = self.objective, self.rollout
+        one_a_sequence = objective.ratio == "sequence" or objective.surrogate == "gmpo"
+        if self.update.sampler_correction == "token" and one_a_sequence:
+            raise ValueError(
+                f"update.sampler_correction = 'token' would put the sum of token weights in the place of the length in"
+                f" {objective.name}, whose loss is one number a sequence: set update.sampler_correction = 'sequence'"
+            )
+        truncated = rollout.top_p < 1 or rollout.top_k > 0
+        if (
+            self.update.sampler_correction != "none"
+            and rollout.sampler != "in-process"
+            and truncated
+            and rollout.temperature != 1
+        ):
+            raise ValueError(
+                "update.sampler_correction needs log-probs that vLLM does not return with rollout.top_p or rollout.top_k at this"
+                " rollout.temperature: set the temperature to 1, or rollout.sampler = 'in-process'"
+            )
 
     def _made_parts_fit(self) -> None:
         warmup = self.warmup

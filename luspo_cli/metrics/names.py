@@ -75,6 +75,18 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
         "ratio/noise_floor": Metric(
             "1", "Mean absolute log sequence ratio between two computations with the same weights, batched differently."
         ),
+        "sampler/logprob_difference_mean": Metric(
+            "nats",
+            "Mean absolute difference of a token's log-prob between the sampler and the policy before the update.",
+        ),
+        "sampler/logprob_difference_max": Metric("nats", "The largest of these differences."),
+        "sampler/effective_sample_size": Metric(
+            "1",
+            "Share (sum w)^2 / (n sum w^2) of the n trained rollouts, w the probability under the policy over the sampler's.",
+        ),
+        "sampler/capped_fraction": Metric(
+            "1", "Share of the correction's weights at their cap; only with update.sampler_correction."
+        ),
         "policy/entropy": Metric("nats", "Mean entropy of the policy's next-token distribution over response tokens."),
         "policy/kl_old": Metric(
             "nats", "Estimated KL divergence per response token from the policy before the step's first update."
@@ -92,6 +104,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
         "time/reward": Metric("s", "Seconds spent scoring."),
         "time/logprobs": Metric("s", "Seconds spent on old log-probs."),
         "time/update": Metric("s", "Seconds spent on forward, backward and optimiser."),
+        "time/weights": Metric("s", "Seconds spent on bringing the policy's weights into the sampler."),
         "time/total": Metric("s", "Seconds of the whole step."),
         "length_pressure/grpo": Metric(
             "tokens", "Advantage-weighted length deviation before clipping, weighted as GRPO weights it; a diagnostic."

@@ -41,6 +41,8 @@ class PolicyBatch:
     image_inputs: dict[str, Tensor] | None = None
     """Of the rows with images, one after the other in row order: `pixel_values` [patches, values], `image_grid_thw`
     [images, 3]; and `mm_token_type_ids` [B, W], 1 on image tokens. None where no row has an image."""
+    rollout_logprobs: Tensor | None = None
+    """[B, R] as the sampler saw them, NaN in rows for which it returned none; None where no row has any."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +118,17 @@ def policy_batch(rows: Sequence[Row], device: torch.device | str = "cpu", paddin
         response_mask=mask.to(device),
         advantages=torch.tensor([row.advantage for row in rows], dtype=torch.float32, device=device),
         image_inputs=_image_inputs(rows, width, device),
+        rollout_logprobs=_rollout_logprobs(rows, response_width, device),
     )
+
+
+def _rollout_logprobs(rows: Sequence[Row], response_width: int, device: torch.device | str) -> Tensor | None:
+    if not any(row.rollout.rollout_logprobs for row in rows):
+        return None
+    found = torch.full((len(rows), response_width), torch.nan)
+    for i, row in enumerate(rows):
+        found[i, : len(row.rollout.rollout_logprobs)] = torch.tensor(row.rollout.rollout_logprobs)
+    return found.to(device)
 
 
 def _image_inputs(rows: Sequence[Row], width: int, device: torch.device | str) -> dict[str, Tensor] | None:

@@ -80,7 +80,9 @@ def train(
             else {}
         )
         updated = stages.updater.update(scored, learning_rate(step - 1, config.run.steps, config.update), images)
+        pushing = time.perf_counter()
         stages.refresh_sampler()
+        pushed = time.perf_counter() - pushing
 
         rollouts = [rollout for group in groups.sampled for rollout in group.rollouts]
         tokens_total += sum(rollout.response_length for rollout in rollouts)
@@ -96,6 +98,7 @@ def train(
             **_evaluate(config, stages, folder, step),
             "time/rollout": taker.rollout_s,
             "time/reward": taker.reward_s,
+            "time/weights": pushed,
         }
         if config.run.rollouts_every and (step == 1 or step % config.run.rollouts_every == 0):
             store_rollouts(folder.rollouts, step, groups.sampled, scored)

@@ -12,6 +12,7 @@ from luspo_cli.config.objective_text import describe
 from luspo_cli.config.run import MADE, MADE_TERMS, TrainRun
 from luspo_cli.errors import UsageError
 from luspo_cli.policy.model_files import find_model
+from luspo_cli.rollout.choice import INSTALL_VLLM, choose_sampler, folder_reads_images, vllm_is_installed
 
 GIB = 2**30
 LOGITS_CHUNK_BYTES = 4 * 4 * 2**26
@@ -28,6 +29,8 @@ class Plan:
     memory_gib: dict[str, float]
     """Estimated peak by part for one process; `update_peak` and `rollout_peak` are sums over parts in use together."""
     work: dict[str, float]
+    sampler: dict[str, str]
+    """`name`, and the `reason` why it is this one."""
     missing: list[str]
 
 
@@ -51,8 +54,14 @@ def make_plan(config: TrainRun) -> Plan:
             * rollout.max_response_tokens
             * (rollout.max_sampling_rounds if rollout.dynamic_sampling else 1),
         },
+        sampler=_sampler(config),
         missing=missing_inputs(config),
     )
+
+
+def _sampler(config: TrainRun) -> dict[str, str]:
+    choice = choose_sampler(config.rollout.sampler, reads_images=folder_reads_images(config.model.path))
+    return {"name": choice.name, "reason": choice.reason}
 
 
 def estimate_memory(config: TrainRun, shape: ShapeConfig) -> dict[str, float]:
@@ -89,6 +98,8 @@ def missing_inputs(config: TrainRun) -> list[str]:
         reason = find_model(config.model.path)
         if reason:
             found.append(reason)
+    if config.rollout.sampler == "vllm" and not vllm_is_installed():
+        found.append(f"rollout.sampler = 'vllm' needs vllm, which is not installed: {INSTALL_VLLM}")
     wanted = {"data.train": (config.data.train, "train")}
     if config.evaluation.every:
         wanted["data.held_out"] = (config.data.held_out, "test")

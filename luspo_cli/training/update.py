@@ -20,6 +20,7 @@ from luspo_cli.config.run import TrainRun
 from luspo_cli.errors import RunError
 from luspo_cli.objectives import Counts, policy_loss
 from luspo_cli.objectives.diagnostics import combine_diagnostics
+from luspo_cli.objectives.sampler_mismatch import SamplerMismatch, correction_weights, sampler_mismatch
 from luspo_cli.policy.lora import BasePolicy
 from luspo_cli.policy.packing import (
     MiniBatch,
@@ -58,6 +59,7 @@ class Updater:
         self.policy, self.optimizer, self.accelerator = policy, optimizer, accelerator
         self.config, self.reference = config, reference
         self._bad_in_a_row = 0
+        self._mismatch = SamplerMismatch()
 
     def update(
         self, groups: Sequence[ScoredGroup], learning_rate: float, images: Images | None = None
@@ -67,11 +69,12 @@ class Updater:
         for parameters in self.optimizer.param_groups:
             parameters["lr"] = learning_rate
         mini_batches = split_mini_batches(groups, settings.mini_batches, settings.tokens_per_micro_batch, images)
+        self._mismatch = SamplerMismatch()
         start = time.perf_counter()
         old = [None, *(self._old_logprobs(batch) for batch in mini_batches[1:])]
         between = time.perf_counter()
         parts = [self._step(batch, logprobs) for batch, logprobs in zip(mini_batches, old, strict=True)]
-        metrics = _mean_over_steps(parts)
+        metrics = _mean_over_steps(parts) | self._mismatch.metrics()
         trained = sum(len(rows) for batch in mini_batches for rows in self._micro_batches(batch))
         metrics |= {
             "update/learning_rate": learning_rate,
@@ -147,6 +150,7 @@ class Updater:
         self, batch: PolicyBatch, logprobs: Tensor, entropy: Tensor, old: Tensor | None, counts: Counts
     ) -> tuple[Tensor, dict[str, float]]:
         objective = self.config.objective
+        old = logprobs.detach() if old is None else old
         ref_logprobs = None
         if self.reference is not None:
             with torch.no_grad(), self.accelerator.autocast():
@@ -154,15 +158,36 @@ class Updater:
         result = policy_loss(
             objective,
             logprobs,
-            logprobs.detach() if old is None else old,
+            old,
             batch.advantages,
             batch.response_mask,
             max_response_length=self.config.rollout.max_response_tokens,
             counts=counts,
             ref_logprobs=ref_logprobs,
             entropy=entropy if objective.entropy_coefficient > 0 else entropy.detach(),
+            rollout_weights=self._rollout_weights(batch, old),
         )
         return result.loss, result.diagnostics
+
+    @torch.no_grad()
+    def _rollout_weights(self, batch: PolicyBatch, old: Tensor) -> Tensor | None:
+        """Measure the sampler against the policy before the step's first update; weights [B, R] where they are asked for."""
+        settings, mask, found = self.config.update, batch.response_mask, batch.rollout_logprobs
+        known = mask if found is None else mask & ~found.isnan()
+        if found is not None:
+            self._mismatch.add(sampler_mismatch(old, found, known))
+        if settings.sampler_correction == "none":
+            return None
+        if found is None or bool((mask & ~known).any()):
+            raise RunError(
+                "update.sampler_correction needs the sampler's log-probs and some rollouts came without them:"
+                " set update.sampler_correction=none, or rollout.temperature=1"
+            )
+        weights, counts = correction_weights(
+            old, found, mask, settings.sampler_correction, settings.sampler_correction_cap
+        )
+        self._mismatch.add(counts)
+        return weights
 
     def _move(self, loss: float) -> dict[str, float]:
         """Clip and step, or refuse a step that is not finite."""

