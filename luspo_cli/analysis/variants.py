@@ -22,10 +22,12 @@ BOOKKEEPING = frozenset(
         "run.keep_checkpoints",
         "run.rollouts_every",
         "run.threads",
+        "run.wait_for_processes_s",
         "run.track",
         "rollout.max_rows",
         "update.tokens_per_micro_batch",
         "model.gradient_checkpointing",
+        "model.sharding",
     }
 )
 """Keys that change what is stored, how fast and in how much memory, and not what is learned."""

@@ -46,4 +46,7 @@ class ModelConfig(Section):
     """Run Python code that comes with the model. Off unless you have read that code."""
     freeze_vision: bool = False
     """Leave a vision-language model's vision tower as it is; nothing to freeze in a model for text only."""
+    sharding: Literal["none", "full"] = "none"
+    """With several processes: each holds the whole policy (`none`: DDP), or a share of every weight, gradient and moment (`full`:
+    FSDP2). Changes memory and speed, and the last bits of results."""
     shape: ShapeConfig = ShapeConfig()

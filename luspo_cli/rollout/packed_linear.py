@@ -57,8 +57,15 @@ def copy_weights(source: nn.Module, twin: nn.Module) -> None:
     layers = dict(source.named_modules())
     for name, layer in twin.named_modules():
         if isinstance(layer, PackedLinear):
-            layer.pack(layers[name].weight, layers[name].bias)
+            bias = layers[name].bias
+            layer.pack(whole_weight(layers[name].weight), None if bias is None else whole_weight(bias))
         else:
             theirs = dict(layers[name].named_parameters(recurse=False))
             for key, own in layer.named_parameters(recurse=False):
-                own.copy_(theirs[key])
+                own.copy_(whole_weight(theirs[key]))
+
+
+def whole_weight(weight: Tensor) -> Tensor:
+    """`weight` itself, or gathered from all processes where each of them holds a share: then all must call this together."""
+    gather = getattr(weight, "full_tensor", None)
+    return weight if gather is None else gather()

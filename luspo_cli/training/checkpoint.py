@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,10 @@ import torch
 
 from luspo_cli.errors import RunError, UsageError
 from luspo_cli.run_folder import write_json
+from luspo_cli.training.sharding import shard_like
 
 MANIFEST = "checkpoint.json"
+Gathered = tuple[Mapping[str, torch.Tensor], Mapping[int, Mapping[str, torch.Tensor]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,17 +46,22 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     names: list[str],
     keep: int,
+    gathered: Gathered | None = None,
 ) -> Path:
-    """Write the checkpoint of `step`, then remove all but the newest `keep`. RunError on a full disk."""
+    """Write the checkpoint of `step`, then remove all but the newest `keep`. RunError on a full disk.
+
+    `gathered`: the whole weights and the whole optimizer state, where `model` and `optimizer` hold this process's share of them.
+    """
     final = checkpoint_path(checkpoints, step)
     partial = checkpoints / f".{final.name}.partial"
     for leftover in checkpoints.glob(".step-*.partial"):  # of a process that was killed while it wrote
         shutil.rmtree(leftover, ignore_errors=True)
     try:
         (partial / "trainer").mkdir(parents=True)
-        model.save_pretrained(partial / "model", safe_serialization=True)
+        given = {"state_dict": gathered[0]} if gathered else {}
+        model.save_pretrained(partial / "model", safe_serialization=True, **given)
         tokenizer.save_pretrained(partial / "model")
-        _save_optimizer(partial / "trainer", optimizer, names)
+        _save_optimizer(partial / "trainer", gathered[1] if gathered else optimizer.state_dict()["state"], names)
         write_json(partial / "trainer" / "state.json", {"step": step})
         files = {str(f.relative_to(partial)): _digest(f) for f in sorted(partial.rglob("*")) if f.is_file()}
         write_json(partial / MANIFEST, {"step": step, "files": files})
@@ -125,17 +133,18 @@ def load_optimizer(checkpoint: Checkpoint, optimizer: torch.optim.Optimizer, nam
 
     tensors = load_file(checkpoint.path / "trainer" / "optimizer.safetensors")
     state: dict[int, dict[str, torch.Tensor]] = {}
-    for index, name in enumerate(names):
-        own = {key.rsplit("::", 1)[1]: value for key, value in tensors.items() if key.rsplit("::", 1)[0] == name}
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    for index, (name, weight) in enumerate(zip(names, weights, strict=True)):
+        found = {key.rsplit("::", 1)[1]: value for key, value in tensors.items() if key.rsplit("::", 1)[0] == name}
+        own = {key: shard_like(weight, value) for key, value in found.items()}
         if own:
             state[index] = own
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def _save_optimizer(folder: Path, optimizer: torch.optim.Optimizer, names: list[str]) -> None:
+def _save_optimizer(folder: Path, state: Mapping[int, Mapping[str, torch.Tensor]], names: list[str]) -> None:
     from safetensors.torch import save_file
 
-    state = optimizer.state_dict()["state"]
     tensors = {
         f"{names[index]}::{key}": value.detach().cpu().contiguous()
         for index, values in state.items()

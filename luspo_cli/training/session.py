@@ -27,14 +27,18 @@ from luspo_cli.rollout.in_process import InProcessSampler
 from luspo_cli.rollout.packed_linear import bfloat16_copy
 from luspo_cli.rollout.sampler import Prompt, SamplingOptions
 from luspo_cli.run_folder import IfExists, RunFolder
-from luspo_cli.training.checkpoint import Checkpoint, load_optimizer, newest_whole, save_checkpoint
+from luspo_cli.training.checkpoint import Checkpoint, load_optimizer, save_checkpoint
 from luspo_cli.training.dynamic_sampling import SignalWatch
+from luspo_cli.training.first_process import open_run, tracking_of
 from luspo_cli.training.held_out import SEED_OFFSET, HeldOut
 from luspo_cli.training.host_memory import peak_memory_gib
 from luspo_cli.training.loop import Stages, train
 from luspo_cli.training.made_model import made_model
 from luspo_cli.training.provenance import provenance, record_provenance
-from luspo_cli.training.tracking import Tracking, check_writers
+from luspo_cli.training.ranks import Ranks, joined
+from luspo_cli.training.several import make_accelerator, prepare, rubric_workers, set_threads
+from luspo_cli.training.sharding import gather_state, shard, whole_copy
+from luspo_cli.training.tracking import check_writers
 from luspo_cli.training.update import Updater
 
 NOISE_SHARE = 0.2
@@ -67,49 +71,66 @@ def run_training(
     on_step: Callable[[dict[str, Any]], None],
 ) -> Outcome:
     """Train as configured in run folder `path`; raises UsageError or RunError with one sentence."""
-    import torch
+    with joined(config.run.wait_for_processes_s) as ranks:
+        return _train_together(config, path, if_exists, say if ranks.is_first else _silent, on_step, ranks)
 
-    check_writers(config.run.track)
-    RunFolder(path).check(config.model_dump(mode="json"), if_exists)  # before minutes of loading or warming up
-    if config.run.threads:
-        torch.set_num_threads(config.run.threads)
+
+def _train_together(
+    config: TrainRun,
+    path: Path,
+    if_exists: IfExists,
+    say: Callable[[str], None],
+    on_step: Callable[[dict[str, Any]], None],
+    ranks: Ranks,
+) -> Outcome:
+    """The part of one process; what concerns the run folder is the first one's, and its failure that of all."""
+    ranks.first(lambda: check_writers(config.run.track))
+    # Before minutes of loading or warming up.
+    ranks.first(lambda: RunFolder(path).check(config.model_dump(mode="json"), if_exists) and None)
+    set_threads(config.run.threads, ranks)
     attention.register()
     no_progress_bars()  # a made model is saved before one is loaded
-    starting = _starting_folder(config, say)
-    loaded = load_model(config.model.model_copy(update={"path": str(starting)}) if starting else config.model)
-    problems = _problems(config, loaded, say)
-    with RunFolder(path) as folder, Rubric(config.reward, config.rollout.max_response_tokens) as rubric:
-        _check_golds(rubric, problems)
-        resumed = folder.open(config.model_dump(mode="json"), if_exists)
-        checkpoint = _checkpoint(folder, say) if resumed else None
+    ranks.first(lambda: _starting_folder(config, say))
+    starting = ranks.together(
+        lambda: _starting_folder(config, say)
+    )  # made by the first, or on this machine by one of its own
+    loaded = ranks.together(
+        lambda: load_model(config.model.model_copy(update={"path": str(starting)}) if starting else config.model)
+    )
+    problems = ranks.together(lambda: _problems(config, loaded, say))
+    reward = config.reward.model_copy(update={"workers": config.reward.workers or rubric_workers(ranks)})
+    with RunFolder(path) as folder, Rubric(reward, config.rollout.max_response_tokens) as rubric:
+        ranks.first(lambda: _check_golds(rubric, problems))
+        checkpoint = ranks.first(lambda: open_run(folder, config, if_exists, say))
         first_step = checkpoint.step if checkpoint else 0
-        if resumed:
-            folder.cut_back(first_step)
         if first_step >= config.run.steps:
-            with Tracking(config, folder, say):  # hands over what a writer that failed does not have
-                say(f"run {path} is finished: step {first_step} of {config.run.steps}")
             return Outcome(first_step, True)
-        if resumed:
-            say(f"going on after step {first_step}")
-        record_provenance(path / "provenance.json", provenance(config, starting), first_step)
+        found = provenance(config, starting, ranks.size) if ranks.is_first else {}
+        ranks.first(lambda: record_provenance(path / "provenance.json", found, first_step))
         reference = None
         if checkpoint:
             reference = loaded.model if config.objective.kl_coefficient > 0 else None
             del loaded  # its weights would stay in memory beside the checkpoint's until the run ends
-            loaded = load_model(config.model.model_copy(update={"path": str(checkpoint.path / "model")}))
-        stages = _stages(config, loaded, problems, rubric, folder, checkpoint, reference)
-        with Tracking(config, folder, say) as tracking, _interruptible(say) as stop_requested:
-            noise, signal_watch = _NoiseWatch(config, say), SignalWatch(config, say, folder.records())
+            weights = config.model.model_copy(update={"path": str(checkpoint.path / "model")})
+            loaded = ranks.together(lambda: load_model(weights))
+        stages = ranks.alike(lambda: _stages(config, loaded, problems, rubric, folder, checkpoint, reference, ranks))
+        with tracking_of(config, folder, say, ranks) as tracking, _interruptible(say) as stop_requested:
+            noise, signal_watch = _NoiseWatch(config, say), SignalWatch(config, say, ranks.first(folder.records))
 
             def report(metrics: dict[str, Any]) -> None:
                 noise(metrics)
-                tracking.write(metrics)
+                if tracking is not None:
+                    tracking.write(metrics)
                 on_step(metrics)
                 signal_watch(metrics)  # last: it may end the run
 
             last = train(config, stages, folder, first_step, report, stop_requested)
         say(f"peak memory of this process {peak_memory_gib():.1f} GiB")
     return Outcome(last, last == config.run.steps)
+
+
+def _silent(text: str) -> None:
+    """What another process says already."""
 
 
 class _NoiseWatch:
@@ -132,13 +153,6 @@ class _NoiseWatch:
 
 def _starting_folder(config: TrainRun, say: Callable[[str], None]) -> Path | None:
     return made_model(config, say) if config.model.path == MADE else None
-
-
-def _checkpoint(folder: RunFolder, say: Callable[[str], None]) -> Checkpoint | None:
-    checkpoint, notes = newest_whole(folder.checkpoints)
-    for note in notes:
-        say(f"warning: {note}; going back to the one before")
-    return checkpoint
 
 
 def _problems(config: TrainRun, loaded: LoadedModel, say: Callable[[str], None]) -> Problems:
@@ -203,14 +217,13 @@ def _stages(
     folder: RunFolder,
     checkpoint: Checkpoint | None,
     reference_model: Any,
+    ranks: Ranks,
 ) -> Stages:
     import copy
 
-    import torch
-    from accelerate import Accelerator
-
     low_precision = config.model.compute_dtype == "bfloat16"
-    accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="bf16" if low_precision else "no")
+    sharded = ranks.size > 1 and config.model.sharding == "full"
+    accelerator = make_accelerator(low_precision, images=loaded.processor is not None, sharded=sharded)
     reference = None
     if config.objective.kl_coefficient > 0:
         frozen = (reference_model or copy.deepcopy(loaded.model)).requires_grad_(False).eval().to(accelerator.device)
@@ -218,23 +231,34 @@ def _stages(
     if config.model.freeze_vision:
         freeze_vision(loaded.model)
     policy = Policy(loaded.model, config.rollout.temperature).train()
+    sampling_model = policy.model
+    if sharded:  # samples with whole weights of its own
+        sampling_model = (bfloat16_copy if low_precision else whole_copy)(policy.model).to(accelerator.device)
+        shard(policy, accelerator.device)
+        if reference is not None:
+            shard(reference, accelerator.device)
     names, optimizer = _optimizer(policy, config)
     if checkpoint:
         load_optimizer(checkpoint, optimizer, names)
-    prepared, optimizer = accelerator.prepare(policy, optimizer)
-    sampling_model = bfloat16_copy(policy.model) if low_precision else policy.model
+    prepared, optimizer = prepare(accelerator, policy, optimizer, sharded)
+    if low_precision and not sharded:
+        sampling_model = bfloat16_copy(policy.model)
 
     sampler = InProcessSampler(sampling_model, loaded.tokenizer, loaded.end_tokens, config.rollout.max_rows)
 
     def save(step: int) -> Path:
-        return save_checkpoint(
-            folder.checkpoints,
-            step,
-            policy.model,
-            loaded.processor or loaded.tokenizer,
-            optimizer,
-            names,
-            config.run.keep_checkpoints,
+        gathered = gather_state(policy.model, optimizer, ranks.is_first) if sharded else None
+        return ranks.first(
+            lambda: save_checkpoint(
+                folder.checkpoints,
+                step,
+                policy.model,
+                loaded.processor or loaded.tokenizer,
+                optimizer,
+                names,
+                config.run.keep_checkpoints,
+                gathered,
+            )
         )
 
     def prompts_of(path: str) -> Callable[[Problem], Prompt]:
@@ -249,10 +273,11 @@ def _stages(
         to_prompt=prompts_of(config.data.train),
         sampler=sampler,
         rubric=rubric,
-        updater=Updater(prepared, optimizer, accelerator, config, reference),
+        updater=Updater(prepared, optimizer, accelerator, config, reference, ranks),
         held_out=_held_out_check(config, problems, prompts_of(config.data.held_out), rubric),
         refresh_sampler=lambda: sampler.load_weights(policy.model),
         save=save,
+        ranks=ranks,
     )
 
 
