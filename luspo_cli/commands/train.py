@@ -67,7 +67,7 @@ def train_cli(
     if dry_run:
         from luspo_cli.training.plan import make_plan
 
-        plan = make_plan(resolved)
+        plan = make_plan(resolved, copies)
         _print_plan(plan, as_json)
         return
     name = preset or (config.stem if config else "run")

@@ -39,9 +39,9 @@ class PackedLinear(nn.Module):
         return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
 
 
-def bfloat16_copy(model: nn.Module) -> nn.Module:
-    """A bfloat16 copy of `model` for sampling, its linear layers packed where this machine can."""
-    twin = copy.deepcopy(model).to(torch.bfloat16).requires_grad_(False)
+def bfloat16_copy(model: nn.Module, device: torch.device | None = None) -> nn.Module:
+    """A bfloat16 copy of `model` for sampling, on its device unless told; its linear layers packed where this machine can."""
+    twin = copy.deepcopy(model).to(device=device, dtype=torch.bfloat16).requires_grad_(False)
     weight = next(twin.parameters())
     if can_pack(weight):
         for parent in list(twin.modules()):

@@ -36,5 +36,10 @@ def tracking_of(
     """The writers, opened by the first process before the first step; another process has none."""
     with ExitStack() as stack:
         tracking = Tracking(config, folder, say) if ranks.is_first else None
-        ranks.first(lambda: stack.enter_context(tracking) and None if tracking else None)
+
+        def begin() -> None:
+            if tracking is not None:
+                stack.enter_context(tracking)
+
+        ranks.first(begin)
         yield tracking

@@ -92,7 +92,7 @@ class Ranks:
             failure = error
         told = self._from_first((result, None if failure is None else (type(failure), str(failure))))
         self._raise_first([told[1]], failure)
-        return result if self.is_first else told[0]  # type: ignore[no-any-return]
+        return told[0]
 
     def alike(self, work: Callable[[], T]) -> T:
         """Do what fails on every process with the same sentence, if it fails: the first one says it."""
@@ -163,10 +163,13 @@ def joined(wait_s: float) -> Iterator[Ranks]:
     import torch.distributed as dist
 
     os.environ.update(place.variables())  # accelerate reads them as well
-    _check_devices(place, torch.cuda.device_count() if torch.cuda.is_available() else 0)
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    _check_devices(place, gpus)
+    if gpus:
+        torch.cuda.set_device(place.local_rank % gpus)
     wait = timedelta(seconds=wait_s)
     try:
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", "env://", timeout=wait)
+        dist.init_process_group("nccl" if gpus else "gloo", "env://", timeout=wait)
         objects = dist.new_group(backend="gloo", timeout=wait)
     except (RuntimeError, ValueError) as error:
         raise RunError(

@@ -233,7 +233,7 @@ def _stages(
     policy = Policy(loaded.model, config.rollout.temperature).train()
     sampling_model = policy.model
     if sharded:  # samples with whole weights of its own
-        sampling_model = (bfloat16_copy if low_precision else whole_copy)(policy.model).to(accelerator.device)
+        sampling_model = (bfloat16_copy if low_precision else whole_copy)(policy.model, accelerator.device)
         shard(policy, accelerator.device)
         if reference is not None:
             shard(reference, accelerator.device)

@@ -38,7 +38,8 @@ def shard(policy: nn.Module, device: torch.device) -> None:
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     for layer in decoder_layers(policy):
         fully_shard(layer, mesh=mesh)
-    fully_shard(policy, mesh=mesh)
+    # Not torch's default for a root, which stays gathered after a pass without gradients: the optimizer must find its shares.
+    fully_shard(policy, mesh=mesh, reshard_after_forward=True)
 
 
 def decoder_layers(model: nn.Module) -> list[nn.Module]:
@@ -49,9 +50,9 @@ def decoder_layers(model: nn.Module) -> list[nn.Module]:
     return []
 
 
-def whole_copy(model: nn.Module) -> Any:
+def whole_copy(model: nn.Module, device: torch.device) -> Any:
     """An unsharded copy to sample with; take it before `shard`."""
-    return copy.deepcopy(model).requires_grad_(False)
+    return copy.deepcopy(model).to(device).requires_grad_(False)
 
 
 def gather_state(
