@@ -11,20 +11,29 @@ def main() -> None:
     try:
         _run()
     except KeyboardInterrupt:
-        print("luspo: interrupted", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":
+            print("luspo: interrupted", file=sys.stderr)
         sys.exit(130)
 
 
 def _run() -> None:
     from luspo_cli.app import app  # takes long enough for a Ctrl-C
-    from luspo_cli.errors import KnownError
+    from luspo_cli.errors import KnownError, PeerLost
+    from luspo_cli.launched import BY_LUSPO, LOST_STATUS
 
     try:
         app()
     except KnownError as error:
         if os.environ.get("LUSPO_DEBUG"):
             raise
-        print(f"luspo: {error}", file=sys.stderr)
+        if isinstance(error, PeerLost) and os.environ.get(BY_LUSPO):
+            sys.exit(LOST_STATUS)  # the launcher knows which process ended first, and says it
+        # Before several processes have met, what is wrong is wrong for each of them: one a machine says it.
+        another_says = (
+            os.environ.get("LOCAL_RANK", "0") != "0" if error.said_elsewhere is None else error.said_elsewhere
+        )
+        if not another_says:
+            print(f"luspo: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except SystemExit as ended:
         # Typer turns a Ctrl-C into Exit or Abort, raised from it, and that into an exit. A command that reported the Ctrl-C

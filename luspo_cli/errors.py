@@ -15,6 +15,8 @@ class KnownError(Exception):
     """Base of the failures that are shown as one sentence; `exit_code` is the process's exit status."""
 
     exit_code = 1
+    said_elsewhere: bool | None = None
+    """With several processes: whether another one says it; None where they have not met."""
 
 
 class UsageError(KnownError):
@@ -25,6 +27,10 @@ class UsageError(KnownError):
 
 class RunError(KnownError):
     """The request was fine and the work failed; the message says what is left and how to go on."""
+
+
+class PeerLost(RunError):
+    """Another process of the run ended or does not answer; the message is this process's view of it."""
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:

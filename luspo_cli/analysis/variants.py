@@ -22,6 +22,7 @@ BOOKKEEPING = frozenset(
         "run.keep_checkpoints",
         "run.rollouts_every",
         "run.threads",
+        "run.wait_for_processes_s",
         "run.track",
         "rollout.max_rows",
         "rollout.vllm.memory_share",
@@ -29,6 +30,7 @@ BOOKKEEPING = frozenset(
         "rollout.vllm.timeout_s",
         "update.tokens_per_micro_batch",
         "model.gradient_checkpointing",
+        "model.sharding",
     }
 )
 """Keys that change what is stored, how fast and in how much memory, and not what is learned."""

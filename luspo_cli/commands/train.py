@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
+from luspo_cli.commands.launch import check_processes, launch, stop_with_launcher
 from luspo_cli.errors import UsageError
+from luspo_cli.launched import is_first_process
 
 if TYPE_CHECKING:
     from luspo_cli.config.run import TrainRun
@@ -23,6 +25,7 @@ TRAIN_EXAMPLES = [
     "luspo train --preset tiny --objective gspo --set run.seed=1 --set update.mini_batches=8",
     "luspo train --preset qwen2.5-7b --objective luspo --dry-run",
     "luspo train --run runs/tiny-luspo-seed0 --resume",
+    "luspo train --preset qwen2.5-7b --processes 8 --set model.sharding=full",
 ]
 
 
@@ -44,6 +47,12 @@ def train_cli(
     if_exists: Annotated[
         str, typer.Option("--if-exists", help="What to do with a run folder that is there: refuse, resume or replace.")
     ] = "refuse",
+    processes: Annotated[
+        int | None,
+        typer.Option(
+            "--processes", help="Train in so many processes of this machine, one a GPU where there are GPUs. [1]"
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print configuration, objective, memory and what is missing; do nothing.")
     ] = False,
@@ -53,15 +62,23 @@ def train_cli(
     if if_exists not in ("refuse", "resume", "replace"):
         raise UsageError(f"--if-exists must be refuse, resume or replace, not '{if_exists}'")
     choice = cast(Literal["refuse", "resume", "replace"], "resume" if resume else if_exists)
+    copies = check_processes(processes)
     resolved = _resolve(objective, preset, config, sets or [], run, resume)
     if dry_run:
         from luspo_cli.training.plan import make_plan
 
-        plan = make_plan(resolved)
+        plan = make_plan(resolved, copies)
         _print_plan(plan, as_json)
         return
     name = preset or (config.stem if config else "run")
     path = run or Path("runs") / f"{name}-{resolved.objective.name}-seed{resolved.run.seed}"
+    if copies > 1:
+        from luspo_cli.run_folder import RunFolder
+
+        RunFolder(path).check(resolved.model_dump(mode="json"), choice)
+        launch(copies, path)
+        return
+    stop_with_launcher()
     train(resolved, path, choice, as_json=as_json)
 
 
@@ -74,10 +91,14 @@ def train(
     from luspo_cli.commands.train_display import choose_step_display
     from luspo_cli.training.session import run_training
 
-    say = _speaker(path)
-    with choose_step_display(Console(stderr=True), str(path), config.run.steps) as display:
-        outcome = run_training(config, path, if_exists, say, display.show)
-    if as_json:
+    first = is_first_process()
+    say = _speaker(path) if first else _silent
+    shown = (
+        choose_step_display(Console(stderr=True), str(path), config.run.steps) if first else contextlib.nullcontext()
+    )
+    with shown as display:
+        outcome = run_training(config, path, if_exists, say, display.show if display else _silent)
+    if as_json and first:
         typer.echo(json.dumps({"run": str(path), "last_step": outcome.last_step, "finished": outcome.finished}))
     if not outcome.finished:
         say(f"stopped after step {outcome.last_step}; go on with: luspo train --run {shlex.quote(str(path))} --resume")
@@ -116,6 +137,10 @@ def _resolve(
 
         raise UsageError(f"say what to train: --preset NAME ({', '.join(preset_names())}) or --config FILE")
     return resolve_train(preset=preset, objective=objective, sets=sets, config_file=config)
+
+
+def _silent(_: object) -> None:
+    """What the first of several processes says already."""
 
 
 def _speaker(path: Path) -> Any:

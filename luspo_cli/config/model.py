@@ -53,6 +53,11 @@ class LoraConfig(Section):
                 raise ValueError(f"model.lora.{key} needs model.lora.rank: without a rank there are no adapters")
         if len(set(self.targets)) < len(self.targets):
             raise ValueError(f"model.lora.targets names a layer twice: {', '.join(self.targets)}")
+        if self.lora.rank and self.sharding == "full":
+            raise ValueError(
+                "model.sharding = full shares out float32 weights and model.lora holds its base in another type: set"
+                " model.sharding = none (the base has no gradients or moments to share out)"
+            )
         return self
 
 
@@ -72,6 +77,9 @@ class ModelConfig(Section):
     freeze_vision: bool = False
     """Leave a vision-language model's vision tower as it is; nothing to freeze in a model for text only."""
     lora: LoraConfig = LoraConfig()
+    sharding: Literal["none", "full"] = "none"
+    """With several processes: each holds the whole policy (`none`: DDP), or a share of every weight, gradient and moment (`full`:
+    FSDP2). Changes memory and speed, and the last bits of results."""
     shape: ShapeConfig = ShapeConfig()
 
     @model_validator(mode="after")

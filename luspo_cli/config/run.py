@@ -28,7 +28,11 @@ class RunConfig(Section):
     seed: int = Field(default=0, ge=0, lt=2**31)
     """Of everything drawn: problems, responses, and for a made model its weights and demonstrations."""
     threads: int = Field(default=0, ge=0)
-    """CPU threads of this process; 0: as torch chooses. Changes the last bits of results."""
+    """CPU threads of this process; 0: as torch chooses, and with several processes a machine's cores shared out. Changes the last
+    bits of results."""
+    wait_for_processes_s: float = Field(default=3600, gt=0)
+    """With several processes: seconds that one waits for an answer of the others before it stops. The end of one is noticed
+    without this; it bounds a process that hangs, so it must exceed what the slowest one takes longer than the fastest."""
     checkpoint_every: int = Field(default=50, ge=0)
     """Training steps between checkpoints; the last step always has one. 0: the last only."""
     keep_checkpoints: int = Field(default=2, ge=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -75,6 +76,8 @@ def make_sampler(
     model: SamplerModel,
     policy: Any,
     *,
+    device: Any = None,
+    apart: bool = False,
     max_rows: int,
     longest: int,
     temperature: float,
@@ -83,13 +86,18 @@ def make_sampler(
 ) -> Sampler:
     """Build the chosen sampler; `policy` is the model being trained, `longest` the tokens of the longest row.
 
+    `device` is where training computes, by default where the weights are; `apart` asks for weights of the sampler's own.
     Raises UsageError where vllm is not installed or cannot run the model, RunError where a server does not answer.
     """
     if choice.name == "in-process":
         from luspo_cli.rollout.in_process import InProcessSampler
         from luspo_cli.rollout.packed_linear import bfloat16_copy
 
-        own = bfloat16_copy(policy) if model.compute_dtype == "bfloat16" else policy
+        own = policy
+        if model.compute_dtype == "bfloat16":
+            own = bfloat16_copy(policy, device)
+        elif apart:
+            own = copy.deepcopy(policy).requires_grad_(False).to(device)
         return InProcessSampler(own, model.tokenizer, model.end_tokens, max_rows)
     if choice.name == "vllm-server":
         from luspo_cli.rollout.vllm_server import VllmServerSampler

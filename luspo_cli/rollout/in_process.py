@@ -94,7 +94,9 @@ class _DecodeBatch:
         self.max_groups = max(1, max_rows // options.group_size)
         total = len(prompts) * options.group_size
         generator = torch.Generator().manual_seed(options.seed)
-        self.uniform = torch.rand(total, options.max_response_tokens, generator=generator).to(self.device)
+        # The rows before this call's are drawn and dropped: a row's numbers follow from its place in the whole batch.
+        uniform = torch.rand(options.first_row + total, options.max_response_tokens, generator=generator)
+        self.uniform = uniform[options.first_row :].to(self.device)
         self.waiting = list(range(len(prompts)))
         self.cache = KeyValueCache()
         self.row = torch.zeros(0, dtype=torch.long, device=self.device)  # [R] row number of each live row

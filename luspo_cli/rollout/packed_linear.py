@@ -42,14 +42,15 @@ class PackedLinear(nn.Module):
         return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
 
 
-def bfloat16_copy(model: nn.Module) -> nn.Module:
-    """A bfloat16 copy of `model` for sampling: adapters merged, linear layers packed where this machine can.
+def bfloat16_copy(model: nn.Module, device: torch.device | None = None) -> nn.Module:
+    """A bfloat16 copy of `model` for sampling, on its device unless told: adapters merged, linear layers packed if possible.
 
     Made weight by weight, so that no second copy in another type exists on the way; what is frozen in bfloat16 is shared.
     """
+    device = device or next(model.parameters()).device
     made: dict[int, Any] = {}  # what deepcopy finds here under an object's id it takes for that object's copy
-    _convert(model, made, can_pack(torch.empty(0, dtype=torch.bfloat16, device=next(model.parameters()).device)))
-    return copy.deepcopy(model, made).requires_grad_(False)
+    _convert(model, made, can_pack(torch.empty(0, dtype=torch.bfloat16, device=device)))
+    return copy.deepcopy(model, made).requires_grad_(False).to(device)
 
 
 def _convert(layer: Any, made: dict[int, Any], pack: bool) -> None:
@@ -83,10 +84,17 @@ def copy_weights(source: nn.Module, twin: nn.Module) -> None:
     layers = dict(source.named_modules())
     for name, layer in twin.named_modules():
         if isinstance(layer, PackedLinear):
-            layer.pack(merged_weight(layers[name]), layers[name].bias)
+            bias = layers[name].bias
+            layer.pack(whole_weight(merged_weight(layers[name])), None if bias is None else whole_weight(bias))
         elif is_adapted(layers[name]):
             layer.get_parameter("weight").copy_(merged_weight(layers[name]))
         else:
             theirs = dict(layers[name].named_parameters(recurse=False))
             for key, own in layer.named_parameters(recurse=False):
-                own.copy_(theirs[key])
+                own.copy_(whole_weight(theirs[key]))
+
+
+def whole_weight(weight: Tensor) -> Tensor:
+    """`weight` itself, or gathered from all processes where each of them holds a share: then all must call this together."""
+    gather = getattr(weight, "full_tensor", None)
+    return weight if gather is None else gather()

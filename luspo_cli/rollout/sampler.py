@@ -11,7 +11,7 @@ from luspo_cli.records import Rollout
 
 @dataclass(frozen=True, slots=True)
 class SamplingOptions:
-    """How responses are drawn. `temperature` 0 is greedy; `seed` fixes the draws together with the row's place in the call."""
+    """How responses are drawn. `temperature` 0 is greedy; `seed` fixes the draws together with the row's place in the batch."""
 
     group_size: int
     max_response_tokens: int
@@ -19,6 +19,8 @@ class SamplingOptions:
     top_p: float = 1.0
     top_k: int = 0
     seed: int = 0
+    first_row: int = 0
+    """Place in the batch of the call's first row, where several processes sample one batch in parts."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from luspo_cli.training.optimizer import save_optimizer
 from luspo_cli.training.policy_files import save_policy
 
 MANIFEST = "checkpoint.json"
+Gathered = tuple[Mapping[str, torch.Tensor], Mapping[int, Mapping[str, torch.Tensor]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,16 +52,20 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     names: list[str],
     keep: int,
+    gathered: Gathered | None = None,
 ) -> Path:
-    """Write the checkpoint of `step`, then remove all but the newest `keep`. RunError on a full disk."""
+    """Write the checkpoint of `step`, then remove all but the newest `keep`. RunError on a full disk.
+
+    `gathered`: the whole weights and the whole optimizer state, where `model` and `optimizer` hold this process's share of them.
+    """
     final = checkpoint_path(checkpoints, step)
     partial = checkpoints / f".{final.name}.partial"
     for leftover in checkpoints.glob(".step-*.partial"):  # of a process that was killed while it wrote
         shutil.rmtree(leftover, ignore_errors=True)
     try:
         (partial / "trainer").mkdir(parents=True)
-        save_policy(partial, model, tokenizer)
-        save_optimizer(partial / "trainer", optimizer, names)
+        save_policy(partial, model, tokenizer, gathered[0] if gathered else None)
+        save_optimizer(partial / "trainer", gathered[1] if gathered else optimizer.state_dict()["state"], names)
         write_json(partial / "trainer" / "state.json", {"step": step})
         files = {str(f.relative_to(partial)): _digest(f) for f in sorted(partial.rglob("*")) if f.is_file()}
         write_json(partial / MANIFEST, {"step": step, "files": files})

@@ -13,6 +13,8 @@ from luspo_cli.records import Problem, Rollout, VerificationStatus
 from luspo_cli.rewards.rubric import Rubric
 from luspo_cli.rollout.sampler import Prompt, Sampler, SamplingOptions
 from luspo_cli.run_folder import RunFolder, replace_file
+from luspo_cli.training.ranks import ALONE, Ranks
+from luspo_cli.training.shared_rollouts import sample_and_score
 
 SEED_OFFSET = 1_000_003
 """Keeps the draws of the evaluation apart from those of training."""
@@ -26,12 +28,11 @@ class HeldOut:
     ) -> None:
         self.problems, self.prompts, self.options, self.rubric = list(problems), list(prompts), options, rubric
 
-    def evaluate(self, sampler: Sampler) -> dict[str, Any]:
+    def evaluate(self, sampler: Sampler, ranks: Ranks = ALONE) -> dict[str, Any]:
         """Sample and score; keys as in metrics.jsonl plus the interval and the counts of failed checks."""
-        groups = sampler.sample_groups(self.prompts, self.options)
-        rollouts: list[Rollout] = [rollout for group in groups for rollout in group]
-        problems = [problem for problem in self.problems for _ in range(self.options.group_size)]
-        rewards = self.rubric.score(problems, rollouts)
+        scored = sample_and_score(ranks, sampler, self.rubric, self.problems, self.prompts, self.options)
+        rollouts: list[Rollout] = [rollout for group in scored.groups for rollout in group]
+        rewards = scored.rewards
         right = [reward.status is VerificationStatus.CORRECT for reward in rewards]
         size = self.options.group_size
         per_problem = [statistics.fmean(right[i : i + size]) for i in range(0, len(right), size)]

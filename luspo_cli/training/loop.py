@@ -14,6 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from luspo_cli.advantages import ADVANTAGES
@@ -28,8 +29,10 @@ from luspo_cli.rollout.sampler import Prompt, Sampler, SamplingOptions
 from luspo_cli.run_folder import RunFolder
 from luspo_cli.training.dynamic_sampling import sample_step
 from luspo_cli.training.held_out import HeldOut, record, recorded_steps
+from luspo_cli.training.ranks import ALONE, Ranks
 from luspo_cli.training.rollout_store import store_rollouts
 from luspo_cli.training.schedule import learning_rate
+from luspo_cli.training.shared_rollouts import sample_and_score
 from luspo_cli.training.update import Updater
 
 SEED_STRIDE = 1_000_000_007
@@ -52,6 +55,8 @@ class Stages:
     """Bring the policy's weights into the sampler."""
     save: Callable[[int], Any]
     """Write the checkpoint of a step."""
+    ranks: Ranks = ALONE
+    """The processes that share the work; every one of them runs the loop, and the first one owns the run folder."""
 
 
 def train(
@@ -63,7 +68,8 @@ def train(
     stop_requested: Callable[[], bool],
 ) -> int:
     """Run steps `first_step`+1 to `run.steps`; returns the last finished step, earlier than the last one if asked to stop."""
-    tokens_total = folder.last_tokens_total()
+    ranks = stages.ranks
+    tokens_total = ranks.first(folder.last_tokens_total)
     stages.refresh_sampler()
     if first_step == 0:
         _evaluate(config, stages, folder, 0)
@@ -79,7 +85,8 @@ def train(
             if every and step % every == 1 % every
             else {}
         )
-        updated = stages.updater.update(scored, learning_rate(step - 1, config.run.steps, config.update), images)
+        rate = learning_rate(step - 1, config.run.steps, config.update)
+        updated = ranks.alike(partial(stages.updater.update, scored, rate, images))
         pushing = time.perf_counter()
         stages.refresh_sampler()
         pushed = time.perf_counter() - pushing
@@ -101,15 +108,15 @@ def train(
             "time/weights": pushed,
         }
         if config.run.rollouts_every and (step == 1 or step % config.run.rollouts_every == 0):
-            store_rollouts(folder.rollouts, step, groups.sampled, scored)
+            ranks.first(partial(store_rollouts, folder.rollouts, step, groups.sampled, scored))
         metrics["time/total"] = time.perf_counter() - started
         ordered = in_order(metrics)
-        folder.append_metrics(ordered)
-        stop = stop_requested()
+        ranks.first(partial(folder.append_metrics, ordered))
+        stop = ranks.any(stop_requested())
         last = step == config.run.steps
         if last or stop or (config.run.checkpoint_every and step % config.run.checkpoint_every == 0):
             stages.save(step)
-        on_step(ordered)
+        ranks.first(partial(on_step, ordered))
         if stop:
             return step
     return config.run.steps
@@ -126,27 +133,25 @@ class _Taker:
     def take(self, problems: Sequence[Problem], round_number: int) -> list[ScoredGroup]:
         started = time.perf_counter()
         prompts = [self._stages.to_prompt(problem) for problem in problems]
+        prepared = time.perf_counter() - started
         self.images |= {prompt.problem_id: prompt.image_inputs for prompt in prompts if prompt.image_inputs}
         options = _sampling_options(self._config, self._step, round_number)
-        groups = self._stages.sampler.sample_groups(prompts, options)
-        sampled = time.perf_counter()
-        scored = score_groups(problems, groups, self._stages.rubric, self._config)
-        self.rollout_s += sampled - started
-        self.reward_s += time.perf_counter() - sampled
-        return scored
+        stages = self._stages
+        scored = sample_and_score(stages.ranks, stages.sampler, stages.rubric, problems, prompts, options)
+        self.rollout_s += prepared + scored.rollout_s
+        self.reward_s += scored.reward_s
+        return with_advantages(problems, scored.groups, scored.rewards, self._config)
 
 
-def score_groups(
-    problems: Sequence[Problem], groups: Sequence[Sequence[Rollout]], rubric: Rubric, config: TrainRun
+def with_advantages(
+    problems: Sequence[Problem], groups: Sequence[Sequence[Rollout]], rewards: Sequence[Reward], config: TrainRun
 ) -> list[ScoredGroup]:
-    """Rewards and group advantages for every group, in order."""
-    flat = [rollout for group in groups for rollout in group]
-    of_rollout = [problem for problem, group in zip(problems, groups, strict=True) for _ in group]
-    rewards = iter(rubric.score(of_rollout, flat))
+    """Every group with its rewards and advantages, in order; one reward a rollout, group by group."""
+    of_rollout = iter(rewards)
     estimator = ADVANTAGES[str(config.objective.advantage)]
     scored = []
     for problem, group in zip(problems, groups, strict=True):
-        own: tuple[Reward, ...] = tuple(next(rewards) for _ in group)
+        own: tuple[Reward, ...] = tuple(next(of_rollout) for _ in group)
         advantages = tuple(estimator([reward.total for reward in own]))
         scored.append(ScoredGroup(problem, tuple(group), own, advantages))
     return scored
@@ -182,8 +187,8 @@ def _evaluate(config: TrainRun, stages: Stages, folder: RunFolder, step: int) ->
     """Evaluate where the plan says so; returns what belongs into the step's record."""
     every = config.evaluation.every
     due = stages.held_out is not None and every and (step % every == 0 or step == config.run.steps)
-    if not due or stages.held_out is None or step in recorded_steps(folder):
+    if not due or stages.held_out is None or step in stages.ranks.first(partial(recorded_steps, folder)):
         return {}
-    result = stages.held_out.evaluate(stages.sampler)
-    record(folder, step, result)
+    result = stages.held_out.evaluate(stages.sampler, stages.ranks)
+    stages.ranks.first(partial(record, folder, step, result))
     return {key: value for key, value in result.items() if key in METRICS}

@@ -6,12 +6,14 @@ state is stored by the parameters' names as safetensors, never as a pickle; what
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from luspo_cli.config.update import UpdateConfig
+from luspo_cli.training.sharding import shard_like
 
 STATE_FILE = "optimizer.safetensors"
 
@@ -33,11 +35,10 @@ def make_optimizer(policy: torch.nn.Module, settings: UpdateConfig) -> tuple[lis
     return [name for name, _ in (*matrices, *others)], optimizer
 
 
-def save_optimizer(folder: Path, optimizer: torch.optim.Optimizer, names: list[str]) -> None:
-    """Write the state of every parameter under `name::key`; `names` are in the optimizer's order."""
+def save_optimizer(folder: Path, state: Mapping[int, Mapping[str, torch.Tensor]], names: list[str]) -> None:
+    """Write the state of every parameter, by its number, under `name::key`; `names` are in the optimizer's order."""
     from safetensors.torch import save_file
 
-    state = optimizer.state_dict()["state"]
     tensors = {
         f"{names[index]}::{key}": value.detach().cpu().contiguous()
         for index, values in state.items()
@@ -52,8 +53,10 @@ def load_optimizer(folder: Path, optimizer: torch.optim.Optimizer, names: list[s
 
     tensors = load_file(folder / STATE_FILE)
     state: dict[int, dict[str, Any]] = {}
-    for index, name in enumerate(names):
-        own = {key.rsplit("::", 1)[1]: value for key, value in tensors.items() if key.rsplit("::", 1)[0] == name}
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    for index, (name, weight) in enumerate(zip(names, weights, strict=True)):
+        found = {key.rsplit("::", 1)[1]: value for key, value in tensors.items() if key.rsplit("::", 1)[0] == name}
+        own = {key: shard_like(weight, value) for key, value in found.items()}
         if own:
             state[index] = own
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

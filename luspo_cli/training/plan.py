@@ -34,8 +34,8 @@ class Plan:
     missing: list[str]
 
 
-def make_plan(config: TrainRun) -> Plan:
-    """Describe the run that `config` would be."""
+def make_plan(config: TrainRun, processes: int = 1) -> Plan:
+    """Describe the run that `config` would be in so many processes."""
     shape = _shape(config)
     rollout, update = config.rollout, config.update
     rows = rollout.problems * rollout.group_size
@@ -43,7 +43,7 @@ def make_plan(config: TrainRun) -> Plan:
         configuration=config.model_dump(mode="json"),
         objective=asdict(describe(config.objective)),
         parameters=shape.parameters(),
-        memory_gib={name: round(size / GIB, 2) for name, size in estimate_memory(config, shape).items()},
+        memory_gib={name: round(size / GIB, 2) for name, size in estimate_memory(config, shape, processes).items()},
         work={
             "steps": config.run.steps,
             "rollouts_per_step": rows,
@@ -64,14 +64,22 @@ def _sampler(config: TrainRun) -> dict[str, str]:
     return {"name": choice.name, "reason": choice.reason}
 
 
-def estimate_memory(config: TrainRun, shape: ShapeConfig) -> dict[str, float]:
-    """Bytes by part on one device: float32 weights, gradients and Adam moments; compute copies; activations; cache."""
+def estimate_memory(config: TrainRun, shape: ShapeConfig, processes: int = 1) -> dict[str, float]:
+    """Bytes by part on one device: float32 weights, gradients and Adam moments; compute copies; activations; cache.
+
+    Several processes share out the groups of a batch, and with `model.sharding = "full"` the first three parts; then each has a
+    whole copy to sample with besides, and the weights that a pass has gathered.
+    """
     n = shape.parameters()
+    sharded = processes > 1 and config.model.sharding == "full"
+    share = processes if sharded else 1
     low = config.model.compute_dtype == "bfloat16"
     size = 2 if low else 4
-    parts: dict[str, float] = {"weights": 4 * n, "gradients": 4 * n, "optimizer": 8 * n}
-    parts["compute_copies"] = 4 * n if low else 0  # autocast's bfloat16 weights and the sampler's
-    parts["reference"] = 4 * n if config.objective.kl_coefficient > 0 else 0
+    parts: dict[str, float] = {"weights": 4 * n / share, "gradients": 4 * n / share, "optimizer": 8 * n / share}
+    # Autocast's bfloat16 weights and the sampler's; sharded float32 weights have a sampler's copy as well.
+    sampler_copy = 2 * n if low else 4 * n if sharded else 0
+    parts["compute_copies"] = sampler_copy + (2 * n if low else 0)
+    parts["reference"] = 4 * n / share if config.objective.kl_coefficient > 0 else 0
     longest = config.data.max_prompt_tokens + config.rollout.max_response_tokens
     tokens = max(config.update.tokens_per_micro_batch, longest)
     one_layer = tokens * (14 * shape.width + 4 * shape.feed_forward) * size
@@ -81,9 +89,14 @@ def estimate_memory(config: TrainRun, shape: ShapeConfig) -> dict[str, float]:
     )
     parts["logits_chunk"] = min(LOGITS_CHUNK_BYTES, 16 * tokens * shape.vocabulary)
     key_value = 2 * shape.key_value_heads * (shape.width // shape.heads) * size
-    rows = min(config.rollout.max_rows, config.rollout.problems * config.rollout.group_size)
+    own_problems = -(-config.rollout.problems // processes)
+    rows = min(config.rollout.max_rows, own_problems * config.rollout.group_size)
     parts["key_value_cache"] = rows * longest * shape.layers * key_value
-    always = parts["weights"] + parts["optimizer"] + parts["reference"] + (2 * n if low else 0)
+    always = parts["weights"] + parts["optimizer"] + parts["reference"] + sampler_copy
+    if sharded:  # one decoder layer, and embeddings and head, which are gathered as long as a pass takes
+        outside = shape.vocabulary * shape.width * (1 if shape.tied_head else 2)
+        parts["gathered"] = 4 * (outside + (n - outside) / shape.layers)
+        always += parts["gathered"]
     parts["update_peak"] = (
         always + parts["gradients"] + parts["activations"] + parts["logits_chunk"] + (2 * n if low else 0)
     )

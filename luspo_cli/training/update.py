@@ -3,7 +3,9 @@
 Decisions, each with a test: a mini-batch's counts are known before its first micro-batch, so the sum of the micro-batch losses
 is the mini-batch's loss however it was split; old log-probs come from the same weights through the same micro-batches as the
 new ones, so that before the first step every ratio is exactly 1, and the first mini-batch needs none; rows without advantage
-take part in the counts and nowhere else; a step whose loss or gradient is not finite moves nothing and is counted.
+take part in the counts and nowhere else; a step whose loss or gradient is not finite moves nothing and is counted. Several
+processes compute a share of every mini-batch's rows each (training/shares.py) under the same counts; what decides about a step is
+put together first, so all of them move or none.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -33,6 +36,9 @@ from luspo_cli.policy.packing import (
 )
 from luspo_cli.policy.policy import Policy
 from luspo_cli.records import ScoredGroup
+from luspo_cli.rollout.packed_linear import whole_weight
+from luspo_cli.training.ranks import ALONE, Ranks
+from luspo_cli.training.shares import Piece, own_pieces
 
 NOISE_FLOOR_ROWS = 16
 Images = Mapping[str, Mapping[str, Tensor]]
@@ -55,9 +61,10 @@ class Updater:
         accelerator: Any,
         config: TrainRun,
         reference: Policy | BasePolicy | None,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.policy, self.optimizer, self.accelerator = policy, optimizer, accelerator
-        self.config, self.reference = config, reference
+        self.config, self.reference, self.ranks = config, reference, ranks
         self._bad_in_a_row = 0
         self._mismatch = SamplerMismatch()
 
@@ -74,7 +81,7 @@ class Updater:
         old = [None, *(self._old_logprobs(batch) for batch in mini_batches[1:])]
         between = time.perf_counter()
         parts = [self._step(batch, logprobs) for batch, logprobs in zip(mini_batches, old, strict=True)]
-        metrics = _mean_over_steps(parts) | self._mismatch.metrics()
+        metrics = _mean_over_steps(parts) | self._sampler_metrics()
         trained = sum(len(rows) for batch in mini_batches for rows in self._micro_batches(batch))
         metrics |= {
             "update/learning_rate": learning_rate,
@@ -108,31 +115,49 @@ class Updater:
 
     def _micro_batches(self, batch: MiniBatch) -> tuple[tuple[Row, ...], ...]:
         """What has to be computed: everything, if a term beside the policy's needs it or skipping is off."""
+        return batch.with_advantage + (batch.without_advantage if self._needs_every_row() else ())
+
+    def _needs_every_row(self) -> bool:
         objective = self.config.objective
         others = objective.kl_coefficient > 0 or objective.entropy_coefficient > 0
-        if others or not self.config.update.skip_rows_without_advantage:
-            return batch.with_advantage + batch.without_advantage
-        return batch.with_advantage
+        return others or not self.config.update.skip_rows_without_advantage
+
+    def _pieces(self, batch: MiniBatch) -> list[Piece]:
+        """What this process computes of it, in as many passes as every other process."""
+        parts = [batch.with_advantage, *([batch.without_advantage] if self._needs_every_row() else [])]
+        budget = self.config.update.tokens_per_micro_batch
+        return [piece for part in parts for piece in own_pieces(part, self.ranks.rank, self.ranks.size, budget)]
+
+    def _reduced(self, last: bool) -> AbstractContextManager[Any]:
+        """DDP adds gradients up over processes once, in the last pass; FSDP in every pass, and one process never."""
+        no_sync = getattr(self.policy, "no_sync", None)
+        return nullcontext() if last or no_sync is None else no_sync()
 
     @torch.no_grad()
     def _old_logprobs(self, batch: MiniBatch) -> list[Tensor]:
         device = self.accelerator.device
-        return [self.policy(policy_batch(rows, device))[0] for rows in self._micro_batches(batch)]
+        return [self.policy(policy_batch(piece.rows, device))[0] for piece in self._pieces(batch)]
 
     def _step(self, batch: MiniBatch, old: list[Tensor] | None) -> dict[str, float]:
-        micro_batches = self._micro_batches(batch)
+        pieces, several = self._pieces(batch), self.ranks.size > 1
         counts = Counts(batch.sequences, batch.response_tokens)
         self._zero_gradients()
         diagnostics = []
-        for i, rows in enumerate(micro_batches):
-            tensors = policy_batch(rows, self.accelerator.device)
-            logprobs, entropy = self.policy(tensors, with_entropy=True)
-            loss, report = self._loss(tensors, logprobs, entropy, None if old is None else old[i], counts)
-            if loss.requires_grad and math.isfinite(report["objective/loss"]):
-                self.accelerator.backward(loss)
-            diagnostics.append(report)
-        metrics = combine_diagnostics(diagnostics)
-        metrics = _per_trained_row(metrics, batch, micro_batches, self.config.objective.ratio == "sequence")
+        for i, piece in enumerate(pieces):
+            tensors = policy_batch(piece.rows, self.accelerator.device)
+            with self._reduced(last=i + 1 == len(pieces)):
+                logprobs, entropy = self.policy(tensors, with_entropy=True)
+                measured = SamplerMismatch() if piece.filler else self._mismatch
+                loss, report = self._loss(tensors, logprobs, entropy, None if old is None else old[i], counts, measured)
+                # The other processes wait for this one's backward pass, whatever its loss; the step is refused below.
+                if loss.requires_grad and (several or math.isfinite(report["objective/loss"])):
+                    # Gradients are averaged over processes, and the loss is a sum: times their number.
+                    self.accelerator.backward(loss * (0.0 if piece.filler else self.ranks.size))
+            if not piece.filler:
+                diagnostics.append(report)
+        metrics = combine_diagnostics(self.ranks.gather(combine_diagnostics(diagnostics)))
+        computed = self._micro_batches(batch)
+        metrics = _per_trained_row(metrics, batch, computed, self.config.objective.ratio == "sequence")
         return metrics | self._move(metrics.get("objective/loss", 0.0))
 
     def _zero_gradients(self) -> None:
@@ -146,8 +171,21 @@ class Updater:
             if weight.requires_grad and weight.grad is None:
                 weight.grad = torch.zeros_like(weight)
 
+    def _sampler_metrics(self) -> dict[str, float]:
+        """The sampler's distance from the policy, over the rows of all processes."""
+        mismatch = SamplerMismatch()
+        for other in self.ranks.gather(self._mismatch):
+            mismatch.add(other)
+        return mismatch.metrics()
+
     def _loss(
-        self, batch: PolicyBatch, logprobs: Tensor, entropy: Tensor, old: Tensor | None, counts: Counts
+        self,
+        batch: PolicyBatch,
+        logprobs: Tensor,
+        entropy: Tensor,
+        old: Tensor | None,
+        counts: Counts,
+        measured: SamplerMismatch,
     ) -> tuple[Tensor, dict[str, float]]:
         objective = self.config.objective
         old = logprobs.detach() if old is None else old
@@ -165,17 +203,17 @@ class Updater:
             counts=counts,
             ref_logprobs=ref_logprobs,
             entropy=entropy if objective.entropy_coefficient > 0 else entropy.detach(),
-            rollout_weights=self._rollout_weights(batch, old),
+            rollout_weights=self._rollout_weights(batch, old, measured),
         )
         return result.loss, result.diagnostics
 
     @torch.no_grad()
-    def _rollout_weights(self, batch: PolicyBatch, old: Tensor) -> Tensor | None:
+    def _rollout_weights(self, batch: PolicyBatch, old: Tensor, measured: SamplerMismatch) -> Tensor | None:
         """Measure the sampler against the policy before the step's first update; weights [B, R] where they are asked for."""
         settings, mask, found = self.config.update, batch.response_mask, batch.rollout_logprobs
         known = mask if found is None else mask & ~found.isnan()
         if found is not None:
-            self._mismatch.add(sampler_mismatch(old, found, known))
+            measured.add(sampler_mismatch(old, found, known))
         if settings.sampler_correction == "none":
             return None
         if found is None or bool((mask & ~known).any()):
@@ -186,13 +224,13 @@ class Updater:
         weights, counts = correction_weights(
             old, found, mask, settings.sampler_correction, settings.sampler_correction_cap
         )
-        self._mismatch.add(counts)
+        measured.add(counts)
         return weights
 
     def _move(self, loss: float) -> dict[str, float]:
         """Clip and step, or refuse a step that is not finite."""
         limit = self.config.update.gradient_clip
-        norm = float(self.accelerator.clip_grad_norm_(self.policy.parameters(), limit or math.inf))
+        norm = float(whole_weight(self.accelerator.clip_grad_norm_(self.policy.parameters(), limit or math.inf)))
         if math.isfinite(loss) and math.isfinite(norm):
             self.optimizer.step()
             self._bad_in_a_row = 0

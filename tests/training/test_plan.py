@@ -36,6 +36,23 @@ def test_what_saves_memory_lowers_the_estimate() -> None:
     assert peak("objective.kl_coefficient=0.1")["reference"] == base["weights"]
 
 
+def test_several_processes_share_out_what_the_configuration_says() -> None:
+    """Eight: an eighth of weights, gradients and moments each when sharded, and a bfloat16 copy to sample with either way."""
+    config, sharded = (resolve_train(preset="qwen2.5-7b", sets=[f"model.sharding={how}"]) for how in ("none", "full"))
+    one, eight, shares = make_plan(config), make_plan(config, 8), make_plan(sharded, 8)
+    assert eight.memory_gib["weights"] == one.memory_gib["weights"] == pytest.approx(28.37, abs=0.01)
+    for part, whole in (("weights", 28.37), ("gradients", 28.37), ("optimizer", 56.74)):
+        assert shares.memory_gib[part] == pytest.approx(whole / 8, abs=0.01)
+    assert shares.memory_gib["compute_copies"] == one.memory_gib["compute_copies"] == pytest.approx(28.37, abs=0.01)
+    # Embeddings and head, 2 * 152064 * 3584, and one of 28 layers, in float32.
+    outside = 2 * 152064 * 3584
+    assert shares.memory_gib["gathered"] == pytest.approx(
+        4 * (outside + (7_615_616_512 - outside) / 28) / GIB, abs=0.01
+    )
+    assert shares.memory_gib["update_peak"] < 0.6 * eight.memory_gib["update_peak"]
+    assert make_plan(sharded).memory_gib == one.memory_gib  # nothing to share out
+
+
 def test_work_by_hand() -> None:
     plan = make_plan(resolve_train(preset="tiny"))
     assert plan.work == {

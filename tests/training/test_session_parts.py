@@ -14,7 +14,7 @@ from luspo_cli.config.layers import resolve_train
 from luspo_cli.errors import RunError
 from luspo_cli.policy.policy import Policy
 from luspo_cli.records import ScoredGroup
-from luspo_cli.training.loop import in_order, score_groups
+from luspo_cli.training.loop import in_order, with_advantages
 from luspo_cli.training.optimizer import make_optimizer
 from luspo_cli.training.rollout_store import store_rollouts
 from luspo_cli.training.session import _interruptible, _NoiseWatch
@@ -75,15 +75,10 @@ def test_a_metric_without_a_name_is_a_defect_and_not_a_line() -> None:
 
 def test_rewards_become_advantages_group_by_group(make_groups: Callable[..., list[ScoredGroup]]) -> None:
     """Rewards 1, 0, 0 and 1, 1, 1: (2/3, -1/3, -1/3) / 0.57735 and nothing."""
-
-    class Scripted:
-        def score(self, problems: list[Any], rollouts: list[Any]) -> list[Any]:
-            assert [problem.id for problem in problems] == [rollout.problem_id for rollout in rollouts]
-            return [reward for group in groups for reward in group.rewards]
-
     groups = make_groups([[2, 3, 4], [1, 1, 1]], [[1.0, 0.0, 0.0], [1.0, 1.0, 1.0]])
     config = resolve_train(preset="tiny")
-    scored = score_groups([g.problem for g in groups], [g.rollouts for g in groups], Scripted(), config)  # type: ignore[arg-type]
+    rewards = [reward for group in groups for reward in group.rewards]
+    scored = with_advantages([g.problem for g in groups], [g.rollouts for g in groups], rewards, config)
     assert scored[0].advantages == pytest.approx((1.154701, -0.57735, -0.57735), abs=1e-4)
     assert scored[1].advantages == (0.0, 0.0, 0.0)
 

@@ -1,0 +1,45 @@
+"""What the first process of a run does for all: it takes up the run folder and feeds the tracking writers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+
+from luspo_cli.config.run import TrainRun
+from luspo_cli.run_folder import IfExists, RunFolder
+from luspo_cli.training.checkpoint import Checkpoint, newest_whole
+from luspo_cli.training.ranks import Ranks
+from luspo_cli.training.tracking import Tracking
+
+
+def open_run(folder: RunFolder, config: TrainRun, if_exists: IfExists, say: Callable[[str], None]) -> Checkpoint | None:
+    """Make the run folder or take it up, cut back to the checkpoint that is returned; None before the first one."""
+    if not folder.open(config.model_dump(mode="json"), if_exists):
+        return None
+    checkpoint, notes = newest_whole(folder.checkpoints)
+    for note in notes:
+        say(f"warning: {note}; going back to the one before")
+    step = checkpoint.step if checkpoint else 0
+    folder.cut_back(step)
+    if step >= config.run.steps:
+        with Tracking(config, folder, say):  # hands over what a writer that failed does not have
+            say(f"run {folder.path} is finished: step {step} of {config.run.steps}")
+    else:
+        say(f"going on after step {step}")
+    return checkpoint
+
+
+@contextmanager
+def tracking_of(
+    config: TrainRun, folder: RunFolder, say: Callable[[str], None], ranks: Ranks
+) -> Iterator[Tracking | None]:
+    """The writers, opened by the first process before the first step; another process has none."""
+    with ExitStack() as stack:
+        tracking = Tracking(config, folder, say) if ranks.is_first else None
+
+        def begin() -> None:
+            if tracking is not None:
+                stack.enter_context(tracking)
+
+        ranks.first(begin)
+        yield tracking
