@@ -21,6 +21,8 @@ from typing import Any
 
 QUESTION = "A baker sells {} loaves a day for {} days. How many loaves is that? Think step by step."
 SYSTEMS = ("in-process", "generate", "continuous", "vllm")
+MORE_SYSTEMS = ("plain",)
+"""The in-process sampler without its packed copy of the weights."""
 WARM_UP_TOKENS = 4
 Prompts = list[list[int]]
 Run = Callable[[Prompts, int], float]
@@ -33,9 +35,9 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[32, 64])
     parser.add_argument("--tokens", type=int, default=200)
     parser.add_argument("--group-size", type=int, default=8)
-    parser.add_argument("--only", choices=SYSTEMS, nargs="+", default=list(SYSTEMS))
+    parser.add_argument("--only", choices=SYSTEMS + MORE_SYSTEMS, nargs="+", default=list(SYSTEMS))
     parser.add_argument("--vllm-python", default=sys.executable, help="interpreter of the environment that has vllm")
-    parser.add_argument("--child", choices=SYSTEMS, help=argparse.SUPPRESS)
+    parser.add_argument("--child", choices=SYSTEMS + MORE_SYSTEMS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
         _child(options)
@@ -46,7 +48,7 @@ def main() -> None:
     for system in options.only:
         rates[system] = _in_child(system, options)
         print(f"{system:>12}" + "".join(f"{rate:>10.0f}" for rate in rates[system]), flush=True)
-    others = [found for system, found in rates.items() if system != "in-process"]
+    others = [found for system, found in rates.items() if system not in ("in-process", *MORE_SYSTEMS)]
     if "in-process" in rates and others:
         best = [max(column) for column in zip(*others, strict=True)]
         shares = [own / other for own, other in zip(rates["in-process"], best, strict=True)]
@@ -78,10 +80,18 @@ def _child(options: argparse.Namespace) -> None:
     size = options.group_size
     longest = 128 + options.tokens
     rates = []
-    with_model = {"in-process": _in_process, "generate": _generate, "continuous": _continuous, "vllm": _vllm}
-    for run in with_model[options.child](options, tokenizer, longest):
+    systems = {
+        "in-process": _in_process,
+        "plain": _in_process,
+        "generate": _generate,
+        "continuous": _continuous,
+        "vllm": _vllm,
+    }
+    for run in systems[options.child](options, tokenizer, longest):
         for rows in options.rows:
-            prompts = [tokenizer.encode(QUESTION.format(i + 3, i + 5)) for i in range(rows // size) for _ in range(size)]
+            prompts = [
+                tokenizer.encode(QUESTION.format(i + 3, i + 5)) for i in range(rows // size) for _ in range(size)
+            ]
             run(prompts, WARM_UP_TOKENS)
             gc.collect()
             rates.append(len(prompts) * options.tokens / run(prompts, options.tokens))
@@ -114,7 +124,8 @@ def _in_process(options: argparse.Namespace, tokenizer: Any, longest: int) -> It
     model = AutoModelForCausalLM.from_pretrained(
         options.model, dtype=torch.bfloat16, attn_implementation=attention.NAME
     )
-    yield _ours(InProcessSampler(bfloat16_copy(model), tokenizer, [], max_rows=1024), options.group_size)
+    own = model if options.child == "plain" else bfloat16_copy(model)
+    yield _ours(InProcessSampler(own, tokenizer, [], max_rows=1024), options.group_size)
 
 
 def _vllm(options: argparse.Namespace, tokenizer: Any, longest: int) -> Iterator[Run]:

@@ -73,7 +73,8 @@ def eval_cli(
         int | None, typer.Option("--max-rows", min=1, help="Responses in flight; a kill costs about so many. [64]")
     ] = None,
     sampler: Annotated[
-        str | None, typer.Option("--sampler", help="auto, in-process or vllm. [auto: vllm with a CUDA device, if installed]")
+        str | None,
+        typer.Option("--sampler", help="auto, in-process or vllm. [auto: vllm with a CUDA device, if installed]"),
     ] = None,
     step: Annotated[
         int | None, typer.Option("--step", min=1, help="The run's checkpoint of this step. [the newest whole one]")
