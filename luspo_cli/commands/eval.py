@@ -72,6 +72,10 @@ def eval_cli(
     max_rows: Annotated[
         int | None, typer.Option("--max-rows", min=1, help="Responses in flight; a kill costs about so many. [64]")
     ] = None,
+    sampler: Annotated[
+        str | None,
+        typer.Option("--sampler", help="auto, in-process or vllm. [auto: vllm with a CUDA device, if installed]"),
+    ] = None,
     step: Annotated[
         int | None, typer.Option("--step", min=1, help="The run's checkpoint of this step. [the newest whole one]")
     ] = None,
@@ -104,7 +108,18 @@ def eval_cli(
         show_benchmarks(as_json=as_json)
         return
     drawing = Drawing(
-        samples, temperature, top_p, max_response_tokens, prompt, seed, limit, dtype, max_rows, step, replace or None
+        samples,
+        temperature,
+        top_p,
+        max_response_tokens,
+        prompt,
+        seed,
+        limit,
+        dtype,
+        max_rows,
+        step,
+        replace or None,
+        sampler,
     )
     names = chosen_benchmarks(benchmark, suite)
     judge = make_judge(judge_url, judge_model, judge_key_env, judge_task)
@@ -183,6 +198,7 @@ def _refuse_with_responses(model: str | None, names: list[str], drawing: Drawing
         "dtype",
         "max_rows",
         "step",
+        "sampler",
     ):
         if getattr(drawing, field) is not None:
             raise UsageError(f"--{field.replace('_', '-')} is for drawing responses; leave it out with --responses.")

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from luspo_cli.evaluation.sampling import SamplingModel
 
 DEFAULT_RESPONSE_TOKENS = 2048
+EVAL_SAMPLERS = ("auto", "in-process", "vllm")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,7 @@ class Drawing:
     max_rows: int | None = None
     step: int | None = None
     replace: bool | None = None
+    sampler: str | None = None
 
 
 def run_evaluations(
@@ -70,7 +72,11 @@ def run_evaluations(
     def load() -> SamplingModel:
         if not found:
             progress.say(f"loading {weights.path} ({dtype})")
-            found.append(load_sampling_model(weights.path, dtype, settings.max_rows))
+            found.append(
+                load_sampling_model(
+                    weights.path, dtype, settings.max_rows, settings.sampler, settings.max_response_tokens
+                )
+            )
         return found[0]
 
     with choose_progress(Console(stderr=True)) as progress:
@@ -155,7 +161,20 @@ def _settings(drawing: Drawing, weights: Weights, dtype: str) -> EvaluationSetti
         limit=drawing.limit or 0,
         dtype=dtype,
         max_rows=drawing.max_rows or MAX_ROWS,
+        sampler=_sampler(drawing.sampler or "auto", weights),
     )
+
+
+def _sampler(asked: str, weights: Weights) -> str:
+    """The sampler of this evaluation; UsageError for an unknown one, or where it is missing or cannot read the model."""
+    from luspo_cli.rollout.choice import INSTALL_VLLM, choose_sampler, vllm_is_installed
+
+    if asked not in EVAL_SAMPLERS:
+        raise UsageError(f"--sampler must be one of {', '.join(EVAL_SAMPLERS)}, not '{asked}'.")
+    choice = choose_sampler(asked, reads_images=bool(weights.reads_images()))
+    if choice.name == "vllm" and not vllm_is_installed():
+        raise UsageError(f"--sampler vllm needs vllm, which is not installed: {INSTALL_VLLM}")
+    return choice.name
 
 
 def _evaluation(

@@ -56,6 +56,7 @@ class EvaluationSettings:
     """The first so many problems; 0: all."""
     dtype: str = "float32"
     max_rows: int = MAX_ROWS
+    sampler: str = "in-process"
 
     @property
     def chunk_problems(self) -> int:
@@ -94,13 +95,16 @@ class Evaluation:
             [problem.id, [[turn.role, turn.content] for turn in self.benchmark.prompt(problem, self.variant)]]
             for problem in self.problems
         ]
+        settings = asdict(self.settings)
+        if settings["sampler"] == "in-process":
+            del settings["sampler"]  # results from before there was a choice are of this one
         return {
             "model": self.model,
             "weights": self.weights,
             "step": self.step,
             "prompt": self.variant,
             "prompts_sha256": hashlib.sha256(json.dumps(posed).encode()).hexdigest(),
-            **asdict(self.settings),
+            **settings,
         }
 
 

@@ -18,6 +18,10 @@ from luspo_cli.evaluation.image_prompts import ImagePrompts, benchmark_prompt
 from luspo_cli.rollout.sampler import Prompt, Sampler
 
 Dtype = Literal["float32", "bfloat16"]
+VLLM_PROMPT_TOKENS = 4096
+"""Room for the prompt in vLLM's rows; a longer one is refused before anything is drawn."""
+VLLM_MEMORY_SHARE = 0.85
+"""Of the GPU's memory: nothing trains beside an evaluation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +53,12 @@ def choose_dtype(asked: str, trained_in: str | None) -> Dtype:
     return "float32"
 
 
-def load_sampling_model(path: str, dtype: Dtype, max_rows: int) -> SamplingModel:
-    """Load a folder or hub id behind the in-process sampler; raises UsageError where it is no model that we can read."""
+def load_sampling_model(
+    path: str, dtype: Dtype, max_rows: int, sampler_name: str = "in-process", max_response_tokens: int = 0
+) -> SamplingModel:
+    """Load a folder or hub id behind `in-process` or `vllm`; raises UsageError where it is no model that we can read."""
+    if sampler_name == "vllm":
+        return _load_vllm(path, dtype, max_rows, max_response_tokens)
     import torch
     from transformers.utils import logging
 
@@ -71,6 +79,29 @@ def load_sampling_model(path: str, dtype: Dtype, max_rows: int) -> SamplingModel
     context = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
     sampler = InProcessSampler(model, loaded.tokenizer, loaded.end_tokens, max_rows)
     return SamplingModel(sampler, loaded.tokenizer, context if isinstance(context, int) else None, loaded.processor)
+
+
+def _load_vllm(path: str, dtype: Dtype, max_rows: int, max_response_tokens: int) -> SamplingModel:
+    """vLLM reads the weights itself; rows are bounded, since its cache must hold one of the longest at least."""
+    from luspo_cli.config.model import ModelConfig
+    from luspo_cli.policy.loading import load_without_weights
+    from luspo_cli.rollout.vllm_engine import EngineSettings, VllmSampler
+
+    loaded = load_without_weights(ModelConfig(path=path, compute_dtype=dtype))
+    longest = max_response_tokens + VLLM_PROMPT_TOKENS
+    context = getattr(loaded.model.get_text_config(), "max_position_embeddings", None)
+    if isinstance(context, int):
+        longest = min(longest, context)
+    settings = EngineSettings(
+        str(Path(path).expanduser()) if Path(path).expanduser().is_dir() else path,
+        dtype,
+        longest,
+        max_rows,
+        temperature=1.0,
+        memory_share=VLLM_MEMORY_SHARE,
+        load_weights_of_folder=True,
+    )
+    return SamplingModel(VllmSampler(settings, loaded.tokenizer, loaded.end_tokens), loaded.tokenizer, longest)
 
 
 def benchmark_prompts(

@@ -78,12 +78,46 @@ def load_model(config: ModelConfig) -> LoadedModel:
         raise UsageError(f"model '{config.path}' has no plain vocabulary head, which the chunked log-probs need")
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
+    _give_template(tokenizer)
+    return LoadedModel(model, tokenizer, end_tokens(model, tokenizer), processor)
+
+
+def load_without_weights(config: ModelConfig) -> LoadedModel:
+    """What talks to a text model, for a sampler that reads the weights itself; `model` is the model's configuration.
+
+    UsageError where there is no such model or it reads images.
+    """
+    from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+
+    reason = None if is_hub_id(config.path) else find_model(config.path)
+    if reason:
+        raise UsageError(reason)
+    source = config.path if is_hub_id(config.path) else str(Path(config.path).expanduser())
+    options: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+    try:
+        kind = AutoConfig.from_pretrained(source, **options)
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+    except (OSError, ValueError, KeyError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UsageError(
+            f"cannot load model '{config.path}': {first} (set model.path to a complete local folder or a hub id)"
+        ) from error
+    if hasattr(kind, "vision_config"):
+        raise UsageError(f"model '{config.path}' reads images, which needs the in-process sampler")
+    try:
+        kind.generation_config = GenerationConfig.from_pretrained(source, revision=config.revision)
+    except OSError:
+        kind.generation_config = GenerationConfig.from_model_config(kind)
+    _give_template(tokenizer)
+    return LoadedModel(kind, tokenizer, end_tokens(kind, tokenizer))
+
+
+def _give_template(tokenizer: Any) -> None:
     if tokenizer.chat_template is None:
         # A base model: its prompt is the text of the messages.
         tokenizer.chat_template = (
             "{% for m in messages %}{{ m['content'] }}{% if not loop.last %}\n\n{% endif %}{% endfor %}"
         )
-    return LoadedModel(model, tokenizer, end_tokens(model, tokenizer), processor)
 
 
 def _load_adapted(folder: Path, config: ModelConfig) -> LoadedModel:

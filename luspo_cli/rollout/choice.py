@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +37,6 @@ class SamplerModel:
     tokenizer: Any
     end_tokens: Sequence[int]
     compute_dtype: Literal["float32", "bfloat16"]
-    reads_images: bool = False
     revision: str = "main"
     trust_remote_code: bool = False
 
@@ -102,8 +102,9 @@ def make_sampler(
     if choice.name == "vllm-server":
         from luspo_cli.rollout.vllm_server import VllmServerSampler
 
+        servers = own_servers(vllm.servers, int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
         return VllmServerSampler(
-            vllm.servers, model.tokenizer, model.end_tokens, model.compute_dtype, max_rows, longest, vllm.timeout_s
+            servers, model.tokenizer, model.end_tokens, model.compute_dtype, max_rows, longest, vllm.timeout_s
         )
     if not vllm_is_installed():
         raise UsageError(f"the vLLM sampler needs vllm, which is not installed: {INSTALL_VLLM}")
@@ -122,6 +123,16 @@ def make_sampler(
         trust_remote_code=model.trust_remote_code,
     )
     return VllmSampler(settings, model.tokenizer, model.end_tokens)
+
+
+def own_servers(servers: Sequence[str], rank: int, processes: int) -> tuple[str, ...]:
+    """The servers of one process of several, which no other one pushes to; UsageError where there are too few."""
+    if len(servers) < processes:
+        raise UsageError(
+            f"rollout.vllm.servers names {len(servers)} and the run has {processes} processes, each of which pushes its weights:"
+            " name one server a process at least"
+        )
+    return tuple(servers[rank::processes])
 
 
 def _has_cuda() -> bool:

@@ -12,8 +12,10 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -72,7 +74,9 @@ class VllmSampler:
         self._mode = logprobs_mode(settings.temperature)
         self._dtype = getattr(torch, settings.dtype)
         self._sleeps = torch.cuda.is_available()
+        self._own_group = not torch.distributed.is_initialized()
         self._engine = _start(settings, self._mode, sleep=self._sleeps)
+        atexit.register(self.close)
         self._awake = {"weights", "kv_cache"}
         self._sleep()
 
@@ -115,10 +119,13 @@ class VllmSampler:
         return in_groups(rollouts, self.tokenizer, options.group_size)
 
     def close(self) -> None:
-        """Give the engine's memory back."""
-        if self._engine is not None:
-            self._engine.llm_engine.engine_core.shutdown()
-            self._engine = None
+        """Give the engine's memory back, and the process group if it is the engine's; called at the process's end too."""
+        if self._engine is None:
+            return
+        self._engine.llm_engine.engine_core.shutdown()
+        self._engine = None
+        if self._own_group and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
 
     def _wake(self, *parts: str) -> None:
         missing = [part for part in parts if part not in self._awake]
@@ -176,11 +183,12 @@ def _start(settings: EngineSettings, mode: str, *, sleep: bool) -> Any:
 
 @contextlib.contextmanager
 def _own_threads_and_randomness() -> Iterator[None]:
-    """Undo what vLLM changes in its host process: torch's choice of threads, random state, the loader's environment."""
+    """Undo what vLLM changes in its host process: torch's number of threads, random state, the loader's environment."""
     set_threads, threads = torch.set_num_threads, torch.get_num_threads()
     preload = os.environ.get("LD_PRELOAD")
     try:
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of vLLM about itself
             yield
     finally:
         torch.set_num_threads = set_threads

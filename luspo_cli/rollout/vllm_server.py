@@ -12,6 +12,7 @@ restarted, or that another run pushed to, is found out at its first answer inste
 
 from __future__ import annotations
 
+import http.client
 import json
 import re
 import secrets
@@ -28,6 +29,7 @@ import torch
 from luspo_cli.errors import RunError, UsageError
 from luspo_cli.records import Rollout
 from luspo_cli.rollout.sampler import Prompt, SamplingOptions
+from luspo_cli.rollout.vllm_handshake import PROTOCOL, SHAPE_KEYS
 from luspo_cli.rollout.vllm_plugin import BACKEND
 from luspo_cli.rollout.vllm_requests import (
     LogprobsMode,
@@ -37,7 +39,6 @@ from luspo_cli.rollout.vllm_requests import (
     sampling_parameters,
     to_rollout,
 )
-from luspo_cli.rollout.vllm_shape import PROTOCOL, SHAPE_KEYS
 from luspo_cli.rollout.weight_stream import WeightSender, checkpoint_weights, describe
 
 WORKER_ERROR = re.compile(r"failed with error '(.*?)', please", re.DOTALL)
@@ -220,7 +221,7 @@ class _Server:
                 f"the vLLM server {self.url} did not answer within {timeout_s or self.timeout_s:g} s ({path}):"
                 f" raise rollout.vllm.timeout_s or look at the server, {GO_ON}"
             ) from error
-        except OSError as error:
+        except (OSError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", error)
             raise RunError(f"the vLLM server {self.url} does not answer ({reason}): start it again, {GO_ON}") from error
         try:

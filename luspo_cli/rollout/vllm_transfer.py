@@ -23,7 +23,7 @@ from vllm.distributed.weight_transfer.base import (
 )
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
-from luspo_cli.rollout.vllm_shape import PROTOCOL, SHAPE_KEYS
+from luspo_cli.rollout.vllm_handshake import PROTOCOL, SHAPE_KEYS
 from luspo_cli.rollout.weight_stream import received_weights
 
 

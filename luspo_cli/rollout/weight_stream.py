@@ -2,8 +2,7 @@
 
 The trainer listens on a free port and the workers, which heard of it through the server's control plane, connect. A worker first
 sends the secret of this push, so that a stray connection gets no weights. The stream is the tensors' bytes one after the other,
-in the order and with the shapes that the control plane announced. It is not encrypted: it is for one machine or a trusted
-network.
+in the order and with the shapes that the control plane announced. It is not encrypted: for one machine or a trusted network.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from luspo_cli.config.layers import resolve_train
 from luspo_cli.config.rollout import VllmConfig
 from luspo_cli.errors import UsageError
 from luspo_cli.rollout import choice
-from luspo_cli.rollout.choice import SamplerModel, choose_sampler, folder_reads_images, make_sampler
+from luspo_cli.rollout.choice import SamplerModel, choose_sampler, folder_reads_images, make_sampler, own_servers
 from luspo_cli.training.plan import make_plan
 
 
@@ -65,3 +65,12 @@ def test_without_vllm_the_way_to_get_it_is_named(monkeypatch: pytest.MonkeyPatch
         make_sampler(
             choose_sampler("vllm"), model, None, max_rows=4, longest=8, temperature=1.0, seed=0, vllm=VllmConfig()
         )
+
+
+def test_no_two_processes_push_to_one_server() -> None:
+    servers = ("a", "b", "c")
+    assert own_servers(servers, 0, 1) == servers
+    shares = [own_servers(servers, rank, 2) for rank in range(2)]
+    assert shares == [("a", "c"), ("b",)]
+    with pytest.raises(UsageError, match="one server a process"):
+        own_servers(servers, 0, 4)
