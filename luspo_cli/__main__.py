@@ -29,7 +29,9 @@ def _run() -> None:
         if isinstance(error, PeerLost) and os.environ.get(BY_LUSPO):
             sys.exit(LOST_STATUS)  # the launcher knows which process ended first, and says it
         # Before several processes have met, what is wrong is wrong for each of them: one a machine says it.
-        another_says = os.environ.get("LOCAL_RANK", "0") != "0" if error.said_elsewhere is None else error.said_elsewhere
+        another_says = (
+            os.environ.get("LOCAL_RANK", "0") != "0" if error.said_elsewhere is None else error.said_elsewhere
+        )
         if not another_says:
             print(f"luspo: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

@@ -90,10 +90,9 @@ def _train_together(
     set_threads(config.run.threads, ranks)
     attention.register()
     no_progress_bars()  # a made model is saved before one is loaded
-    ranks.first(lambda: _starting_folder(config, say))
-    starting = ranks.together(
-        lambda: _starting_folder(config, say)
-    )  # made by the first, or on this machine by one of its own
+    made = ranks.first(lambda: _starting_folder(config, say))
+    # The others read it, or make the same one where they are on another machine.
+    starting = ranks.together(lambda: made if ranks.is_first else _starting_folder(config, say))
     loaded = ranks.together(
         lambda: load_model(config.model.model_copy(update={"path": str(starting)}) if starting else config.model)
     )
@@ -105,8 +104,9 @@ def _train_together(
         first_step = checkpoint.step if checkpoint else 0
         if first_step >= config.run.steps:
             return Outcome(first_step, True)
-        found = provenance(config, starting, ranks.size) if ranks.is_first else {}
-        ranks.first(lambda: record_provenance(path / "provenance.json", found, first_step))
+        ranks.first(
+            lambda: record_provenance(path / "provenance.json", provenance(config, starting, ranks.size), first_step)
+        )
         reference = None
         if checkpoint:
             reference = loaded.model if config.objective.kl_coefficient > 0 else None
@@ -115,7 +115,8 @@ def _train_together(
             loaded = ranks.together(lambda: load_model(weights))
         stages = ranks.alike(lambda: _stages(config, loaded, problems, rubric, folder, checkpoint, reference, ranks))
         with tracking_of(config, folder, say, ranks) as tracking, _interruptible(say) as stop_requested:
-            noise, signal_watch = _NoiseWatch(config, say), SignalWatch(config, say, ranks.first(folder.records))
+            before = folder.records() if ranks.is_first else ()
+            noise, signal_watch = _NoiseWatch(config, say), SignalWatch(config, say, before)
 
             def report(metrics: dict[str, Any]) -> None:
                 noise(metrics)

@@ -46,7 +46,9 @@ def test_several_processes_share_out_what_the_configuration_says() -> None:
     assert shares.memory_gib["compute_copies"] == one.memory_gib["compute_copies"] == pytest.approx(28.37, abs=0.01)
     # Embeddings and head, 2 * 152064 * 3584, and one of 28 layers, in float32.
     outside = 2 * 152064 * 3584
-    assert shares.memory_gib["gathered"] == pytest.approx(4 * (outside + (7_615_616_512 - outside) / 28) / GIB, abs=0.01)
+    assert shares.memory_gib["gathered"] == pytest.approx(
+        4 * (outside + (7_615_616_512 - outside) / 28) / GIB, abs=0.01
+    )
     assert shares.memory_gib["update_peak"] < 0.6 * eight.memory_gib["update_peak"]
     assert make_plan(sharded).memory_gib == one.memory_gib  # nothing to share out
 
