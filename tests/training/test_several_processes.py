@@ -68,14 +68,14 @@ def close(one: Path, other: Path, step: int) -> None:
             assert float((value - theirs[name]).abs().mean()) < 1e-2 * RATE, name
 
 
-@pytest.mark.parametrize("sharding", ["none", "full"])
+@pytest.mark.parametrize(("sharding", "tied"), [("none", "false"), ("full", "true")])
 def test_a_run_goes_on_with_other_numbers_of_processes(
-    small_run: Callable[..., TrainRun], tmp_path: Path, sharding: str
+    small_run: Callable[..., TrainRun], tmp_path: Path, sharding: str, tied: str
 ) -> None:
     """Two processes, then one, then two: the run of one process throughout."""
     import pyarrow.parquet as pq
 
-    config = small_run(f"model.sharding={sharding}")
+    config = small_run(f"model.sharding={sharding}", f"model.shape.tied_head={tied}")
     run(config, tmp_path / "whole")
     assert train(config, tmp_path / "run", 2, crash_after=2)[-1] == "stopped by the test False"
     assert os.listdir(tmp_path / "run/checkpoints") == ["step-000002"]
