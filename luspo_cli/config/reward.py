@@ -26,4 +26,4 @@ class RewardConfig(Section):
     timeout_s: float = Field(default=5.0, gt=0)
     """Seconds one verification may take before its worker is killed and the answer counts as wrong."""
     workers: int = Field(default=0, ge=0)
-    """Verification processes; 0: one a core, at most 8."""
+    """Verification processes; 0: one a core, at most 8. Each of several training processes has its own."""

@@ -171,13 +171,13 @@ def joined(wait_s: float) -> Iterator[Ranks]:
     try:
         dist.init_process_group("nccl" if gpus else "gloo", "env://", timeout=wait)
         objects = dist.new_group(backend="gloo", timeout=wait)
+        machines: list[Any] = [None] * place.size
+        dist.all_gather_object(machines, socket.gethostname(), group=objects)
     except (RuntimeError, ValueError) as error:
         raise RunError(
             f"process {place.rank} of {place.size} did not meet the others at {place.address}:{place.port}"
             f" ({str(error).strip().splitlines()[0]}); see that all {place.size} were started and reach that address"
         ) from error
-    machines: list[Any] = [None] * place.size
-    dist.all_gather_object(machines, socket.gethostname(), group=objects)
     ranks = Ranks(place.rank, place.size, machines.count(socket.gethostname()), wait_s, objects)
     os.environ.setdefault("OMP_NUM_THREADS", str(ranks.cores()))  # accelerate sets and warns of a number of its own
     try:

@@ -85,9 +85,9 @@ def _train_together(
     set_threads(config.run.threads, ranks)
     attention.register()
     no_progress_bars()  # a made model is saved before one is loaded
-    ranks.first(lambda: _starting_folder(config, say))
-    # Made by the first process, or on another machine by one of its own.
-    starting = ranks.together(lambda: _starting_folder(config, say))
+    made = ranks.first(lambda: _starting_folder(config, say))
+    # The others read it, or make the same one where they are on another machine.
+    starting = ranks.together(lambda: made if ranks.is_first else _starting_folder(config, say))
     loaded = ranks.together(lambda: _start(config, starting, say))
     problems = ranks.together(lambda: _problems(config, loaded, say))
     reward = config.reward.model_copy(update={"workers": config.reward.workers or rubric_workers(ranks)})
@@ -97,10 +97,7 @@ def _train_together(
         first_step = checkpoint.step if checkpoint else 0
         if first_step >= config.run.steps:
             return Outcome(first_step, True)
-        found = provenance(config, starting, ranks.size) if ranks.is_first else {}
-        if checkpoint and config.model.lora.rank:
-            ranks.first(lambda: check_same_base(path / "provenance.json", found))
-        ranks.first(lambda: record_provenance(path / "provenance.json", found, first_step))
+        ranks.first(lambda: _trace(path / "provenance.json", config, starting, ranks.size, checkpoint))
         reference = None
         if checkpoint and config.model.lora.rank:
             adapter = policy_folder(checkpoint.path)
@@ -124,7 +121,8 @@ def _train_together(
             )
         )
         with tracking_of(config, folder, say, ranks) as tracking, _interruptible(say) as stop_requested:
-            noise, signal_watch = _NoiseWatch(config, say), SignalWatch(config, say, ranks.first(folder.records))
+            before = folder.records() if ranks.is_first else ()
+            noise, signal_watch = _NoiseWatch(config, say), SignalWatch(config, say, before)
 
             def report(metrics: dict[str, Any]) -> None:
                 noise(metrics)
@@ -169,6 +167,16 @@ def _start(config: TrainRun, starting: Path | None, say: Callable[[str], None]) 
         number = add_adapters(loaded.model, config.model, config.run.seed, str(starting or config.model.path))
         say(f"training {number:,} weights of adapters; the base model stays as it is")
     return loaded
+
+
+def _trace(
+    file: Path, config: TrainRun, starting: Path | None, processes: int, checkpoint: Checkpoint | None
+) -> None:
+    """Record what the run, or this part of it, was made with."""
+    found = provenance(config, starting, processes)
+    if checkpoint and config.model.lora.rank:
+        check_same_base(file, found)
+    record_provenance(file, found, checkpoint.step if checkpoint else 0)
 
 
 def _starting_folder(config: TrainRun, say: Callable[[str], None]) -> Path | None:

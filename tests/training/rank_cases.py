@@ -17,6 +17,7 @@ import torch
 from luspo_cli.config.run import TrainRun
 from luspo_cli.errors import KnownError, PeerLost, RunError, UsageError
 from luspo_cli.policy import attention
+from luspo_cli.policy.loading import freeze_vision
 from luspo_cli.policy.packing import split_mini_batches
 from luspo_cli.policy.policy import Policy
 from luspo_cli.rollout.packed_linear import whole_weight
@@ -34,7 +35,9 @@ def build(case: dict[str, Any], ranks: Ranks) -> tuple[Updater, Any]:
     AcceleratorState._reset_state()  # accelerate keeps the first mixed precision of a process
     config = TrainRun.model_validate(case["config"])
     sharded = ranks.size > 1 and config.model.sharding == "full"
-    accelerator = make_accelerator(config.model.compute_dtype == "bfloat16", images=False, sharded=sharded)
+    accelerator = make_accelerator(config.model.compute_dtype == "bfloat16", images="images" in case, sharded=sharded)
+    if config.model.freeze_vision:
+        freeze_vision(case["model"])
     reference = Policy(case["reference"].requires_grad_(False), 1.0) if case.get("reference") is not None else None
     policy = Policy(case["model"], config.rollout.temperature).train()
     for part in (policy, reference) if sharded else ():
@@ -48,15 +51,16 @@ def build(case: dict[str, Any], ranks: Ranks) -> tuple[Updater, Any]:
 def found(case: dict[str, Any], ranks: Ranks = ALONE) -> dict[str, Any]:
     """Make the case's updates; the last gradients, the weights, each update's metrics, and the passes of each mini-batch."""
     updater, model = build(case, ranks)
-    metrics = [updater.update(groups, rate) for groups, rate in case["updates"]]
+    images = case.get("images")
+    metrics = [updater.update(groups, rate, images) for groups, rate in case["updates"]]
     settings = updater.config.update
-    batches = split_mini_batches(case["updates"][-1][0], settings.mini_batches, settings.tokens_per_micro_batch)
+    batches = split_mini_batches(case["updates"][-1][0], settings.mini_batches, settings.tokens_per_micro_batch, images)
     return {
-        "gradients": {name: whole_weight(weight.grad).clone() for name, weight in model.named_parameters()},
+        "gradients": {n: whole_weight(w.grad).clone() for n, w in model.named_parameters() if w.requires_grad},
         "weights": {name: whole_weight(weight.detach()).clone() for name, weight in model.named_parameters()},
         "elements": sum(getattr(w, "to_local", lambda w=w: w)().numel() for w in model.parameters()),
         "metrics": [{k: v for k, v in part.items() if not k.startswith("time/")} for part in metrics],
-        "noise_floor": updater.noise_floor(case["updates"][-1][0]),
+        "noise_floor": updater.noise_floor(case["updates"][-1][0], images),
         "pieces": [updater._pieces(batch) for batch in batches],
     }
 

@@ -8,6 +8,7 @@ by the gradient's own size, so an element whose gradient is rounding error may m
 from __future__ import annotations
 
 import multiprocessing
+import os
 import socket
 from collections.abc import Callable
 from typing import Any
@@ -49,7 +50,9 @@ def run_processes(number: int, target: Callable[..., None], *arguments: Any) -> 
     )
     port = free_port()
     places = [Place(rank, number, rank, "127.0.0.1", port) for rank in range(number)]
-    processes = [context.Process(target=target, args=(*arguments, place.variables())) for place in places]
+    # The server keeps the environment that it was started with: hand over today's.
+    environments = [{**os.environ, **place.variables()} for place in places]
+    processes = [context.Process(target=target, args=(*arguments, environment)) for environment in environments]
     for process in processes:
         process.start()
     for process in processes:
