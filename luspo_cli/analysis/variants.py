@@ -26,6 +26,7 @@ BOOKKEEPING = frozenset(
         "rollout.max_rows",
         "update.tokens_per_micro_batch",
         "model.gradient_checkpointing",
+        "update.offload_optimizer",
     }
 )
 """Keys that change what is stored, how fast and in how much memory, and not what is learned."""

@@ -30,6 +30,20 @@ class ShapeConfig(Section):
         embeddings = self.vocabulary * self.width * (1 if self.tied_head else 2)
         return embeddings + self.layers * layer + self.width
 
+    def adapter_parameters(self, rank: int, targets: tuple[str, ...]) -> int:
+        """Number of weights of adapters of `rank` on the targets among the seven matrices of every layer."""
+        key_value_width = self.key_value_heads * (self.width // self.heads)
+        sides = {
+            "q_proj": self.width + self.width,
+            "k_proj": self.width + key_value_width,
+            "v_proj": self.width + key_value_width,
+            "o_proj": self.width + self.width,
+            "gate_proj": self.width + self.feed_forward,
+            "up_proj": self.width + self.feed_forward,
+            "down_proj": self.feed_forward + self.width,
+        }
+        return self.layers * rank * sum(sides.get(target, 0) for target in targets)
+
 
 class LoraConfig(Section):
     """Low-rank adapters instead of the weights themselves (LoRA, arXiv 2106.09685); off while `rank` is 0."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,9 @@ from luspo_cli.config.objective_text import describe
 from luspo_cli.config.run import MADE, MADE_TERMS, TrainRun
 from luspo_cli.errors import UsageError
 from luspo_cli.policy.model_files import find_model
+from luspo_cli.training.memory_estimate import estimate_memory, trained_parameters
 
 GIB = 2**30
-LOGITS_CHUNK_BYTES = 4 * 4 * 2**26
-"""Of the chunked log-probs: logits, log-softmax, probabilities and gradient of one chunk in float32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +25,8 @@ class Plan:
     configuration: dict[str, Any]
     objective: dict[str, Any]
     parameters: int
+    trained: int
+    """Of these, or of the adapters beside them: what the optimizer moves."""
     memory_gib: dict[str, float]
     """Estimated peak by part for one process; `update_peak` and `rollout_peak` are sums over parts in use together."""
     work: dict[str, float]
@@ -40,6 +42,7 @@ def make_plan(config: TrainRun) -> Plan:
         configuration=config.model_dump(mode="json"),
         objective=asdict(describe(config.objective)),
         parameters=shape.parameters(),
+        trained=trained_parameters(config, shape),
         memory_gib={name: round(size / GIB, 2) for name, size in estimate_memory(config, shape).items()},
         work={
             "steps": config.run.steps,
@@ -55,33 +58,6 @@ def make_plan(config: TrainRun) -> Plan:
     )
 
 
-def estimate_memory(config: TrainRun, shape: ShapeConfig) -> dict[str, float]:
-    """Bytes by part on one device: float32 weights, gradients and Adam moments; compute copies; activations; cache."""
-    n = shape.parameters()
-    low = config.model.compute_dtype == "bfloat16"
-    size = 2 if low else 4
-    parts: dict[str, float] = {"weights": 4 * n, "gradients": 4 * n, "optimizer": 8 * n}
-    parts["compute_copies"] = 4 * n if low else 0  # autocast's bfloat16 weights and the sampler's
-    parts["reference"] = 4 * n if config.objective.kl_coefficient > 0 else 0
-    longest = config.data.max_prompt_tokens + config.rollout.max_response_tokens
-    tokens = max(config.update.tokens_per_micro_batch, longest)
-    one_layer = tokens * (14 * shape.width + 4 * shape.feed_forward) * size
-    kept = tokens * shape.width * 4
-    parts["activations"] = (
-        shape.layers * kept + one_layer if config.model.gradient_checkpointing else shape.layers * one_layer
-    )
-    parts["logits_chunk"] = min(LOGITS_CHUNK_BYTES, 16 * tokens * shape.vocabulary)
-    key_value = 2 * shape.key_value_heads * (shape.width // shape.heads) * size
-    rows = min(config.rollout.max_rows, config.rollout.problems * config.rollout.group_size)
-    parts["key_value_cache"] = rows * longest * shape.layers * key_value
-    always = parts["weights"] + parts["optimizer"] + parts["reference"] + (2 * n if low else 0)
-    parts["update_peak"] = (
-        always + parts["gradients"] + parts["activations"] + parts["logits_chunk"] + (2 * n if low else 0)
-    )
-    parts["rollout_peak"] = always + parts["gradients"] + parts["key_value_cache"] + rows * shape.vocabulary * 8
-    return parts
-
-
 def missing_inputs(config: TrainRun) -> list[str]:
     """One sentence for every file or model that the run needs and this machine does not have."""
     found: list[str] = []
@@ -89,6 +65,12 @@ def missing_inputs(config: TrainRun) -> list[str]:
         reason = find_model(config.model.path)
         if reason:
             found.append(reason)
+    for package, extra, wanted_by in (
+        ("peft", "lora", "model.lora" if config.model.lora.rank else ""),
+        ("bitsandbytes", "adamw-8bit", "update.optimizer" if config.update.optimizer == "adamw-8bit" else ""),
+    ):
+        if wanted_by and find_spec(package) is None:
+            found.append(f"{wanted_by} needs {package}: pip install 'luspo[{extra}]'")
     wanted = {"data.train": (config.data.train, "train")}
     if config.evaluation.every:
         wanted["data.held_out"] = (config.data.held_out, "test")

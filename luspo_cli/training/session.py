@@ -34,7 +34,7 @@ from luspo_cli.training.held_out import SEED_OFFSET, HeldOut
 from luspo_cli.training.host_memory import peak_memory_gib
 from luspo_cli.training.loop import Stages, train
 from luspo_cli.training.made_model import made_model
-from luspo_cli.training.optimizer import load_optimizer, make_optimizer
+from luspo_cli.training.optimizer import check_optimizer, load_optimizer, make_optimizer
 from luspo_cli.training.policy_files import policy_folder
 from luspo_cli.training.provenance import check_same_base, provenance, record_provenance
 from luspo_cli.training.tracking import Tracking, check_writers
@@ -79,6 +79,7 @@ def run_training(
     attention.register()
     no_progress_bars()  # a made model is saved before one is loaded
     starting = _starting_folder(config, say)
+    check_optimizer(config.update)
     if config.model.lora.rank:
         require_peft()
     loaded = load_model(config.model.model_copy(update={"path": str(starting)}) if starting else config.model)
