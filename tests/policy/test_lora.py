@@ -222,3 +222,29 @@ def test_an_adapter_whose_base_is_gone(base: Path, tmp_path: Path) -> None:
 def test_a_target_that_carries_no_adapter(make_model: Callable[..., Any], target: str) -> None:
     with pytest.raises(UsageError, match=f"names '{target}', which is no linear layer inside .* there are down_proj"):
         add_adapters(make_model(), lora(targets=["q_proj", target]), 0, "x/y")
+
+
+def test_a_published_bfloat16_base_is_read_as_it_is(
+    make_model: Callable[..., Any], made_tokenizer: Any, tmp_path: Path
+) -> None:
+    """Read in its own type or through float32: the same weights in the same types, and rotary frequencies in float32."""
+    model = make_model(tied=True)
+    for weight in model.parameters():
+        weight.data = weight.data.bfloat16()
+    model.config.dtype = torch.bfloat16
+    model.save_pretrained(tmp_path)
+    made_tokenizer.save_pretrained(tmp_path)
+    config = lora(dtype="bfloat16").model_copy(update={"path": str(tmp_path)})
+    direct, through_float32 = load_model(config).model, load_model(ModelConfig(path=str(tmp_path))).model
+    assert {weight.dtype for weight in direct.parameters()} == {torch.bfloat16}
+    assert {weight.dtype for weight in through_float32.parameters()} == {torch.float32}
+    for read in (direct, through_float32):
+        add_adapters(read, config, 0, str(tmp_path))
+    for one, other in (
+        (direct.named_parameters(), through_float32.named_parameters()),
+        (direct.named_buffers(), through_float32.named_buffers()),
+    ):
+        for (name, value), (_, expected) in zip(one, other, strict=True):
+            assert value.dtype == expected.dtype, name
+            assert torch.equal(value, expected), name
+    assert direct.model.rotary_emb.inv_freq.dtype == torch.float32

@@ -66,6 +66,7 @@ def test_a_checkpoint_holds_the_adapter_alone(whole: Path) -> None:
     state = load_file(newest(whole) / "trainer/optimizer.safetensors")
     assert {name.rpartition("::")[2] for name in state} == {"step", "exp_avg", "exp_avg_sq"}
     assert len(state) == 3 * len(weights)
+    assert json.loads((whole / "provenance.json").read_text())["packages"]["peft"]
 
 
 def test_the_reference_is_the_base_and_costs_no_memory(whole: Path) -> None:
