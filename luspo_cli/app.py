@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from luspo_cli.commands import compare, eval, objectives, plot_length, prepare_data, train
+from luspo_cli.commands import compare, eval, merge, objectives, plot_length, prepare_data, train
 
 app = typer.Typer(
     name="luspo",
@@ -24,5 +24,6 @@ app.command("prepare-data", epilog=_epilog(prepare_data.PREPARE_DATA_EXAMPLES))(
 app.command("train", epilog=_epilog(train.TRAIN_EXAMPLES))(train.train_cli)
 app.command("eval", epilog=_epilog(eval.EVAL_EXAMPLES))(eval.eval_cli)
 app.command("compare", epilog=_epilog(compare.COMPARE_EXAMPLES))(compare.compare_cli)
+app.command("merge", epilog=_epilog(merge.MERGE_EXAMPLES))(merge.merge_cli)
 app.command("plot-length", epilog=_epilog(plot_length.PLOT_LENGTH_EXAMPLES))(plot_length.plot_length_cli)
 app.command("objectives", epilog=_epilog(objectives.OBJECTIVES_EXAMPLES))(objectives.objectives_cli)

@@ -113,7 +113,9 @@ HEAVY = [
 ]
 
 
-@pytest.mark.parametrize("command", ["", "train ", "compare ", "plot-length ", "prepare-data ", "objectives "])
+@pytest.mark.parametrize(
+    "command", ["", "train ", "compare ", "merge ", "plot-length ", "prepare-data ", "objectives "]
+)
 def test_help_imports_nothing_heavy(command: str) -> None:
     """`python -X importtime` names every module that was really imported."""
     done = subprocess.run(

@@ -31,6 +31,7 @@ BOOKKEEPING = frozenset(
         "update.tokens_per_micro_batch",
         "model.gradient_checkpointing",
         "model.sharding",
+        "update.offload_optimizer",
     }
 )
 """Keys that change what is stored, how fast and in how much memory, and not what is learned."""

@@ -39,7 +39,9 @@ PLAIN_WIDTH = 180
 def eval_cli(
     model: Annotated[
         str | None,
-        typer.Argument(metavar="MODEL_OR_RUN", help="A run folder, a model folder or a hub id; none with --responses."),
+        typer.Argument(
+            metavar="MODEL_OR_RUN", help="A run, a folder of a model or adapter, or a hub id; none with --responses."
+        ),
     ] = None,
     benchmark: Annotated[
         str | None, typer.Option("--benchmark", "-b", help="Names, comma between; `--list` shows them.")

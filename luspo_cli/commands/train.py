@@ -177,7 +177,7 @@ def _print_plan(plan: Plan, as_json: bool) -> None:
         f" at most {work['response_tokens_at_most']:,} response tokens"
     )
     typer.echo(f"\nsampler  {plan.sampler['name']} ({plan.sampler['reason']})")
-    typer.echo(f"\nmemory on one device (estimate, GiB; {plan.parameters:,} parameters)")
+    typer.echo(f"\nmemory on one device (estimate, GiB; {plan.parameters:,} parameters, {plan.trained:,} trained)")
     for name, size in plan.memory_gib.items():
         typer.echo(f"  {name.replace('_', ' '):<16} {size:8.2f}")
     typer.echo("\nmissing" if plan.missing else "\nnothing is missing")

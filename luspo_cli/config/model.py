@@ -30,6 +30,20 @@ class ShapeConfig(Section):
         embeddings = self.vocabulary * self.width * (1 if self.tied_head else 2)
         return embeddings + self.layers * layer + self.width
 
+    def adapter_parameters(self, rank: int, targets: tuple[str, ...]) -> int:
+        """Number of weights of adapters of `rank` on the targets among the seven matrices of every layer."""
+        key_value_width = self.key_value_heads * (self.width // self.heads)
+        sides = {
+            "q_proj": self.width + self.width,
+            "k_proj": self.width + key_value_width,
+            "v_proj": self.width + key_value_width,
+            "o_proj": self.width + self.width,
+            "gate_proj": self.width + self.feed_forward,
+            "up_proj": self.width + self.feed_forward,
+            "down_proj": self.feed_forward + self.width,
+        }
+        return self.layers * rank * sum(sides.get(target, 0) for target in targets)
+
 
 class LoraConfig(Section):
     """Low-rank adapters instead of the weights themselves (LoRA, arXiv 2106.09685); off while `rank` is 0."""
@@ -53,11 +67,6 @@ class LoraConfig(Section):
                 raise ValueError(f"model.lora.{key} needs model.lora.rank: without a rank there are no adapters")
         if len(set(self.targets)) < len(self.targets):
             raise ValueError(f"model.lora.targets names a layer twice: {', '.join(self.targets)}")
-        if self.lora.rank and self.sharding == "full":
-            raise ValueError(
-                "model.sharding = full shares out float32 weights and model.lora holds its base in another type: set"
-                " model.sharding = none (the base has no gradients or moments to share out)"
-            )
         return self
 
 
@@ -83,9 +92,14 @@ class ModelConfig(Section):
     shape: ShapeConfig = ShapeConfig()
 
     @model_validator(mode="after")
-    def _freezing_changes_something(self) -> ModelConfig:
+    def _adapters_fit(self) -> ModelConfig:
         if self.lora.rank and self.freeze_vision:
             raise ValueError(
                 "model.freeze_vision changes nothing with model.lora: adapters are on the language model alone"
+            )
+        if self.lora.rank and self.sharding == "full":
+            raise ValueError(
+                "model.sharding = full shares out float32 weights and model.lora holds its base in another type: set"
+                " model.sharding = none (the base has no gradients or moments to share out)"
             )
         return self

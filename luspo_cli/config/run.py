@@ -90,6 +90,11 @@ class TrainRun(Section):
                 "reward.overlong_weight changes nothing while reward.overlong_buffer is 0: set the buffer too"
             )
         self._correction_fits()
+        if self.model.sharding == "full" and (update.offload_optimizer or update.optimizer != "adamw"):
+            raise ValueError(
+                "model.sharding = full shares out AdamW's moments itself: leave out update.optimizer and"
+                " update.offload_optimizer, or set model.sharding = none"
+            )
         if update.ramp_steps > self.run.steps:
             raise ValueError(f"update.ramp_steps ({update.ramp_steps}) must not exceed run.steps ({self.run.steps})")
         if self.evaluation.temperature == 0 and self.evaluation.samples > 1:

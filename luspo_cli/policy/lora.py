@@ -14,7 +14,6 @@ Decided here:
 from __future__ import annotations
 
 import json
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -75,17 +74,16 @@ def add_adapters(model: Any, config: ModelConfig, seed: int, base: str) -> int:
         hold_in_bfloat16(model)
     description = LoraConfig(
         r=settings.rank,
-        lora_alpha=settings.alpha,  # type: ignore[arg-type]
+        lora_alpha=settings.alpha,
         lora_dropout=0.0,
         target_modules=list(settings.targets),
-        exclude_modules=r".*\bvisual\b.*",
+        exclude_modules=r".*\bvisual\b.*" if hasattr(model.model, "visual") else None,
         task_type=TaskType.CAUSAL_LM,
         base_model_name_or_path=base if is_hub_id(base) else str(Path(base).expanduser().resolve()),
         revision=config.revision if is_hub_id(base) else None,
     )
-    with torch.random.fork_rng(), warnings.catch_warnings():
+    with torch.random.fork_rng():
         torch.manual_seed(seed)
-        warnings.simplefilter("ignore", UserWarning)  # that no vision tower was there to leave out
         inject_adapter_in_model(description, model, adapter_name=ADAPTER)
     adapters = adapter_parameters(model)
     for weight in adapters.values():
@@ -168,9 +166,7 @@ def fold_adapter(model: Any, folder: Path) -> None:
     require_peft()
     from peft import LoraConfig, inject_adapter_in_model
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        inject_adapter_in_model(LoraConfig.from_pretrained(str(folder)), model, adapter_name=ADAPTER)
+    inject_adapter_in_model(LoraConfig.from_pretrained(str(folder)), model, adapter_name=ADAPTER)
     load_adapter(model, folder)
     for parent in list(model.modules()):
         for name, layer in list(parent.named_children()):

@@ -2,6 +2,11 @@
 
 AdamW with weight decay on matrices only: norms and biases set a scale, and pulling a scale to zero is no regularisation. The
 state is stored by the parameters' names as safetensors, never as a pickle; what is read back is what was written, bit for bit.
+
+Two ways to make the state smaller. `adamw-8bit` is bitsandbytes' AdamW with block-wise 8-bit moments (arXiv 2110.02861): another
+arithmetic, so another run. Offloading keeps moments and a copy of the weights in the host's memory and steps there: the same
+arithmetic, on another device. torchao's 8-bit AdamW was tried and left out: it compiles its step with the machine's C++ compiler,
+which took minutes, and peft's import of it seconds more.
 """
 
 from __future__ import annotations
@@ -13,9 +18,20 @@ from typing import Any
 import torch
 
 from luspo_cli.config.update import UpdateConfig
+from luspo_cli.errors import UsageError
 from luspo_cli.training.sharding import shard_like
 
 STATE_FILE = "optimizer.safetensors"
+
+
+def check_optimizer(settings: UpdateConfig) -> None:
+    """Raise UsageError where this machine cannot do what [update] asks of the optimizer."""
+    if settings.offload_optimizer and not torch.cuda.is_available():
+        raise UsageError(
+            "update.offload_optimizer needs a GPU: here the optimizer's state is in the host's memory already; leave it out"
+        )
+    if settings.optimizer == "adamw-8bit":
+        _bitsandbytes()
 
 
 def make_optimizer(policy: torch.nn.Module, settings: UpdateConfig) -> tuple[list[str], torch.optim.Optimizer]:
@@ -23,26 +39,63 @@ def make_optimizer(policy: torch.nn.Module, settings: UpdateConfig) -> tuple[lis
     named = [(name, parameter) for name, parameter in policy.named_parameters() if parameter.requires_grad]
     matrices = [(name, parameter) for name, parameter in named if parameter.dim() >= 2]
     others = [(name, parameter) for name, parameter in named if parameter.dim() < 2]
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": [parameter for _, parameter in matrices], "weight_decay": settings.weight_decay},
-            {"params": [parameter for _, parameter in others], "weight_decay": 0.0},
-        ],
-        lr=settings.learning_rate,
-        betas=settings.betas,
-        fused=True,
-    )
+    groups = [
+        {"params": [parameter for _, parameter in own], "weight_decay": decay}
+        for own, decay in ((matrices, settings.weight_decay), (others, 0.0))
+        if own
+    ]
+    options: dict[str, Any] = {"lr": settings.learning_rate, "betas": settings.betas}
+    optimizer: torch.optim.Optimizer
+    if settings.optimizer == "adamw-8bit":
+        optimizer = _bitsandbytes().optim.AdamW8bit(groups, **options)
+    elif settings.offload_optimizer:
+        optimizer = OffloadedAdamW(groups, **options)
+    else:
+        optimizer = torch.optim.AdamW(groups, **options, fused=True)
     return [name for name, _ in (*matrices, *others)], optimizer
 
 
-def save_optimizer(folder: Path, state: Mapping[int, Mapping[str, torch.Tensor]], names: list[str]) -> None:
+class OffloadedAdamW(torch.optim.Optimizer):
+    """AdamW whose moments and working copy of the weights are in the host's memory; `param_groups` are the device's."""
+
+    def __init__(self, groups: list[dict[str, Any]], lr: float, betas: tuple[float, float]) -> None:
+        super().__init__(groups, {"lr": lr, "betas": betas})
+        self._host = torch.optim.AdamW(
+            [
+                {**group, "params": [torch.nn.Parameter(_on_host(weight)) for weight in group["params"]]}
+                for group in groups
+            ],
+            lr=lr,
+            betas=betas,
+            fused=True,
+        )
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Gradients to the host, one step there, weights back to the device."""
+        for group, host in zip(self.param_groups, self._host.param_groups, strict=True):
+            host["lr"] = group["lr"]
+            for weight, twin in zip(group["params"], host["params"], strict=True):
+                twin.grad = None if weight.grad is None else weight.grad.to("cpu", torch.float32)
+        self._host.step()
+        for group, host in zip(self.param_groups, self._host.param_groups, strict=True):
+            for weight, twin in zip(group["params"], host["params"], strict=True):
+                twin.grad = None
+                weight.copy_(twin)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._host.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._host.load_state_dict(state_dict)
+
+
+def save_optimizer(folder: Path, state: Mapping[int, Mapping[str, Any]], names: list[str]) -> None:
     """Write the state of every parameter, by its number, under `name::key`; `names` are in the optimizer's order."""
     from safetensors.torch import save_file
 
     tensors = {
-        f"{names[index]}::{key}": value.detach().cpu().contiguous()
-        for index, values in state.items()
-        for key, value in values.items()
+        f"{names[index]}::{key}": value for index, values in state.items() for key, value in _flat(values).items()
     }
     save_file(tensors, folder / STATE_FILE)
 
@@ -58,5 +111,32 @@ def load_optimizer(folder: Path, optimizer: torch.optim.Optimizer, names: list[s
         found = {key.rsplit("::", 1)[1]: value for key, value in tensors.items() if key.rsplit("::", 1)[0] == name}
         own = {key: shard_like(weight, value) for key, value in found.items()}
         if own:
-            state[index] = own
+            # bitsandbytes counts steps in a plain number.
+            state[index] = {key: int(value) if value.dtype == torch.int64 else value for key, value in own.items()}
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+_QUANTISED = "__bnb_optimizer_quant_state__"
+"""Where bitsandbytes puts a part of a parameter's state when it hands it out; on disk it is flat, as it takes it back."""
+
+
+def _flat(values: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """One parameter's state as tensors of their own; the maps of the 8-bit numbers are shared between parameters."""
+    flat = {**{key: value for key, value in values.items() if key != _QUANTISED}, **values.get(_QUANTISED, {})}
+    tensors = {key: torch.as_tensor(value).detach().cpu().contiguous() for key, value in flat.items()}
+    return {key: tensor.clone() if key.startswith("qmap") else tensor for key, tensor in tensors.items()}
+
+
+def _on_host(weight: torch.Tensor) -> torch.Tensor:
+    return weight.detach().to("cpu", torch.float32, copy=True)
+
+
+def _bitsandbytes() -> Any:
+    import importlib
+
+    try:
+        return importlib.import_module("bitsandbytes")
+    except ImportError as error:
+        raise UsageError(
+            f"update.optimizer = 'adamw-8bit' needs bitsandbytes ({error}): pip install 'luspo[adamw-8bit]'"
+        ) from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,9 @@ from luspo_cli.config.run import MADE, MADE_TERMS, TrainRun
 from luspo_cli.errors import UsageError
 from luspo_cli.policy.model_files import find_model
 from luspo_cli.rollout.choice import INSTALL_VLLM, choose_sampler, folder_reads_images, vllm_is_installed
+from luspo_cli.training.memory_estimate import estimate_memory, trained_parameters
 
 GIB = 2**30
-LOGITS_CHUNK_BYTES = 4 * 4 * 2**26
-"""Of the chunked log-probs: logits, log-softmax, probabilities and gradient of one chunk in float32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +26,8 @@ class Plan:
     configuration: dict[str, Any]
     objective: dict[str, Any]
     parameters: int
+    trained: int
+    """Of these, or of the adapters beside them: what the optimizer moves."""
     memory_gib: dict[str, float]
     """Estimated peak by part for one process; `update_peak` and `rollout_peak` are sums over parts in use together."""
     work: dict[str, float]
@@ -43,6 +45,7 @@ def make_plan(config: TrainRun, processes: int = 1) -> Plan:
         configuration=config.model_dump(mode="json"),
         objective=asdict(describe(config.objective)),
         parameters=shape.parameters(),
+        trained=trained_parameters(config, shape),
         memory_gib={name: round(size / GIB, 2) for name, size in estimate_memory(config, shape, processes).items()},
         work={
             "steps": config.run.steps,
@@ -64,46 +67,6 @@ def _sampler(config: TrainRun) -> dict[str, str]:
     return {"name": choice.name, "reason": choice.reason}
 
 
-def estimate_memory(config: TrainRun, shape: ShapeConfig, processes: int = 1) -> dict[str, float]:
-    """Bytes by part on one device: float32 weights, gradients and Adam moments; compute copies; activations; cache.
-
-    Several processes share out the groups of a batch, and with `model.sharding = "full"` the first three parts; then each has a
-    whole copy to sample with besides, and the weights that a pass has gathered.
-    """
-    n = shape.parameters()
-    sharded = processes > 1 and config.model.sharding == "full"
-    share = processes if sharded else 1
-    low = config.model.compute_dtype == "bfloat16"
-    size = 2 if low else 4
-    parts: dict[str, float] = {"weights": 4 * n / share, "gradients": 4 * n / share, "optimizer": 8 * n / share}
-    # Autocast's bfloat16 weights and the sampler's; sharded float32 weights have a sampler's copy as well.
-    sampler_copy = 2 * n if low else 4 * n if sharded else 0
-    parts["compute_copies"] = sampler_copy + (2 * n if low else 0)
-    parts["reference"] = 4 * n / share if config.objective.kl_coefficient > 0 else 0
-    longest = config.data.max_prompt_tokens + config.rollout.max_response_tokens
-    tokens = max(config.update.tokens_per_micro_batch, longest)
-    one_layer = tokens * (14 * shape.width + 4 * shape.feed_forward) * size
-    kept = tokens * shape.width * 4
-    parts["activations"] = (
-        shape.layers * kept + one_layer if config.model.gradient_checkpointing else shape.layers * one_layer
-    )
-    parts["logits_chunk"] = min(LOGITS_CHUNK_BYTES, 16 * tokens * shape.vocabulary)
-    key_value = 2 * shape.key_value_heads * (shape.width // shape.heads) * size
-    own_problems = -(-config.rollout.problems // processes)
-    rows = min(config.rollout.max_rows, own_problems * config.rollout.group_size)
-    parts["key_value_cache"] = rows * longest * shape.layers * key_value
-    always = parts["weights"] + parts["optimizer"] + parts["reference"] + sampler_copy
-    if sharded:  # one decoder layer, and embeddings and head, which are gathered as long as a pass takes
-        outside = shape.vocabulary * shape.width * (1 if shape.tied_head else 2)
-        parts["gathered"] = 4 * (outside + (n - outside) / shape.layers)
-        always += parts["gathered"]
-    parts["update_peak"] = (
-        always + parts["gradients"] + parts["activations"] + parts["logits_chunk"] + (2 * n if low else 0)
-    )
-    parts["rollout_peak"] = always + parts["gradients"] + parts["key_value_cache"] + rows * shape.vocabulary * 8
-    return parts
-
-
 def missing_inputs(config: TrainRun) -> list[str]:
     """One sentence for every file or model that the run needs and this machine does not have."""
     found: list[str] = []
@@ -113,6 +76,12 @@ def missing_inputs(config: TrainRun) -> list[str]:
             found.append(reason)
     if config.rollout.sampler == "vllm" and not vllm_is_installed():
         found.append(f"rollout.sampler = 'vllm' needs vllm, which is not installed: {INSTALL_VLLM}")
+    for package, extra, wanted_by in (
+        ("peft", "lora", "model.lora" if config.model.lora.rank else ""),
+        ("bitsandbytes", "adamw-8bit", "update.optimizer" if config.update.optimizer == "adamw-8bit" else ""),
+    ):
+        if wanted_by and find_spec(package) is None:
+            found.append(f"{wanted_by} needs {package}: pip install 'luspo[{extra}]'")
     wanted = {"data.train": (config.data.train, "train")}
     if config.evaluation.every:
         wanted["data.held_out"] = (config.data.held_out, "test")

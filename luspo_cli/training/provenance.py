@@ -29,7 +29,7 @@ def provenance(config: TrainRun, made: Path | None, processes: int = 1) -> dict[
         "luspo": luspo_cli.__version__,
         "code": _code_state(),
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": {name: _version(name) for name in (*PACKAGES, *_extras(config))},
         "seed": config.run.seed,
         "hardware": {
             "processor": _processor(),
@@ -48,6 +48,12 @@ def provenance(config: TrainRun, made: Path | None, processes: int = 1) -> dict[
             "weights": _weights_fingerprint(made or Path(config.model.path).expanduser()),
         },
     }
+
+
+def _extras(config: TrainRun) -> list[str]:
+    """Packages that compute in this run and not in every one."""
+    used = {"peft": bool(config.model.lora.rank), "bitsandbytes": config.update.optimizer == "adamw-8bit"}
+    return [name for name, wanted in used.items() if wanted]
 
 
 def record_provenance(path: Path, found: dict[str, Any], after_step: int) -> None:

@@ -24,11 +24,13 @@ from luspo_cli.policy.lora import add_adapters, load_adapter, require_peft
 from luspo_cli.records import Problem
 from luspo_cli.rewards.rubric import Rubric
 from luspo_cli.run_folder import IfExists, RunFolder
+from luspo_cli.training.checkpoint import Checkpoint
 from luspo_cli.training.dynamic_sampling import SignalWatch
 from luspo_cli.training.first_process import open_run, tracking_of
 from luspo_cli.training.host_memory import peak_memory_gib
 from luspo_cli.training.loop import train
 from luspo_cli.training.made_model import made_model
+from luspo_cli.training.optimizer import check_optimizer
 from luspo_cli.training.policy_files import policy_folder
 from luspo_cli.training.provenance import check_same_base, provenance, record_provenance
 from luspo_cli.training.ranks import Ranks, joined
@@ -80,6 +82,7 @@ def _train_together(
 ) -> Outcome:
     """The part of one process; what concerns the run folder is the first one's, and its failure that of all."""
     ranks.first(lambda: check_writers(config.run.track))
+    ranks.together(lambda: check_optimizer(config.update))
     # Before minutes of loading or warming up.
     ranks.first(lambda: RunFolder(path).check(config.model_dump(mode="json"), if_exists) and None)
     set_threads(config.run.threads, ranks)
@@ -169,9 +172,7 @@ def _start(config: TrainRun, starting: Path | None, say: Callable[[str], None]) 
     return loaded
 
 
-def _trace(
-    file: Path, config: TrainRun, starting: Path | None, processes: int, checkpoint: Checkpoint | None
-) -> None:
+def _trace(file: Path, config: TrainRun, starting: Path | None, processes: int, checkpoint: Checkpoint | None) -> None:
     """Record what the run, or this part of it, was made with."""
     found = provenance(config, starting, processes)
     if checkpoint and config.model.lora.rank:

@@ -130,12 +130,11 @@ def _sampler(config: TrainRun, loaded: LoadedModel, held_out: HeldOut | None, de
         tokenizer=loaded.tokenizer,
         end_tokens=loaded.end_tokens,
         compute_dtype=config.model.compute_dtype,
-        reads_images=loaded.processor is not None,
         revision=config.model.revision,
         trust_remote_code=config.model.trust_remote_code,
     )
     return make_sampler(
-        choose_sampler(config.rollout.sampler, reads_images=model.reads_images),
+        choose_sampler(config.rollout.sampler, reads_images=loaded.processor is not None),
         model,
         loaded.model,
         device=device,

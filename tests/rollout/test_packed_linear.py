@@ -16,6 +16,13 @@ from luspo_cli.rollout.sampler import Prompt, SamplingOptions
 TOKENS = torch.arange(2, 22)[None]
 
 
+def in_bfloat16(model: nn.Module) -> nn.Module:
+    """`model` with its weights in bfloat16; `model.to` would round the rotary frequencies too, a buffer."""
+    for weight in model.parameters():
+        weight.data = weight.data.to(torch.bfloat16)
+    return model
+
+
 def logits(model: nn.Module) -> torch.Tensor:
     with torch.no_grad():
         return model(input_ids=TOKENS, use_cache=False).logits.float()  # type: ignore[no-any-return]
@@ -24,7 +31,7 @@ def logits(model: nn.Module) -> torch.Tensor:
 @pytest.mark.parametrize("tied", [False, True])
 def test_the_copy_computes_what_the_bfloat16_model_computes(make_model: Callable[..., Any], tied: bool) -> None:
     model = make_model(tied=tied)
-    plain, exact = logits(make_model(tied=tied).to(torch.bfloat16)), logits(model)
+    plain, exact = logits(in_bfloat16(make_model(tied=tied))), logits(model)
     found = logits(bfloat16_copy(model))
     rounding = (plain - exact).abs().max()
     assert rounding > 1e-3  # bfloat16 did round
@@ -77,7 +84,7 @@ def test_without_the_operators_the_plain_layers_serve(
     model = make_model()
     twin = bfloat16_copy(model)
     assert not any(isinstance(layer, PackedLinear) for layer in twin.modules())
-    assert torch.equal(logits(twin), logits(make_model().to(torch.bfloat16)))
+    assert torch.equal(logits(twin), logits(in_bfloat16(make_model())))
     with torch.no_grad():
         model.model.norm.weight.mul_(2.0)
     copy_weights(model, twin)
@@ -89,3 +96,45 @@ def test_the_sampler_runs_on_the_copy(make_model: Callable[..., Any], made_token
     groups = sampler.sample_groups([Prompt("a", (3, 4, 5)), Prompt("b", (7,))], SamplingOptions(4, 12, seed=2))
     assert [len(group) for group in groups] == [4, 4]
     assert all(logprob <= 0 for group in groups for rollout in group for logprob in rollout.rollout_logprobs)
+
+
+def test_positions_are_not_rounded(make_model: Callable[..., Any]) -> None:
+    """Rotary frequencies in bfloat16 are off by up to 2^-9: at position 1000 that is up to two radians."""
+    model = make_model()
+    frequencies = model.model.rotary_emb.inv_freq
+    twin: Any = bfloat16_copy(model)
+    assert torch.equal(twin.model.rotary_emb.inv_freq, frequencies)
+    rounded = frequencies.to(torch.bfloat16).float()
+    assert ((rounded - frequencies) / frequencies).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_model_with_adapters_is_copied_merged(
+    make_model: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tied: bool, packed: bool
+) -> None:
+    """The copy of an adapted model is the copy of the plain model that its merged weights make, before and after a step."""
+    pytest.importorskip("peft", reason="adapters need the extra lora: pip install 'luspo[lora]'")
+    from luspo_cli.adapters import has_adapters, merged_weights
+    from luspo_cli.config.model import ModelConfig
+    from luspo_cli.policy.lora import adapter_parameters, add_adapters
+
+    if not packed:
+        monkeypatch.setattr("luspo_cli.rollout.packed_linear.can_pack", lambda weight: False)
+    model, plain = make_model(tied=tied), make_model(1, tied=tied)
+    config = ModelConfig.model_validate({"path": "x/y", "compute_dtype": "bfloat16", "lora": {"rank": 3}})
+    add_adapters(model, config, 0, "x/y")
+    twin = bfloat16_copy(model)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(2):
+        with torch.no_grad():
+            for weight in adapter_parameters(model).values():
+                weight.add_(torch.randn(weight.shape, generator=generator), alpha=0.1)
+        copy_weights(model, twin)
+        plain.load_state_dict(dict(merged_weights(model)), strict=False)
+        assert torch.equal(logits(twin), logits(bfloat16_copy(plain)))
+        assert torch.equal(logits(twin), logits(bfloat16_copy(model)))
+    assert not has_adapters(twin)
+    assert not any(weight.requires_grad for weight in twin.parameters())
+    embedding = model.model.embed_tokens.weight
+    assert dict(twin.named_parameters())["model.embed_tokens.weight"].data_ptr() == embedding.data_ptr()  # shared

@@ -102,3 +102,16 @@ def test_a_run_with_images_resumes_to_the_same_weights(folder: Path) -> None:
     assert any("going on after step 1" in text for text in said)
     one, other = (weights(folder / name / "checkpoints/step-000002/model") for name in ("whole", "part"))
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_adapters_of_a_run_with_images_are_on_the_language_model_alone(folder: Path) -> None:
+    pytest.importorskip("peft", reason="adapters need the extra lora: pip install 'luspo[lora]'")
+    _, steps = train(folder, "run", "model.lora.rank=2", "model.compute_dtype=bfloat16")
+    assert steps[-1]["update/grad_norm"] > 0
+    adapter = folder / "run/checkpoints/step-000002/adapter"
+    assert (adapter / "preprocessor_config.json").is_file()
+    before, after = weights(folder / "model"), weights(adapter)
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert {name.split(".")[1] for name in moved} == {"language_model"}
+    assert len(moved) == 2 * 7  # both layers, all seven matrices: the tower's namesakes are untouched
+    assert load_model(ModelConfig(path=str(adapter))).processor is not None

@@ -9,7 +9,8 @@ import pytest
 
 from luspo_cli.config.layers import resolve_train
 from luspo_cli.errors import UsageError
-from luspo_cli.training.plan import GIB, estimate_memory, make_plan
+from luspo_cli.training.memory_estimate import estimate_memory
+from luspo_cli.training.plan import GIB, make_plan
 
 
 def test_memory_of_weights_and_optimizer_by_hand() -> None:
@@ -98,3 +99,67 @@ def test_a_model_folder_that_describes_nothing(tmp_path: Path, content: str) -> 
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(UsageError, match=r"config\.json does not describe a language model"):
         make_plan(resolve_train(preset="qwen2.5-0.5b", sets=[f"model.path={tmp_path}"]))
+
+
+def estimate(*sets: str) -> dict[str, float]:
+    config = resolve_train(preset="qwen2.5-7b", sets=list(sets))
+    return estimate_memory(config, config.model.shape)
+
+
+def test_memory_of_adapters_by_hand() -> None:
+    """7B, rank 16: a bfloat16 base of 14.18 GiB; per layer 16 * (2 * 7168 + 2 * 4096 + 3 * 22528), times 28 layers."""
+    plan = make_plan(resolve_train(preset="qwen2.5-7b", sets=["model.lora.rank=16"]))
+    trained = 28 * 16 * (2 * 7168 + 2 * 4096 + 3 * 22528)
+    assert plan.trained == trained == 40_370_176
+    assert plan.parameters == 7_615_616_512
+    assert plan.memory_gib["weights"] == pytest.approx((2 * 7_615_616_512 + 4 * trained) / GIB, abs=0.01)
+    assert plan.memory_gib["gradients"] == pytest.approx(4 * trained / GIB, abs=0.01)
+    assert plan.memory_gib["optimizer"] == pytest.approx(8 * trained / GIB, abs=0.01)
+    # The untied embedding, 152064 x 3584, is shared with the sampler's copy.
+    assert plan.memory_gib["sampler_copy"] == pytest.approx(2 * (7_615_616_512 - 152064 * 3584) / GIB, abs=0.01)
+    assert estimate("model.lora.rank=16", "objective.kl_coefficient=0.1")["reference"] == 0
+
+
+def test_the_count_of_adapters_is_that_of_peft() -> None:
+    pytest.importorskip("peft", reason="adapters need the extra lora: pip install 'luspo[lora]'")
+    from peft import LoraConfig, inject_adapter_in_model
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    targets = ("q_proj", "v_proj", "down_proj")
+    config = resolve_train(
+        preset="tiny",
+        sets=["model.shape.key_value_heads=1", "model.lora.rank=5", f"model.lora.targets={list(targets)}"],
+    )
+    shape = config.model.shape
+    model = Qwen2ForCausalLM(
+        Qwen2Config(
+            vocab_size=shape.vocabulary,
+            hidden_size=shape.width,
+            intermediate_size=shape.feed_forward,
+            num_hidden_layers=shape.layers,
+            num_attention_heads=shape.heads,
+            num_key_value_heads=shape.key_value_heads,
+        )
+    )
+    inject_adapter_in_model(LoraConfig(r=5, target_modules=list(targets)), model)
+    assert make_plan(config).trained == sum(w.numel() for w in model.parameters() if w.requires_grad)
+
+
+def test_memory_of_small_and_offloaded_moments() -> None:
+    n = 7_615_616_512
+    base, eight, away = estimate(), estimate("update.optimizer=adamw-8bit"), estimate("update.offload_optimizer=true")
+    # Two bytes a weight, and two float32 scales for each block of 256.
+    assert eight["optimizer"] == pytest.approx(n * (2 + 8 / 256))
+    assert base["update_peak"] - eight["update_peak"] == pytest.approx(8 * n - eight["optimizer"])
+    assert (away["optimizer"], away["host_optimizer"]) == (0, 12 * n)
+    assert base["update_peak"] - away["update_peak"] == 8 * n
+
+
+def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("luspo_cli.training.plan.find_spec", lambda name: None)
+    sets = ["model.lora.rank=4", "update.optimizer=adamw-8bit"]
+    assert make_plan(resolve_train(preset="tiny", sets=sets)).missing == [
+        "model.lora needs peft: pip install 'luspo[lora]'",
+        "update.optimizer needs bitsandbytes: pip install 'luspo[adamw-8bit]'",
+    ]
+    assert make_plan(resolve_train(preset="tiny")).missing == []

@@ -1,0 +1,138 @@
+"""Peak memory of one training step beside the dry run's estimate, each case in a process of its own.
+
+    python bench/memory.py                                   # a random model of 60 M parameters: a minute
+    python bench/memory.py --model FOLDER [--preload LIBRARY] [--cases full,lora]
+
+The step is as large as the configuration allows, as the estimate assumes: at a high temperature every response runs to its
+limit, and rows without advantage are not left out. Measured is the largest resident size of the process and, on a GPU, the most
+memory that torch had allocated there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from luspo_cli.config.layers import resolve_train
+from luspo_cli.config.run import TrainRun
+from luspo_cli.training.plan import make_plan
+
+CASES: dict[str, list[str]] = {
+    "full": [],
+    "full, checkpointing": ["model.gradient_checkpointing=true"],
+    "full, 8-bit": ["update.optimizer=adamw-8bit"],
+    "lora": ["model.lora.rank=16"],
+    "lora, checkpointing": ["model.lora.rank=16", "model.gradient_checkpointing=true"],
+    "full, offload": ["update.offload_optimizer=true"],
+}
+STEP = [
+    "rollout.problems=2", "rollout.group_size=8", "rollout.max_response_tokens=256", "rollout.temperature=20.0",
+    "data.max_prompt_tokens=128", "update.mini_batches=1", "update.tokens_per_micro_batch=4096",
+    "update.skip_rows_without_advantage=false", "update.noise_floor_every=0", "evaluation.every=0",
+    "run.steps=1", "run.checkpoint_every=0", "run.rollouts_every=0",
+]  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="a model folder; without it a random one is made")
+    parser.add_argument("--preload", help="an allocator's shared library (docs/engine.md)")
+    parser.add_argument("--cases", help=f"separated by /: {' / '.join(CASES)}")
+    parser.add_argument("--set", dest="sets", action="append", default=[], help="a key on top of the step's")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        measure(json.loads(options.one))
+        return
+    import torch
+
+    chosen = [name.strip() for name in options.cases.split("/")] if options.cases else list(CASES)
+    if not torch.cuda.is_available():
+        chosen = [name for name in chosen if name != "full, offload"]
+    environment = {**os.environ, **({"LD_PRELOAD": options.preload} if options.preload else {})}
+    columns = ("estimate", "measured", "ratio", "on the GPU", "ratio")
+    print(f"{'case':<24}" + "".join(f"{column:>12}" for column in columns) + "   (GiB)", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        model = options.model or random_model(Path(folder) / "model")
+        prepare = [sys.executable, "-m", "luspo_cli", "prepare-data", "arithmetic", "--size", "64"]
+        data = Path(folder) / "data"
+        subprocess.run([*prepare, "--out", str(data)], check=True, capture_output=True)
+        for number, name in enumerate(chosen):
+            sets = [f"model.path={model}", f"data.train={data}", *STEP, *CASES[name], *options.sets]
+            task = {"sets": sets, "run": str(Path(folder) / f"run{number}")}
+            done = subprocess.run(
+                [sys.executable, __file__, "--one", json.dumps(task)], env=environment, capture_output=True, text=True
+            )
+            if done.returncode:
+                print(f"{name:<24}  failed: {(done.stderr.strip().splitlines() or ['no word'])[-1]}", flush=True)
+                continue
+            print(row(name, configuration(sets), json.loads(done.stdout.splitlines()[-1])), flush=True)
+
+
+def configuration(sets: list[str]) -> TrainRun:
+    return resolve_train(preset="qwen2.5-0.5b", objective="luspo", sets=sets)
+
+
+def row(name: str, config: TrainRun, found: dict[str, float]) -> str:
+    """One line: the larger of the two estimated peaks, the process's peak and the GPU's."""
+    memory = make_plan(config).memory_gib
+    estimate = max(memory["update_peak"], memory["rollout_peak"])
+    line = f"{name:<24}{estimate:>12.2f}{found['resident']:>12.2f}{found['resident'] / estimate:>12.2f}"
+    if found["gpu"]:
+        on_gpu = estimate - memory["program"]
+        line += f"{found['gpu']:>12.2f}{found['gpu'] / on_gpu:>12.2f}"
+    return line
+
+
+def measure(task: dict[str, Any]) -> None:
+    """Train one step and print the peaks in GiB as JSON."""
+    import torch
+
+    from luspo_cli.training.session import run_training
+
+    torch.set_num_threads(min(2, os.cpu_count() or 1))
+    run_training(configuration(task["sets"]), Path(task["run"]), "refuse", lambda _: None, lambda _: None)
+    gpu = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(json.dumps({"resident": resident, "gpu": gpu}))
+
+
+def random_model(folder: Path) -> Path:
+    """A Qwen2 model of about 60 M random parameters with a character tokenizer, saved in bfloat16."""
+    import torch
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+    words = {"<pad>": 0, "<end>": 1} | {chr(i): i for i in range(32, 127)} | {"\n": 2}
+    core = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
+    core.pre_tokenizer = pre_tokenizers.Split(Regex("(?s)."), "isolated")
+    core.decoder = decoders.Fuse()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="<end>")
+    model = Qwen2ForCausalLM(
+        Qwen2Config(
+            vocab_size=32000,
+            hidden_size=640,
+            intermediate_size=2560,
+            num_hidden_layers=6,
+            num_attention_heads=10,
+            num_key_value_heads=2,
+            tie_word_embeddings=True,
+            pad_token_id=0,
+            eos_token_id=1,
+            bos_token_id=None,
+        )
+    )
+    model.to(torch.bfloat16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+if __name__ == "__main__":
+    main()

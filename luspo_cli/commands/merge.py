@@ -1,0 +1,67 @@
+"""`luspo merge`: a LoRA run's adapter and its base model become one plain Hugging Face folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from luspo_cli.errors import RunError, UsageError
+
+MERGE_EXAMPLES = [
+    "luspo merge runs/gsm8k-lora --out models/gsm8k-lora",
+    "luspo merge runs/gsm8k-lora --step 20 --out models/gsm8k-lora-20",
+    "luspo merge ADAPTER_FOLDER --out models/merged",
+]
+
+
+def merge_cli(
+    run_or_adapter: Annotated[
+        str, typer.Argument(help="A run folder of a LoRA run, or a peft folder with adapter_config.json.")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="The folder to make.")],
+    step: Annotated[
+        int | None, typer.Option("--step", help="Which checkpoint of a run. [the newest whole one]")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Answer as one JSON object.")] = False,
+) -> None:
+    """Fold an adapter into its base model and write float32 weights and tokenizer, for any program that loads models."""
+    from luspo_cli.commands.eval_model import find_weights
+
+    if out.exists():
+        raise UsageError(f"{out} exists; choose another --out.")
+    weights = find_weights(run_or_adapter, step)
+    for note in weights.notes:
+        print(f"warning: {note}; taking the one before", file=sys.stderr)
+    if weights.base is None:
+        raise UsageError(f"{weights.path} holds no adapter: it is a plain model folder already.")
+    merge(Path(weights.path), out)
+    if as_json:
+        typer.echo(json.dumps({"out": str(out), "adapter": weights.path, "base": weights.base, "step": weights.step}))
+    else:
+        print(f"{weights.base} with the adapter of {weights.path} is in {out}", file=sys.stderr)
+
+
+def merge(adapter: Path, out: Path) -> None:
+    """Write the merged model of a peft folder to `out`, whole or not at all; RunError on a full disk."""
+    from luspo_cli.config.model import ModelConfig
+    from luspo_cli.policy.loading import load_model
+
+    loaded = load_model(ModelConfig(path=str(adapter)))
+    partial = out.with_name(f".{out.name}.partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        loaded.model.save_pretrained(partial, safe_serialization=True)
+        (loaded.processor or loaded.tokenizer).save_pretrained(partial)
+        partial.rename(out)
+    except BaseException as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(error, OSError) or "No space" in str(error):
+            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+            raise RunError(f"cannot write {out}: {reason}; nothing half-written was left") from error
+        raise
