@@ -9,6 +9,7 @@ image.
 from __future__ import annotations
 
 import os
+import warnings
 from typing import Any
 
 from luspo_cli.errors import UsageError
@@ -51,7 +52,10 @@ def prepare(accelerator: Any, policy: Any, optimizer: Any, sharded: bool) -> tup
     """Policy and optimizer as accelerate wraps them: for one process or DDP, or around a sharded policy."""
     if sharded:
         return accelerator.prepare_model(policy, evaluation_mode=True), accelerator.prepare_optimizer(optimizer)
-    prepared, wrapped = accelerator.prepare(policy, optimizer)
+    with warnings.catch_warnings():
+        # torch 2.13 renames the switch; earlier versions know no other name, and accelerate hands on this one.
+        warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+        prepared, wrapped = accelerator.prepare(policy, optimizer)
     return prepared, wrapped
 
 

@@ -81,7 +81,7 @@ def test_a_run_goes_on_with_other_numbers_of_processes(
     assert os.listdir(tmp_path / "run/checkpoints") == ["step-000002"]
     with pytest.raises(ZeroDivisionError):
         run(config, tmp_path / "run", "resume", crash_after=4)
-    assert train(config, tmp_path / "run", 2)[0] == "going on after step 4"
+    assert "going on after step 4" in train(config, tmp_path / "run", 2)
     close(tmp_path / "whole", tmp_path / "run", 5)
     for step in (1, 2, 4):
         tables = [pq.read_table(tmp_path / f"{p}/rollouts/step-{step:06d}.parquet") for p in ("whole", "run")]
