@@ -120,7 +120,7 @@ _QUANTISED = "__bnb_optimizer_quant_state__"
 """Where bitsandbytes puts a part of a parameter's state when it hands it out; on disk it is flat, as it takes it back."""
 
 
-def _flat(values: dict[str, Any]) -> dict[str, torch.Tensor]:
+def _flat(values: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     """One parameter's state as tensors of their own; the maps of the 8-bit numbers are shared between parameters."""
     flat = {**{key: value for key, value in values.items() if key != _QUANTISED}, **values.get(_QUANTISED, {})}
     tensors = {key: torch.as_tensor(value).detach().cpu().contiguous() for key, value in flat.items()}
