@@ -59,6 +59,7 @@ def load_model(config: ModelConfig) -> LoadedModel:
             source,
             dtype=torch.float32,
             attn_implementation=VISION_ATTENTION if processor else attention.NAME,
+            use_safetensors=True,  # the other format is a pickle, which can run code
             **options,
         )
     except UsageError:

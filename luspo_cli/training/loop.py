@@ -82,6 +82,7 @@ def train(
         updated = stages.updater.update(scored, learning_rate(step - 1, config.run.steps, config.update), images)
         stages.refresh_sampler()
 
+        folder.check_still_here()
         rollouts = [rollout for group in groups.sampled for rollout in group.rollouts]
         tokens_total += sum(rollout.response_length for rollout in rollouts)
         metrics = {

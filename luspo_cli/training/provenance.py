@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import json
 import os
 import platform
 import subprocess
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import luspo_cli
 from luspo_cli.config.run import MADE_TERMS, TrainRun
 from luspo_cli.data.problems import fingerprint
 from luspo_cli.run_folder import write_json
+from luspo_cli.training.changed_inputs import read_provenance
 
 PACKAGES = ("torch", "transformers", "accelerate", "math-verify", "numpy", "pyarrow")
 
@@ -48,10 +49,17 @@ def provenance(config: TrainRun, made: Path | None) -> dict[str, Any]:
     }
 
 
-def record_provenance(path: Path, found: dict[str, Any], after_step: int) -> None:
-    """Write provenance.json; a session that goes on after a step adds itself under `resumed` and leaves the rest as it was."""
+def record_provenance(
+    path: Path, found: dict[str, Any], after_step: int, changed: Sequence[Mapping[str, Any]] = ()
+) -> None:
+    """Write provenance.json; a session that goes on after a step adds itself under `resumed` and leaves the rest as it was.
+
+    `changed`: inputs that are not what the run began with and were accepted.
+    """
+    if changed:
+        found = {**found, "changed": list(changed)}
     if after_step and path.is_file():
-        stored = json.loads(path.read_text())
+        stored = read_provenance(path)
         resumed = [*stored.get("resumed", []), {"after_step": after_step, **found}]
         write_json(path, {**stored, "resumed": resumed})
     else:

@@ -5,9 +5,7 @@ Everything that can fail for a reason the user can mend (model, data, golds) is 
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,13 +25,15 @@ from luspo_cli.rollout.in_process import InProcessSampler
 from luspo_cli.rollout.packed_linear import bfloat16_copy
 from luspo_cli.rollout.sampler import Prompt, SamplingOptions
 from luspo_cli.run_folder import IfExists, RunFolder
-from luspo_cli.training.checkpoint import Checkpoint, load_optimizer, newest_whole, save_checkpoint
+from luspo_cli.training.changed_inputs import as_records, changed_inputs, configuration_fingerprint, refuse_changed
+from luspo_cli.training.checkpoint import Checkpoint, load_optimizer, newest_whole, remove_leftovers, save_checkpoint
 from luspo_cli.training.dynamic_sampling import SignalWatch
 from luspo_cli.training.held_out import SEED_OFFSET, HeldOut
 from luspo_cli.training.host_memory import peak_memory_gib
 from luspo_cli.training.loop import Stages, train
 from luspo_cli.training.made_model import made_model
 from luspo_cli.training.provenance import provenance, record_provenance
+from luspo_cli.training.stopping import stop_on_signals
 from luspo_cli.training.tracking import Tracking, check_writers
 from luspo_cli.training.update import Updater
 
@@ -47,6 +47,8 @@ class Outcome:
 
     last_step: int
     finished: bool
+    stopped_by: int | None = None
+    """The signal that asked for the end, where one did."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,40 +67,54 @@ def run_training(
     if_exists: IfExists,
     say: Callable[[str], None],
     on_step: Callable[[dict[str, Any]], None],
+    allow_changed: bool = False,
 ) -> Outcome:
-    """Train as configured in run folder `path`; raises UsageError or RunError with one sentence."""
+    """Train as configured in run folder `path`; raises UsageError or RunError with one sentence.
+
+    `allow_changed`: go on although data, starting model or config.json are not what the run began with.
+    """
     import torch
 
     check_writers(config.run.track)
-    RunFolder(path).check(config.model_dump(mode="json"), if_exists)  # before minutes of loading or warming up
+    there = RunFolder(path).check(config.model_dump(mode="json"), if_exists)  # before minutes of loading or warming up
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
     attention.register()
     no_progress_bars()  # a made model is saved before one is loaded
     starting = _starting_folder(config, say)
+    origin = provenance(config, starting)
+    began_with = RunFolder(path).stored_config() if there and if_exists == "resume" else None
+    origin["configuration"] = configuration_fingerprint(began_with or config.model_dump(mode="json"))
+    changes = changed_inputs(path / "provenance.json", origin) if began_with else []
+    if not allow_changed:
+        refuse_changed(changes)
     loaded = load_model(config.model.model_copy(update={"path": str(starting)}) if starting else config.model)
     problems = _problems(config, loaded, say)
     with RunFolder(path) as folder, Rubric(config.reward, config.rollout.max_response_tokens) as rubric:
         _check_golds(rubric, problems)
         resumed = folder.open(config.model_dump(mode="json"), if_exists)
-        checkpoint = _checkpoint(folder, say) if resumed else None
+        checkpoint = _checkpoint(folder, config.run.keep_checkpoints, say) if resumed else None
         first_step = checkpoint.step if checkpoint else 0
         if resumed:
-            folder.cut_back(first_step)
+            folder.cut_back(
+                -1 if changes and not checkpoint else first_step
+            )  # -1: the evaluation before step 1 goes too
         if first_step >= config.run.steps:
             with Tracking(config, folder, say):  # hands over what a writer that failed does not have
                 say(f"run {path} is finished: step {first_step} of {config.run.steps}")
             return Outcome(first_step, True)
         if resumed:
             say(f"going on after step {first_step}")
-        record_provenance(path / "provenance.json", provenance(config, starting), first_step)
+        for change in changes:
+            say(f"warning: going on all the same: {change}")
+        record_provenance(path / "provenance.json", origin, first_step, as_records(changes))
         reference = None
         if checkpoint:
             reference = loaded.model if config.objective.kl_coefficient > 0 else None
             del loaded  # its weights would stay in memory beside the checkpoint's until the run ends
             loaded = load_model(config.model.model_copy(update={"path": str(checkpoint.path / "model")}))
         stages = _stages(config, loaded, problems, rubric, folder, checkpoint, reference)
-        with Tracking(config, folder, say) as tracking, _interruptible(say) as stop_requested:
+        with Tracking(config, folder, say) as tracking, stop_on_signals(say) as stop_requested:
             noise, signal_watch = _NoiseWatch(config, say), SignalWatch(config, say, folder.records())
 
             def report(metrics: dict[str, Any]) -> None:
@@ -109,7 +125,7 @@ def run_training(
 
             last = train(config, stages, folder, first_step, report, stop_requested)
         say(f"peak memory of this process {peak_memory_gib():.1f} GiB")
-    return Outcome(last, last == config.run.steps)
+    return Outcome(last, last == config.run.steps, stop_requested.signal)
 
 
 class _NoiseWatch:
@@ -134,10 +150,12 @@ def _starting_folder(config: TrainRun, say: Callable[[str], None]) -> Path | Non
     return made_model(config, say) if config.model.path == MADE else None
 
 
-def _checkpoint(folder: RunFolder, say: Callable[[str], None]) -> Checkpoint | None:
+def _checkpoint(folder: RunFolder, keep: int, say: Callable[[str], None]) -> Checkpoint | None:
     checkpoint, notes = newest_whole(folder.checkpoints)
     for note in notes:
         say(f"warning: {note}; going back to the one before")
+    if checkpoint:
+        remove_leftovers(folder.checkpoints, checkpoint.step, keep)
     return checkpoint
 
 
@@ -227,6 +245,7 @@ def _stages(
     sampler = InProcessSampler(sampling_model, loaded.tokenizer, loaded.end_tokens, config.rollout.max_rows)
 
     def save(step: int) -> Path:
+        folder.check_still_here()
         return save_checkpoint(
             folder.checkpoints,
             step,
@@ -289,21 +308,3 @@ def _held_out_check(
         seed=config.run.seed + SEED_OFFSET,
     )
     return HeldOut(problems.held_out, [to_prompt(problem) for problem in problems.held_out], options, rubric)
-
-
-@contextmanager
-def _interruptible(say: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
-    """Within this block the first Ctrl-C asks for a stop after the step; the second one interrupts at once."""
-    asked = False
-
-    def handle(number: int, frame: Any) -> None:
-        nonlocal asked
-        asked = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        say("stopping after this step, with a checkpoint; Ctrl-C again stops at once without one")
-
-    before = signal.signal(signal.SIGINT, handle)
-    try:
-        yield lambda: asked
-    finally:
-        signal.signal(signal.SIGINT, before)
