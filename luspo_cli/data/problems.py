@@ -184,7 +184,7 @@ def _image_path(image: Any, folder: Path, place: str) -> str:
     relative = PurePosixPath(image)
     try:
         target = (folder / relative).resolve()
-    except (OSError, ValueError) as error:  # a NUL character, a loop of links
+    except (OSError, ValueError, RuntimeError) as error:  # a NUL character, a loop of links
         raise UsageError(f"{place}: the image path {image!r} cannot be followed ({error}); correct it.") from error
     if relative.is_absolute() or not target.is_relative_to(folder.resolve()):
         raise UsageError(f"{place}: the image path {image} leaves the data folder {folder}; copy the image into it.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import random
 import resource
@@ -109,6 +110,20 @@ def folder_without_permission(workshop: Workshop) -> Iterator[Attempt]:
             unlocked.chmod(0o755)
         (folder / "run" / ".lock").chmod(0o644)
     yield Attempt("a run to resume", problem or workshop.finished_alike(folder / "run"))
+
+
+def tracker_without_disk(workshop: Workshop) -> Iterator[Attempt]:
+    """TensorBoard's files alone find no space: the writer is dropped, the run is the same."""
+    if importlib.util.find_spec("tensorboard") is None:
+        raise Unavailable("tensorboard is not installed")
+    for at in (3, 8):
+        run = workshop.new_run("tracked")
+        fault = Fault(run / "tensorboard", "disk-full", at)
+        ended = workshop.start(run, "--set", 'run.track=["tensorboard"]', fault=fault)
+        own = ["config.json", "tracking.json", *(name for name in snapshot(run) if name.startswith("tensorboard/"))]
+        problem = f"exit status {ended.status}: {ended.said[-600:]}" if ended.status else ""
+        problem = problem or ("" if "is left out from here on" in ended.said else "its end was not said")
+        yield Attempt(f"from its operation {at} on", problem or workshop.differences(run, ignore=own))
 
 
 @contextlib.contextmanager

@@ -71,6 +71,11 @@ CATALOGUE = (
         lambda w, e: disk_faults.one_broken_write(w, e.tries, e.seed),
     ),
     Kind("limit on file sizes", "one sentence, then resumes", lambda w, e: disk_faults.file_size_limit(w)),
+    Kind(
+        "tracking writer without disk",
+        "it is dropped, the run goes on",
+        lambda w, e: disk_faults.tracker_without_disk(w),
+    ),
     Kind("read-only file system", "refused", lambda w, e: disk_faults.read_only_folder(w)),
     Kind("folder without permission", "refused", lambda w, e: disk_faults.folder_without_permission(w)),
     Kind(

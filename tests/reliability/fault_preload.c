@@ -7,6 +7,7 @@
  *   kill      SIGKILL in place of operation n
  *   torn      operation n, a write, puts down half of its bytes, then SIGKILL
  *   after     operation n is made, then SIGKILL
+ *   stop      operation n is made, then SIGSTOP
  *   disk-full from operation n on nothing can be written or created (ENOSPC)
  *   read-only from operation n on nothing can be changed at all (EROFS)
  *   broken    operation n alone fails (EIO)
@@ -30,8 +31,8 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { NONE, KILL, TORN, AFTER, DISK_FULL, READ_ONLY, BROKEN };
-enum { PASS, HALF, THEN_KILL, FAIL };
+enum { NONE, KILL, TORN, AFTER, STOP, DISK_FULL, READ_ONLY, BROKEN };
+enum { PASS, HALF, THEN_KILL, THEN_STOP, FAIL };
 
 static char under[PATH_MAX];
 static size_t under_length;
@@ -46,7 +47,7 @@ static void die(void) { kill(getpid(), SIGKILL); for (;;) pause(); }
 __attribute__((constructor)) static void read_settings(void)
 {
     const char *where = getenv("FAULT_UNDER"), *log = getenv("FAULT_LOG"), *kind = getenv("FAULT_HOW");
-    const char *names[] = {"", "kill", "torn", "after", "disk-full", "read-only", "broken"};
+    const char *names[] = {"", "kill", "torn", "after", "stop", "disk-full", "read-only", "broken"};
     if (where) {
         strncpy(under, where, sizeof under - 1);
         under_length = strlen(under);
@@ -99,6 +100,7 @@ static int decide(const char *what, int folder, const char *name, size_t bytes, 
         if (how == KILL) die();
         if (how == TORN) { if (bytes < 2 || strncmp(what, "write", 5)) die(); return HALF; }
         if (how == AFTER) return THEN_KILL;
+        if (how == STOP) return THEN_STOP;
         if (how == BROKEN) { errno = EIO; return FAIL; }
     }
     if (how == DISK_FULL && grows) { errno = ENOSPC; return FAIL; }
@@ -107,7 +109,12 @@ static int decide(const char *what, int folder, const char *name, size_t bytes, 
 }
 
 #define REAL(name) static __typeof__(&name) real; if (!real) real = (__typeof__(&name))dlsym(RTLD_NEXT, #name)
-#define MAKE(call) do { __typeof__(call) result = (call); if (verdict == THEN_KILL) { die(); } return result; } while (0)
+#define MAKE(call) do { \
+    __typeof__(call) result = (call); \
+    if (verdict == THEN_KILL) { die(); } \
+    if (verdict == THEN_STOP) { kill(getpid(), SIGSTOP); } \
+    return result; \
+} while (0)
 
 ssize_t write(int fd, const void *data, size_t bytes)
 {

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from small_training import Attempt, Ended, Workshop, recorded, records, wait_until
+from small_training import Attempt, Ended, Workshop, records
 from tiny_model import make_configuration, make_model, make_problems
 
 STEP = 3
@@ -40,12 +40,8 @@ class FileRuns:
 
     def stop(self) -> None:
         """Begin a run and kill it after step 3, with a checkpoint of step 2."""
-        process = self.workshop.process(*self.arguments, "--run", str(self.run))
-        wait_until(lambda: recorded(self.run) >= STEP or process.poll() is not None)
-        process.kill()
-        _, said = process.communicate()
-        if process.returncode != -signal.SIGKILL:
-            raise RuntimeError(f"ended before step {STEP}: {said}")
+        with self.workshop.watched(*self.arguments, run=self.run, step=STEP):
+            pass
 
 
 def changed_inputs(workshop: Workshop) -> Iterator[Attempt]:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pty
 import re
+import select
 import shutil
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from small_training import LIMIT_S, SETTINGS, Attempt, Ended, Workshop, recorded, records, snapshot, wait_until
+from small_training import LIMIT_S, SETTINGS, Attempt, Ended, Workshop, recorded, records, snapshot
 
 STOPPING = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 STEP = 3
@@ -26,7 +29,7 @@ def stopping_signals(workshop: Workshop) -> Iterator[Attempt]:
         (signal.SIGHUP, False),
     ):
         run = workshop.new_run("signalled")
-        with workshop.watched(run, STEP) as training:
+        with workshop.watched("train", *SETTINGS, run=run, step=STEP) as training:
             ended = training.go_on(number, again=twice)
         problem = ended.unlike(STOPPING[number], "stopping after this step", f"--run {run} --resume")
         step = recorded(run)
@@ -38,7 +41,7 @@ def stopping_signals(workshop: Workshop) -> Iterator[Attempt]:
 def kill_after_stop_request(workshop: Workshop) -> Iterator[Attempt]:
     """A cluster whose patience ends before the step does: SIGTERM, then SIGKILL."""
     run = workshop.new_run("impatient")
-    with workshop.watched(run, STEP) as training:
+    with workshop.watched("train", *SETTINGS, run=run, step=STEP) as training:
         training.process.send_signal(signal.SIGTERM)
         training.process.send_signal(signal.SIGCONT)
         training.process.kill()
@@ -87,11 +90,11 @@ def terminal_gone(workshop: Workshop) -> Iterator[Attempt]:
             fcntl.ioctl(theirs, termios.TIOCSCTTY, 0)
             signal.signal(signal.SIGHUP, signal.SIG_IGN if kept else signal.SIG_DFL)
 
-        process = workshop.process(
+        training = workshop.watched(
             "train",
             *SETTINGS,
-            "--run",
-            str(run),
+            run=run,
+            step=STEP,
             stdin=theirs,
             stdout=theirs,
             stderr=theirs,
@@ -100,10 +103,14 @@ def terminal_gone(workshop: Workshop) -> Iterator[Attempt]:
             environment={"TERM": "xterm"},
         )
         os.close(theirs)
-        os.set_blocking(ours, False)
-        wait_until(lambda run=run, process=process: recorded(run) >= STEP or process.poll() is not None)  # type: ignore[misc]
-        os.close(ours)
-        status = process.wait(LIMIT_S)
+        closing = threading.Event()
+        reader = threading.Thread(target=_read_until, args=(ours, closing))
+        reader.start()  # a terminal that nobody reads blocks its writers
+        with training:
+            closing.set()
+            reader.join()
+            os.close(ours)
+            status = training.go_on().status
         if kept:
             problem = f"exit status {status}" if status else workshop.differences(run)
         else:
@@ -111,10 +118,17 @@ def terminal_gone(workshop: Workshop) -> Iterator[Attempt]:
         yield Attempt(name, problem)
 
 
+def _read_until(terminal: int, closing: threading.Event) -> None:
+    while not closing.is_set():
+        if select.select([terminal], [], [], 0.05)[0]:
+            with contextlib.suppress(OSError):
+                os.read(terminal, 1 << 16)
+
+
 def second_process(workshop: Workshop, asked: Sequence[str] = ("refuse", "resume", "replace")) -> Iterator[Attempt]:
     """Two processes on one run folder: the second is refused whatever it asks for, the first does not notice."""
     run = workshop.new_run("shared")
-    with workshop.watched(run, STEP) as training:
+    with workshop.watched("train", *SETTINGS, run=run, step=STEP) as training:
         before = snapshot(run)
         problems = {}
         for how in asked:
@@ -130,13 +144,13 @@ def second_process(workshop: Workshop, asked: Sequence[str] = ("refuse", "resume
 def folder_moved(workshop: Workshop) -> Iterator[Attempt]:
     """The run folder is renamed, or deleted, while the run writes to it: no second folder grows under the old name."""
     run, moved = workshop.new_run("moving"), workshop.new_run("moved")
-    with workshop.watched(run, STEP) as training:
+    with workshop.watched("train", *SETTINGS, run=run, step=STEP) as training:
         run.rename(moved)
         ended = training.go_on()
     problem = ended.unlike(1, "was moved or deleted") or ("the old name is there again" if run.exists() else "")
     yield Attempt("renamed", problem or workshop.finished_alike(moved))
     run = workshop.new_run("deleted")
-    with workshop.watched(run, STEP) as training:
+    with workshop.watched("train", *SETTINGS, run=run, step=STEP) as training:
         shutil.rmtree(run)
         ended = training.go_on()
     problem = ended.unlike(1, "was moved or deleted") or ("the folder is there again" if run.exists() else "")

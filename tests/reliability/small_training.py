@@ -122,9 +122,6 @@ class Workshop:
             fault = Fault(run) if self.library else None
         except Unavailable:
             fault = None
-        self.luspo(
-            "train", *SETTINGS, "--run", str(self.folder / "warmed-up"), "--set", "run.steps=1"
-        )  # fills the cache
         began = time.monotonic()
         ended = self.start(run, fault=fault)
         self.whole_seconds = time.monotonic() - began
@@ -137,7 +134,7 @@ class Workshop:
     def stopped(self) -> Path:
         """A run that was killed in step 5: checkpoints of steps 2 and 4, records of steps 1 to 5. Copy it, do not touch it."""
         run = self.new_run("stopped")
-        with self.watched(run, 5):
+        with self.watched("train", *SETTINGS, run=run, step=5):
             pass
         return run
 
@@ -233,9 +230,16 @@ class Workshop:
             return self.start(run, *arguments, **options)
         return self.luspo("train", "--run", str(run), "--resume", *arguments, **options)
 
-    def watched(self, run: Path, step: int, **options: Any) -> _Watched:
-        """A training that is stopped (SIGSTOP) once `step` is recorded; in the `with` block it stands still."""
-        return _Watched(self.process("train", *SETTINGS, "--run", str(run), **options), run, step)
+    def watched(self, *arguments: str, run: Path, step: int, **options: Any) -> Watched:
+        """A new training that is stopped (SIGSTOP) once `step` is recorded; in the `with` block it stands still."""
+        fault = Fault(run / "metrics.jsonl", "stop", 3 * step)  # a line is an open, a write and an fsync
+        try:
+            assert self.library
+        except Unavailable:
+            fault = None
+        return Watched(
+            self.process(*arguments, "--run", str(run), fault=fault, **options), run, step, fault is not None
+        )
 
     def finished_alike(self, run: Path, *, ignore: Sequence[str] = ()) -> str:
         """Resume `run` and say what differs from the undisturbed run; empty where nothing does."""
@@ -256,14 +260,14 @@ class Workshop:
         return ""
 
 
-class _Watched:
+class Watched:
     """The block in which a training stands still; killed after it unless it was let go on."""
 
-    def __init__(self, process: Process, run: Path, step: int) -> None:
-        self.process, self.run, self.step = process, run, step
+    def __init__(self, process: Process, run: Path, step: int, stops: bool) -> None:
+        self.process, self.run, self.step, self.stops = process, run, step, stops
 
-    def __enter__(self) -> _Watched:
-        wait_until(lambda: recorded(self.run) >= self.step or self.process.poll() is not None)
+    def __enter__(self) -> Watched:
+        wait_until(lambda: self._there() or self.process.poll() is not None)
         self.process.send_signal(signal.SIGSTOP)
         if self.process.poll() is not None:
             raise RuntimeError(f"ended before step {self.step}: {self.process.communicate()[1]}")
@@ -273,6 +277,11 @@ class _Watched:
         if self.process.poll() is None:
             self.process.kill()
         self.process.communicate()
+
+    def _there(self) -> bool:
+        if not self.stops:  # without the library: as soon as it is seen
+            return recorded(self.run) >= self.step
+        return _state(self.process.pid) == "T"
 
     def go_on(self, send: int = 0, again: bool = False) -> Ended:
         """Let it run to its end, after a signal where one is given; `again`: and a second time a moment later."""
@@ -325,6 +334,14 @@ def _without_times(line: bytes) -> Any:
         return {key: value for key, value in json.loads(line).items() if not key.startswith("time/")}
     except ValueError:
         return line
+
+
+def _state(process: int) -> str:
+    """The kernel's letter for a process; T: stopped."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return ""
 
 
 def _operations(log: Path | None) -> tuple[Operation, ...]:
