@@ -3,7 +3,8 @@
     python bench/rollout.py --model FOLDER [--rows 32 64] [--tokens 200] [--vllm-python PYTHON] [--only in-process vllm]
 
 Length is fixed (no token ends a response), so every system does the same work. vLLM runs in a child process, with the
-interpreter of another environment where `--vllm-python` names one; its start is not counted. Each system draws a few tokens first, unmeasured.
+interpreter of another environment where `--vllm-python` names one; its start is not
+counted. Each system draws a few tokens first, unmeasured.
 """
 
 from __future__ import annotations

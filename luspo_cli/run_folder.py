@@ -6,18 +6,23 @@ checkpoint's step: the steps after it are computed again, and no step stands the
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import fcntl
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
+from luspo_cli.config.stored import with_defaults
 from luspo_cli.errors import RunError, UsageError
 
 IfExists = Literal["refuse", "resume", "replace"]
+PARTIAL = ".partial"
+"""Ends the hidden name under which a file is written before it is renamed; one of a killed process means nothing."""
 BEFORE_STEP_1 = frozenset({"config.json", "provenance.json", "tracking.json", "run.log", "console.log", ".lock"})
 """What a run that failed before its first step or evaluation leaves behind."""
 SHOWN_STEPS = 3
@@ -28,7 +33,7 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._lock: int | None = None
+        self._lock: int | None = None  # descriptor of the lock file while this process holds it
 
     @property
     def metrics_path(self) -> Path:
@@ -59,6 +64,7 @@ class RunFolder:
             return True
         if occupied:
             self._empty()
+        self._remove_partial()
         for name in ("provenance.json", "tracking.json"):  # of a start that failed; what it said stays in its logs
             (self.path / name).unlink(missing_ok=True)
         write_json(self.path / "config.json", config)
@@ -71,7 +77,7 @@ class RunFolder:
         """
         if self._lock is None:
             self._check_free()
-        if not self.path.exists() or (self.path.is_dir() and {e.name for e in self.path.iterdir()} <= {".lock"}):
+        if not self.path.exists() or (self.path.is_dir() and self._entries() <= {".lock"}):
             return False
         if not (self.path / "config.json").is_file():
             raise UsageError(f"{self.path} exists and is no run folder; choose another --run")
@@ -94,20 +100,32 @@ class RunFolder:
             self._lock = None
 
     def append_metrics(self, record: Mapping[str, Any]) -> None:
-        """Append one step's record as one line, on disk before this returns."""
+        """Append one step's record as one line, on disk before this returns; RunError where that fails."""
         line = json.dumps(record, allow_nan=False) + "\n"
-        descriptor = os.open(self.metrics_path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        try:
+        with _descriptor(self.metrics_path, os.O_APPEND) as descriptor:
             _write_all(descriptor, line.encode(), self.metrics_path)
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+
+    def check_still_here(self) -> None:
+        """RunError where the folder was moved or deleted since `open`: a second one would grow under the old name."""
+        if self._lock is None:
+            return
+        held = os.fstat(self._lock)
+        try:
+            now = os.stat(self.path / ".lock")
+        except OSError:
+            now = None
+        if now is None or (now.st_dev, now.st_ino) != (held.st_dev, held.st_ino):
+            raise RunError(
+                f"run folder {self.path} was moved or deleted while this process trained in it; nothing was written after"
+                " that: where it was moved, go on from its last checkpoint with --run NEW-PLACE --resume"
+            )
 
     def cut_back(self, step: int) -> None:
         """Drop everything recorded after `step`, and a torn last line: a resumed run computes those steps again.
 
         Raises UsageError, and drops nothing, where steps 1 to `step` do not stand in metrics.jsonl once each, in order.
         """
+        self._remove_partial()
         self._check_steps([found for found, _ in _numbered_lines(self.metrics_path) if found <= step], step)
         for path in (self.metrics_path, self.path / "evals" / "held-out.jsonl"):
             kept = b"".join(line + b"\n" for found, line in _numbered_lines(path) if found <= step)
@@ -156,9 +174,9 @@ class RunFolder:
 
     def _nothing_recorded(self) -> bool:
         """Whether a run was begun here and failed before anything was recorded."""
-        if not {entry.name for entry in self.path.iterdir()} <= BEFORE_STEP_1:
+        if not self._entries() <= BEFORE_STEP_1:
             return False
-        stored = self._stored_config()
+        stored = self.stored_config()
         return stored is not None and "run" in stored  # a config.json of something else is not ours to write over
 
     def _check_steps(self, found: list[int], step: int) -> None:
@@ -172,24 +190,35 @@ class RunFolder:
             " to go on from; restore the file, or start again with --if-exists replace"
         )
 
-    def _stored_config(self) -> Mapping[str, Any] | None:
+    def _entries(self) -> set[str]:
+        """Names in the folder, without what a killed process was writing."""
+        return {e.name for e in self.path.iterdir() if not (e.name.startswith(".") and e.name.endswith(PARTIAL))}
+
+    def _remove_partial(self) -> None:
+        for folder in (self.path, self.path / "evals", self.rollouts):
+            for file in folder.glob(f".*{PARTIAL}"):
+                file.unlink(missing_ok=True)
+
+    def stored_config(self) -> Mapping[str, Any] | None:
+        """The content of config.json; None where it is not an object."""
         try:
             stored = json.loads((self.path / "config.json").read_bytes())
-        except ValueError:
+        except (OSError, ValueError):
             return None
         return stored if isinstance(stored, Mapping) else None
 
     def _check_same(self, config: Mapping[str, Any]) -> None:
-        stored = self._stored_config()
+        stored = self.stored_config()
         if stored is None:
             raise UsageError(f"{self.path / 'config.json'} is not readable JSON; choose another --run")
-        different = differing_keys(stored, config)
+        different = differing_keys(with_defaults(stored), config)
         if different:
             shown = ", ".join(f"{key} ({was!r} there, {now!r} now)" for key, was, now in different[:3])
             raise UsageError(f"{self.path} was started with another configuration: {shown}; use another --run")
 
     def _empty(self) -> None:
-        for entry in self.path.iterdir():
+        # config.json last: killed before that, the folder is still known as a run's and can be replaced again.
+        for entry in sorted(self.path.iterdir(), key=lambda entry: entry.name == "config.json"):
             if entry.name == ".lock":
                 continue
             if entry.is_dir():
@@ -221,30 +250,51 @@ def write_json(path: Path, value: Any) -> None:
 
 def replace_file(path: Path, content: bytes) -> None:
     """Put `content` at `path` in one move; a full disk leaves what was there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.partial")
+    temporary = path.with_name(f".{path.name}{PARTIAL}")
     try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-        try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _descriptor(temporary, os.O_TRUNC, path) as descriptor:
             _write_all(descriptor, content, path)
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
         temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise _cannot_write(path, error) from error
         raise
 
 
+@contextlib.contextmanager
+def _descriptor(file: Path, mode: int, meant: Path | None = None) -> Iterator[int]:
+    """`file` open for writing; RunError, naming `meant`, where it cannot be opened."""
+    try:
+        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | mode, 0o644)
+    except OSError as error:
+        raise _cannot_write(meant or file, error) from error
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
 def _write_all(descriptor: int, content: bytes, path: Path) -> None:
+    """Append `content` and bring it to the disk; where that fails, cut off what was written of it and raise RunError."""
     start = os.lseek(descriptor, 0, os.SEEK_END)
     try:
         view = memoryview(content)
         while view:
             view = view[os.write(descriptor, view) :]
+        os.fsync(descriptor)  # some file systems say only here that the disk is full
     except OSError as error:
-        os.ftruncate(descriptor, start)
-        raise RunError(f"cannot write {path}: {error.strerror}; free some space, then go on with --resume") from error
+        with contextlib.suppress(OSError):  # a torn line that stays is left out by readers, and removed by --resume
+            os.ftruncate(descriptor, start)
+        raise _cannot_write(path, error) from error
+
+
+def _cannot_write(path: Path, error: OSError) -> RunError:
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    advice = "free some space" if full else "mend that"
+    return RunError(f"cannot write {path}: {error.strerror}; {advice}, then go on with --resume")
 
 
 def _step_of(line: bytes) -> int | None:

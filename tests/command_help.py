@@ -16,7 +16,8 @@ PLAIN = {"COLUMNS": str(COLUMNS), "TERMINAL_WIDTH": str(COLUMNS), "NO_COLOR": "1
 INTRODUCTION = """# The command line
 
 Written by `make fix` from `luspo COMMAND --help`; `make check` fails where it is not current. Exit status: 0 done, 1 the work
-failed, 2 the request was wrong, 130 stopped by Ctrl-C. `LUSPO_DEBUG=1` shows the traceback behind a one-sentence failure.
+failed, 2 the request was wrong, 130 stopped by Ctrl-C, a training also 143 by SIGTERM and 129 by SIGHUP.
+`LUSPO_DEBUG=1` shows the traceback behind a one-sentence failure.
 """
 
 

@@ -227,3 +227,72 @@ def test_differing_keys_are_dotted_and_sorted() -> None:
     right = {"a": {"x": 1, "y": {"z": 5}}, "b": [1, 3], "d": None}
     assert differing_keys(left, right) == [("a.y.z", 2, 5), ("b", [1, 2], [1, 3]), ("c", 3, None)]
     assert differing_keys(left, left) == []
+
+
+def test_what_a_killed_process_was_writing_means_nothing(tmp_path: Path) -> None:
+    """Killed inside the very first write: the same command starts over; later leftovers go when the run is resumed."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / ".config.json.partial").write_text('{"obj')
+    assert opened(run) is False
+    assert not list(run.glob(".*.partial"))
+    RunFolder(run).append_metrics({"step": 1})
+    (run / "rollouts").mkdir()
+    for leftover in (run / ".metrics.jsonl.partial", run / "rollouts" / ".step-000002.parquet.partial"):
+        leftover.write_text("half")
+    with RunFolder(run) as folder:
+        assert folder.open(CONFIG, "resume") is True
+        folder.cut_back(1)
+    assert not list(run.rglob(".*.partial"))
+
+
+def test_replacing_deletes_the_configuration_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed in the middle of it, the folder must still be known as a run's: the same command goes on deleting."""
+    opened(tmp_path)
+    for name in ("a.json", "metrics.jsonl", "z.json"):
+        (tmp_path / name).touch()
+    unlinked: list[str] = []
+    unlink = Path.unlink
+
+    def note(path: Path, missing_ok: bool = False) -> None:
+        unlinked.append(path.name)
+        unlink(path, missing_ok=missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", note)
+    opened(tmp_path, "replace")
+    assert sorted(unlinked[:3]) == ["a.json", "metrics.jsonl", "z.json"]
+    assert unlinked[3] == "config.json"
+
+
+def test_a_folder_that_moved_is_not_written_to_under_its_old_name(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with RunFolder(run) as folder:
+        folder.open(CONFIG, "refuse")
+        folder.check_still_here()
+        run.rename(tmp_path / "moved")
+        with pytest.raises(RunError, match="was moved or deleted while this process trained in it"):
+            folder.check_still_here()
+        with pytest.raises(RunError, match=r"cannot write .*metrics\.jsonl: No such file or directory; mend that"):
+            folder.append_metrics({"step": 1})
+        opened(run)  # somebody begins another run under the old name
+        with pytest.raises(RunError, match="was moved or deleted"):
+            folder.check_still_here()
+    assert json.loads((tmp_path / "moved" / "config.json").read_text()) == CONFIG
+
+
+def test_a_disk_that_is_found_full_only_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some file systems take the bytes and say at fsync that there is no room."""
+    opened(tmp_path)
+    folder = RunFolder(tmp_path)
+    folder.append_metrics({"step": 1})
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(RunError, match="No space left on device; free some space"):
+        folder.append_metrics({"step": 2})
+    with pytest.raises(RunError, match="No space left on device"):
+        write_json(tmp_path / "config.json", {"other": 1})
+    assert folder.metrics_path.read_text() == '{"step": 1}\n'
+    assert json.loads((tmp_path / "config.json").read_text()) == CONFIG

@@ -33,8 +33,8 @@ STOP_S = 5.0
 """Between the request to stop and the end by force."""
 POLL_S = 0.1
 PIPE = "LUSPO_LAUNCHER_PIPE"
-_SAID = (1, 2, 130)
-"""How the first process ends where it has said why."""
+_SAID = (1, 2, 129, 130, 143)
+"""How the first process ends where it has said why: a known failure, or a stop after a signal."""
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 

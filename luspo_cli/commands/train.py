@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shlex
+import signal
 import sys
 import time
 from pathlib import Path
@@ -53,6 +54,13 @@ def train_cli(
             "--processes", help="Train in so many processes of this machine, one a GPU where there are GPUs. [1]"
         ),
     ] = None,
+    allow_changed: Annotated[
+        bool,
+        typer.Option(
+            "--allow-changed",
+            help="Go on although data, starting model or config.json changed since the run began; provenance.json says so.",
+        ),
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print configuration, objective, memory and what is missing; do nothing.")
     ] = False,
@@ -61,6 +69,8 @@ def train_cli(
     """Train one model with one objective; the run folder holds every number and how it was made."""
     if if_exists not in ("refuse", "resume", "replace"):
         raise UsageError(f"--if-exists must be refuse, resume or replace, not '{if_exists}'")
+    if allow_changed and not resume and if_exists != "resume":
+        raise UsageError("--allow-changed is for going on with a run: give --resume as well")
     choice = cast(Literal["refuse", "resume", "replace"], "resume" if resume else if_exists)
     copies = check_processes(processes)
     resolved = _resolve(objective, preset, config, sets or [], run, resume)
@@ -79,31 +89,42 @@ def train_cli(
         launch(copies, path)
         return
     stop_with_launcher()
-    train(resolved, path, choice, as_json=as_json)
+    train(resolved, path, choice, as_json=as_json, allow_changed=allow_changed)
 
 
 def train(
-    config: TrainRun, path: Path, if_exists: Literal["refuse", "resume", "replace"], *, as_json: bool = False
+    config: TrainRun,
+    path: Path,
+    if_exists: Literal["refuse", "resume", "replace"],
+    *,
+    as_json: bool = False,
+    allow_changed: bool = False,
 ) -> None:
-    """Run a training and report on stderr; exits 130 where Ctrl-C stopped it early."""
+    """Run a training and report on stderr; exits 128 + signal where one stopped it early: 130 for Ctrl-C, 143 for SIGTERM."""
     from rich.console import Console
 
+    from luspo_cli.commands.lasting_stream import lasting_stderr
     from luspo_cli.commands.train_display import choose_step_display
     from luspo_cli.training.session import run_training
 
     first = is_first_process()
     say = _speaker(path) if first else _silent
-    shown = (
-        choose_step_display(Console(stderr=True), str(path), config.run.steps) if first else contextlib.nullcontext()
-    )
-    with shown as display:
-        outcome = run_training(config, path, if_exists, say, display.show if display else _silent)
-    if as_json and first:
-        typer.echo(json.dumps({"run": str(path), "last_step": outcome.last_step, "finished": outcome.finished}))
-    if not outcome.finished:
-        say(f"stopped after step {outcome.last_step}; go on with: luspo train --run {shlex.quote(str(path))} --resume")
-        raise typer.Exit(130)
-    say(f"done: {path}")
+    with lasting_stderr():
+        shown = (
+            choose_step_display(Console(stderr=True), str(path), config.run.steps)
+            if first
+            else contextlib.nullcontext()
+        )
+        with shown as display:
+            on_step = display.show if display else _silent
+            outcome = run_training(config, path, if_exists, say, on_step, allow_changed)
+        if as_json and first:
+            typer.echo(json.dumps({"run": str(path), "last_step": outcome.last_step, "finished": outcome.finished}))
+        if not outcome.finished:
+            go_on = f"luspo train --run {shlex.quote(str(path))} --resume"
+            say(f"stopped after step {outcome.last_step}; go on with: {go_on}")
+            raise typer.Exit(128 + (outcome.stopped_by or signal.SIGINT))
+        say(f"done: {path}")
 
 
 def _resolve(
@@ -120,12 +141,17 @@ def _resolve(
             raise UsageError("--resume needs --run: the folder to go on in")
         stored = run / "config.json"
         if not stored.is_file():
-            raise UsageError(f"there is no run to resume in {run}: it has no config.json")
+            raise UsageError(
+                f"there is no run to resume in {run}: it has no config.json; start it with the command that was meant to"
+            )
         try:
             return TrainRun.model_validate_json(stored.read_text())
         except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(str(part) for part in first["loc"])
             raise UsageError(
-                f"{stored} is not a configuration that this version reads: {error.errors()[0]['msg']}"
+                f"{stored} is not a configuration that this version reads: {key + ': ' if key else ''}{first['msg']};"
+                f" go on with the luspo that wrote it ({_version_of(run)}), or start a new run"
             ) from None
     if preset is None and config is None and resume:
         raise UsageError(
@@ -141,6 +167,14 @@ def _resolve(
 
 def _silent(_: object) -> None:
     """What the first of several processes says already."""
+
+
+def _version_of(run: Path) -> str:
+    """The luspo that began a run, as its provenance.json has it."""
+    try:
+        return f"version {json.loads((run / 'provenance.json').read_bytes())['luspo']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "provenance.json names its version"
 
 
 def _speaker(path: Path) -> Any:

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from luspo_cli.config.stored import with_defaults
 from luspo_cli.errors import RunError, UsageError
 from luspo_cli.run_folder import differing_keys
 
@@ -278,6 +279,7 @@ def _state_of(run: Path, wanted: Configuration) -> Literal["fresh", "unfinished"
             raise ValueError
     except ValueError:
         raise UsageError(f"{run / 'config.json'} is not valid JSON; move {run} away and repeat the command.") from None
+    found = with_defaults(found)  # a run of an older version lacks the keys that came later
     different = [f"{key} ({was!r} there, {now!r} now)" for key, was, now in differing_keys(found, wanted)]
     if different:
         more = f" and {len(different) - 3} more" if len(different) > 3 else ""

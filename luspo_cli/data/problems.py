@@ -182,7 +182,10 @@ def _image_path(image: Any, folder: Path, place: str) -> str:
             f"{place}: an image is not a path to a file below {folder}; store images as files beside the data."
         )
     relative = PurePosixPath(image)
-    target = (folder / relative).resolve()
+    try:
+        target = (folder / relative).resolve()
+    except (OSError, ValueError, RuntimeError) as error:  # a NUL character, a loop of links
+        raise UsageError(f"{place}: the image path {image!r} cannot be followed ({error}); correct it.") from error
     if relative.is_absolute() or not target.is_relative_to(folder.resolve()):
         raise UsageError(f"{place}: the image path {image} leaves the data folder {folder}; copy the image into it.")
     if not target.is_file():

@@ -68,7 +68,7 @@ def _open(path: str, folder: Path) -> Image.Image:
     root = folder.resolve()
     try:
         file = (root / path).resolve()
-    except (OSError, ValueError) as error:  # a NUL character, a loop of links
+    except (OSError, ValueError, RuntimeError) as error:  # a NUL character, a loop of links
         raise UsageError(_unreadable(path, folder, error)) from error
     if PurePosixPath(path).is_absolute() or not file.is_relative_to(root):
         raise UsageError(f"the image path {path} leaves the data folder {folder}; copy the image into it")

@@ -63,6 +63,7 @@ def load_model(config: ModelConfig) -> LoadedModel:
             # A base that stays in bfloat16 is read in the type it is stored in: it is rounded once, if at all.
             dtype="auto" if config.lora.rank and config.compute_dtype == "bfloat16" else torch.float32,
             attn_implementation=VISION_ATTENTION if processor else attention.NAME,
+            use_safetensors=True,  # the other format is a pickle, which can run code
             **options,
         )
     except UsageError:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 ADAPTER_CONFIG = "adapter_config.json"
 """What makes a folder a peft folder: adapters that belong to a base model elsewhere."""
+PICKLED = ("pytorch_model*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 
 
 def is_hub_id(path: str) -> bool:
@@ -22,9 +23,23 @@ def find_model(path: str) -> str | None:
         return f"model.path '{path}' is not on this machine; the hub would be asked, or set a local folder"
     folder = Path(path).expanduser()
     if folder.is_dir():
-        found = any((folder / name).exists() for name in ("config.json", ADAPTER_CONFIG))
-        return None if found else f"model.path '{path}' has no config.json"
+        return _unfit(folder, path)
     return f"model.path '{path}' is not a folder; set it to a folder with config.json or a hub id (owner/name)"
+
+
+def _unfit(folder: Path, path: str) -> str | None:
+    """Weights are read from safetensors alone: the older formats are pickles, and a pickle can run code when it is read."""
+    if not (folder / "config.json").exists():
+        return f"model.path '{path}' has no config.json"
+    if any(folder.glob("*.safetensors")):
+        return None
+    pickles = sorted(file.name for kind in PICKLED for file in folder.glob(kind))
+    if pickles:
+        return (
+            f"model.path '{path}' has its weights in {pickles[0]} only, which can run code when it is read; convert it to"
+            " safetensors where you trust it (save_pretrained writes them), or take a copy that has them"
+        )
+    return None
 
 
 def _hub_cache() -> Path:

@@ -4,7 +4,8 @@ Decided here: symbolic comparison can hang inside C code, where neither a signal
 the limit is wall-clock time kept by the parent, and its means is SIGKILL. Workers are started as fresh interpreters
 (not forked: the parent has torch's threads; not multiprocessing's spawn: that would import the parent's main module,
 and torch with it). Tasks travel in chunks, answers come back one by one, so a kill costs the task that hung and
-nothing else: its chunk's remainder goes back to the front of the queue.
+nothing else: its chunk's remainder goes back to the front of the queue. A task whose worker ended is tried once more:
+a kill from outside (the kernel's, out of memory) says nothing about the response, ending two workers does.
 """
 
 from __future__ import annotations
@@ -98,6 +99,7 @@ class KillablePool:
         self._workers: list[_Worker] = []
         self._lock = threading.Lock()
         self._failed_starts = 0
+        self._tried: set[int] = set()  # task numbers of the running map that a worker has ended with
         self._closed = False
         # On Linux a worker dies with the *thread* that started it: let that be one that lives as long as the pool.
         self._starter = ThreadPoolExecutor(max_workers=1, thread_name_prefix="luspo-worker-starter")
@@ -139,6 +141,7 @@ class KillablePool:
         queue = deque(range(len(tasks)))
         finished = 0
         self._failed_starts = 0
+        self._tried = set()
         for worker in list(self._workers):  # one may have died or grown old since the last call
             if worker.process.poll() is not None or worker.completed >= self._recycle_after:
                 self._discard(worker)
@@ -246,7 +249,7 @@ class KillablePool:
     def _lose(
         self, worker: _Worker, done: list[tuple[int, Outcome]], queue: deque[int], selector: selectors.BaseSelector
     ) -> None:
-        """Replace a worker that ended by itself; the task it ran has crashed."""
+        """Replace a worker that ended by itself; the task it ran is tried once more, then it has crashed."""
         selector.unregister(worker.reply_pipe)
         status = self._discard(worker)
         if not worker.ready:
@@ -257,7 +260,11 @@ class KillablePool:
                     "run fewer of them with reward.workers, or free some memory."
                 )
         if worker.pending:
-            done.append((worker.pending.popleft(), Outcome(crashed=True, error=f"worker ended with status {status}")))
+            if worker.pending[0] in self._tried:
+                outcome = Outcome(crashed=True, error=f"worker ended with status {status}")
+                done.append((worker.pending.popleft(), outcome))
+            else:
+                self._tried.add(worker.pending[0])
             queue.extendleft(reversed(worker.pending))
 
     def _kill_overdue(

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from luspo_cli.errors import RunError, UsageError
 from luspo_cli.run_folder import write_json
@@ -60,8 +61,7 @@ def save_checkpoint(
     """
     final = checkpoint_path(checkpoints, step)
     partial = checkpoints / f".{final.name}.partial"
-    for leftover in checkpoints.glob(".step-*.partial"):  # of a process that was killed while it wrote
-        shutil.rmtree(leftover, ignore_errors=True)
+    _remove_partial(checkpoints)
     try:
         (partial / "trainer").mkdir(parents=True)
         save_policy(partial, model, tokenizer, gathered[0] if gathered else None)
@@ -72,19 +72,19 @@ def save_checkpoint(
         _flush(partial)
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
-        if isinstance(error, OSError) or "No space" in str(error) or isinstance(error, RunError):
-            earlier = ", earlier checkpoints are whole" if find_checkpoints(checkpoints) else ""
-            raise RunError(
-                f"cannot write the checkpoint of step {step} in {checkpoints}: {_reason(error)};"
-                f" nothing half-written was left{earlier}; free some space, then go on with --resume"
-            ) from error
+        if isinstance(error, OSError | SafetensorError | RunError) or "No space" in str(error):
+            raise _cannot_write(checkpoints, step, error) from error
         raise
-    if final.exists():
-        shutil.rmtree(final)
-    partial.rename(final)
-    _sync(checkpoints)  # the new name is on disk before an old checkpoint goes
-    for old in find_checkpoints(checkpoints)[:-keep]:
-        shutil.rmtree(old.path)
+    try:
+        if final.exists():
+            shutil.rmtree(final)
+        partial.rename(final)
+        _sync(checkpoints)  # the new name is on disk before an old checkpoint goes
+        for old in _outdated(checkpoints, step, keep):
+            shutil.rmtree(old.path)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise _cannot_write(checkpoints, step, error) from error
     return final
 
 
@@ -131,6 +131,23 @@ def newest_whole(checkpoints: Path) -> tuple[Checkpoint | None, list[str]]:
     return None, notes
 
 
+def remove_leftovers(checkpoints: Path, step: int, keep: int) -> None:
+    """Remove what a killed process was writing or deleting; the checkpoint of `step` is the one to go on from."""
+    _remove_partial(checkpoints)
+    for old in _outdated(checkpoints, step, keep):
+        shutil.rmtree(old.path, ignore_errors=True)  # not now, then with the next checkpoint
+
+
+def _remove_partial(checkpoints: Path) -> None:
+    for leftover in checkpoints.glob(".step-*.partial"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _outdated(checkpoints: Path, step: int, keep: int) -> list[Checkpoint]:
+    """All but the newest `keep` up to `step`; a later one is damaged, and must not push out a whole one."""
+    return [found for found in find_checkpoints(checkpoints) if found.step <= step][:-keep]
+
+
 def _digest(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
@@ -148,6 +165,14 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _cannot_write(checkpoints: Path, step: int, error: BaseException) -> RunError:
+    earlier = ", earlier checkpoints are whole" if find_checkpoints(checkpoints) else ""
+    return RunError(
+        f"cannot write the checkpoint of step {step} in {checkpoints}: {_reason(error)};"
+        f" nothing half-written was left{earlier}; free some space, then go on with --resume"
+    )
 
 
 def _reason(error: BaseException) -> str:

@@ -91,6 +91,7 @@ def train(
         stages.refresh_sampler()
         pushed = time.perf_counter() - pushing
 
+        folder.check_still_here()
         rollouts = [rollout for group in groups.sampled for rollout in group.rollouts]
         tokens_total += sum(rollout.response_length for rollout in rollouts)
         metrics = {

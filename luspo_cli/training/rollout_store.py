@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -45,7 +46,8 @@ def store_rollouts(folder: Path, step: int, groups: Sequence[ScoredGroup], batch
         pq.write_table(pa.Table.from_pylist(rows), partial)
         partial.replace(final)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
         raise RunError(
             f"cannot write {final}: {error.strerror or error}; free some space, then go on with --resume"
         ) from error

@@ -5,9 +5,7 @@ Everything that can fail for a reason the user can mend (model, data, golds) is 
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +22,13 @@ from luspo_cli.policy.lora import add_adapters, load_adapter, require_peft
 from luspo_cli.records import Problem
 from luspo_cli.rewards.rubric import Rubric
 from luspo_cli.run_folder import IfExists, RunFolder
-from luspo_cli.training.checkpoint import Checkpoint
+from luspo_cli.training.changed_inputs import (
+    Change,
+    as_records,
+    changed_inputs,
+    configuration_fingerprint,
+    refuse_changed,
+)
 from luspo_cli.training.dynamic_sampling import SignalWatch
 from luspo_cli.training.first_process import open_run, tracking_of
 from luspo_cli.training.host_memory import peak_memory_gib
@@ -32,10 +36,11 @@ from luspo_cli.training.loop import train
 from luspo_cli.training.made_model import made_model
 from luspo_cli.training.optimizer import check_optimizer
 from luspo_cli.training.policy_files import policy_folder
-from luspo_cli.training.provenance import check_same_base, provenance, record_provenance
+from luspo_cli.training.provenance import provenance, record_provenance
 from luspo_cli.training.ranks import Ranks, joined
 from luspo_cli.training.several import rubric_workers, set_threads
 from luspo_cli.training.stages import image_folder, make_stages
+from luspo_cli.training.stopping import stop_on_signals
 from luspo_cli.training.tracking import check_writers
 
 NOISE_SHARE = 0.2
@@ -48,6 +53,8 @@ class Outcome:
 
     last_step: int
     finished: bool
+    stopped_by: int | None = None
+    """The signal that asked for the end, where one did."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +73,15 @@ def run_training(
     if_exists: IfExists,
     say: Callable[[str], None],
     on_step: Callable[[dict[str, Any]], None],
+    allow_changed: bool = False,
 ) -> Outcome:
-    """Train as configured in run folder `path`; raises UsageError or RunError with one sentence."""
+    """Train as configured in run folder `path`; raises UsageError or RunError with one sentence.
+
+    `allow_changed`: go on although data, starting model or config.json are not what the run began with.
+    """
     with joined(config.run.wait_for_processes_s) as ranks:
-        return _train_together(config, path, if_exists, say if ranks.is_first else _silent, on_step, ranks)
+        say = say if ranks.is_first else _silent
+        return _train_together(config, path, if_exists, say, on_step, allow_changed, ranks)
 
 
 def _train_together(
@@ -78,29 +90,34 @@ def _train_together(
     if_exists: IfExists,
     say: Callable[[str], None],
     on_step: Callable[[dict[str, Any]], None],
+    allow_changed: bool,
     ranks: Ranks,
 ) -> Outcome:
     """The part of one process; what concerns the run folder is the first one's, and its failure that of all."""
     ranks.first(lambda: check_writers(config.run.track))
     ranks.together(lambda: check_optimizer(config.update))
     # Before minutes of loading or warming up.
-    ranks.first(lambda: RunFolder(path).check(config.model_dump(mode="json"), if_exists) and None)
+    there = ranks.first(lambda: RunFolder(path).check(config.model_dump(mode="json"), if_exists))
     set_threads(config.run.threads, ranks)
     attention.register()
     no_progress_bars()  # a made model is saved before one is loaded
     made = ranks.first(lambda: _starting_folder(config, say))
     # The others read it, or make the same one where they are on another machine.
     starting = ranks.together(lambda: made if ranks.is_first else _starting_folder(config, say))
+    goes_on = there and if_exists == "resume"
+    origin, changes = ranks.first(lambda: _origin(config, path, starting, ranks.size, goes_on, allow_changed))
     loaded = ranks.together(lambda: _start(config, starting, say))
     problems = ranks.together(lambda: _problems(config, loaded, say))
     reward = config.reward.model_copy(update={"workers": config.reward.workers or rubric_workers(ranks)})
     with RunFolder(path) as folder, Rubric(reward, config.rollout.max_response_tokens) as rubric:
         ranks.first(lambda: _check_golds(rubric, problems))
-        checkpoint = ranks.first(lambda: open_run(folder, config, if_exists, say))
+        checkpoint = ranks.first(lambda: open_run(folder, config, if_exists, bool(changes), say))
         first_step = checkpoint.step if checkpoint else 0
         if first_step >= config.run.steps:
             return Outcome(first_step, True)
-        ranks.first(lambda: _trace(path / "provenance.json", config, starting, ranks.size, checkpoint))
+        for change in changes:
+            say(f"warning: going on all the same: {change}")
+        ranks.first(lambda: record_provenance(path / "provenance.json", origin, first_step, as_records(changes)))
         reference = None
         if checkpoint and config.model.lora.rank:
             adapter = policy_folder(checkpoint.path)
@@ -112,18 +129,10 @@ def _train_together(
             loaded = ranks.together(lambda: load_model(weights))
         stages = ranks.alike(
             lambda: make_stages(
-                config,
-                loaded,
-                problems.source,
-                problems.held_out,
-                rubric,
-                folder.checkpoints,
-                checkpoint,
-                reference,
-                ranks,
+                config, loaded, problems.source, problems.held_out, rubric, folder, checkpoint, reference, ranks
             )
         )
-        with tracking_of(config, folder, say, ranks) as tracking, _interruptible(say) as stop_requested:
+        with tracking_of(config, folder, say, ranks) as tracking, stop_on_signals(say) as stop_requested:
             before = folder.records() if ranks.is_first else ()
             noise, signal_watch = _NoiseWatch(config, say), SignalWatch(config, say, before)
 
@@ -136,7 +145,8 @@ def _train_together(
 
             last = train(config, stages, folder, first_step, report, stop_requested)
         say(f"peak memory of this process {peak_memory_gib():.1f} GiB")
-    return Outcome(last, last == config.run.steps)
+    stopped_by = next((number for number in ranks.gather(stop_requested.signal) if number), None)
+    return Outcome(last, last == config.run.steps, stopped_by)
 
 
 def _silent(text: str) -> None:
@@ -172,12 +182,17 @@ def _start(config: TrainRun, starting: Path | None, say: Callable[[str], None]) 
     return loaded
 
 
-def _trace(file: Path, config: TrainRun, starting: Path | None, processes: int, checkpoint: Checkpoint | None) -> None:
-    """Record what the run, or this part of it, was made with."""
-    found = provenance(config, starting, processes)
-    if checkpoint and config.model.lora.rank:
-        check_same_base(file, found)
-    record_provenance(file, found, checkpoint.step if checkpoint else 0)
+def _origin(
+    config: TrainRun, path: Path, starting: Path | None, processes: int, goes_on: bool, allow_changed: bool
+) -> tuple[dict[str, Any], list[Change]]:
+    """What the run is made with, and what of it is not as it was when the run began; UsageError unless that is allowed."""
+    origin = provenance(config, starting, processes)
+    began_with = RunFolder(path).stored_config() if goes_on else None
+    origin["configuration"] = configuration_fingerprint(began_with or config.model_dump(mode="json"))
+    changes = changed_inputs(path / "provenance.json", origin) if began_with else []
+    if not allow_changed:
+        refuse_changed(changes)
+    return origin, changes
 
 
 def _starting_folder(config: TrainRun, say: Callable[[str], None]) -> Path | None:
@@ -231,21 +246,3 @@ def _check_golds(rubric: Rubric, problems: Problems) -> None:
             f"{len(bad)} gold answers cannot be read (first: problem '{bad[0]}'); run the data through luspo prepare-data,"
             " which filters such rows"
         )
-
-
-@contextmanager
-def _interruptible(say: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
-    """Within this block the first Ctrl-C asks for a stop after the step; the second one interrupts at once."""
-    asked = False
-
-    def handle(number: int, frame: Any) -> None:
-        nonlocal asked
-        asked = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        say("stopping after this step, with a checkpoint; Ctrl-C again stops at once without one")
-
-    before = signal.signal(signal.SIGINT, handle)
-    try:
-        yield lambda: asked
-    finally:
-        signal.signal(signal.SIGINT, before)

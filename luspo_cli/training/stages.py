@@ -21,6 +21,7 @@ from luspo_cli.records import Problem
 from luspo_cli.rewards.rubric import Rubric
 from luspo_cli.rollout.choice import SamplerModel, choose_sampler, make_sampler
 from luspo_cli.rollout.sampler import Prompt, Sampler, SamplingOptions
+from luspo_cli.run_folder import RunFolder
 from luspo_cli.training.checkpoint import Checkpoint, save_checkpoint
 from luspo_cli.training.held_out import SEED_OFFSET, HeldOut
 from luspo_cli.training.loop import Stages
@@ -37,7 +38,7 @@ def make_stages(
     source: BatchSource,
     held_out_problems: Sequence[Problem],
     rubric: Rubric,
-    checkpoints: Path,
+    folder: RunFolder,
     checkpoint: Checkpoint | None,
     reference_model: Any,
     ranks: Ranks,
@@ -68,10 +69,11 @@ def make_stages(
         reference = BasePolicy(prepared, policy.model)
 
     def save(step: int) -> Path:
+        ranks.first(folder.check_still_here)
         gathered = gather_state(policy.model, optimizer, ranks.is_first) if sharded else None
         return ranks.first(
             lambda: save_checkpoint(
-                checkpoints,
+                folder.checkpoints,
                 step,
                 policy.model,
                 loaded.processor or loaded.tokenizer,

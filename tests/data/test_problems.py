@@ -112,6 +112,10 @@ def test_images_are_paths_below_the_folder(tmp_path: Path) -> None:
     for leaving in ("../secret.png", str(tmp_path / "secret.png"), "images/../../secret.png", "link.png"):
         with pytest.raises(UsageError, match="leaves the data folder"):
             load([leaving])
+    (folder / "loop.png").symlink_to("loop.png")
+    for unfollowed in ("a\0b.png", "loop.png"):
+        with pytest.raises(UsageError, match=r"row 0 of .*(cannot be followed|is missing)"):
+            load([unfollowed])
     with pytest.raises(UsageError, match="missing"):
         load(["images/2.png"])
     with pytest.raises(UsageError, match="not a path"):

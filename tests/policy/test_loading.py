@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -99,3 +101,32 @@ def test_a_problem_with_images_is_refused(made_tokenizer: Any) -> None:
     problem = Problem("p7", (Message("user", "<image>1"),), "1", "t", ("a.png",))
     with pytest.raises(UsageError, match="'p7' has images"):
         prompt_tokens(problem, made_tokenizer)
+
+
+class Hostile:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.mark),)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "pytorch_model-00001-of-00002.bin", "model.pt", "model.pkl"])
+def test_weights_that_could_run_code_are_refused_unread(folder: Path, name: str) -> None:
+    mark = folder / "it-ran"
+    (folder / "model.safetensors").unlink()
+    (folder / name).write_bytes(pickle.dumps(Hostile(mark)))
+    with pytest.raises(UsageError, match=rf"has its weights in {name} only, which can run code.*safetensors"):
+        load_model(ModelConfig(path=str(folder)))
+    assert not mark.exists()
+    pickle.loads((folder / name).read_bytes())
+    assert mark.exists()  # the file is as hostile as it should be
+
+
+def test_a_pickle_beside_safetensors_is_not_read(folder: Path) -> None:
+    mark = folder / "it-ran"
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Hostile(mark)))
+    assert load_model(ModelConfig(path=str(folder))).end_tokens == (1,)
+    assert not mark.exists()

@@ -113,7 +113,7 @@ def test_printing_and_interrupts_do_no_harm(capfd: pytest.CaptureFixture[str]) -
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_worker_killed_from_outside_costs_at_most_its_task(tmp_path: Path) -> None:
+def test_a_worker_killed_from_outside_costs_no_verdict(tmp_path: Path) -> None:
     told = tmp_path / "pids"
     tasks = [(str(told), 0.2)] * 10
 
@@ -126,8 +126,8 @@ def test_a_worker_killed_from_outside_costs_at_most_its_task(tmp_path: Path) -> 
         killer.start()
         outcomes = pool.map(tasks)
         killer.join()
-    assert sum(outcome.crashed for outcome in outcomes) == 1
-    assert sum(outcome.ok for outcome in outcomes) == 9
+    assert all(outcome.ok for outcome in outcomes)
+    assert len(told.read_text().split()) == 11  # the task that ran was begun once more
 
 
 def test_an_idle_worker_killed_from_outside_costs_nothing() -> None:

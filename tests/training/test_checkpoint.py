@@ -214,3 +214,40 @@ def test_a_full_disk_is_one_sentence_and_leaves_the_earlier_one_whole(trained: T
     assert "No space left" in str(caught.value)
     assert os.listdir(small_disk) == ["step-000001"]
     assert damage(Checkpoint(small_disk / "step-000001", 1)) is None
+
+
+def test_a_damaged_later_checkpoint_does_not_push_out_the_one_just_written(trained: Trained, tmp_path: Path) -> None:
+    for step in (2, 6):
+        trained.save(tmp_path, step)
+    flip_a_bit(tmp_path / "step-000006" / "model" / "model.safetensors")
+    trained.save(tmp_path, 3, keep=1)  # gone on from step 2, stopped after step 3
+    assert visible(tmp_path) == ["step-000003", "step-000006"]
+    assert newest_whole(tmp_path)[0] == Checkpoint(tmp_path / "step-000003", 3)
+
+
+def test_what_a_process_killed_while_it_deleted_left_goes_when_the_run_is_resumed(
+    trained: Trained, tmp_path: Path
+) -> None:
+    for step in (2, 4, 6):
+        trained.save(tmp_path, step)
+    (tmp_path / "step-000002" / "checkpoint.json").unlink()
+    (tmp_path / ".step-000008.partial").mkdir()
+    module.remove_leftovers(tmp_path, 6, keep=2)
+    assert sorted(os.listdir(tmp_path)) == ["step-000004", "step-000006"]
+    module.remove_leftovers(tmp_path, 4, keep=1)  # step 6 is damaged: it is overwritten when its turn comes
+    assert visible(tmp_path) == ["step-000004", "step-000006"]
+
+
+def test_a_file_that_may_not_grow_is_one_sentence(trained: Trained, tmp_path: Path) -> None:
+    """RLIMIT_FSIZE: the tensors' writer reports it in its own words, not as an OSError."""
+    import resource
+
+    trained.save(tmp_path, 1)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    try:
+        with pytest.raises(RunError, match=r"cannot write the checkpoint of step 2.*File too large"):
+            trained.save(tmp_path, 2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert os.listdir(tmp_path) == ["step-000001"]

@@ -1,9 +1,8 @@
-"""Parts of a session that whole runs do not reach: the noise warning, Ctrl-C twice, weight decay, a disk full of rollouts."""
+"""Parts of a session that whole runs do not reach: the noise warning, weight decay, a disk full of rollouts."""
 
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from luspo_cli.records import ScoredGroup
 from luspo_cli.training.loop import in_order, with_advantages
 from luspo_cli.training.optimizer import make_optimizer
 from luspo_cli.training.rollout_store import store_rollouts
-from luspo_cli.training.session import _interruptible, _NoiseWatch
+from luspo_cli.training.session import _NoiseWatch
 
 
 @pytest.mark.parametrize(
@@ -41,19 +40,6 @@ def test_noise_above_a_fifth_of_the_clip_range_is_warned_about_once(
         watch({})
     assert len(said) == warned
     assert all("part of the clipping is arithmetic" in text for text in said)
-
-
-def test_ctrl_c_once_asks_and_twice_interrupts() -> None:
-    said: list[str] = []
-    before = signal.getsignal(signal.SIGINT)
-    with _interruptible(said.append) as stop_requested:
-        assert not stop_requested()
-        os.kill(os.getpid(), signal.SIGINT)
-        assert stop_requested()
-        assert "Ctrl-C again stops at once" in said[0]
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_weight_decay_is_for_matrices_only(make_model: Callable[..., Any]) -> None:

@@ -1,0 +1,110 @@
+"""Provoke every fault and print how often it was tried, survived and lost.
+
+python tests/reliability/fault_table.py                     all of it: half an hour on two cores
+python tests/reliability/fault_table.py --kills 10 --only SIGKILL
+python tests/reliability/fault_table.py --write             and put the table into docs/reliability.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from fault_catalogue import CATALOGUE, Effort, Kind
+from small_training import ROOT, Attempt, Unavailable, Workshop
+
+DOCUMENT = ROOT / "docs" / "reliability.md"
+BEGIN, END = "<!-- fault table: begin -->", "<!-- fault table: end -->"
+Row = tuple[Kind, list[Attempt], str]
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Provoke every fault and print how often it was survived.")
+    parser.add_argument("--kills", type=int, default=50, help="SIGKILLs at random moments")
+    parser.add_argument("--tries", type=int, default=6, help="random moments of every disk fault")
+    parser.add_argument("--seed", type=int, default=0, help="of everything random")
+    parser.add_argument("--processes", type=int, default=2, help="trainings at a time in the random kills")
+    parser.add_argument("--only", nargs="*", default=[], help="kinds whose name contains one of these")
+    parser.add_argument("--keep", type=Path, help="a folder for the runs, kept afterwards")
+    parser.add_argument("--write", action="store_true", help=f"put the table into {DOCUMENT.relative_to(ROOT)}")
+    chosen = parser.parse_args(words)
+    effort = Effort(chosen.kills, chosen.tries, chosen.seed, chosen.processes)
+    folder = chosen.keep or Path(tempfile.mkdtemp(prefix="luspo-faults-"))
+    folder.mkdir(parents=True, exist_ok=True)
+    began = time.monotonic()
+    try:
+        workshop = Workshop(folder)
+        rows = [_provoke(kind, workshop, effort) for kind in _chosen(chosen.only)]
+    finally:
+        if not chosen.keep:
+            shutil.rmtree(folder, ignore_errors=True)
+    shown = table(rows)
+    minutes = (time.monotonic() - began) / 60
+    print(shown)
+    print(f"\n{minutes:.1f} minutes")
+    for kind, attempts, _ in rows:
+        for attempt in attempts:
+            if attempt.problem:
+                print(f"\nlost: {kind.name}: {attempt.moment}: {attempt.problem}")
+    if chosen.write:
+        command = " ".join(["python tests/reliability/fault_table.py", *_settings(effort)])
+        _write(f"`{command}`, {minutes:.0f} minutes:\n\n{shown}")
+    return int(any(attempt.problem for _, attempts, _ in rows for attempt in attempts))
+
+
+def _chosen(words: Sequence[str]) -> list[Kind]:
+    return [kind for kind in CATALOGUE if not words or any(word in kind.name for word in words)]
+
+
+def _provoke(kind: Kind, workshop: Workshop, effort: Effort) -> Row:
+    began = time.monotonic()
+    attempts: list[Attempt] = []
+    skipped = ""
+    try:
+        for attempt in kind.provoke(workshop, effort):
+            attempts.append(attempt)
+            print(f"{kind.name}: {attempt.moment}: {attempt.problem or 'survived'}", file=sys.stderr, flush=True)
+    except Unavailable as reason:
+        skipped = str(reason)
+        print(f"{kind.name}: not tried: {skipped}", file=sys.stderr, flush=True)
+    except Exception as error:  # a defect of the harness must not cost the rest of the table
+        attempts.append(Attempt("the harness", f"{type(error).__name__}: {error}"))
+        print(f"{kind.name}: {attempts[-1].problem}", file=sys.stderr, flush=True)
+    print(f"{kind.name}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+    return kind, attempts, skipped
+
+
+def table(rows: Sequence[Row]) -> str:
+    lines = ["| fault | must | tried | survived | lost |", "| --- | --- | --- | --- | --- |"]
+    total = [0, 0]
+    for kind, attempts, skipped in rows:
+        lost = sum(bool(attempt.problem) for attempt in attempts)
+        total = [total[0] + len(attempts), total[1] + lost]
+        tried = str(len(attempts)) if not skipped else f"not here: {skipped}"
+        lines.append(f"| {kind.name} | {kind.expected} | {tried} | {len(attempts) - lost} | {lost} |")
+    lines.append(f"| all | | {total[0]} | {total[0] - total[1]} | {total[1]} |")
+    return "\n".join(lines)
+
+
+def _settings(effort: Effort) -> list[str]:
+    plain = Effort()
+    return [
+        f"--{name} {getattr(effort, name)}"
+        for name in ("kills", "tries", "seed", "processes")
+        if getattr(effort, name) != getattr(plain, name)
+    ]
+
+
+def _write(text: str) -> None:
+    before, _, rest = DOCUMENT.read_text().partition(BEGIN)
+    _, _, after = rest.partition(END)
+    DOCUMENT.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

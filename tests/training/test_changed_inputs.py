@@ -1,0 +1,93 @@
+"""What a run began with against what is there now: named, refused, accepted once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from luspo_cli.errors import UsageError
+from luspo_cli.training.changed_inputs import changed_inputs, configuration_fingerprint, refuse_changed
+from luspo_cli.training.provenance import record_provenance
+
+OLD, NEW = "a" * 64, "b" * 64
+
+
+def origin(
+    data: str = OLD, weights: Mapping[str, str] | None = None, configuration: str | None = OLD
+) -> dict[str, Any]:
+    return {
+        "data": {"train": {"path": "data/train.parquet", "sha256": data}},
+        "model": {"path": "start", "weights": weights or {"model.safetensors": OLD}},
+        "configuration": configuration,
+    }
+
+
+@pytest.mark.parametrize(
+    ("found", "names"),
+    [
+        (origin(), []),
+        (origin(data=NEW), ["data/train.parquet, the data of data.train,"]),
+        (origin(weights={"model.safetensors": NEW}), ["model.safetensors of the starting model start"]),
+        (origin(weights={"model-1.safetensors": OLD}), ["model-1.safetensors of", "model.safetensors of"]),
+        (origin(configuration=NEW), ["config.json"]),
+        (origin(NEW, {"model.safetensors": NEW}, NEW), ["data", "model.safetensors", "config.json"]),
+    ],
+)
+def test_every_change_is_named(tmp_path: Path, found: dict[str, Any], names: list[str]) -> None:
+    stored = tmp_path / "provenance.json"
+    record_provenance(stored, origin(), 0)
+    changes = changed_inputs(stored, found)
+    assert len(changes) == len(names)
+    assert all(name in change.what for change, name in zip(changes, names, strict=True))
+
+
+def test_the_refusal_has_both_fingerprints_and_the_way_out(tmp_path: Path) -> None:
+    record_provenance(tmp_path / "provenance.json", origin(), 0)
+    refuse_changed([])
+    with pytest.raises(UsageError) as caught:
+        refuse_changed(changed_inputs(tmp_path / "provenance.json", origin(data=NEW, configuration=NEW)))
+    assert str(caught.value) == (
+        "changed since the run began: data/train.parquet, the data of data.train, (sha256 aaaaaaaaaaaa… when the run began,"
+        " bbbbbbbbbbbb… now), and 1 more; put back what was there, start a new run, or go on all the same with"
+        " --allow-changed, which provenance.json records"
+    )
+
+
+def test_an_accepted_change_is_recorded_and_not_asked_about_again(tmp_path: Path) -> None:
+    stored = tmp_path / "provenance.json"
+    record_provenance(stored, origin(), 0)
+    (change,) = changed_inputs(stored, origin(data=NEW))
+    record_provenance(stored, origin(data=NEW), 4, [{"what": change.what, "was": change.was, "now": change.now}])
+    content = json.loads(stored.read_text())
+    assert content["data"]["train"]["sha256"] == OLD  # what the run began with stays
+    assert content["resumed"][0]["after_step"] == 4
+    assert content["resumed"][0]["changed"] == [{"what": change.what, "was": OLD, "now": NEW}]
+    assert changed_inputs(stored, origin(data=NEW)) == []
+    assert len(changed_inputs(stored, origin())) == 1  # the first file again is a change again
+
+
+@pytest.mark.parametrize("missing", ["data", "model", "configuration"])
+def test_what_an_older_version_did_not_record_is_not_compared(tmp_path: Path, missing: str) -> None:
+    stored = origin()
+    del stored[missing]
+    (tmp_path / "provenance.json").write_text(json.dumps(stored))
+    found = origin(NEW, {"model.safetensors": NEW}, NEW)
+    assert len(changed_inputs(tmp_path / "provenance.json", found)) == 2
+    assert changed_inputs(tmp_path / "none.json", found) == []
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "null"])
+def test_an_unreadable_record_is_one_sentence(tmp_path: Path, content: str) -> None:
+    (tmp_path / "provenance.json").write_text(content)
+    with pytest.raises(UsageError, match=r"provenance\.json is not readable JSON.*restore it"):
+        changed_inputs(tmp_path / "provenance.json", origin())
+
+
+def test_a_configurations_fingerprint_is_of_its_content() -> None:
+    one = configuration_fingerprint({"a": {"x": 1e-6, "y": [1, 2]}, "b": None})
+    assert one == configuration_fingerprint(json.loads('{"b": null, "a": {"y": [1, 2], "x": 0.000001}}'))
+    assert one != configuration_fingerprint({"a": {"x": 2e-6, "y": [1, 2]}, "b": None})
