@@ -36,6 +36,8 @@ class Drawing:
     max_rows: int | None = None
     step: int | None = None
     replace: bool | None = None
+    revision: str | None = None
+    trust_remote_code: bool | None = None
 
 
 def run_evaluations(
@@ -57,7 +59,7 @@ def run_evaluations(
     from luspo_cli.evaluation.sampling import choose_dtype, load_sampling_model
 
     loaded = {name: checked_benchmark(name, mode, drawing.prompt) for name in names}
-    weights = find_weights(model, drawing.step)
+    weights = find_weights(model, drawing.step, drawing.revision)
     for benchmark in loaded.values():
         _require_readable(benchmark, weights)
     problems = _all_problems(loaded, data, drawing.limit or 0)
@@ -70,7 +72,8 @@ def run_evaluations(
     def load() -> SamplingModel:
         if not found:
             progress.say(f"loading {weights.path} ({dtype})")
-            found.append(load_sampling_model(weights.path, dtype, settings.max_rows))
+            trusted = bool(drawing.trust_remote_code)
+            found.append(load_sampling_model(weights.path, dtype, settings.max_rows, weights.revision, trusted))
         return found[0]
 
     with choose_progress(Console(stderr=True)) as progress:

@@ -49,7 +49,9 @@ def choose_dtype(asked: str, trained_in: str | None) -> Dtype:
     return "float32"
 
 
-def load_sampling_model(path: str, dtype: Dtype, max_rows: int) -> SamplingModel:
+def load_sampling_model(
+    path: str, dtype: Dtype, max_rows: int, revision: str = "main", trust_remote_code: bool = False
+) -> SamplingModel:
     """Load a folder or hub id behind the in-process sampler; raises UsageError where it is no model that we can read."""
     import torch
     from transformers.utils import logging
@@ -60,7 +62,15 @@ def load_sampling_model(path: str, dtype: Dtype, max_rows: int) -> SamplingModel
     from luspo_cli.rollout.packed_linear import bfloat16_copy
 
     logging.disable_progress_bar()  # of reading weights: it would break into our own
-    loaded = load_model(ModelConfig(path=path, compute_dtype=dtype))
+    config = ModelConfig(path=path, compute_dtype=dtype, revision=revision, trust_remote_code=trust_remote_code)
+    try:
+        loaded = load_model(config)
+    except UsageError as error:
+        if trust_remote_code or "trust_remote_code" not in str(error):
+            raise
+        raise UsageError(
+            f"'{path}' comes with Python code of its own, which is not run unasked; read it, then add --trust-remote-code."
+        ) from None
     model = loaded.model.requires_grad_(False).eval()
     if torch.cuda.is_available():
         model = model.to(device="cuda", dtype=getattr(torch, dtype))
