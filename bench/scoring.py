@@ -159,11 +159,13 @@ def math_verify_loop(problems: list[tuple[BenchmarkProblem, Made]], count: int) 
 def verl_loop(problems: list[tuple[BenchmarkProblem, Made]], count: int) -> tuple[float, float]:
     """Return the same for math-verify's metric with the arguments of verl's `math_verify` scorer."""
     import contextlib
+    import logging
 
     from math_verify.errors import TimeoutException
     from math_verify.metric import math_metric
     from math_verify.parser import ExprExtractionConfig, LatexExtractionConfig
 
+    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns of every response without an answer
     score = math_metric((LatexExtractionConfig(),), (ExprExtractionConfig(), LatexExtractionConfig()))
     golds = {problem.id: rf"\boxed{{{problem.gold}}}" for problem, _ in problems}
     samples = list(make_responses(problems, count, random.Random(1)))

@@ -66,7 +66,7 @@ def load_sampling_model(
     try:
         loaded = load_model(config)
     except UsageError as error:
-        if trust_remote_code or "trust_remote_code" not in str(error):
+        if trust_remote_code or "trust_remote_code" not in str(error.__cause__):
             raise
         raise UsageError(
             f"'{path}' comes with Python code of its own, which is not run unasked; read it, then add --trust-remote-code."
