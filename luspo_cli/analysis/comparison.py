@@ -18,6 +18,7 @@ from typing import Any
 
 from luspo_cli.analysis.history import RunHistory
 from luspo_cli.analysis.intervals import Estimate, estimate
+from luspo_cli.analysis.scoring_differences import scoring_warnings
 from luspo_cli.analysis.variants import (
     ClipRange,
     Variant,
@@ -297,16 +298,7 @@ def _warnings(
                 f"{variant.label} has more than one run with seed {', '.join(map(str, seeds))}:"
                 " they are not independent, and it is left out of the paired differences."
             )
-    versions: dict[str, set[str]] = {}
-    for run in runs:
-        for name, content in run.benchmarks.items():
-            versions.setdefault(name, set()).add(
-                f"version {content.get('version')}, {content.get('n_samples')} samples"
-            )
-    for name, seen in versions.items():
-        if len(seen) > 1:
-            warnings.append(f"{name} was not scored alike in all runs: {'; '.join(sorted(seen))}.")
-    return warnings
+    return warnings + scoring_warnings(runs)
 
 
 def _shortened(value: str) -> str:

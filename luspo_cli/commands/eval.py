@@ -7,6 +7,7 @@ model is loaded. The same command goes on where a killed one stopped, so there i
 from __future__ import annotations
 
 import json
+import math
 import os
 import shlex
 import sys
@@ -81,6 +82,12 @@ def eval_cli(
     step: Annotated[
         int | None, typer.Option("--step", min=1, help="The run's checkpoint of this step. [the newest whole one]")
     ] = None,
+    revision: Annotated[
+        str | None, typer.Option("--revision", help="Branch, tag or commit of a hub id. [main]")
+    ] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model. Read it first.")
+    ] = False,
     replace: Annotated[
         bool, typer.Option("--replace", help="Draw anew where results with other settings stand.")
     ] = False,
@@ -99,6 +106,12 @@ def eval_cli(
     ] = None,
     judge_task: Annotated[
         str | None, typer.Option("--judge-task", help="extract (we compare) or verdict (the judge decides). [extract]")
+    ] = None,
+    judge_timeout: Annotated[
+        float | None, typer.Option("--judge-timeout", help="Seconds that one request may take. [60]")
+    ] = None,
+    judge_workers: Annotated[
+        int | None, typer.Option("--judge-workers", min=1, help="Requests in flight at the judge. [8]")
     ] = None,
     list_benchmarks: Annotated[
         bool, typer.Option("--list", help="List the benchmarks: licence, size, modality, version, prompts, hub ids.")
@@ -122,14 +135,18 @@ def eval_cli(
         step,
         replace or None,
         sampler,
+        revision,
+        trust_remote_code or None,
     )
     names = chosen_benchmarks(benchmark, suite)
-    judge = make_judge(judge_url, judge_model, judge_key_env, judge_task)
+    judge = make_judge(judge_url, judge_model, judge_key_env, judge_task, judge_timeout, judge_workers)
     if responses is not None:
         _refuse_with_responses(model, names, drawing)
         if judge is not None:
             judge.check()
-        content = score_file(names[0], responses, data, mode=mode, variant=drawing.prompt, judge=judge, say=_to_stderr)
+        content = score_file(
+            names[0], responses, data, mode=mode, variant=drawing.prompt, judge=judge, out=out, say=_to_stderr
+        )
         show_scores(content, out, as_json=as_json)
         return
     if model is None:
@@ -167,10 +184,22 @@ def chosen_benchmarks(text: str | None, suite: str | None) -> list[str]:
     return names
 
 
-def make_judge(url: str | None, model: str | None, key_env: str | None, task: str | None) -> Judge | None:
+def make_judge(
+    url: str | None,
+    model: str | None,
+    key_env: str | None,
+    task: str | None,
+    timeout_s: float | None = None,
+    workers: int | None = None,
+) -> Judge | None:
     """Return the judge that the options describe, or None where there is none; UsageError for half of one."""
     if url is None and model is None:
-        for option, value in (("--judge-key-env", key_env), ("--judge-task", task)):
+        for option, value in (
+            ("--judge-key-env", key_env),
+            ("--judge-task", task),
+            ("--judge-timeout", timeout_s),
+            ("--judge-workers", workers),
+        ):
             if value is not None:
                 raise UsageError(f"{option} goes with --judge-url and --judge-model; add them or leave it out.")
         return None
@@ -180,9 +209,19 @@ def make_judge(url: str | None, model: str | None, key_env: str | None, task: st
     if key_env is not None and not key:
         raise UsageError(f"The environment variable {key_env} of --judge-key-env is not set; put the key into it.")
 
-    from luspo_cli.evaluation.judge import Judge
+    if timeout_s is not None and not 0 < timeout_s < math.inf:
+        raise UsageError(f"--judge-timeout must be a number of seconds above 0, not {timeout_s:g}.")
 
-    return Judge(url, model, key=key, task=cast("JudgeTask", task or "extract"))
+    from luspo_cli.evaluation.judge import TIMEOUT_S, WORKERS, Judge
+
+    return Judge(
+        url,
+        model,
+        key=key,
+        task=cast("JudgeTask", task or "extract"),
+        timeout_s=timeout_s or TIMEOUT_S,
+        workers=workers or WORKERS,
+    )
 
 
 def _refuse_with_responses(model: str | None, names: list[str], drawing: Drawing) -> None:
@@ -201,6 +240,8 @@ def _refuse_with_responses(model: str | None, names: list[str], drawing: Drawing
         "max_rows",
         "step",
         "sampler",
+        "revision",
+        "trust_remote_code",
     ):
         if getattr(drawing, field) is not None:
             raise UsageError(f"--{field.replace('_', '-')} is for drawing responses; leave it out with --responses.")
@@ -216,9 +257,13 @@ def score_file(
     mode: str = "rule",
     variant: str | None = None,
     judge: Judge | None = None,
+    out: Path | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> EvaluationResult:
-    """Score a responses file (product contract of the file interface) and return the EvaluationResult."""
+    """Score a responses file (docs/benchmarks.md) and return the EvaluationResult.
+
+    The judge's replies are kept beside `out`, so that the same call does not ask for them again.
+    """
     from luspo_cli.evaluation.problem_source import benchmark_problems
     from luspo_cli.evaluation.responses import ResponseReport, read_responses
     from luspo_cli.evaluation.scorer import score_samples
@@ -235,7 +280,8 @@ def score_file(
 
     kept = list(samples)
     result = score_samples(benchmark, problems, kept, mode=chosen, variant=variant, report=report)
-    return judge_samples(judge, benchmark, result, kept, JudgeLog(None, judge), say=say)
+    replies = None if out is None else out.with_name(f"{out.stem}.judge.jsonl")
+    return judge_samples(judge, benchmark, result, kept, JudgeLog(replies, judge), say=say)
 
 
 def show_scores(result: EvaluationResult, out: Path | None, *, as_json: bool) -> None:

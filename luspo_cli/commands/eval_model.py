@@ -14,7 +14,7 @@ from typing import Any
 from luspo_cli.errors import UsageError
 from luspo_cli.policy.model_files import ADAPTER_CONFIG
 
-WEIGHT_FILES = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.model", "*.txt")
+WEIGHT_FILES = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.model", "*.txt", "*.py")
 DEFAULT_OUT = Path("evals")
 
 
@@ -31,6 +31,8 @@ class Weights:
     step: int | None = None
     """Training steps behind a run's checkpoint."""
     run_config: dict[str, Any] | None = None
+    revision: str = "main"
+    """Of a hub id."""
     notes: tuple[str, ...] = ()
     """Newer checkpoints that were passed over, one sentence each."""
 
@@ -62,7 +64,7 @@ class Weights:
         if not folder.is_dir():
             from huggingface_hub import try_to_load_from_cache
 
-            cached = try_to_load_from_cache(self.path, "config.json")
+            cached = try_to_load_from_cache(self.path, "config.json", revision=self.revision)
             return Path(cached).parent.name if isinstance(cached, str) else None
         total = hashlib.sha256()
         if self.base is not None:
@@ -80,15 +82,18 @@ class Weights:
         return None if config is None else "vision_config" in config
 
 
-def find_weights(model_or_run: str, step: int | None) -> Weights:
+def find_weights(model_or_run: str, step: int | None, revision: str | None = None) -> Weights:
     """Return the weights that are meant, after looking at the disk only.
 
     Raises:
-        UsageError: nothing is there, a run has no whole checkpoint (or not that step), or --step goes with no run.
+        UsageError: nothing is there, a run has no whole checkpoint (or not that step), --step goes with no run, or
+            --revision with no hub id.
     """
     from luspo_cli.evaluation.sample_store import read_object
 
     folder = Path(model_or_run).expanduser()
+    if revision is not None and folder.exists():
+        raise UsageError(f"--revision is of a hub id, and {model_or_run} is a folder on this machine; leave it out.")
     config = read_object(folder / "config.json") if folder.is_dir() else None
     if config is not None and "objective" in config and "rollout" in config:
         return _run_weights(model_or_run, folder, config, step)
@@ -99,7 +104,7 @@ def find_weights(model_or_run: str, step: int | None) -> Weights:
     if step is not None:
         raise UsageError(f"--step chooses a checkpoint of a run, and {model_or_run} is no run folder; leave it out.")
     name = folder.resolve().name if folder.is_dir() else model_or_run.rpartition("/")[2]
-    weights = Weights(model_or_run, model_or_run, DEFAULT_OUT / name)
+    weights = Weights(model_or_run, model_or_run, DEFAULT_OUT / name, revision=revision or "main")
     _require_model(model_or_run, folder, is_model=config is not None or (folder / ADAPTER_CONFIG).is_file())
     return weights
 
@@ -137,4 +142,4 @@ def _run_weights(name: str, folder: Path, config: dict[str, Any], step: int | No
         raise UsageError(
             f"{folder} has no whole checkpoint yet; let it train on (luspo train --run {folder} --resume)."
         )
-    return Weights(name, str(policy_folder(chosen.path)), folder / "evals", chosen.step, config, tuple(notes))
+    return Weights(name, str(policy_folder(chosen.path)), folder / "evals", chosen.step, config, notes=tuple(notes))

@@ -38,6 +38,8 @@ class Drawing:
     step: int | None = None
     replace: bool | None = None
     sampler: str | None = None
+    revision: str | None = None
+    trust_remote_code: bool | None = None
 
 
 def run_evaluations(
@@ -59,7 +61,7 @@ def run_evaluations(
     from luspo_cli.evaluation.sampling import choose_dtype, load_sampling_model
 
     loaded = {name: checked_benchmark(name, mode, drawing.prompt) for name in names}
-    weights = find_weights(model, drawing.step)
+    weights = find_weights(model, drawing.step, drawing.revision)
     for benchmark in loaded.values():
         _require_readable(benchmark, weights)
     problems = _all_problems(loaded, data, drawing.limit or 0)
@@ -74,7 +76,13 @@ def run_evaluations(
             progress.say(f"loading {weights.path} ({dtype})")
             found.append(
                 load_sampling_model(
-                    weights.path, dtype, settings.max_rows, settings.sampler, settings.max_response_tokens
+                    weights.path,
+                    dtype,
+                    settings.max_rows,
+                    weights.revision,
+                    bool(drawing.trust_remote_code),
+                    sampler_name=settings.sampler,
+                    max_response_tokens=settings.max_response_tokens,
                 )
             )
         return found[0]

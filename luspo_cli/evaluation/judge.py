@@ -26,6 +26,10 @@ JudgeTask = Literal["extract", "verdict"]
 LONGEST_RESPONSE = 12_000
 """Characters of a response that are sent: the last ones, where the answer stands."""
 LONGEST_BODY = 1 << 20
+TIMEOUT_S = 60.0
+"""Seconds of one request."""
+WORKERS = 8
+"""Requests in flight."""
 FAILURES_IN_A_ROW = 16
 """After so many the endpoint counts as gone, and what is left is not asked."""
 LONGEST_WAIT_S = 30.0
@@ -135,8 +139,8 @@ class Judge:
         *,
         key: str | None = None,
         task: JudgeTask = "extract",
-        workers: int = 8,
-        timeout_s: float = 60.0,
+        workers: int = WORKERS,
+        timeout_s: float = TIMEOUT_S,
         attempts: int = 4,
         max_tokens: int = 1024,
     ) -> None:

@@ -1,8 +1,9 @@
 """The judge's verdicts beside the rule's: each distinct response of a problem is asked once, and failures stay visible.
 
-`accuracy` counts a failed request as wrong, so a dead endpoint can only lower it, and `failed` stands beside it. Replies
-are logged as they come, so an evaluation that is killed while judging does not pay for them again; failures are not
-logged and are asked again.
+A failed request is no verdict: `accuracy` is over the samples that were judged, `failed` counts the others, and
+`accuracy_bounds` says where the accuracy of all would lie if every failure were wrong, and if every one were right.
+Replies are logged as they come, so an evaluation that is killed while judging does not pay for them again; failures are
+not logged and are asked again.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ class JudgeLog:
         self._replies[key] = reply
         if self._file is not None and reply.error is None:
             row = {"judge": self._judge, "key": key, "extracted": reply.extracted, "correct": reply.correct}
+            self._file.parent.mkdir(parents=True, exist_ok=True)
             with self._file.open("ab") as stream:
                 # The line feed comes first, so a line that a kill tore apart does not spoil the next one.
                 stream.write(b"\n" + json.dumps(row).encode())
@@ -88,8 +90,8 @@ def judge_samples(
 ) -> EvaluationResult:
     """Return `result` with `judge_extracted`, `judge_correct` and `judge_error` beside each sample's verdict.
 
-    `metrics["judge"]` has accuracy, interval, counts (`asked` of `samples`, `failed`, `correct`) and `agreement`: the
-    share of judged samples in which the rule has the same verdict (None where none was judged).
+    `metrics["judge"]` has accuracy, interval and bounds, counts (`asked`, `judged` of `samples`, `failed`, `correct`) and
+    `agreement`: the share of judged samples in which the rule has the same verdict (None where none was judged).
     """
     keys = [reply_key(sample.problem_id, sample.response) for sample in samples]
     _ask(judge, benchmark, result, samples, keys, log, say)
@@ -99,17 +101,20 @@ def judge_samples(
         correct = _compared(benchmark, result, samples, replies)
     details: dict[str, list[Mapping[str, Any]]] = {problem.id: [] for problem in result.problems}
     for sample, reply, right in zip(samples, replies, correct, strict=True):
-        row = {"judge_extracted": reply.extracted, "judge_correct": right, "judge_error": reply.error}
+        row: Mapping[str, Any] = {
+            "judge_extracted": reply.extracted,
+            "judge_correct": right,
+            "judge_error": reply.error,
+        }
         details[sample.problem_id].append(row)
     for identity, rows in details.items():
         rows.extend({} for _ in range(len(result.graded[identity]) - len(rows)))  # the verdict "missing"
-    shares, agree, judged = [], 0, 0
+    agree, judged = 0, 0
     for problem in result.problems:
-        found = [row["judge_correct"] for row in details[problem.id] if row]
-        shares.append(Fraction(sum(value is True for value in found), len(found)) if found else Fraction(0))
-        for value, verdict in zip(found, result.graded[problem.id], strict=False):
-            judged += value is not None
-            agree += value is verdict.correct
+        for given, verdict in zip(details[problem.id], result.graded[problem.id], strict=True):
+            if given.get("judge_correct") is not None:
+                judged += 1
+                agree += given["judge_correct"] is verdict.correct
     errors = [reply.error for reply in replies if reply.error is not None]
     if errors:
         most, times = Counter(errors).most_common(1)[0]
@@ -119,17 +124,38 @@ def judge_samples(
         )
     summary = {
         **judge.identity(),
-        "accuracy": float(sum(shares, Fraction(0)) / max(1, len(shares))),
-        "accuracy_interval_95": bootstrap_interval([float(share) for share in shares]),
+        **_accuracy([[row["judge_correct"] for row in details[problem.id] if row] for problem in result.problems]),
         "correct": sum(right is True for right in correct),
         "samples": len(samples),
         "asked": len({key for key, sample in zip(keys, samples, strict=True) if sample.response.strip()}),
+        "judged": judged,
         "failed": len(errors),
         "agreement": agree / judged if judged else None,
     }
     metrics = {**result.metrics, "judge": summary}
     further = {**result.details, "judge": judge.identity()}
     return replace(result, metrics=metrics, details=further, sample_details=details)
+
+
+def _accuracy(verdicts: Sequence[Sequence[bool | None]]) -> dict[str, Any]:
+    """Return accuracy, interval and bounds over problems; None is a failed request, and a problem without samples wrong.
+
+    A problem of which no sample was judged is left out of the accuracy, and counted.
+    """
+    shares, low, high = [], Fraction(0), Fraction(0)
+    for found in verdicts:
+        right, failed = sum(verdict is True for verdict in found), sum(verdict is None for verdict in found)
+        if failed < len(found) or not found:
+            shares.append(Fraction(right, max(1, len(found) - failed)))
+        low += Fraction(right, max(1, len(found)))
+        high += Fraction(right + failed, max(1, len(found)))
+    total = max(1, len(verdicts))
+    return {
+        "accuracy": float(sum(shares, Fraction(0)) / len(shares)) if shares else None,
+        "accuracy_interval_95": bootstrap_interval([float(share) for share in shares]) if shares else None,
+        "accuracy_bounds": [float(low / total), float(high / total)],
+        "problems_not_judged": len(verdicts) - len(shares),
+    }
 
 
 def _ask(

@@ -257,7 +257,8 @@ def _score_again(evaluation: Evaluation, judge: Judge | None, say: Callable[[str
         say(f"{evaluation.benchmark.name}: scoring the {len(samples):,} samples that are there")
         log = None
         if judge is not None:
-            log = JudgeLog(None, judge, known_replies(evaluation.samples_file) if wanted == judged else {})
+            replies = PartialSamples(evaluation.out, evaluation.benchmark.name).path / "judge.jsonl"
+            log = JudgeLog(replies, judge, known_replies(evaluation.samples_file) if wanted == judged else {})
         content = _score(evaluation, samples, judge, log, say)
     PartialSamples(evaluation.out, evaluation.benchmark.name).remove()  # a kill between result and clean-up leaves it
     return Finished(content, evaluation.json_file, evaluation.samples_file, 0, len(samples))

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from luspo_cli.config.model import ModelConfig
 from luspo_cli.errors import UsageError
 from luspo_cli.evaluation.benchmark import Benchmark, BenchmarkProblem
 from luspo_cli.evaluation.image_prompts import ImagePrompts, benchmark_prompt
@@ -54,21 +55,35 @@ def choose_dtype(asked: str, trained_in: str | None) -> Dtype:
 
 
 def load_sampling_model(
-    path: str, dtype: Dtype, max_rows: int, sampler_name: str = "in-process", max_response_tokens: int = 0
+    path: str,
+    dtype: Dtype,
+    max_rows: int,
+    revision: str = "main",
+    trust_remote_code: bool = False,
+    *,
+    sampler_name: str = "in-process",
+    max_response_tokens: int = 0,
 ) -> SamplingModel:
     """Load a folder or hub id behind `in-process` or `vllm`; raises UsageError where it is no model that we can read."""
-    if sampler_name == "vllm":
-        return _load_vllm(path, dtype, max_rows, max_response_tokens)
     import torch
     from transformers.utils import logging
 
-    from luspo_cli.config.model import ModelConfig
     from luspo_cli.policy.loading import load_model
     from luspo_cli.rollout.in_process import InProcessSampler
     from luspo_cli.rollout.packed_linear import bfloat16_copy
 
     logging.disable_progress_bar()  # of reading weights: it would break into our own
-    loaded = load_model(ModelConfig(path=path, compute_dtype=dtype))
+    config = ModelConfig(path=path, compute_dtype=dtype, revision=revision, trust_remote_code=trust_remote_code)
+    try:
+        if sampler_name == "vllm":
+            return _load_vllm(config, max_rows, max_response_tokens)
+        loaded = load_model(config)
+    except UsageError as error:
+        if trust_remote_code or "trust_remote_code" not in str(error.__cause__):
+            raise
+        raise UsageError(
+            f"'{path}' comes with Python code of its own, which is not run unasked; read it, then add --trust-remote-code."
+        ) from None
     model = loaded.model.requires_grad_(False).eval()
     if torch.cuda.is_available():
         for weight in model.parameters():  # not the whole module: that would round the rotary frequencies as well
@@ -81,24 +96,25 @@ def load_sampling_model(
     return SamplingModel(sampler, loaded.tokenizer, context if isinstance(context, int) else None, loaded.processor)
 
 
-def _load_vllm(path: str, dtype: Dtype, max_rows: int, max_response_tokens: int) -> SamplingModel:
+def _load_vllm(config: ModelConfig, max_rows: int, max_response_tokens: int) -> SamplingModel:
     """vLLM reads the weights itself; rows are bounded, since its cache must hold one of the longest at least."""
-    from luspo_cli.config.model import ModelConfig
     from luspo_cli.policy.loading import load_without_weights
     from luspo_cli.rollout.vllm_engine import EngineSettings, VllmSampler
 
-    loaded = load_without_weights(ModelConfig(path=path, compute_dtype=dtype))
+    loaded = load_without_weights(config)
     longest = max_response_tokens + VLLM_PROMPT_TOKENS
     context = getattr(loaded.model.get_text_config(), "max_position_embeddings", None)
     if isinstance(context, int):
         longest = min(longest, context)
     settings = EngineSettings(
-        str(Path(path).expanduser()) if Path(path).expanduser().is_dir() else path,
-        dtype,
+        str(Path(config.path).expanduser()) if Path(config.path).expanduser().is_dir() else config.path,
+        config.compute_dtype,
         longest,
         max_rows,
         temperature=1.0,
         memory_share=VLLM_MEMORY_SHARE,
+        revision=config.revision,
+        trust_remote_code=config.trust_remote_code,
         load_weights_of_folder=True,
     )
     return SamplingModel(VllmSampler(settings, loaded.tokenizer, loaded.end_tokens), loaded.tokenizer, longest)

@@ -256,6 +256,36 @@ def test_benchmarks_of_the_runs_are_compared(write_run) -> None:
     assert any("aime24 was not scored alike" in warning for warning in comparison.warnings)
 
 
+def test_results_that_were_drawn_otherwise_are_named_with_the_setting(write_run) -> None:
+    same = {"model": "x", "weights": "1", "step": 4, "temperature": 1.0, "top_p": 1.0, "prompts_sha256": "a" * 64}
+    contents = {
+        "a": {"n_problems": 30, "n_samples": 4, "mode": "rule", "version": 1, "sampling": same},
+        "b": {"n_problems": 30, "n_samples": 4, "mode": "rule", "version": 1, "sampling": same | {"model": "y", "weights": "2"}},
+        "c": {"n_problems": 10, "n_samples": 8, "mode": "rule", "version": 1,
+              "sampling": same | {"temperature": 0.0, "prompts_sha256": "b" * 64, "step": 5}},
+        "d": {"n_problems": 30, "n_samples": 4, "mode": "rule", "version": 1},
+    }  # fmt: skip
+    folders = []
+    for seed, (name, content) in enumerate(contents.items()):
+        folders.append(write_run(name, "luspo", seed))
+        (folders[-1] / "evals").mkdir()
+        text = json.dumps({"benchmark": "AIME24", "metrics": {"accuracy": 0.5}, **content})
+        (folders[-1] / "evals/AIME24.json").write_text(text)
+
+    def said(*chosen: int) -> list[str]:
+        warnings = compare_runs(read_runs([folders[number] for number in chosen])).warnings
+        return [warning.partition(": ")[2] for warning in warnings if "not scored alike" in warning]
+
+    assert said(0, 1) == []  # other weights are what is compared
+    assert said(0, 2) == [
+        "number of problems is 30 in a; 10 in c.",
+        "samples is 4 in a; 8 in c.",
+        "temperature is 1.0 in a; 0.0 in c.",
+        "wording of the prompts is aaaaaaaaaaaa… in a; bbbbbbbbbbbb… in c.",
+    ]
+    assert "temperature is 1.0 in a; not recorded in d." in said(0, 3)
+
+
 def test_steps_without_a_length_are_counted(write_run) -> None:
     comparison = compare_runs(read_runs([write_run("a", lengths=[1.0, None, 3.0])]))
     assert comparison.warnings == ("a recorded no response length in 1 of its steps; means leave them out.",)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from judge_double import Answer, Server
+
+from luspo_cli.evaluation import judge as judge_module
 
 DATA = Path(os.environ.get("LUSPO_DATA") or Path(__file__).resolve().parents[2] / "../shared/data")
 
@@ -35,3 +38,19 @@ def write_json_lines(file: Path, rows: list[dict[str, Any]]) -> Path:
     """Write `rows` as JSON lines and return the file."""
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return file
+
+
+@pytest.fixture
+def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Answer], Server]]:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(judge_module, "_FIRST_WAIT_S", 0.01)
+    servers: list[Server] = []
+
+    def start(answer: Answer) -> Server:
+        servers.append(Server(answer))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.http.shutdown()
+        server.http.server_close()

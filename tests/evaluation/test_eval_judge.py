@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import threading
 import time
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +11,7 @@ import pyarrow.parquet
 import pytest
 from conftest import write_json_lines
 from eval_doubles import ScriptedSampler, aime_folder, evaluation_of, never, scripted
+from judge_double import user_text
 from typer.testing import CliRunner
 
 from luspo_cli.app import app
@@ -22,71 +20,12 @@ from luspo_cli.evaluation import judge as judge_module
 from luspo_cli.evaluation.judge import EXTRACT, LONGEST_RESPONSE, VERDICT, Judge, Question, Reply, read_reply
 from luspo_cli.evaluation.runner import evaluate
 
-Answer = Callable[[dict[str, Any], int], Any]
-"""Of a test's server: (request body, number of the request) → (status, headers, body bytes) or the reply's text."""
-
-
-class Server:
-    """A chat completion endpoint on a port of its own; `answer` decides each reply, `requests` keeps what came."""
-
-    def __init__(self, answer: Answer) -> None:
-        self.requests: list[dict[str, Any]] = []
-        self.keys: list[str | None] = []
-        lock = threading.Lock()
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                with lock:
-                    number = len(outer.requests)
-                    outer.requests.append({**body, "path": self.path})
-                    outer.keys.append(self.headers.get("Authorization"))
-                reply = answer(body, number)
-                if isinstance(reply, str):
-                    message = {"choices": [{"message": {"role": "assistant", "content": reply}}]}
-                    reply = 200, {}, json.dumps(message).encode()
-                status, headers, raw = reply
-                self.send_response(status)
-                for name, value in {"Content-Length": str(len(raw)), **headers}.items():
-                    self.send_header(name, value)
-                self.end_headers()
-                self.wfile.write(raw)
-
-            def log_message(self, *_: object) -> None:
-                return None
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.http.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
-        threading.Thread(target=self.http.serve_forever, args=(0.01,), daemon=True).start()
-
-
-@pytest.fixture
-def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Answer], Server]]:
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(judge_module, "_FIRST_WAIT_S", 0.01)
-    servers: list[Server] = []
-
-    def start(answer: Answer) -> Server:
-        servers.append(Server(answer))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.http.shutdown()
-        server.http.server_close()
-
 
 def ask(judge: Judge, *responses: str) -> list[Reply]:
     heard: dict[int, Reply] = {}
     replies = judge.ask([Question("Q", response, "4") for response in responses], heard.__setitem__)
     assert [heard[index] for index in range(len(responses))] == replies
     return replies
-
-
-def user_text(body: dict[str, Any]) -> str:
-    return body["messages"][-1]["content"]
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,8 @@ from luspo_cli.evaluation.vision.segments import ends, visible_text
 from luspo_cli.evaluation.vision.statements import states_yes_or_no
 
 ANGLES = ("60°", "70°", "80°", "85°")
+MONTHS = ("January and February", "July and August", "March and April")
+CANALS = ("Trent and Severn", "Grand Union and Trent", "Grand Union and Lancaster")
 FOOD = ("increase", "fluctuate", "it would decrease", "stay the same ")
 
 
@@ -48,6 +50,15 @@ FOOD = ("increase", "fluctuate", "it would decrease", "stay the same ")
         ("The sun is larger than the moon.", ("Sun", "Moon"), 0),
         ("A half-eaten cake is on the table.", ("cake", "pie"), 0),
         ("", ANGLES, None),
+        ("The hottest month is July.", MONTHS, 1),
+        ("The hottest month is not July.", MONTHS, None),
+        ("The hottest months are July and March.", MONTHS, None),
+        ("It crossed the Grand Union and the Trent.", CANALS, 1),
+        ("So $x = \\boxed{75}$. Other angles such as 80° are not possible.", ANGLES, None),
+        ("The correct answer is (B). So $x = \\boxed{75}$.", ANGLES, 1),
+        ("It is impossible to determine the speed from the picture.", ("60 mph", "70 mph", "Impossible to tell"), 2),
+        ("It is impossible to determine the speed from the picture.", ("60 mph", "70 mph"), None),
+        ("The train needs an hour. The speed is 60 mph.", ("60 mph", "70 mph", "Impossible to tell"), 0),
     ],
 )
 def test_choices_by_hand(response: str, choices: tuple[str, ...], position: int | None) -> None:
@@ -110,8 +121,27 @@ def test_short_answers_by_hand(text: str, position: int | None) -> None:
         (
             "There are more rubber choppers than big motorbikes.",
             "Are there fewer big motorbikes than rubber choppers?",
-            None,
+            True,
         ),
+        ("There are more big motorbikes than rubber choppers.", "Are there fewer big motorbikes than choppers?", False),
+        (
+            "There are more green things in front of the double bus than red rubber buses.",
+            "Are there more red rubber buses in front of the double bus than green things?",
+            False,
+        ),
+        (
+            "The number of metal cars, which are parked, is less than the number of vans.",
+            "Is the number of metal cars less than the number of vans?",
+            True,
+        ),
+        ("Metal cars are not less numerous than vans.", "Are metal cars less numerous than vans?", False),
+        ("Vans are not less numerous than metal cars.", "Are metal cars less numerous than vans?", None),
+        (
+            "There are more tiny motorbikes in front of the bike.",
+            "Are there more tiny motorbikes in front of the bike than big metal vans?",
+            True,
+        ),
+        ("The function is even because it is a polynomial.", "Is this an even function?", True),
         ("Red is less than Blue.", "Is Gray less than Dark Violet?", None),
         ("It is unclear whether Gray is the maximum.", "Is Gray the maximum?", None),
         ("The function is not injective because it is equal at 1 and 2.", "Is the function injective?", False),
@@ -147,11 +177,41 @@ def test_yes_and_no_stated_by_hand(sentence: str, question: str, answer: bool | 
         ("\\boxed{\\frac{\\sqrt{3}}{2}}", "", None),
         ("9" * 500, "", None),
         ("5/0", "", None),
+        ("The two visible numbers are 2 and 1. If we add them, the total sum is 3.", "What is the total sum?", "3"),
+        (
+            "The least number is found at 3 and 4, so it is 34. The least number is 34.",
+            "What is the least number?",
+            "34",
+        ),
+        ("Three of them face us, so the fraction is three out of four.", "What is the fraction of them?", "0.75"),
+        ("There are three out of four.", "How many are there?", "3"),
         ("no digits here", "", None),
     ],
 )
 def test_numbers_by_hand(response: str, question: str, number: str | None) -> None:
     assert read_number(response, question) == number
+
+
+TRUE_OR_FALSE = "The desk is next to the sofa. Select from A, B and C. (A) True (B)False (C)Insufficient Information"
+PLANS = "Which plan would be the cheapest? (A) Ferret (B) Owl (C) Wader (D) Fox"
+
+
+@pytest.mark.parametrize(
+    ("response", "question", "labels"),
+    [
+        ("It is not possible to determine whether the statement is true or false.", TRUE_OR_FALSE, "C"),
+        ("The statement is true.", TRUE_OR_FALSE, "A"),
+        ("BFalse\nThe statement is false. Option C is not right.", TRUE_OR_FALSE, "B"),
+        ("The best plan is option B, the Owl plan. Option C, the Wader plan, has the highest cost.", PLANS, "B"),
+        ("B is the cheapest, as it has no fee. C costs more, and D too.", PLANS, "B"),
+        ("3B", "Which box comes next? Select answers from A-E", "B"),
+        (PLANS.lower() + " answer : c ) c ) c", PLANS, "C"),
+        (PLANS.lower() + " answer : 1, d", PLANS, "D"),
+        (PLANS.lower() + " answer : a dog", PLANS, ""),
+    ],
+)
+def test_labels_by_hand(response: str, question: str, labels: str) -> None:
+    assert read_labels(response, question) == frozenset(labels)
 
 
 def test_lists() -> None:

@@ -21,8 +21,8 @@ from luspo_cli.policy.loading import freeze_vision
 from luspo_cli.policy.packing import split_mini_batches
 from luspo_cli.policy.policy import Policy
 from luspo_cli.rollout.packed_linear import whole_weight
+from luspo_cli.training.optimizer import make_optimizer
 from luspo_cli.training.ranks import ALONE, Ranks, joined
-from luspo_cli.training.session import _optimizer
 from luspo_cli.training.several import make_accelerator, prepare
 from luspo_cli.training.sharding import shard
 from luspo_cli.training.update import Updater
@@ -43,7 +43,7 @@ def build(case: dict[str, Any], ranks: Ranks) -> tuple[Updater, Any]:
     for part in (policy, reference) if sharded else ():
         if part is not None:
             shard(part, accelerator.device)
-    _, optimizer = _optimizer(policy, config)
+    _, optimizer = make_optimizer(policy, config.update)
     prepared, optimizer = prepare(accelerator, policy, optimizer, sharded)
     return Updater(prepared, optimizer, accelerator, config, reference, ranks), policy.model
 

@@ -95,7 +95,7 @@ def test_a_base_that_was_altered_is_not_gone_on_from(
     stored["model"]["weights"] = {"model.safetensors": "0" * 64}
     (tmp_path / "run/provenance.json").write_text(json.dumps(stored))
     before = (tmp_path / "run/provenance.json").read_bytes()
-    with pytest.raises(UsageError, match="changed since the run began: .* of the starting model"):
+    with pytest.raises(UsageError, match=r"changed since the run began: .* of the starting model"):
         run(small_run(*LORA), tmp_path / "run", "resume")
     assert (tmp_path / "run/provenance.json").read_bytes() == before
 

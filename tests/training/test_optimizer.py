@@ -96,7 +96,7 @@ def test_the_state_comes_back_bit_for_bit(tmp_path: Path, kind: str, prepared: b
     assert names == ["large", "small", "vector"]
     for step in range(3):
         whole.learn(optimizer, step)
-    save_optimizer(tmp_path, optimizer, names)
+    save_optimizer(tmp_path, optimizer.state_dict()["state"], names)
     again, forgetful = Weights(), Weights()
     for weights in (again, forgetful):
         weights.load_state_dict(whole.state_dict())

@@ -44,7 +44,7 @@ def test_several_processes_share_out_what_the_configuration_says() -> None:
     assert eight.memory_gib["weights"] == one.memory_gib["weights"] == pytest.approx(28.37, abs=0.01)
     for part, whole in (("weights", 28.37), ("gradients", 28.37), ("optimizer", 56.74)):
         assert shares.memory_gib[part] == pytest.approx(whole / 8, abs=0.01)
-    assert shares.memory_gib["compute_copies"] == one.memory_gib["compute_copies"] == pytest.approx(28.37, abs=0.01)
+    assert shares.memory_gib["sampler_copy"] == one.memory_gib["sampler_copy"] == pytest.approx(14.18, abs=0.01)
     # Embeddings and head, 2 * 152064 * 3584, and one of 28 layers, in float32.
     outside = 2 * 152064 * 3584
     assert shares.memory_gib["gathered"] == pytest.approx(

@@ -13,7 +13,7 @@ import pytest
 from luspo_cli.config.run import TrainRun
 from luspo_cli.errors import RunError, UsageError
 from luspo_cli.run_folder import RunFolder
-from luspo_cli.training import session
+from luspo_cli.training import session, stages
 
 TWO_STEPS = ("run.steps=2", "run.checkpoint_every=2", "evaluation.every=0")
 
@@ -45,7 +45,7 @@ def test_the_same_command_starts_over_what_failed_before_step_1(
     def fail(*_: Any) -> None:
         raise RunError("optimizer settings that do not work")
 
-    monkeypatch.setattr(session, "make_optimizer", fail)
+    monkeypatch.setattr(stages, "make_optimizer", fail)
     with pytest.raises(RunError):
         run(small_run(*TWO_STEPS), tmp_path / "run")
     monkeypatch.undo()
@@ -71,6 +71,9 @@ def test_a_full_disk_speaks_of_earlier_checkpoints_only_where_there_are_some(tmp
     from luspo_cli.training.checkpoint import save_checkpoint
 
     class Full:
+        def modules(self) -> list[Any]:
+            return []
+
         def save_pretrained(self, *_: Any, **__: Any) -> None:
             raise OSError(28, "No space left on device")
 

@@ -207,15 +207,15 @@ class Poison:
         self.inner, self.steps, self.what, self.step, self.updater = updater._loss, steps, what, 0, updater
         updater._loss = self
 
-    def __call__(self, tensors: Any, logprobs: Any, entropy: Any, old: Any, counts: Any) -> Any:
+    def __call__(self, tensors: Any, logprobs: Any, entropy: Any, old: Any, counts: Any, measured: Any) -> Any:
         self.step += 1
         if self.step not in self.steps:
-            return self.inner(tensors, logprobs, entropy, old, counts)
+            return self.inner(tensors, logprobs, entropy, old, counts, measured)
         if self.what == "loss":
             logprobs = logprobs + torch.tensor(float("nan"))
         else:
             logprobs.register_hook(lambda gradient: gradient * float("inf"))
-        return self.inner(tensors, logprobs, entropy, old, counts)
+        return self.inner(tensors, logprobs, entropy, old, counts, measured)
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])

@@ -40,7 +40,7 @@ class LogicVista(Benchmark):
     """LogicVista with its tables by skill and capability."""
 
     name = "LogicVista"
-    version = 1
+    version = 2
     modality = "vision"
     size = 448
     licence = "Apache-2.0 (repository); 287 pictures marked as not licensed"

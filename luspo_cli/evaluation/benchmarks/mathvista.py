@@ -54,7 +54,7 @@ class MathVista(Benchmark):
     """MathVista testmini; `integer_rule` and `ignore_empty_extractions` change the `official` comparison only."""
 
     name = "MathVista"
-    version = 1
+    version = 2
     modality = "vision"
     size = 1000
     licence = "CC BY-SA 4.0 (authors' part); evaluation only"

@@ -37,7 +37,7 @@ class WeMath(Benchmark):
     """We-Math testmini with its four-dimensional metrics."""
 
     name = "We-Math"
-    version = 1
+    version = 2
     modality = "vision"
     size = 1740
     licence = "CC BY-NC 4.0 (non-commercial)"

@@ -13,8 +13,22 @@ from functools import lru_cache
 from itertools import islice
 
 from luspo_cli.evaluation.vision.numbers import decimal, number_in
-from luspo_cli.evaluation.vision.segments import CLAIMS, Place, first_sentence, letter_pattern, segments
-from luspo_cli.evaluation.vision.statements import choice_by_own_words, choices_by_own_words, states_yes_or_no
+from luspo_cli.evaluation.vision.segments import (
+    CLAIMS,
+    Place,
+    declines,
+    first_sentence,
+    letter_pattern,
+    segments,
+    visible_text,
+)
+from luspo_cli.evaluation.vision.statements import (
+    choice_by_a_part,
+    choice_by_all_words,
+    choice_by_own_words,
+    choices_by_own_words,
+    states_yes_or_no,
+)
 
 _MARKUP = re.compile(
     r"\\(?:text|mathrm|mathbf|textbf|boldsymbol)\s{0,3}\{|[*$`_{}\"“”]|\\[()\[\]!,;]|</?\w{1,10}>|<+|>+"
@@ -44,12 +58,20 @@ _SYMBOLS = {"\\sqrt": "√", "\\pi": "π", "\\dfrac": "\\frac", "\\tfrac": "\\fr
 _SYMBOL = re.compile(r"\\sqrt|\\pi\b|\\[dt]frac|−")
 _ROOT = re.compile(r"\s*√\s*")
 _THAN = re.compile(r"\b(?:than|compared (?:to|with))\b", re.IGNORECASE)
+_UNKNOWABLE = re.compile(
+    r"\b(?:impossible|not possible|can ?not|can't|unable) (?:to )?(?:be )?(?:tell|told|say|determined?|predict(?:ed)?|know)\b"
+    r"|\b(?:insufficient|not enough) (?:information|data)\b|^\W*not possible\W*$|不能确定|无法确定",
+    re.IGNORECASE,
+)
 _DEGREES = re.compile(r"\s?(?:degrees?\b|\^\s?\\?circ\b|\\circ\b|°)", re.IGNORECASE)
 
 
 def read_choice(response: str, choices: Sequence[str], question: str = "") -> int | None:
     """The 0-based position of the choice that `response` names as its answer; None where it names none or several."""
+    boxed_other = False
     for segment in segments(response, question):
+        if boxed_other and segment.place is not Place.PHRASE:
+            return None
         index = _read_segment(segment.text, segment.place, choices)
         if index is None and segment.place in CLAIMS:
             index = _read_statement(segment.text, choices, question)
@@ -57,7 +79,18 @@ def read_choice(response: str, choices: Sequence[str], question: str = "") -> in
             index = _by_value(first_sentence(segment.text), choices, leading=True)
         if index is not None:
             return index
+        # A number in the box that is no choice is an answer, and none of the listed ones; a stated option still counts.
+        boxed_other = segment.place is Place.BOX and _all_numbers(choices) and number_in(segment.text) is not None
+    open_choice = unknowable(choices)
+    if open_choice is not None and declines(visible_text(response, question) or ""):
+        return open_choice
     return None
+
+
+def unknowable(choices: Sequence[str]) -> int | None:
+    """The position of the only choice that says that the question cannot be answered, or None."""
+    found = [position for position, choice in enumerate(choices) if _UNKNOWABLE.search(choice)]
+    return found[0] if len(found) == 1 else None
 
 
 def choice_position(text: str, choices: Sequence[str]) -> int | None:
@@ -79,16 +112,19 @@ def _read_statement(text: str, choices: Sequence[str], question: str) -> int | N
     index = None if unsaid else _by_value(text, choices)
     if index is None:
         index = choice_by_own_words(text, choices, question)
-    if index is None:  # "the sun is larger than the moon" names the sun
-        head, comparison, _ = _THAN.sub("\0", text).partition("\0")
-        index = named_text(head, choices, short_words=False) if comparison else None
+    head, comparison, _ = _THAN.sub("\0", text).partition("\0")
+    if index is None and comparison:  # "the sun is larger than the moon" names the sun
+        index = named_text(head, choices, short_words=False)
+    elif index is None:
+        index = choice_by_all_words(text, choices)
+        index = choice_by_a_part(text, choices) if index is None else index
     return index
 
 
 def _by_value(text: str, choices: Sequence[str], *, leading: bool = False) -> int | None:
     """The only choice with the number that `text` states, where all choices are numbers, with or without a unit."""
-    values = [_QUANTITY.fullmatch(_comparable(choice).replace(",", "")) for choice in choices]
-    if any(match is None for match in values):
+    values = _quantities(choices)
+    if None in values:
         return None
     stated = number_in(text, leading=leading)
     value = None if stated is None else decimal(stated)
@@ -96,6 +132,14 @@ def _by_value(text: str, choices: Sequence[str], *, leading: bool = False) -> in
         return None
     found = [index for index, match in enumerate(values) if match is not None and decimal(match[1]) == value]
     return found[0] if len(found) == 1 else None
+
+
+def _quantities(choices: Sequence[str]) -> list[re.Match[str] | None]:
+    return [_QUANTITY.fullmatch(_comparable(choice).replace(",", "")) for choice in choices]
+
+
+def _all_numbers(choices: Sequence[str]) -> bool:
+    return None not in _quantities(choices)
 
 
 def _read_segment(text: str, place: Place, choices: Sequence[str]) -> int | None:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import re
 
-from luspo_cli.evaluation.vision.choices import named_texts, read_choice
+from luspo_cli.evaluation.vision.choices import named_texts, read_choice, unknowable
 from luspo_cli.evaluation.vision.options import options_in_question
-from luspo_cli.evaluation.vision.segments import Place, ends, letter_pattern, segments
+from luspo_cli.evaluation.vision.segments import Place, declines, ends, last_sentence, letter_pattern, segments
 from luspo_cli.rewards.answers import final_text, has_box, last_boxed
 
 _LABEL = r"[A-I]"
@@ -20,6 +20,14 @@ _ASSISTANT = re.compile(r"ASSISTANT:")
 _ECHO_END = re.compile(r"\banswer\s?:", re.IGNORECASE)
 _WHOLE_LABELS = re.compile(rf"\W{{0,6}}{_ONE}(?:{_JOIN}{_ONE}){{0,8}}\W{{0,6}}")
 _WHOLE_LOWER = re.compile(r"\W{0,6}([a-i])\W{0,6}")
+_ONLY_LOWER = re.compile(r"[^\w]*(?:\d[^\w]+)?[a-i](?:[^\w]+[a-i])*[^\w]*")
+"""What is left after an echo where it is nothing but labels: "1, d", "c ) c ) c"."""
+_NUMBERED = re.compile(rf"\W{{0,6}}\d({_LABEL})\W{{0,6}}")
+"""A label that a caption of the picture numbers: "3B"."""
+_SUPERLATIVE = re.compile(
+    rf"\b({_LABEL}) (?:is|would be|will be|has) the ((?:most|least) [a-z]{{3,20}}|[a-z]{{2,20}}est)\b"
+)
+_SENTENCE_BEFORE = re.compile(r"(?:^|[.!?\n])\s*$")
 _WHOLE_DIGIT = re.compile(r"\W{0,6}([1-9])\W{0,6}")
 _PHRASE = re.compile(
     r"\b(?i:answers?|options?|choices?|label|letter)\b(?: (?:letter|choice|option|from [A-I][-–][A-I]))?"
@@ -67,26 +75,37 @@ def read_labels(response: str, question: str = "") -> frozenset[str]:
     text = _without_echo(ends(shown), question)
     if not text:
         return frozenset()
+    if text != ends(shown) and _ONLY_LOWER.fullmatch(text[:_LONGEST]):
+        return frozenset(re.sub(r"[^a-i]", "", text[:_LONGEST]).upper())
     options = options_in_question(question)
     texts = list(options.values())
+    last = last_sentence(text)
     text = _NEGATED.sub(" ", text)
     whole = _stated(text, options)
     if whole:
         return whole
-    phrase = None
-    for phrase in _PHRASE.finditer(text):  # noqa: B007 - the last match is what is wanted
-        pass
-    if phrase is not None:
+    phrases = list(_PHRASE.finditer(text))
+    chosen = [
+        phrase for phrase in phrases if not _SENTENCE_BEFORE.search(text[max(0, phrase.start() - 4) : phrase.start()])
+    ]
+    # "Option C is ..." at the head of a sentence discusses an option, "the best plan is option B" takes one.
+    for phrase in reversed([*phrases, *chosen]):
         found = frozenset(_LETTERS.findall(phrase[1]))
         if found:
             return found
     if _SELECTS_DIGITS.search(question) and (digits := _DIGIT_PHRASE.findall(text)):
         return frozenset(digits[-1])
+    praised = {label for label, quality in _SUPERLATIVE.findall(text) if quality.lower() in question.lower()}
+    if len(praised) == 1:
+        return frozenset(praised)
     standing = _standing(text)
     marked = frozenset(_LETTERS.findall("".join(_MARKED.findall(text))))
     leading = _LEADING.match(text)
     if leading is not None and marked <= {leading[1]}:
         return frozenset(leading[1])
+    open_label = unknowable(texts)
+    if open_label is not None and not _standing(last) and declines(text):
+        return frozenset(list(options)[open_label])
     for segment in segments(text, question):
         if segment.place is Place.CONCLUSION and (concluded := _standing(segment.text)):
             return concluded
@@ -109,7 +128,13 @@ def read_labels(response: str, question: str = "") -> frozenset[str]:
 def _stated(text: str, options: dict[str, str]) -> frozenset[str]:
     """The labels of a response that is nothing but labels, or nothing but one option's text."""
     plain = text.strip().rstrip(".").lower()
+    numbered = _NUMBERED.fullmatch(text)
+    if numbered is not None:
+        return frozenset(numbered[1])
+    head = text.partition("\n")[0].strip(" .")
     for label, option in options.items():
+        if len(option) > 2 and head == f"{label}{option.rstrip('.')}":
+            return frozenset(label)
         if (len(option) > 1 or option.isdigit()) and plain == option.rstrip(".").lower():
             return frozenset(label)
     found = labels_in(text)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from decimal import ROUND_HALF_EVEN, Context, Decimal, InvalidOperation
 
-from luspo_cli.evaluation.vision.segments import Place, first_sentence, segments, visible_text
+from luspo_cli.evaluation.vision.segments import Place, ends, first_sentence, segments, sentences, visible_text
 
 _WORD_LIST = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
@@ -42,6 +42,17 @@ _RANGE = re.compile(r"\b(?:between|from)\s\$?\d[\d,.]{0,20}%?\s(?:and|to)\s\$?\d
 _YEAR = re.compile(r"(?<!\d)[12]\d{3}(?!\d)")
 _ASKS_WHEN = re.compile(r"\s*when\b", re.IGNORECASE)
 _ASKS_A_YEAR = re.compile(r"\b(?:which|what|in which|in what) year\b", re.IGNORECASE)
+_WHAT_IS = re.compile(
+    r"\bwhat(?: is| was|'s) (?:the )?([a-z][a-z -]{2,60}?)(?: (?:of|in|for|from|on|at|that)\b|[?,.(])", re.IGNORECASE
+)
+"""What a question asks for: "what is the total sum?"."""
+_VALUE_FOLLOWS = (
+    rf"(?: (?:of|in|for|from|on) [^.,]{{1,60}}?)? (?:is|was|equals) [$€£]?(?=[-−]?\d|(?:{'|'.join(_WORDS)})\b)"
+)
+_OUT_OF = re.compile(
+    rf"\b({'|'.join(_WORDS)}|\d{{1,6}}) (?:out of|in every) (?:every )?({'|'.join(_WORDS)}|\d{{1,6}})\b", re.IGNORECASE
+)
+_ASKS_A_SHARE = re.compile(r"\b(?:fraction|proportion|probability)\b", re.IGNORECASE)
 _LIST = re.compile(r"\[[^\[\]]{0,2000}\]")
 _CONTEXT = Context(prec=100, rounding=ROUND_HALF_EVEN)
 
@@ -56,6 +67,7 @@ def read_number(response: str, question: str = "") -> str | None:
         _ASKS_WHEN.match(question) is not None and _YEAR.search(response) is not None
     )
     bold_asked = False
+    share = _ASKS_A_SHARE.search(question) is not None
     for segment in segments(response, question):
         if segment.place is Place.BOX:
             # A box holds an answer, not a sentence: a root in it is no plain number, and none of its parts is meant.
@@ -69,11 +81,31 @@ def read_number(response: str, question: str = "") -> str | None:
             if not bold_asked:
                 bold_asked = True
                 value = _only_bold(visible_text(response, question) or "")
+                if value is None and not share:
+                    value = _as_asked(visible_text(response, question) or "", question)
+            if value is None and share and (parts := _OUT_OF.search(segment.text)):
+                value = _quotient(_digits(parts[1]), _digits(parts[2]))
             if value is None and segment.place is not Place.OPENING:
                 value = number_in(segment.text, year=year, anchored=segment.place is Place.RESTATING and not year)
         if value is not None:
             return value
     return None
+
+
+def _as_asked(text: str, question: str) -> str | None:
+    """The number in the last sentence that says "the total sum is ..." where the question asks "what is the total sum"."""
+    asked = _WHAT_IS.search(question)
+    if asked is None:
+        return None
+    said = re.compile(rf"\b{re.escape(asked[1].lower())}{_VALUE_FOLLOWS}")
+    for sentence in reversed(sentences(ends(text))):
+        if found := said.search(sentence.lower()):
+            return number_in(sentence[found.start() :], anchored=True)
+    return None
+
+
+def _digits(word: str) -> str:
+    return _WORD_VALUES.get(word.lower(), word)
 
 
 def _only_bold(text: str) -> str | None:

@@ -167,6 +167,13 @@ def _segments(shown: str, question: str) -> Generator[Segment, None, bool]:
     return declined
 
 
+def declines(text: str) -> bool:
+    """Whether `text` says that the question cannot be answered in its first or last sentence, or after an answer phrase."""
+    if any(_DECLINES_AT_START.match(tail) for tail in answer_tails(text)[:1]):
+        return True
+    return any(_DECLINES.search(sentence) is not None for sentence in (first_sentence(text), last_sentence(text)))
+
+
 def answer_tails(text: str) -> list[str]:
     """What follows each of the last answer phrases ("the answer is", "Answer:"), the last one first.
 

@@ -43,6 +43,14 @@ _FUNCTION_WORDS = frozenset(_FUNCTION_WORD_LIST.split())
 _CONDITION = re.compile(r"\b(?<!such )(?:if|when|as|since|because)\b[^,?]{0,300}(?:,|\?|$)", re.IGNORECASE)
 _SIGNS = frozenset(_COMPARISONS) | frozenset(_SUPERLATIVES)
 _REASON = re.compile(r"\b(?:because|since)\b|[,;] (?:as|which|but|with|indicating|suggesting|meaning)\b")
+_RELATIVE = re.compile(r", (?:which|who) [^,]{1,120}, (?=is\b|are\b|was\b|were\b|has\b|have\b)")
+_THAN = re.compile(r"\b(?:than|compared (?:to|with))\b")
+_COVERED, _APART = 1.2, 0.5
+"""Of the two shares of words that set the sides of a comparison apart: their sum, and its lead over the other way round."""
+_COPULA = re.compile(r"\b(?:is|are|was|were)\b")
+_PART_WORDS = 4
+_ANY_ORDER = 3
+"""Words of a question up to which their order in the statement is free."""
 _WORDS_READ = 120
 """Words of a sentence that are compared with the question; a longer one is no restatement."""
 
@@ -58,14 +66,53 @@ def states_yes_or_no(sentence: str, question: str) -> bool | None:
     opposite = len(comparisons) == len(wanted) == 1 and comparisons != wanted
     if not asked or (comparisons != wanted and not opposite):
         return None
+    if comparisons and len(comparisons) == len(wanted) == 1:
+        compared = _compares_sides(lowered, question.lower(), opposite=opposite)
+        if compared is not None:
+            return compared
     stems = [_stem(word) for word in asked if not (opposite and word in _SIGNS)]
     content = [_stem(word) for word in said if word not in _FUNCTION_WORDS]
-    if 4 * _common_in_order(stems, content) < 3 * len(stems):
+    short = not wanted and len(stems) <= _ANY_ORDER and set(stems) <= set(content)
+    if not short and 4 * _common_in_order(stems, content) < 3 * len(stems):
         return None
     denied = (_NEGATION.search(lowered) is not None) != (_NEGATION.search(question.lower()) is not None)
     if opposite:
         return None if denied else False
     return not denied
+
+
+def _compares_sides(said: str, asked: str, *, opposite: bool) -> bool | None:
+    """Whether "P is more than Q" answers a question that compares P and Q with yes; None where it is about other things.
+
+    Only words that one side of the question has and the other has not tell which side is meant. `opposite`: the statement
+    says "less" where the question says "more".
+    """
+    left, than, right = _THAN.sub("\0", asked).partition("\0")
+    if not than or _NEGATION.search(asked):
+        return None
+    asked_left, asked_right = _content(left), _content(right)
+    only_left, only_right = asked_left - asked_right, asked_right - asked_left
+    if not only_left or not only_right:
+        return None
+    before, than, after = _THAN.sub("\0", said).partition("\0")
+    said_left, said_right = _content(before), _content(after)
+    denied = _NEGATION.search(said) is not None
+    if not than:  # "there are more motorbikes" says what they are more than no more than the question has to
+        alone = 4 * len(said_left & only_left) > 3 * len(only_left) and not said_left & only_right
+        return not denied if alone and not opposite else None
+    straight = len(said_left & only_left) / len(only_left) + len(said_right & only_right) / len(only_right)
+    crossed = len(said_left & only_right) / len(only_right) + len(said_right & only_left) / len(only_left)
+    if max(straight, crossed) < _COVERED or abs(straight - crossed) < _APART:
+        return None
+    exchanged = crossed > straight
+    if denied:
+        return None if exchanged or opposite else False
+    return exchanged == opposite
+
+
+def _content(text: str) -> set[str]:
+    words = _WORD.findall(text)[:_WORDS_READ]
+    return {_stem(word) for word in words if word not in _FUNCTION_WORDS and word not in _SIGNS}
 
 
 def choice_by_own_words(sentence: str, choices: Sequence[str], question: str) -> int | None:
@@ -86,13 +133,38 @@ def choices_by_own_words(clause: str, choices: Sequence[str], question: str = ""
     for position, mine in enumerate(words):
         others = set().union(*(other for index, other in enumerate(words) if index != position))
         own = mine - others - asked
-        if own and any(word.isalpha() and len(word) > 2 for word in own) and mine - asked <= said:
+        if own and any(map(_is_word, own)) and mine - asked <= said:
             named.append(position)
     return named
 
 
+def choice_by_all_words(sentence: str, choices: Sequence[str]) -> int | None:
+    """The position of the only choice of two words or more all of whose words occur in `sentence`, or None."""
+    said = _content(sentence.lower())
+    words = [_content(choice.lower()) for choice in choices]
+    named = [position for position, mine in enumerate(words) if mine <= said and sum(map(_is_word, mine)) > 1]
+    return named[0] if len(named) == 1 and _NEGATION.search(sentence.lower()) is None else None
+
+
+def choice_by_a_part(sentence: str, choices: Sequence[str]) -> int | None:
+    """The position of the only choice that has all words of what `sentence` ends with after "is" or "are", or None."""
+    lowered = sentence.lower()
+    copulas = list(_COPULA.finditer(lowered))
+    if not copulas or _NEGATION.search(lowered) or _UNCERTAIN.search(lowered):
+        return None
+    part = _content(lowered[copulas[-1].end() :])
+    if not part or len(part) > _PART_WORDS or not any(map(_is_word, part)):
+        return None
+    named = [position for position, choice in enumerate(choices) if part <= _content(choice.lower())]
+    return named[0] if len(named) == 1 else None
+
+
+def _is_word(text: str) -> bool:
+    return text.isalpha() and len(text) > 2
+
+
 def _main_clause(sentence: str) -> str:
-    return _REASON.split(sentence, maxsplit=1)[0]
+    return _REASON.split(_RELATIVE.sub(" ", sentence), maxsplit=1)[0]
 
 
 def _signs(words: Sequence[str]) -> set[str]:
