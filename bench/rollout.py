@@ -1,10 +1,10 @@
-"""Tokens per second of four ways to sample: ours, transformers' generate, its continuous batching, and vLLM; one run.
+"""Tokens per second of four ways to sample, one run, same prompts: ours, transformers' generate and continuous batching, vLLM.
 
     python bench/rollout.py --model FOLDER [--rows 32 64] [--tokens 200] [--vllm-python PYTHON] [--only in-process vllm]
 
-Length is fixed (no token ends a response), so every system does the same work. vLLM runs in a child process, with the
-interpreter of another environment where `--vllm-python` names one; its start is not
-counted. Each system draws a few tokens first, unmeasured.
+Length is fixed (no token ends a response), so every system does the same work. Each runs in a process of its own, vLLM with the
+interpreter of another environment where `--vllm-python` names one; the start is not counted, and a few tokens come first,
+unmeasured.
 """
 
 from __future__ import annotations
