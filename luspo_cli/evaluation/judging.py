@@ -111,10 +111,10 @@ def judge_samples(
         rows.extend({} for _ in range(len(result.graded[identity]) - len(rows)))  # the verdict "missing"
     agree, judged = 0, 0
     for problem in result.problems:
-        for given, verdict in zip(details[problem.id], result.graded[problem.id], strict=True):
-            if given.get("judge_correct") is not None:
+        for judgement, verdict in zip(details[problem.id], result.graded[problem.id], strict=True):
+            if judgement.get("judge_correct") is not None:
                 judged += 1
-                agree += given["judge_correct"] is verdict.correct
+                agree += judgement["judge_correct"] is verdict.correct
     errors = [reply.error for reply in replies if reply.error is not None]
     if errors:
         most, times = Counter(errors).most_common(1)[0]
