@@ -71,6 +71,9 @@ def test_a_full_disk_speaks_of_earlier_checkpoints_only_where_there_are_some(tmp
     from luspo_cli.training.checkpoint import save_checkpoint
 
     class Full:
+        def modules(self) -> list[Any]:
+            return []
+
         def save_pretrained(self, *_: Any, **__: Any) -> None:
             raise OSError(28, "No space left on device")
 
