@@ -22,6 +22,7 @@ from typing import Any
 
 from luspo_cli.config.layers import resolve_train
 from luspo_cli.config.run import TrainRun
+from luspo_cli.policy.loading import no_progress_bars
 from luspo_cli.training.plan import make_plan
 
 CASES: dict[str, list[str]] = {
@@ -36,7 +37,7 @@ STEP = [
     "rollout.problems=2", "rollout.group_size=8", "rollout.max_response_tokens=256", "rollout.temperature=20.0",
     "data.max_prompt_tokens=128", "update.mini_batches=1", "update.tokens_per_micro_batch=4096",
     "update.skip_rows_without_advantage=false", "update.noise_floor_every=0", "evaluation.every=0",
-    "run.steps=1", "run.checkpoint_every=0", "run.rollouts_every=0",
+    "data.held_out=", "run.steps=1", "run.checkpoint_every=0", "run.rollouts_every=0",
 ]  # fmt: skip
 
 
@@ -110,9 +111,10 @@ def random_model(folder: Path) -> Path:
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
+    no_progress_bars()
     words = {"<pad>": 0, "<end>": 1} | {chr(i): i for i in range(32, 127)} | {"\n": 2}
     core = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
-    core.pre_tokenizer = pre_tokenizers.Split(Regex("(?s)."), "isolated")
+    core.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     core.decoder = decoders.Fuse()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="<end>")
     model = Qwen2ForCausalLM(
