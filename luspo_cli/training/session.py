@@ -96,9 +96,8 @@ def run_training(
         checkpoint = _checkpoint(folder, config.run.keep_checkpoints, say) if resumed else None
         first_step = checkpoint.step if checkpoint else 0
         if resumed:
-            folder.cut_back(
-                -1 if changes and not checkpoint else first_step
-            )  # -1: the evaluation before step 1 goes too
+            # From the very start with other inputs, the evaluation before step 1 is another one as well.
+            folder.cut_back(-1 if changes and not checkpoint else first_step)
         if first_step >= config.run.steps:
             with Tracking(config, folder, say):  # hands over what a writer that failed does not have
                 say(f"run {path} is finished: step {first_step} of {config.run.steps}")
