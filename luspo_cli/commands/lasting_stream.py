@@ -52,7 +52,7 @@ class LastingStream:
 def lasting_stderr() -> Iterator[None]:
     """Within this block nothing that is printed to stderr can fail."""
     before = sys.stderr
-    sys.stderr = LastingStream(before)  # type: ignore[assignment]
+    sys.stderr = LastingStream(before)
     try:
         yield
     finally:

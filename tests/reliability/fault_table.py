@@ -34,7 +34,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--keep", type=Path, help="a folder for the runs, kept afterwards")
     parser.add_argument("--write", action="store_true", help=f"put the table into {DOCUMENT.relative_to(ROOT)}")
     chosen = parser.parse_args(words)
-    effort = Effort(chosen.kills, chosen.tries, chosen.seed, processes=1)
+    effort = Effort(chosen.kills, chosen.tries, chosen.seed)
     folder = chosen.keep or Path(tempfile.mkdtemp(prefix="luspo-faults-"))
     folder.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
@@ -99,7 +99,7 @@ def _settings(effort: Effort) -> list[str]:
     plain = Effort()
     return [
         f"--{name} {getattr(effort, name)}"
-        for name in ("kills", "tries", "seed", "processes")
+        for name in ("kills", "tries", "seed")
         if getattr(effort, name) != getattr(plain, name)
     ]
 
