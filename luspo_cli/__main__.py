@@ -8,12 +8,26 @@ import sys
 
 def main() -> None:
     """Run the command line and exit."""
+    _open_missing_streams()
     try:
         _run()
     except KeyboardInterrupt:
         if os.environ.get("RANK", "0") == "0":
             print("luspo: interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def _open_missing_streams() -> None:
+    """Started with `2>&-`, the next file opened would be number 2, and a library's warning would be written into it."""
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest free number is this one
+    if sys.stdout is None:
+        sys.stdout = os.fdopen(1, "w", closefd=False)
+    if sys.stderr is None:
+        sys.stderr = os.fdopen(2, "w", closefd=False)
 
 
 def _run() -> None:

@@ -43,3 +43,19 @@ def test_ctrl_c_is_one_line_and_130(tmp_path: Path, setting: str, said: str) -> 
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.stderr == said
     assert done.returncode == 130
+
+
+def test_closed_streams_are_opened_before_a_file_takes_their_numbers(tmp_path: Path) -> None:
+    """Started with `<&- >&- 2>&-`: what is printed must not end up in the next file that is opened."""
+    code = f"""
+import os, sys
+from luspo_cli.__main__ import _open_missing_streams
+_open_missing_streams()
+file = os.open({str(tmp_path / "file")!r}, os.O_WRONLY | os.O_CREAT)
+print("to nobody", flush=True)
+print("to nobody", file=sys.stderr, flush=True)
+os.write(file, str(file).encode())
+"""
+    closing = subprocess.run(["sh", "-c", f'exec "{sys.executable}" -c "$1" <&- >&- 2>&-', "sh", code])
+    assert closing.returncode == 0
+    assert int((tmp_path / "file").read_text()) > 2

@@ -70,9 +70,12 @@ def load_model(config: ModelConfig) -> LoadedModel:
         raise
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UsageError(
-            f"cannot load model '{config.path}': {first} (set model.path to a complete local folder or a hub id)"
-        ) from error
+        advice = "set model.path to a complete local folder or a hub id"
+        if "custom code" in first or "trust_remote_code" in str(error):
+            advice = (
+                "it wants to run Python code of its own: read that, then set model.trust_remote_code=true, or leave it"
+            )
+        raise UsageError(f"cannot load model '{config.path}': {first} ({advice})") from error
     if not attention.causal_only(model):
         raise UsageError(f"model '{config.path}' uses sliding-window or linear attention, which is not supported yet")
     if not hasattr(model, "lm_head") or getattr(model.lm_head, "bias", None) is not None:

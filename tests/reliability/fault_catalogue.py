@@ -25,7 +25,8 @@ class Effort:
     kills: int = 50
     tries: int = 6
     seed: int = 0
-    processes: int = 2
+    processes: int = 1
+    """Trainings at a time within one kind."""
 
 
 class Kind(NamedTuple):

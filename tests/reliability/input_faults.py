@@ -16,6 +16,8 @@ from small_training import Attempt, Ended, Workshop, records
 from tiny_model import make_configuration, make_model, make_problems
 
 STEP = 3
+KILLED_WORKERS = 2
+"""Of a run: where three end in a row before they are ready, the run stops and says so."""
 
 
 class FileRuns:
@@ -82,14 +84,14 @@ def dying_reward_workers(workshop: Workshop, seed: int) -> Iterator[Attempt]:
     whole = runs.folder / "whole"
     first = runs.start(run=whole).unlike(0)
     draw = random.Random(f"{seed} workers")
-    for number in range(2):
+    for number in range(4):
         run = runs.folder / f"run-{number}"
         process = workshop.process(*runs.arguments, "--run", str(run))
         killed: set[int] = set()
         while process.poll() is None:
             for worker in _workers(process.pid) - killed:
-                if len(killed) < 4:
-                    time.sleep(draw.uniform(0.0, 3.0))
+                if len(killed) < KILLED_WORKERS:
+                    time.sleep(draw.uniform(0.0, 0.5))
                     if worker in _workers(process.pid):
                         os.kill(worker, signal.SIGKILL)
                         killed.add(worker)
@@ -184,7 +186,7 @@ def images_out_of_bounds(workshop: Workshop) -> Iterator[Attempt]:
 def poisoned_weights(workshop: Workshop) -> Iterator[Attempt]:
     """NaN in a starting weight; weights whose gradient overflows; a learning rate beyond reason: a diagnosis, not a crash."""
     for poison, sentence in (("nan", "not finite"), ("inf", "gradient norm was not finite")):
-        runs = FileRuns(workshop, poison)
+        runs = FileRuns(workshop, poison, poison=poison)
         ended = runs.start()
         yield Attempt(f"{poison} from the start", ended.unlike(1, sentence) or _whole_record(runs.run))
     runs = FileRuns(workshop, "diverged")

@@ -10,6 +10,7 @@ import select
 import shutil
 import signal
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -160,16 +161,20 @@ def folder_moved(workshop: Workshop) -> Iterator[Attempt]:
 def clock_backwards(workshop: Workshop) -> Iterator[Attempt]:
     """The wall clock runs backwards, three seconds a second, from the start to the end."""
     run = workshop.new_run("clock")
-    ended = workshop.start(run, environment={"FAULT_CLOCK": "-3"})
-    resumed = workshop.resume(run, environment={"FAULT_CLOCK": "-3"})
-    problem = ended.unlike(0) or resumed.unlike(0) or workshop.differences(run) or _times(run, ended)
+    for session in (workshop.start, workshop.resume):
+        ended = session(run, environment={"FAULT_CLOCK": "-3"})
+        problem = ended.unlike(0) or workshop.differences(run) or _times(run, ended)
+        if problem:
+            break
     yield Attempt("a whole run", problem)
 
 
 def _times(run: Path, ended: Ended) -> str:
     stamps = re.findall(r"^\d{4}-\d\d-\d\dT[\d:]+", (run / "run.log").read_text(), flags=re.MULTILINE)
-    if not stamps or stamps[-1] >= stamps[0]:
-        return f"the clock did not run backwards: {stamps[:1]} to {stamps[-1:]}"
+    said_at = time.mktime(time.strptime(stamps[-1], "%Y-%m-%dT%H:%M:%S"))
+    written_at = (run / "run.log").stat().st_mtime  # by the kernel, which has the true time
+    if said_at > written_at - 2:
+        return f"the clock did not run backwards: {stamps[-1]} in run.log, {time.ctime(written_at)} in truth"
     wrong = [key for record in records(run) for key, value in record.items() if key.startswith("time/") and value < 0]
     left = re.findall(r"left -\d", ended.said)
     return f"a negative time: {(wrong + left)[0]}" if wrong or left else ""

@@ -24,12 +24,14 @@ def make_model(folder: Path, *, poison: str = "") -> None:
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+    from transformers.utils import logging
 
     core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words())}, unk_token="<pad>"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     core.decoder = decoders.WordPiece(prefix="##")
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="<end>")
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    logging.disable_progress_bar()
     torch.manual_seed(0)
     model = Qwen2ForCausalLM(
         Qwen2Config(
