@@ -104,10 +104,10 @@ def _train_together(
     made = ranks.first(lambda: _starting_folder(config, say))
     # The others read it, or make the same one where they are on another machine.
     starting = ranks.together(lambda: made if ranks.is_first else _starting_folder(config, say))
-    goes_on = there and if_exists == "resume"
-    origin, changes = ranks.first(lambda: _origin(config, path, starting, ranks.size, goes_on, allow_changed))
     loaded = ranks.together(lambda: _start(config, starting, say))
     problems = ranks.together(lambda: _problems(config, loaded, say))
+    goes_on = there and if_exists == "resume"
+    origin, changes = ranks.first(lambda: _origin(config, path, starting, ranks.size, goes_on, allow_changed))
     reward = config.reward.model_copy(update={"workers": config.reward.workers or rubric_workers(ranks)})
     with RunFolder(path) as folder, Rubric(reward, config.rollout.max_response_tokens) as rubric:
         ranks.first(lambda: _check_golds(rubric, problems))
