@@ -249,7 +249,7 @@ CARS = "Is the number of big cars less than 5? (A) yes (B) no (C) 5 cm"
 def test_a_megabyte_of_anything_is_read_in_bounded_time(unit: str) -> None:
     text = unit * (1_000_000 // len(unit))
     question = CARS
-    started = time.perf_counter()
+    started = time.process_time()
     read_choice(text, ("yes", "no", "5 cm"), question)
     read_number(text, question)
     read_list(text)
@@ -258,4 +258,4 @@ def test_a_megabyte_of_anything_is_read_in_bounded_time(unit: str) -> None:
     official_letter(text)
     unread_answer(text)
     normalize_extraction(text[:100_000], ("yes", "no", "5 cm"), "text", None)
-    assert time.perf_counter() - started < 10
+    assert time.process_time() - started < 10
