@@ -65,7 +65,7 @@ class WeightSender:
         with contextlib.ExitStack() as stack:
             workers = [stack.enter_context(self._accept()) for _ in range(self._workers)]
             for _, tensor in weights:
-                view = memoryview(_bytes(tensor.cpu().contiguous()).numpy())
+                view = _bytes(tensor.cpu().contiguous()).numpy().data
                 for worker in workers:
                     worker.sendall(view)
                 sent += len(view)
@@ -96,7 +96,7 @@ def received_weights(
         trainer.sendall(bytes.fromhex(address["secret"]))
         for name, shape in zip(names, shapes, strict=True):
             tensor = torch.empty(tuple(shape), dtype=getattr(torch, dtype))
-            _receive_into(trainer, memoryview(_bytes(tensor).numpy()))
+            _receive_into(trainer, _bytes(tensor).numpy().data)
             yield name, tensor
 
 
