@@ -5,7 +5,7 @@ Everything that can fail for a reason the user can mend (model, data, golds) is 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,10 +82,8 @@ def run_training(
     attention.register()
     no_progress_bars()  # a made model is saved before one is loaded
     starting = _starting_folder(config, say)
-    origin = provenance(config, starting)
     began_with = RunFolder(path).stored_config() if there and if_exists == "resume" else None
-    origin["configuration"] = configuration_fingerprint(began_with or config.model_dump(mode="json"))
-    changes = changed_inputs(path / "provenance.json", origin) if began_with else []
+    changes = changed_inputs(path / "provenance.json", _origin(config, starting, began_with)) if began_with else []
     if not allow_changed:
         refuse_changed(changes)
     loaded = load_model(config.model.model_copy(update={"path": str(starting)}) if starting else config.model)
@@ -106,6 +104,7 @@ def run_training(
             say(f"going on after step {first_step}")
         for change in changes:
             say(f"warning: going on all the same: {change}")
+        origin = _origin(config, starting, began_with or config.model_dump(mode="json"))
         record_provenance(path / "provenance.json", origin, first_step, as_records(changes))
         reference = None
         if checkpoint:
@@ -147,6 +146,11 @@ class _NoiseWatch:
 
 def _starting_folder(config: TrainRun, say: Callable[[str], None]) -> Path | None:
     return made_model(config, say) if config.model.path == MADE else None
+
+
+def _origin(config: TrainRun, starting: Path | None, configuration: Mapping[str, Any]) -> dict[str, Any]:
+    """What this session's numbers can be traced to; `configuration` as config.json has it."""
+    return {**provenance(config, starting), "configuration": configuration_fingerprint(configuration)}
 
 
 def _checkpoint(folder: RunFolder, keep: int, say: Callable[[str], None]) -> Checkpoint | None:
