@@ -5,7 +5,7 @@ Everything that can fail for a reason the user can mend (model, data, golds) is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
