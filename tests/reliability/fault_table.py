@@ -2,7 +2,7 @@
 
 python tests/reliability/fault_table.py                     all of it: about ten minutes on two cores
 python tests/reliability/fault_table.py --kills 10 --only SIGKILL
-python tests/reliability/fault_table.py --write             and put the table into docs/reliability.md
+python tests/reliability/fault_table.py --write             and put its rows into docs/reliability.md
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--processes", type=int, default=2, help="kinds of fault at a time")
     parser.add_argument("--only", nargs="*", default=[], help="kinds whose name contains one of these")
     parser.add_argument("--keep", type=Path, help="a folder for the runs, kept afterwards")
-    parser.add_argument("--write", action="store_true", help=f"put the table into {DOCUMENT.relative_to(ROOT)}")
+    parser.add_argument("--write", action="store_true", help=f"put the rows into {DOCUMENT.relative_to(ROOT)}")
     chosen = parser.parse_args(words)
     effort = Effort(chosen.kills, chosen.tries, chosen.seed)
     folder = chosen.keep or Path(tempfile.mkdtemp(prefix="luspo-faults-"))
@@ -56,8 +56,7 @@ def main(words: Sequence[str] | None = None) -> int:
             if attempt.problem:
                 print(f"\nlost: {kind.name}: {attempt.moment}: {attempt.problem}")
     if chosen.write:
-        command = " ".join(["python tests/reliability/fault_table.py", *_settings(effort)])
-        _write(f"`{command}`, {minutes:.0f} minutes:\n\n{shown}")
+        DOCUMENT.write_text(renewed(DOCUMENT.read_text(), rows))
     return int(any(attempt.problem for _, attempts, _ in rows for attempt in attempts))
 
 
@@ -84,30 +83,31 @@ def _provoke(kind: Kind, workshop: Workshop, effort: Effort) -> Row:
 
 
 def table(rows: Sequence[Row]) -> str:
-    lines = ["| fault | must | tried | survived | lost |", "| --- | --- | --- | --- | --- |"]
-    total = [0, 0]
-    for kind, attempts, skipped in rows:
-        lost = sum(bool(attempt.problem) for attempt in attempts)
-        total = [total[0] + len(attempts), total[1] + lost]
-        tried = str(len(attempts)) if not skipped else f"not here: {skipped}"
-        lines.append(f"| {kind.name} | {kind.expected} | {tried} | {len(attempts) - lost} | {lost} |")
-    lines.append(f"| all | | {total[0]} | {total[0] - total[1]} | {total[1]} |")
-    return "\n".join(lines)
+    """The rows as a table in Markdown, with their sums."""
+    return _with_head([_line(row) for row in rows])
 
 
-def _settings(effort: Effort) -> list[str]:
-    plain = Effort()
-    return [
-        f"--{name} {getattr(effort, name)}"
-        for name in ("kills", "tries", "seed")
-        if getattr(effort, name) != getattr(plain, name)
-    ]
+def renewed(document: str, rows: Sequence[Row]) -> str:
+    """`document` with these rows in its table; rows of kinds that were not provoked now stay as they are."""
+    before, _, rest = document.partition(BEGIN)
+    old, _, after = rest.partition(END)
+    lines = {line.split("|")[1].strip(): line for line in old.splitlines() if line.startswith("| ")}
+    lines |= {row[0].name: _line(row) for row in rows}
+    shown = _with_head([lines[kind.name] for kind in CATALOGUE if kind.name in lines])
+    return f"{before}{BEGIN}\n{shown}\n{END}{after}"
 
 
-def _write(text: str) -> None:
-    before, _, rest = DOCUMENT.read_text().partition(BEGIN)
-    _, _, after = rest.partition(END)
-    DOCUMENT.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
+def _line(row: Row) -> str:
+    kind, attempts, skipped = row
+    lost = sum(bool(attempt.problem) for attempt in attempts)
+    tried = f"not here: {skipped}" if skipped else len(attempts)
+    return f"| {kind.name} | {kind.expected} | {tried} | {len(attempts) - lost} | {lost} |"
+
+
+def _with_head(lines: Sequence[str]) -> str:
+    survived, lost = (sum(int(line.split("|")[place]) for line in lines) for place in (4, 5))
+    head = ["| fault | must | tried | survived | lost |", "| --- | --- | --- | --- | --- |"]
+    return "\n".join([*head, *lines, f"| all | | {survived + lost} | {survived} | {lost} |"])
 
 
 if __name__ == "__main__":

@@ -70,6 +70,16 @@ def test_the_table_counts_what_was_tried_survived_and_lost(capsys: pytest.Captur
         f"| {three.name} | {three.expected} | 1 | 1 | 0 |",
         "| all | | 4 | 3 | 1 |",
     ]
+    document = f"above\n{fault_table.BEGIN}\n{fault_table.table(rows)}\n{fault_table.END}\nbelow\n"
+    again = fault_table.renewed(document, [(two, [Attempt("a"), Attempt("b")], "")])
+    assert again.splitlines()[4:8] == [
+        f"| {one.name} | {one.expected} | 3 | 2 | 1 |",
+        f"| {two.name} | {two.expected} | 2 | 2 | 0 |",
+        f"| {three.name} | {three.expected} | 1 | 1 | 0 |",
+        "| all | | 6 | 5 | 1 |",
+    ]
+    assert again.startswith("above\n")
+    assert again.endswith("\nbelow\n")
 
 
 def test_a_lost_run_is_seen(workshop: Workshop, tmp_path: Path) -> None:

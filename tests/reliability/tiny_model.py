@@ -6,6 +6,7 @@ Its tokens are whole answers such as `\\boxed{\\frac{x}{2}}`. Comparing those ne
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ ANSWERS = ("x+1", "1+x", r"\frac{x}{2}", "x/2", "0.5x", "2x-3", "x^2", "x*x", "x
 GOLDS = ("x+1", r"\frac{x}{2}", "2x-3", "x^2")
 SIGNS = ("+", "-", *map(str, range(10)))
 PROBLEMS = 8
+_IMPORTING = threading.Lock()
 
 
 def words() -> list[str]:
@@ -21,10 +23,12 @@ def words() -> list[str]:
 
 def make_model(folder: Path, *, poison: str = "") -> None:
     """Write a random Qwen2 model; `poison`: `nan` in a weight, or `inf`: weights whose gradient's norm has no float32."""
+    with _IMPORTING:  # transformers' lazy imports are not made for two threads at once
+        from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+        from transformers.utils import logging
+
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
-    from transformers.utils import logging
 
     core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words())}, unk_token="<pad>"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()

@@ -251,3 +251,18 @@ def test_a_file_that_may_not_grow_is_one_sentence(trained: Trained, tmp_path: Pa
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert os.listdir(tmp_path) == ["step-000001"]
+
+
+@pytest.mark.parametrize("error", [Exception("Input/output error (os error 5)"), OSError(30, "Read-only file system")])
+def test_a_broken_disk_under_any_writer_is_one_sentence(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """The tokenizer's writer raises a bare Exception: nothing but its text says that the disk failed."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(type(trained.tokenizer), "save_pretrained", fail)
+    with pytest.raises(RunError, match=r"cannot write the checkpoint of step 2 .*(Input/output error|Read-only)"):
+        trained.save(tmp_path, 2)
+    assert os.listdir(tmp_path) == []
