@@ -4,7 +4,7 @@ Decided here: every mean divides by the problems of the benchmark, never by the 
 response is wrong. pass@k is the unbiased estimate of Chen et al. (arXiv 2107.03374), in exact integers; it is not the
 bootstrap that verl calls best@k. maj@k takes the first k samples, drops those without an answer, and on a tie elects
 the cluster whose first member came first. Intervals resample problems, since the samples of one problem are no new
-problems.
+problems; where all problems scored alike the interval is Wilson's.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from math import comb
 from typing import Any
 
 from luspo_cli.evaluation.benchmark import BenchmarkProblem, Reason, Verdict
+from luspo_cli.metrics.intervals import wilson_interval
 
 RESAMPLES = 2_000
 SEED = 0
@@ -42,17 +43,22 @@ def majority_is_correct(verdicts: Sequence[Verdict], answer_key: Callable[[str],
 
 
 def bootstrap_interval(
-    values: Sequence[float], *, level: float = 0.95, resamples: int = RESAMPLES, seed: int = SEED
+    values: Sequence[float], *, resamples: int = RESAMPLES, seed: int = SEED
 ) -> tuple[float, float] | None:
-    """Return the percentile interval of the mean of `values` under resampling; None for fewer than two."""
+    """Return the percentile interval of the mean of `values` under resampling; None for fewer than two.
+
+    Where all values are equal resampling gives a point, which is not certainty: then it is Wilson's interval (at 95 %).
+    """
     if len(values) < 2:
         return None
+    if len(set(values)) == 1:
+        return wilson_interval(values[0], len(values))
     import numpy
 
     generator = numpy.random.Generator(numpy.random.PCG64(seed))
     array = numpy.asarray(values, dtype=numpy.float64)
     means = numpy.array([array[generator.integers(0, len(array), len(array))].mean() for _ in range(resamples)])
-    low, high = numpy.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    low, high = numpy.quantile(means, [0.025, 0.975])
     return float(low), float(high)
 
 

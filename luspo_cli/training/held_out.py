@@ -8,6 +8,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+from luspo_cli.metrics.intervals import Z_95, wilson_interval
 from luspo_cli.metrics.rollout_metrics import length_metrics
 from luspo_cli.records import Problem, Rollout, VerificationStatus
 from luspo_cli.rewards.rubric import Rubric
@@ -54,12 +55,10 @@ class HeldOut:
 
 def interval(per_problem: Sequence[float], samples: int) -> tuple[float, float]:
     """95 % interval of mean accuracy over problems: normal over their means, with one sample or equal means Wilson's."""
-    n, mean, z = len(per_problem), statistics.fmean(per_problem), 1.959964
+    n, mean = len(per_problem), statistics.fmean(per_problem)
     if samples == 1 or n == 1 or len(set(per_problem)) == 1:  # equal means have no spread, which is not certainty
-        centre = (mean + z * z / (2 * n)) / (1 + z * z / n)
-        half = z * math.sqrt(mean * (1 - mean) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-        return max(0.0, centre - half), min(1.0, centre + half)
-    half = z * statistics.stdev(per_problem) / math.sqrt(n)
+        return wilson_interval(mean, n)
+    half = Z_95 * statistics.stdev(per_problem) / math.sqrt(n)
     return max(0.0, mean - half), min(1.0, mean + half)
 
 

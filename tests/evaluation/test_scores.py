@@ -127,5 +127,7 @@ def test_the_interval_is_seeded_and_near_the_normal_one() -> None:
     assert first is not None
     half = 1.96 * (0.6 * 0.4 / 500) ** 0.5
     assert first == pytest.approx((0.6 - half, 0.6 + half), abs=0.006)
-    assert bootstrap_interval([1.0] * 5) == (1.0, 1.0)
+    assert bootstrap_interval([1.0] * 5) == pytest.approx((1 / (1 + 1.959964**2 / 5), 1.0))
+    z = 1.959964**2 / 30  # none of 30: not certainly never
+    assert bootstrap_interval([0.0] * 30) == pytest.approx((0.0, z / (1 + z)))
     assert bootstrap_interval([1.0]) is None
