@@ -50,7 +50,7 @@ def sampling_parameters(options: SamplingOptions, row: int, end_tokens: Sequence
         "top_p": options.top_p,
         "top_k": options.top_k,
         "max_tokens": options.max_response_tokens,
-        "seed": row_seed(options.seed, row),
+        "seed": row_seed(options.seed, options.first_row + row),
         "stop_token_ids": list(end_tokens),
         "ignore_eos": True,
         "logprobs": 0,

@@ -27,6 +27,13 @@ def test_a_row_keeps_its_seed_and_no_two_rows_share_one() -> None:
     assert row_seed(1, 23) != row_seed(12, 3)  # not a concatenation of digits
 
 
+def test_a_share_of_a_batch_draws_as_the_whole_batch_does() -> None:
+    """A process that takes the batch from row 16 on asks for row 2 of its own with the seed of row 18 of the whole."""
+    whole, share = (SamplingOptions(group_size=8, max_response_tokens=4, seed=5, first_row=row) for row in (0, 16))
+    assert sampling_parameters(share, 2, (1,)) == sampling_parameters(whole, 18, (1,))
+    assert sampling_parameters(share, 2, (1,)) != sampling_parameters(whole, 2, (1,))
+
+
 def test_sampling_parameters_name_every_choice_of_ours() -> None:
     asked = sampling_parameters(SamplingOptions(8, 64, 0.7, 0.9, 20, seed=5), 3, (1, 2))
     assert (asked["temperature"], asked["top_p"], asked["top_k"], asked["max_tokens"]) == (0.7, 0.9, 20, 64)
