@@ -187,9 +187,7 @@ def _continuous(options: argparse.Namespace, tokenizer: Any, longest: int) -> It
             max_new_tokens=tokens, eos_token_id=-1, pad_token_id=0, do_sample=True, temperature=1.0, top_p=1.0, top_k=0
         )
         start = time.perf_counter()
-        answers = model.generate_batch(
-            inputs=prompts, generation_config=settings, continuous_batching_config=batching
-        )
+        answers = model.generate_batch(inputs=prompts, generation_config=settings, continuous_batching_config=batching)
         seconds = time.perf_counter() - start
         assert len(answers) == len(prompts)
         assert all(len(answer.generated_tokens) == tokens for answer in answers.values())
