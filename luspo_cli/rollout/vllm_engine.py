@@ -74,7 +74,6 @@ class VllmSampler:
         self._mode = logprobs_mode(settings.temperature)
         self._dtype = getattr(torch, settings.dtype)
         self._sleeps = torch.cuda.is_available()
-        self._own_group = not torch.distributed.is_initialized()
         self._engine = _start(settings, self._mode, sleep=self._sleeps)
         atexit.register(self.close)
         self._awake = {"weights", "kv_cache"}
@@ -119,13 +118,11 @@ class VllmSampler:
         return in_groups(rollouts, self.tokenizer, options.group_size)
 
     def close(self) -> None:
-        """Give the engine's memory back, and the process group if it is the engine's; called at the process's end too."""
+        """Give the engine's memory back; vLLM ends torch's process group with it, so this comes last in a process."""
         if self._engine is None:
             return
         self._engine.llm_engine.engine_core.shutdown()
         self._engine = None
-        if self._own_group and torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
 
     def _wake(self, *parts: str) -> None:
         missing = [part for part in parts if part not in self._awake]
@@ -166,12 +163,12 @@ def _start(settings: EngineSettings, mode: str, *, sleep: bool) -> Any:
     }
     if cuda:
         options |= {"gpu_memory_utilization": settings.memory_share, "enable_sleep_mode": sleep}
-    else:
-        options["kv_cache_memory_bytes"] = _cpu_cache_bytes(settings)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         # One engine a rank of a run of several processes: it joins their process group instead of making one.
         options["distributed_executor_backend"] = "external_launcher"
     try:
+        if not cuda:
+            options["kv_cache_memory_bytes"] = _cpu_cache_bytes(settings)
         with _own_threads_and_randomness():
             return LLM(**options)
     except (ValueError, RuntimeError, OSError, ImportError) as error:
