@@ -99,3 +99,9 @@ def test_a_problem_with_images_is_refused(made_tokenizer: Any) -> None:
     problem = Problem("p7", (Message("user", "<image>1"),), "1", "t", ("a.png",))
     with pytest.raises(UsageError, match="'p7' has images"):
         prompt_tokens(problem, made_tokenizer)
+
+
+def test_checkpointing_asks_for_no_gradient_of_the_embeddings(folder: Path) -> None:
+    model = load_model(ModelConfig(path=str(folder), gradient_checkpointing=True)).model
+    assert model.is_gradient_checkpointing
+    assert not model.model.embed_tokens._forward_hooks
