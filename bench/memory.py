@@ -1,11 +1,11 @@
-"""Peak memory of one training step beside the dry run's estimate, each case in a process of its own.
+"""Peak memory of two training steps beside the dry run's estimate, each case in a process of its own.
 
-    python bench/memory.py                                   # a random model of 60 M parameters: a minute
-    python bench/memory.py --model FOLDER [--preload LIBRARY] [--cases full,lora]
+    python bench/memory.py                                   # a random model of 60 M parameters
+    python bench/memory.py --model FOLDER [--preload LIBRARY] [--cases "full / lora"]
 
-The step is as large as the configuration allows, as the estimate assumes: at a high temperature every response runs to its
-limit, and rows without advantage are not left out. Measured is the largest resident size of the process and, on a GPU, the most
-memory that torch had allocated there.
+Two steps, because the moments come with the first, and as large as the configuration allows, as the estimate assumes: at a high
+temperature every response runs to its limit, and rows without advantage are not left out. Measured is the largest resident size
+of the process and, on a GPU, the most memory that torch had allocated there.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ STEP = [
     "rollout.problems=2", "rollout.group_size=8", "rollout.max_response_tokens=256", "rollout.temperature=20.0",
     "data.max_prompt_tokens=128", "update.mini_batches=1", "update.tokens_per_micro_batch=4096",
     "update.skip_rows_without_advantage=false", "update.noise_floor_every=0", "evaluation.every=0",
-    "data.held_out=", "run.steps=1", "run.checkpoint_every=0", "run.rollouts_every=0",
+    "data.held_out=", "run.steps=2", "run.checkpoint_every=0", "run.rollouts_every=0",
 ]  # fmt: skip
 
 
@@ -93,7 +93,7 @@ def row(name: str, config: TrainRun, found: dict[str, float]) -> str:
 
 
 def measure(task: dict[str, Any]) -> None:
-    """Train one step and print the peaks in GiB as JSON."""
+    """Train the steps and print the peaks in GiB as JSON."""
     import torch
 
     from luspo_cli.training.session import run_training

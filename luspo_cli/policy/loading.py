@@ -82,6 +82,9 @@ def load_model(config: ModelConfig) -> LoadedModel:
         raise UsageError(f"model '{config.path}' has no plain vocabulary head, which the chunked log-probs need")
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
+        # It makes the embeddings' output ask for a gradient, which only the other kind of checkpointing needs, through a hook
+        # that fails when the model is copied after its embedding was replaced.
+        model.disable_input_require_grads()
     _give_template(tokenizer)
     return LoadedModel(model, tokenizer, end_tokens(model, tokenizer), processor)
 

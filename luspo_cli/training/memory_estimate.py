@@ -13,9 +13,7 @@ from luspo_cli.config.run import TrainRun
 PROGRAM_BYTES = 0.6 * 2**30
 """The interpreter with torch and transformers on a CPU; a CUDA context takes about as much."""
 CHUNK_LOGITS = 2**26
-"""Logits of one chunk of the vocabulary head (policy/logprobs.py)."""
-CHUNK_COPIES = 3
-"""Float32 tensors of a chunk's size at a time: logits, their exponentials, and one more while either is made."""
+"""Logits of one chunk of the vocabulary head (policy/logprobs.py): in the compute type, in float32, and their exponentials."""
 EIGHT_BIT_BYTES = 2 * (1 + 4 / 256)
 """Of one weight's two moments: a byte each, and a float32 scale for every block of 256."""
 
@@ -59,10 +57,11 @@ def estimate_memory(config: TrainRun, shape: ShapeConfig, processes: int = 1) ->
     one_layer = tokens * (14 * shape.width + 4 * shape.feed_forward) * size
     kept = tokens * shape.width * 4
     checkpointing = config.model.gradient_checkpointing
-    parts["activations"] = shape.layers * kept + one_layer if checkpointing else shape.layers * one_layer
-    parts["logits_chunk"] = 4 * CHUNK_COPIES * min(CHUNK_LOGITS, tokens * shape.vocabulary)
-    # The head's gradient adds up over the chunks, and a tied head's embedding gradient is a table of its own.
-    parts["head_gradient"] = 0 if adapters else 4 * table * (2 if shape.tied_head else 1)
+    parts["activations"] = shape.layers * (kept if checkpointing else one_layer)
+    parts["recomputed_layer"] = one_layer if checkpointing else 0
+    parts["logits_chunk"] = (8 + size) * min(CHUNK_LOGITS, tokens * shape.vocabulary)
+    # It adds up over the chunks; a tied one waits for the embedding's, which comes last.
+    parts["head_gradient"] = 0 if adapters else 4 * table
     key_value = 2 * shape.key_value_heads * (shape.width // shape.heads) * size
     own_problems = -(-config.rollout.problems // processes)
     rows = min(config.rollout.max_rows, own_problems * config.rollout.group_size)
@@ -72,8 +71,10 @@ def estimate_memory(config: TrainRun, shape: ShapeConfig, processes: int = 1) ->
         outside = table * (1 if shape.tied_head else 2)
         parts["gathered"] = 4 * (outside + (n - outside) / shape.layers)
         always += parts["gathered"]
-    parts["update_peak"] = always + sum(
-        parts[name] for name in ("autocast_copies", "activations", "logits_chunk", "head_gradient")
-    )
+    waiting = parts["head_gradient"] if shape.tied_head else 0
+    at_the_head = parts["activations"] + parts["logits_chunk"] + parts["head_gradient"]
+    in_the_layers = parts["activations"] + parts["recomputed_layer"] + waiting
+    at_the_embedding = parts["head_gradient"] + waiting
+    parts["update_peak"] = always + parts["autocast_copies"] + max(at_the_head, in_the_layers, at_the_embedding)
     parts["rollout_peak"] = always + parts["key_value_cache"] + rows * shape.vocabulary * 8
     return parts

@@ -130,3 +130,9 @@ def test_a_pickle_beside_safetensors_is_not_read(folder: Path) -> None:
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Hostile(mark)))
     assert load_model(ModelConfig(path=str(folder))).end_tokens == (1,)
     assert not mark.exists()
+
+
+def test_checkpointing_asks_for_no_gradient_of_the_embeddings(folder: Path) -> None:
+    model = load_model(ModelConfig(path=str(folder), gradient_checkpointing=True)).model
+    assert model.is_gradient_checkpointing
+    assert not model.model.embed_tokens._forward_hooks

@@ -22,6 +22,7 @@ pytest.importorskip("peft", reason="adapters need the extra lora: pip install 'l
 LORA = (
     "model.lora.rank=4",
     "model.compute_dtype=bfloat16",
+    "model.gradient_checkpointing=true",
     "objective.kl_coefficient=0.1",
     "run.steps=4",
     "run.checkpoint_every=2",
