@@ -254,7 +254,7 @@ def log_entries(content: bytes) -> Iterator[bytes]:
 
 def test_wandb_offline_holds_each_step_once(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     """The real package, offline: what would be synchronised, read from its files."""
-    pytest.importorskip("wandb", reason="pip install 'luspo[track]'")
+    wandb = pytest.importorskip("wandb", reason="pip install 'luspo[track]'")
     from wandb.proto import wandb_internal_pb2
 
     monkeypatch.setenv("WANDB_MODE", "offline")
@@ -263,6 +263,7 @@ def test_wandb_offline_holds_each_step_once(folder: RunFolder, monkeypatch: pyte
     with pytest.raises(ZeroDivisionError):
         session(folder, range(1, 4), crash=True)
     session(folder, range(3, 5))
+    wandb.teardown()  # `finish` returns before wandb's own process has written the file; the end of a command waits for it so
     found: list[tuple[int, dict[str, Any]]] = []
     keys = set()
     for file in sorted(folder.path.glob("wandb/offline-run-*/*.wandb"), key=lambda file: file.stat().st_mtime):
