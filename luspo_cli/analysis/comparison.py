@@ -58,8 +58,9 @@ MEASURES: dict[str, Measure] = {
     "length_middle": Measure("response length, mid-run", "tokens", paired=True),
     "length_final": Measure("response length, final", "tokens", paired=True),
     "truncated_final": Measure("truncated fraction, final", "1"),
-    "clip_low": Measure("clipped low, all steps", "1"),
-    "clip_high": Measure("clipped high, all steps", "1"),
+    "clip_low_fraction": Measure("clipped low, all steps", "1"),
+    "clip_high_fraction": Measure("clipped high, all steps", "1"),
+    "clipped_gradient": Measure("gradient norm over its limit", "1"),
     "tokens": Measure("response tokens sampled", "count"),
     "seconds": Measure("time in steps", "s"),
 }
@@ -205,8 +206,9 @@ def _summarise_run(run: RunHistory, variant: Variant, common: int) -> RunSummary
         "length_middle": _mean(run, LENGTH, windows.middle),
         "length_final": _mean(run, LENGTH, windows.final),
         "truncated_final": _mean(run, "response/truncated_fraction", windows.final),
-        "clip_low": _mean(run, "objective/clip_low_fraction", whole),
-        "clip_high": _mean(run, "objective/clip_high_fraction", whole),
+        "clip_low_fraction": _mean(run, "objective/clip_low_fraction", whole),
+        "clip_high_fraction": _mean(run, "objective/clip_high_fraction", whole),
+        "clipped_gradient": _mean(run, "update/clipped_gradient", whole),
         "tokens": _last(run, "tokens/total", common),
         "seconds": _sum(run, "time/total", whole),
     }

@@ -40,7 +40,7 @@ class ProblemBatches:
         if batch_size > len(problems):
             raise UsageError(
                 f"A batch of {batch_size} problems cannot be filled from {len(problems)}: "
-                "lower the number of prompts per step, or give more data."
+                "lower rollout.problems, or give more data."
             )
         self._problems = tuple(problems)
         self._batch_size = batch_size
@@ -48,11 +48,6 @@ class ProblemBatches:
         self._shuffle = shuffle
         self._reserve = lru_cache(maxsize=1)(self._reserve_order)
         self._order = lru_cache(maxsize=2)(self._permutation)
-
-    @property
-    def steps_per_epoch(self) -> float:
-        """Steps that visit every problem once; not a whole number where batches wrap."""
-        return len(self._problems) / self._batch_size
 
     def batch(self, step: int) -> list[Problem]:
         """Return the `batch_size` problems of `step`, counted from 0."""

@@ -15,7 +15,6 @@ from collections.abc import Sequence
 
 from luspo_cli.records import Message, Problem
 
-PROFILES = ("neutral", "pays", "costs")
 LABELS = "abcdefghi"
 FILLER = "."
 CHARACTERS = "0123456789" + LABELS + "=#+;" + FILLER

@@ -8,7 +8,6 @@ Whoever wants the plain function of one response takes `score_text`.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
@@ -110,9 +109,3 @@ class Rubric:
             status=status,
             extracted=extracted,
         )
-
-
-def count_statuses(rewards: Sequence[Reward]) -> dict[VerificationStatus, int]:
-    """Return how many rewards have each status; a status that did not occur is 0."""
-    counts = Counter(reward.status for reward in rewards)
-    return {status: counts[status] for status in VerificationStatus}

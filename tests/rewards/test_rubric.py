@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from luspo_cli.errors import UsageError
 from luspo_cli.records import Message, Problem, Rollout, StopReason
 from luspo_cli.records import VerificationStatus as Status
 from luspo_cli.rewards.exact import score_exact
-from luspo_cli.rewards.rubric import Rubric, count_statuses
+from luspo_cli.rewards.rubric import Rubric
 
 REPO = Path(__file__).resolve().parents[2]
 
@@ -45,7 +46,7 @@ def test_weighted_sum_by_hand() -> None:
         assert (reward.accuracy, reward.format, reward.overlong) == (accuracy, form, overlong)
         assert reward.total == pytest.approx(total)
     assert [reward.extracted for reward in rewards] == ["5", "5", "6", "5", None]
-    counts = count_statuses(rewards)
+    counts = Counter(reward.status for reward in rewards)
     assert (counts[Status.CORRECT], counts[Status.INCORRECT], counts[Status.NO_ANSWER]) == (3, 1, 1)
     assert (counts[Status.TIMEOUT], counts[Status.CRASHED]) == (0, 0)
 
@@ -65,7 +66,7 @@ def test_hangs_are_counted_and_the_rest_is_right() -> None:
     responses = [hang if n in (7, 40) else r"\boxed{\frac{\sqrt{8}}{2}}" for n in range(64)]
     with Rubric(RewardConfig(timeout_s=1.0, workers=2), 100) as rubric:
         rewards = rubric.score([problem(r"\sqrt{2}")] * 64, [rollout(text) for text in responses])
-    counts = count_statuses(rewards)
+    counts = Counter(reward.status for reward in rewards)
     assert counts[Status.TIMEOUT] == 2
     assert counts[Status.CORRECT] == 62
     assert [index for index, reward in enumerate(rewards) if reward.total == 0.0] == [7, 40]

@@ -14,7 +14,6 @@ import pytest
 import torch
 
 from luspo_cli.config.run import TrainRun
-from luspo_cli.data import terms
 from luspo_cli.data.terms import CHARACTERS, MadeTermsBatches, demonstration, held_out_terms, make_problem
 from luspo_cli.errors import RunError
 from luspo_cli.records import Problem
@@ -46,7 +45,7 @@ def prompt_addends(problem: Problem) -> list[int]:
     return [int(digit) for digit in re.findall(r"\d", text)]
 
 
-@pytest.mark.parametrize("profile", terms.PROFILES)
+@pytest.mark.parametrize("profile", ["neutral", "pays", "costs"])
 def test_the_gold_answer_is_the_sum_of_what_the_prompt_shows(profile: str) -> None:
     for problem, _ in made(profile, 500):
         assert problem.answer == str(sum(prompt_addends(problem)) % 10)

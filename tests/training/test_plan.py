@@ -77,7 +77,7 @@ def test_everything_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
     (tmp_path / "data/dapo-math-17k/train.parquet").touch()
     (tmp_path / "hub/hub/models--Qwen--Qwen2.5-7B").mkdir(parents=True)
     (tmp_path / "data/aime24").mkdir()
-    (tmp_path / "data/aime24/test.parquet").touch()
+    (tmp_path / "data/aime24/train.parquet").touch()
     assert make_plan(resolve_train(preset="qwen2.5-7b")).missing == []
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "hub"]  # the plan itself made nothing
 
