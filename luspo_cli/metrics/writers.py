@@ -51,8 +51,7 @@ class TensorboardWriter:
     def __init__(self, series: Series) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        purge = series.first_step if series.first_step > 1 else None
-        self._events = SummaryWriter(str(series.run / "tensorboard"), purge_step=purge)
+        self._events = SummaryWriter(str(series.run / "tensorboard"), purge_step=series.first_step)
 
     def write(self, step: int, numbers: Mapping[str, float]) -> None:
         for name, value in numbers.items():

@@ -236,6 +236,23 @@ def test_tensorboard_reads_back_what_metrics_jsonl_holds_after_a_crash(
         assert [event.value for event in found] == pytest.approx([value for _, value in points], rel=1e-6), name
 
 
+def test_tensorboard_shows_each_step_once_after_a_crash_before_the_first_checkpoint(folder: RunFolder) -> None:
+    """The real package: two steps, then all of the run again from step 1."""
+    pytest.importorskip("tensorboard", reason="pip install 'luspo[track]'")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = resolve_train(preset="tiny", sets=['run.track=["tensorboard"]'])
+    for steps in (range(1, 3), range(1, 4)):
+        folder.cut_back(0)
+        with Tracking(config, folder, print) as tracker:
+            for step in steps:
+                folder.append_metrics({"step": step, "tokens/total": 10 * step})
+                tracker.write({"step": step, "tokens/total": 10 * step})
+    read = EventAccumulator(str(folder.path / "tensorboard"), size_guidance={"scalars": 0})
+    read.Reload()
+    assert [(event.step, event.value) for event in read.Scalars("tokens/total")] == [(1, 10), (2, 20), (3, 30)]
+
+
 def log_entries(content: bytes) -> Iterator[bytes]:
     """The entries of a LevelDB log, which offline runs are kept in: 32 KiB blocks, 7-byte headers, parts 1 | 2 3* 4."""
     assert content[:4] == b":W&B"
