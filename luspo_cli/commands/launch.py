@@ -156,9 +156,11 @@ def _conclude(group: _Group, run: Path) -> None:
             print("luspo: interrupted", file=sys.stderr)
         sys.exit(first if first in _SAID else asked)
     rank = next((r for r in group.ended if statuses[r] not in (0, LOST_STATUS)), group.ended[0] if group.ended else 0)
+    go_on = f"luspo train --run {shlex.quote(str(run))} --resume --processes {len(statuses)}"
+    begun = (run / "config.json").is_file()
     raise RunError(
-        f"process {rank} of {len(statuses)} {_how(statuses[rank])}; the others were stopped. Every checkpoint is whole:"
-        f" go on with: luspo train --run {shlex.quote(str(run))} --resume --processes {len(statuses)}"
+        f"process {rank} of {len(statuses)} {_how(statuses[rank])}; the others were stopped. "
+        + (f"Every checkpoint is whole: go on with: {go_on}" if begun else "No run was begun: give the same command again")
     )
 
 
@@ -173,12 +175,13 @@ def _how(status: int | None) -> str:
 
 @contextmanager
 def _forwarded(forward: Callable[[int], None]) -> Iterator[None]:
-    """Within this block, signals that would end this process go to the copies instead."""
+    """Within this block, signals that would end this process go to the copies instead; under nohup SIGHUP would not."""
 
     def handle(number: int, frame: Any) -> None:
         forward(number)
 
-    before = {number: signal.signal(number, handle) for number in _SIGNALS}
+    wanted = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, handle) for number in wanted}
     try:
         yield
     finally:
