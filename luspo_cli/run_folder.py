@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 from luspo_cli.config.stored import with_defaults
 from luspo_cli.errors import RunError, UsageError
@@ -101,9 +101,7 @@ class RunFolder:
 
     def append_metrics(self, record: Mapping[str, Any]) -> None:
         """Append one step's record as one line, on disk before this returns; RunError where that fails."""
-        line = json.dumps(record, allow_nan=False) + "\n"
-        with _descriptor(self.metrics_path, os.O_APPEND) as descriptor:
-            _write_all(descriptor, line.encode(), self.metrics_path)
+        _append(self.metrics_path, (json.dumps(record, allow_nan=False) + "\n").encode())
 
     def check_still_here(self) -> None:
         """RunError where the folder was moved or deleted since `open`: a second one would grow under the old name."""
@@ -250,45 +248,66 @@ def write_json(path: Path, value: Any) -> None:
 
 def replace_file(path: Path, content: bytes) -> None:
     """Put `content` at `path` in one move; a full disk leaves what was there."""
-    temporary = path.with_name(f".{path.name}{PARTIAL}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with _descriptor(temporary, os.O_TRUNC, path) as descriptor:
-            _write_all(descriptor, content, path)
-        temporary.replace(path)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise _cannot_write(path, error) from error
-        raise
+        with replacing(path) as stream:
+            _write(stream.fileno(), content)
+    except OSError as error:
+        raise _cannot_write(path, error) from error
 
 
 @contextlib.contextmanager
-def _descriptor(file: Path, mode: int, meant: Path | None = None) -> Iterator[int]:
-    """`file` open for writing; RunError, naming `meant`, where it cannot be opened."""
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A stream for what is to be at `path`: there in one move and on the disk when the block ends, or not at all.
+
+    Raises OSError, also where the disk takes the bytes and loses the name; a failure before the move leaves what was there.
+    """
+    temporary = path.with_name(f".{path.name}{PARTIAL}")
     try:
-        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | mode, 0o644)
-    except OSError as error:
-        raise _cannot_write(meant or file, error) from error
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+def _sync_folder(folder: Path) -> None:
+    """Bring the names in `folder` to the disk: a rename alone may be forgotten when the power fails."""
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        yield descriptor
+        os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
-def _write_all(descriptor: int, content: bytes, path: Path) -> None:
+def _append(path: Path, content: bytes) -> None:
     """Append `content` and bring it to the disk; where that fails, cut off what was written of it and raise RunError."""
-    start = os.lseek(descriptor, 0, os.SEEK_END)
     try:
-        view = memoryview(content)
-        while view:
-            view = view[os.write(descriptor, view) :]
-        os.fsync(descriptor)  # some file systems say only here that the disk is full
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     except OSError as error:
-        with contextlib.suppress(OSError):  # a torn line that stays is left out by readers, and removed by --resume
-            os.ftruncate(descriptor, start)
         raise _cannot_write(path, error) from error
+    try:
+        start = os.lseek(descriptor, 0, os.SEEK_END)
+        try:
+            _write(descriptor, content)
+            os.fsync(descriptor)  # some file systems say only here that the disk is full
+        except OSError as error:
+            with contextlib.suppress(OSError):  # a torn line that stays is left out by readers, and removed by --resume
+                os.ftruncate(descriptor, start)
+            raise _cannot_write(path, error) from error
+    finally:
+        os.close(descriptor)
+
+
+def _write(descriptor: int, content: bytes) -> None:
+    view = memoryview(content)
+    while view:
+        view = view[os.write(descriptor, view) :]
 
 
 def _cannot_write(path: Path, error: OSError) -> RunError:

@@ -13,6 +13,7 @@ import pytest
 
 from luspo_cli.errors import RunError, UsageError
 from luspo_cli.run_folder import RunFolder, differing_keys, replace_file, write_json
+from luspo_cli.training.rollout_store import store_rollouts
 
 CONFIG = {"run": {"steps": 5, "seed": 0}, "objective": {"name": "luspo"}}
 
@@ -296,3 +297,28 @@ def test_a_disk_that_is_found_full_only_at_the_end(tmp_path: Path, monkeypatch: 
         write_json(tmp_path / "config.json", {"other": 1})
     assert folder.metrics_path.read_text() == '{"step": 1}\n'
     assert json.loads((tmp_path / "config.json").read_text()) == CONFIG
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="finds a descriptor's file in /proc")
+def test_file_and_name_are_on_the_disk_before_a_write_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bytes before the move, the folder's list of names after it: a power cut leaves the old file or the new one."""
+    done: list[str] = []
+    sync, move = os.fsync, Path.replace
+
+    def noted_sync(descriptor: int) -> None:
+        done.append(f"sync {Path(os.readlink(f'/proc/self/fd/{descriptor}')).relative_to(tmp_path)}")
+        sync(descriptor)
+
+    def noted_move(path: Path, to: Path) -> Path:
+        done.append(f"move {to.relative_to(tmp_path)}")
+        return move(path, to)
+
+    monkeypatch.setattr(os, "fsync", noted_sync)
+    monkeypatch.setattr(Path, "replace", noted_move)
+    replace_file(tmp_path / "evals" / "a.json", b"{}")
+    store_rollouts(tmp_path / "rollouts", 3, [], [])
+    assert done == [
+        "sync evals/.a.json.partial", "move evals/a.json", "sync evals",
+        "sync rollouts/.step-000003.parquet.partial", "move rollouts/step-000003.parquet", "sync rollouts",
+    ]  # fmt: skip
+    assert sorted(path.name for path in tmp_path.rglob("*.*")) == ["a.json", "step-000003.parquet"]

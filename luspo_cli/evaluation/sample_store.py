@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from luspo_cli.errors import RunError, UsageError
-from luspo_cli.run_folder import differing_keys, write_json
+from luspo_cli.run_folder import differing_keys, replacing, write_json
 
 PARTIAL = ".partial"
 MANIFEST = "settings.json"
@@ -163,16 +163,10 @@ def write_parquet(file: Path, rows: Sequence[Mapping[str, Any]], columns: Sequen
     import pyarrow.parquet
 
     schema = pyarrow.schema([(name, pyarrow.type_for_alias(kind)) for name, kind in columns])
-    partial = file.with_name(f".{file.name}.partial")
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as stream:
+        with replacing(file) as stream:
             pyarrow.parquet.write_table(pyarrow.Table.from_pylist([dict(row) for row in rows], schema=schema), stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.replace(file)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise RunError(
             f"{file} could not be written ({error.strerror or error}); mend that, then the same command goes on."
         ) from error

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
 from luspo_cli.errors import RunError
 from luspo_cli.records import ScoredGroup
+from luspo_cli.run_folder import replacing
 
 
 def store_rollouts(folder: Path, step: int, groups: Sequence[ScoredGroup], batch: Sequence[ScoredGroup]) -> None:
@@ -40,14 +40,10 @@ def store_rollouts(folder: Path, step: int, groups: Sequence[ScoredGroup], batch
         for rollout, reward, advantage in zip(group.rollouts, group.rewards, group.advantages, strict=True)
     ]
     final = folder / f"step-{step:06d}.parquet"
-    partial = folder / f".{final.name}.partial"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        pq.write_table(pa.Table.from_pylist(rows), partial)
-        partial.replace(final)
+        with replacing(final) as stream:
+            pq.write_table(pa.Table.from_pylist(rows), stream)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
         raise RunError(
             f"cannot write {final}: {error.strerror or error}; free some space, then go on with --resume"
         ) from error

@@ -96,13 +96,13 @@ def kills_at_chosen_moments(workshop: Workshop, names: Collection[str] = ()) -> 
 
 def kills_while_resuming(workshop: Workshop) -> Iterator[Attempt]:
     """A run that was killed already, killed again while it is cut back to its checkpoint."""
-    for name, how, at in (
-        ("metrics.jsonl half cut back", "torn", 2),
-        ("metrics.jsonl cut back, rollouts not", "kill", 6),
-        ("first line after the checkpoint half written", "torn", 20),
+    for name, how, kind, path in (
+        ("metrics.jsonl half cut back", "torn", "write", r"\.metrics\.jsonl\.partial"),
+        ("metrics.jsonl cut back, rollouts not", "after", "rename", r"metrics\.jsonl"),
+        ("first line after the checkpoint half written", "torn", "write", r"metrics\.jsonl"),
     ):
         run = workshop.copy_of_stopped("resuming")
-        ended = workshop.resume(run, fault=Fault(run, how, at))
+        ended = workshop.resume(run, fault=Fault(run, how, workshop.operation(kind, path, resumed=True).number))
         where = f" at {ended.operations[-1].name} {Path(ended.operations[-1].path).name}" if ended.operations else ""
         yield Attempt(name + where, _not_killed(ended) or workshop.finished_alike(run))
 

@@ -139,6 +139,13 @@ class Workshop:
             pass
         return run
 
+    @cached_property
+    def resumed(self) -> Path:
+        """A copy of the stopped run that went on undisturbed, its operations counted."""
+        run = self.copy_of_stopped("resumed")
+        self.resumed_operations = self.resume(run, fault=Fault(run)).operations
+        return run
+
     def copy_of_stopped(self, name: str) -> Path:
         run = self.new_run(name)
         shutil.copytree(self.stopped, run)
@@ -150,14 +157,18 @@ class Workshop:
             number = self._numbers[name] = self._numbers.get(name, 0) + 1
         return self.folder / f"{name}-{number}"
 
-    def operation(self, name: str, path: str, occurrence: int = 1) -> Operation:
-        """The undisturbed run's operation on a path (a pattern, below the run folder), the n-th of its kind; -1 the last."""
-        assert self.whole
+    def operation(self, name: str, path: str, occurrence: int = 1, *, resumed: bool = False) -> Operation:
+        """The undisturbed run's operation on a path (a pattern, below the run folder), the n-th of its kind; -1 the last.
+
+        `resumed`: of the run that was killed and went on, counted from there.
+        """
+        run = self.resumed if resumed else self.whole
+        operations = self.resumed_operations if resumed else self.operations
         kind, place = re.compile(name), re.compile(path)
         found = [
             one
-            for one in self.operations
-            if kind.fullmatch(one.name) and place.fullmatch(one.path.removeprefix(str(self.whole)).lstrip("/"))
+            for one in operations
+            if kind.fullmatch(one.name) and place.fullmatch(one.path.removeprefix(str(run)).lstrip("/"))
         ]
         if not found:
             raise LookupError(f"the undisturbed run has no operation '{name}' on '{path}'")
