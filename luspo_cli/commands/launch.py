@@ -157,11 +157,10 @@ def _conclude(group: _Group, run: Path) -> None:
         sys.exit(first if first in _SAID else asked)
     rank = next((r for r in group.ended if statuses[r] not in (0, LOST_STATUS)), group.ended[0] if group.ended else 0)
     go_on = f"luspo train --run {shlex.quote(str(run))} --resume --processes {len(statuses)}"
-    begun = (run / "config.json").is_file()
-    raise RunError(
-        f"process {rank} of {len(statuses)} {_how(statuses[rank])}; the others were stopped. "
-        + (f"Every checkpoint is whole: go on with: {go_on}" if begun else "No run was begun: give the same command again")
-    )
+    advice = f"Every checkpoint is whole: go on with: {go_on}"
+    if not (run / "config.json").is_file():
+        advice = "No run was begun: give the same command again"
+    raise RunError(f"process {rank} of {len(statuses)} {_how(statuses[rank])}; the others were stopped. {advice}")
 
 
 def _how(status: int | None) -> str:
