@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from luspo_cli.config.rollout import VllmConfig
 from luspo_cli.errors import UsageError
-from luspo_cli.rollout.sampler import Sampler
+from luspo_cli.rollout.sampler import Sampler, SamplingOptions
 
 SamplerName = Literal["in-process", "vllm", "vllm-server"]
 INSTALL_VLLM = (
@@ -72,6 +72,19 @@ def folder_reads_images(path: str) -> bool:
     return file.is_file() and '"vision_config"' in file.read_text(errors="replace")
 
 
+def check_sampler(choice: Choice, *, longest: int, draws: SamplingOptions, vllm: VllmConfig) -> None:
+    """UsageError for what can be known before anything is loaded: vLLM that is not installed, servers that are too few or unfit.
+
+    Changes nothing, on the servers either; `longest` and `draws` as for `make_sampler`.
+    """
+    if choice.name == "vllm" and not vllm_is_installed():
+        raise UsageError(f"the vLLM sampler needs vllm, which is not installed: {INSTALL_VLLM}")
+    if choice.name == "vllm-server":
+        from luspo_cli.rollout.vllm_server import checked_servers
+
+        checked_servers(_servers_of_this_process(vllm), longest, vllm.timeout_s, draws)
+
+
 def make_sampler(
     choice: Choice,
     model: SamplerModel,
@@ -81,13 +94,14 @@ def make_sampler(
     apart: bool = False,
     max_rows: int,
     longest: int,
-    temperature: float,
+    draws: SamplingOptions,
     seed: int,
     vllm: VllmConfig,
 ) -> Sampler:
     """Build the chosen sampler; `policy` is the model being trained, `longest` the tokens of the longest row.
 
-    `device` is where training computes, by default where the weights are; `apart` asks for weights of the sampler's own.
+    `draws` says how the rollouts that are trained on will be drawn: vLLM returns log-probs for those. `device` is where training
+    computes, by default where the weights are; `apart` asks for weights of the sampler's own.
     Raises UsageError where vllm is not installed or cannot run the model, RunError where a server does not answer.
     """
     if choice.name == "in-process":
@@ -103,12 +117,11 @@ def make_sampler(
     if choice.name == "vllm-server":
         from luspo_cli.rollout.vllm_server import VllmServerSampler
 
-        servers = own_servers(vllm.servers, int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
+        servers = _servers_of_this_process(vllm)
         return VllmServerSampler(
-            servers, model.tokenizer, model.end_tokens, model.compute_dtype, max_rows, longest, vllm.timeout_s
+            servers, model.tokenizer, model.end_tokens, model.compute_dtype, max_rows, longest, vllm.timeout_s, draws
         )
-    if not vllm_is_installed():
-        raise UsageError(f"the vLLM sampler needs vllm, which is not installed: {INSTALL_VLLM}")
+    check_sampler(choice, longest=longest, draws=draws, vllm=vllm)
     from luspo_cli.rollout.vllm_engine import EngineSettings, VllmSampler
 
     settings = EngineSettings(
@@ -116,7 +129,7 @@ def make_sampler(
         dtype=model.compute_dtype,
         longest=longest,
         max_rows=max_rows,
-        temperature=temperature,
+        temperature=draws.temperature,
         memory_share=vllm.memory_share,
         eager=vllm.eager,
         seed=seed,
@@ -134,6 +147,10 @@ def own_servers(servers: Sequence[str], rank: int, processes: int) -> tuple[str,
             " name one server a process at least"
         )
     return tuple(servers[rank::processes])
+
+
+def _servers_of_this_process(vllm: VllmConfig) -> tuple[str, ...]:
+    return own_servers(vllm.servers, int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
 
 
 def _has_cuda() -> bool:

@@ -34,7 +34,14 @@ def has_logprobs(options: SamplingOptions, mode: LogprobsMode) -> bool:
     """Whether an engine of this kind returns log-probs at the sampling temperature over the whole vocabulary."""
     if mode == "raw_logprobs":
         return options.temperature in (0.0, 1.0)
-    return options.temperature == 0.0 or (options.top_p == 1.0 and not options.top_k)
+    # A server can report logits in their place.
+    return mode == "processed_logprobs" and (options.temperature == 0.0 or (options.top_p == 1.0 and not options.top_k))
+
+
+def mode_for(options: SamplingOptions) -> LogprobsMode | None:
+    """The kind of log-probs to start a server with for these draws; None where no kind gives the sampler's own."""
+    modes: tuple[LogprobsMode, ...] = ("raw_logprobs", "processed_logprobs")
+    return next((mode for mode in modes if has_logprobs(options, mode)), None)
 
 
 def row_seed(seed: int, row: int) -> int:

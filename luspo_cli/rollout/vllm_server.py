@@ -6,8 +6,10 @@ A server is started by the user, next to an installed luspo (docs/engine.md):
 
 `/inference/v1/generate` takes token ids and vLLM's own sampling parameters, so no default of the server's model enters.
 A push pauses the server (which ends what a killed run left behind and empties the cache), streams the weights to its workers
-(`weight_stream`) and gives them a version of their own. Every answer names the version that it was drawn with: a server that was
-restarted, or that another run pushed to, is found out at its first answer instead of training on other weights' samples.
+(`weight_stream`) and gives them a version of their own. One pass over the weights serves all servers: getting a sharded weight is
+an exchange between the processes of a run, which each of them makes as often as the others and in the same order. Every answer
+names the version that it was drawn with: a server that was restarted, or that another run pushed to, is found out at its first
+answer instead of training on other weights' samples.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Literal
 
 import torch
@@ -36,16 +38,19 @@ from luspo_cli.rollout.vllm_requests import (
     check_request,
     has_logprobs,
     in_groups,
+    mode_for,
     sampling_parameters,
     to_rollout,
 )
-from luspo_cli.rollout.weight_stream import WeightSender, checkpoint_weights, describe
+from luspo_cli.rollout.weight_stream import WeightFeed, WeightSender, checkpoint_weights, describe, hand_out
 
 WORKER_ERROR = re.compile(r"failed with error '(.*?)', please", re.DOTALL)
 """How vLLM wraps what a worker raised."""
 SHORT_S = 60.0
 """For calls that compute nothing."""
 START = 'VLLM_SERVER_DEV_MODE=1 vllm serve MODEL --weight-transfer-config \'{"backend": "luspo"}\' --enable-scale-out'
+UNFINISHED = "unfinished"
+"""Version of weights that a killed trainer left half pushed; no run draws with it."""
 GO_ON = "the run can go on with --resume"
 
 
@@ -61,20 +66,29 @@ class VllmServerSampler:
         max_rows: int,
         longest: int,
         timeout_s: float,
+        draws: SamplingOptions,
     ) -> None:
+        """`draws`: how the rollouts that are trained on will be drawn. UsageError where a server does not fit."""
         self.tokenizer, self.end_tokens = tokenizer, tuple(sorted(end_tokens))
         self.max_rows = max_rows
         self._dtype = getattr(torch, dtype)
-        self._servers = [_Server(url.rstrip("/"), timeout_s) for url in servers]
-        for server in self._servers:
-            server.check(longest)
+        self._servers = checked_servers(servers, longest, timeout_s, draws)
         self._version = ""
 
     def load_weights(self, policy: Any) -> None:
-        """Push the policy's weights to every server, all at the same time."""
+        """Push the policy's weights to every server, all at the same time; RunError, after all weights, where one failed."""
         self._version = secrets.token_hex(8)
+        config = policy.config.get_text_config()
+        shape = {key: getattr(config, key, None) for key in SHAPE_KEYS}
+        described = describe(policy, self._dtype)
+        feeds = [WeightFeed() for _ in self._servers]
+        pushes: list[Future[None]] = []
         with ThreadPoolExecutor(len(self._servers)) as threads:
-            pushes = [threads.submit(server.push, policy, self._dtype, self._version) for server in self._servers]
+            for server, feed in zip(self._servers, feeds, strict=True):
+                push = threads.submit(server.push, shape, described, feed, self._version)
+                push.add_done_callback(lambda _, feed=feed: feed.close())
+                pushes.append(push)
+            hand_out(checkpoint_weights(policy, self._dtype), feeds)
         for push in pushes:
             push.result()
 
@@ -114,6 +128,14 @@ class VllmServerSampler:
         return in_groups(rollouts, self.tokenizer, options.group_size)
 
 
+def checked_servers(servers: Sequence[str], longest: int, timeout_s: float, draws: SamplingOptions) -> list[_Server]:
+    """The servers at these addresses; UsageError where one is not there or does not fit the run. Changes nothing on them."""
+    found = [_Server(url.rstrip("/"), timeout_s) for url in servers]
+    for server in found:
+        server.check(longest, draws)
+    return found
+
+
 class _Server:
     """The routes of one server; every failure is one sentence that names it."""
 
@@ -122,8 +144,9 @@ class _Server:
         self.mode: LogprobsMode = "raw_logprobs"
         self._greeted = False
 
-    def check(self, longest: int) -> None:
-        """UsageError where the address does not answer, is no vLLM server for a run, or is too small for the longest row."""
+    def check(self, longest: int, draws: SamplingOptions) -> None:
+        """UsageError where the address does not answer, is no vLLM server for a run, is too small for the longest row, or
+        reports no log-probs of these draws and could."""
         try:
             config = self._call("GET", "/server_info?config_format=json", timeout_s=SHORT_S)["vllm_config"]
             backend = (config["weight_transfer_config"] or {}).get("backend")
@@ -146,32 +169,46 @@ class _Server:
                 f"the vLLM server {self.url} takes rows of {context} tokens and this run needs {longest}:"
                 f" start it with --max-model-len {longest}"
             )
+        wanted = mode_for(draws)
+        if wanted and not has_logprobs(draws, self.mode):
+            raise UsageError(
+                f"the vLLM server {self.url} reports {self.mode}, which at this rollout.temperature, top_p and top_k are not the"
+                f" sampler's log-probs: start it with --logprobs-mode {wanted}"
+            )
 
-    def push(self, policy: Any, dtype: torch.dtype, version: str) -> None:
-        """Bring the policy's weights into the server under this version; RunError where any part fails."""
+    def push(self, shape: dict[str, Any], described: dict[str, Any], weights: WeightFeed, version: str) -> None:
+        """Bring the weights into the server under this version; RunError where any part fails."""
         if not self._greeted:
-            config = policy.config.get_text_config()
-            shape = {key: getattr(config, key, None) for key in SHAPE_KEYS}
             self._call("POST", "/init_weight_transfer_engine", {"init_info": {"protocol": PROTOCOL, "shape": shape}})
             self._greeted = True
         self._call("POST", "/pause?mode=abort")
-        self._call("POST", "/start_weight_update")
-        self._stream(policy, dtype)
+        self._start_update()
+        self._stream(described, weights)
         self._call("POST", "/finish_weight_update", {"weight_version": version})
         if not self._call("POST", "/reset_prefix_cache").get("success"):
             raise RunError(f"the vLLM server {self.url} did not empty its cache after a push: restart it, {GO_ON}")
         self._call("POST", "/resume")
 
-    def _stream(self, policy: Any, dtype: torch.dtype) -> None:
+    def _start_update(self) -> None:
+        try:
+            self._call("POST", "/start_weight_update")
+        except RunError as error:
+            if "already active" not in str(error):
+                raise
+            # A trainer that was killed while it pushed left its update open.
+            self._call("POST", "/finish_weight_update", {"weight_version": UNFINISHED})
+            self._call("POST", "/start_weight_update")
+
+    def _stream(self, described: dict[str, Any], weights: WeightFeed) -> None:
         host = urllib.parse.urlsplit(self.url).hostname or "127.0.0.1"
         try:
             with WeightSender(host, self._workers, self.timeout_s) as sender, ThreadPoolExecutor(1) as thread:
-                update = {"address": sender.address, "timeout_s": self.timeout_s, **describe(policy, dtype)}
+                update = {"address": sender.address, "timeout_s": self.timeout_s, **described}
                 answer = thread.submit(self._call, "POST", "/update_weights", {"update_info": update})
                 # A server that refuses at once would leave us waiting for its workers.
                 answer.add_done_callback(lambda done: sender.close() if done.exception() else None)
                 try:
-                    sender.send(checkpoint_weights(policy, dtype))
+                    sender.send(weights)
                 except OSError:
                     sender.close()
                     answer.result()  # the server's own reason, where it gave one

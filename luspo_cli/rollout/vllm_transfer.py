@@ -52,6 +52,8 @@ class LuspoWeightTransfer(WeightTransferEngine[InitInfo, UpdateInfo]):
 
     init_info_cls = InitInfo
     update_info_cls = UpdateInfo
+    _open = False
+    """Whether an update was started and not finished: also after one that failed, of which vLLM itself keeps no note."""
 
     def init_transfer_engine(self, init_info: InitInfo) -> None:
         """Refuse a trainer of another version or with another model; ValueError names the first difference."""
@@ -68,6 +70,10 @@ class LuspoWeightTransfer(WeightTransferEngine[InitInfo, UpdateInfo]):
                 )
 
     def start_weight_update(self) -> None:
+        if self._open:
+            # Layers that a killed trainer left half loaded would be passed over, and go on counting where it stopped.
+            finalize_layerwise_reload(self.model, self.model_config)
+        self._open = True
         initialize_layerwise_reload(self.model)
 
     def receive_weights(self, update_info: UpdateInfo) -> None:
@@ -86,6 +92,7 @@ class LuspoWeightTransfer(WeightTransferEngine[InitInfo, UpdateInfo]):
         head = getattr(self.model, "lm_head", None)
         if head is not None and getattr(self.model_config.hf_text_config, "tie_word_embeddings", False):
             head.quant_method.process_weights_after_loading(head)
+        self._open = False
 
     def shutdown(self) -> None:
         """Nothing is held between pushes."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hmac
+import queue
 import secrets
 import socket
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,6 +21,8 @@ from torch import Tensor, nn
 from luspo_cli.adapters import merged_weights
 
 SECRET_BYTES = 16
+AHEAD = 1
+"""Weights that wait for a server beside the one that is sent to it."""
 
 
 def checkpoint_weights(policy: nn.Module, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
@@ -37,6 +40,61 @@ def describe(policy: nn.Module, dtype: torch.dtype) -> dict[str, Any]:
         "shapes": [shape for _, shape in named],
         "dtype": str(dtype).removeprefix("torch."),
     }
+
+
+class WeightFeed:
+    """One server's end of `hand_out`: an iterator over the weights, in another thread than the one that gathers them."""
+
+    def __init__(self) -> None:
+        self._queue: queue.Queue[tuple[str, Tensor] | None] = queue.Queue(AHEAD)
+        self._closed = self._broken = False
+
+    def put(self, weight: tuple[str, Tensor] | None) -> None:
+        """Hand on one weight, or None after the last; waits while the server is `AHEAD` behind, and not for one that closed."""
+        if not self._closed:
+            self._queue.put(weight)
+
+    def close(self) -> None:
+        """The server wants no more: whoever waits in `put` is let go, and later weights are dropped."""
+        self._closed = True
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._queue.get_nowait()
+
+    def break_off(self) -> None:
+        """No more weights will come: iterating ends with OSError instead of too early."""
+        self._broken = True
+        self.put(None)
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        while (weight := self._queue.get()) is not None:
+            yield weight
+        if self._broken:
+            raise ConnectionError("the trainer could not gather its weights")
+
+
+def hand_out(weights: Iterable[tuple[str, Tensor]], feeds: Sequence[WeightFeed]) -> None:
+    """Give every weight, on the CPU, to all feeds; few are in memory at a time.
+
+    It goes on to the last weight where all feeds have closed: where weights are sharded, getting the next one is an exchange,
+    which the other processes of the run wait for.
+    """
+    try:
+        for name, weight in weights:
+            if not all(feed.closed for feed in feeds):
+                whole = weight.cpu().contiguous()
+                for feed in feeds:
+                    feed.put((name, whole))
+    except BaseException:
+        for feed in feeds:
+            feed.break_off()
+        raise
+    for feed in feeds:
+        feed.put(None)
 
 
 class WeightSender:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -29,6 +29,7 @@ from luspo_cli.rollout.sampler import Prompt, Sampler, SamplingOptions
 from luspo_cli.run_folder import RunFolder
 from luspo_cli.training.dynamic_sampling import sample_step
 from luspo_cli.training.held_out import HeldOut, record, recorded_steps
+from luspo_cli.training.preflight import training_draws
 from luspo_cli.training.ranks import ALONE, Ranks
 from luspo_cli.training.rollout_store import store_rollouts
 from luspo_cli.training.schedule import learning_rate
@@ -167,15 +168,8 @@ def in_order(metrics: dict[str, Any]) -> dict[str, Any]:
 
 
 def _sampling_options(config: TrainRun, step: int, round_number: int) -> SamplingOptions:
-    rollout = config.rollout
-    return SamplingOptions(
-        group_size=rollout.group_size,
-        max_response_tokens=rollout.max_response_tokens,
-        temperature=rollout.temperature,
-        top_p=rollout.top_p,
-        top_k=rollout.top_k,
-        seed=(config.run.seed * SEED_STRIDE + step + round_number * ROUND_STRIDE) % 2**63,
-    )
+    seed = (config.run.seed * SEED_STRIDE + step + round_number * ROUND_STRIDE) % 2**63
+    return replace(training_draws(config), seed=seed)
 
 
 def _pressures(groups: Sequence[ScoredGroup]) -> dict[str, float]:

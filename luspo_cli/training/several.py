@@ -30,9 +30,7 @@ def make_accelerator(low_precision: bool, *, images: bool, sharded: bool) -> Any
     from accelerate import Accelerator
     from accelerate.utils import AutocastKwargs, DistributedDataParallelKwargs
 
-    for name, advice in FOREIGN.items():
-        if os.environ.get(name, "false").lower() == "true":
-            raise UsageError(f"accelerate is set up with {name}, which luspo does not use: {advice}")
+    refuse_foreign_wrapping()
     handlers: list[Any] = [
         DistributedDataParallelKwargs(
             broadcast_buffers=False, find_unused_parameters=images, gradient_as_bucket_view=True
@@ -46,6 +44,13 @@ def make_accelerator(low_precision: bool, *, images: bool, sharded: bool) -> Any
         mixed_precision="bf16" if low_precision else "no",
         kwargs_handlers=handlers,
     )
+
+
+def refuse_foreign_wrapping() -> None:
+    """UsageError where accelerate's launcher was told to wrap the model in another way."""
+    for name, advice in FOREIGN.items():
+        if os.environ.get(name, "false").lower() == "true":
+            raise UsageError(f"accelerate is set up with {name}, which luspo does not use: {advice}")
 
 
 def prepare(accelerator: Any, policy: Any, optimizer: Any, sharded: bool) -> tuple[Any, Any]:

@@ -26,17 +26,21 @@ def shard(policy: nn.Module, device: torch.device) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    trained_tower = [name for name, weight in policy.named_parameters() if "visual." in name and weight.requires_grad]
-    if trained_tower:
-        raise UsageError(
-            "model.sharding = full trains a vision model's language part only: set model.freeze_vision = true,"
-            " or model.sharding = none"
-        )
+    refuse_trained_tower(policy)
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     for layer in decoder_layers(policy):
         fully_shard(layer, mesh=mesh)
     # Not torch's default for a root, which stays gathered after a pass without gradients: the optimizer must find its shares.
     fully_shard(policy, mesh=mesh, reshard_after_forward=True)
+
+
+def refuse_trained_tower(model: nn.Module) -> None:
+    """UsageError for a vision tower whose weights would move: rows with images may be on some processes only."""
+    if any("visual." in name and weight.requires_grad for name, weight in model.named_parameters()):
+        raise UsageError(
+            "model.sharding = full trains a vision model's language part only: set model.freeze_vision = true,"
+            " or model.sharding = none"
+        )
 
 
 def decoder_layers(model: nn.Module) -> list[nn.Module]:

@@ -26,6 +26,7 @@ from luspo_cli.training.checkpoint import Checkpoint, save_checkpoint
 from luspo_cli.training.held_out import SEED_OFFSET, HeldOut
 from luspo_cli.training.loop import Stages
 from luspo_cli.training.optimizer import load_optimizer, make_optimizer
+from luspo_cli.training.preflight import held_out_limit, longest_row, training_draws
 from luspo_cli.training.ranks import Ranks
 from luspo_cli.training.several import make_accelerator, prepare
 from luspo_cli.training.sharding import gather_state, shard
@@ -118,7 +119,7 @@ def _held_out_check(
     settings = config.evaluation
     options = SamplingOptions(
         group_size=settings.samples,
-        max_response_tokens=settings.max_response_tokens or config.rollout.max_response_tokens,
+        max_response_tokens=held_out_limit(config),
         temperature=settings.temperature,
         seed=config.run.seed + SEED_OFFSET,
     )
@@ -127,6 +128,7 @@ def _held_out_check(
 
 
 def _sampler(config: TrainRun, loaded: LoadedModel, held_out: HeldOut | None, device: Any, apart: bool) -> Sampler:
+    held_out_tokens = max((len(prompt.tokens) for prompt in held_out.prompts), default=0) if held_out else 0
     model = SamplerModel(
         path=str(loaded.model.config.name_or_path),
         tokenizer=loaded.tokenizer,
@@ -142,17 +144,8 @@ def _sampler(config: TrainRun, loaded: LoadedModel, held_out: HeldOut | None, de
         device=device,
         apart=apart,
         max_rows=config.rollout.max_rows,
-        longest=_longest_row(config, loaded, held_out),
-        temperature=config.rollout.temperature,
+        longest=longest_row(config, loaded.model, held_out_tokens),
+        draws=training_draws(config),
         seed=config.run.seed,
         vllm=config.rollout.vllm,
     )
-
-
-def _longest_row(config: TrainRun, loaded: LoadedModel, held_out: HeldOut | None) -> int:
-    """Tokens of the longest row that can be sampled, prompt and response, within the model's context."""
-    rows = [config.data.max_prompt_tokens + config.rollout.max_response_tokens]
-    if held_out is not None:
-        longest = max((len(prompt.tokens) for prompt in held_out.prompts), default=0)
-        rows.append(longest + held_out.options.max_response_tokens)
-    return min(max(rows), loaded.model.config.get_text_config().max_position_embeddings)

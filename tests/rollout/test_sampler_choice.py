@@ -11,7 +11,15 @@ from luspo_cli.config.layers import resolve_train
 from luspo_cli.config.rollout import VllmConfig
 from luspo_cli.errors import UsageError
 from luspo_cli.rollout import choice
-from luspo_cli.rollout.choice import SamplerModel, choose_sampler, folder_reads_images, make_sampler, own_servers
+from luspo_cli.rollout.choice import (
+    SamplerModel,
+    check_sampler,
+    choose_sampler,
+    folder_reads_images,
+    make_sampler,
+    own_servers,
+)
+from luspo_cli.rollout.sampler import SamplingOptions
 from luspo_cli.training.plan import make_plan
 
 
@@ -61,10 +69,11 @@ def test_the_dry_run_says_which_and_what_is_missing(monkeypatch: pytest.MonkeyPa
 def test_without_vllm_the_way_to_get_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choice, "vllm_is_installed", lambda: False)
     model = SamplerModel("nowhere", None, (1,), "float32")
+    draws, wanted = SamplingOptions(2, 4), choose_sampler("vllm")
     with pytest.raises(UsageError, match="make vllm"):
-        make_sampler(
-            choose_sampler("vllm"), model, None, max_rows=4, longest=8, temperature=1.0, seed=0, vllm=VllmConfig()
-        )
+        check_sampler(wanted, longest=8, draws=draws, vllm=VllmConfig())
+    with pytest.raises(UsageError, match="make vllm"):
+        make_sampler(wanted, model, None, max_rows=4, longest=8, draws=draws, seed=0, vllm=VllmConfig())
 
 
 def test_no_two_processes_push_to_one_server() -> None:

@@ -6,7 +6,6 @@ starts vLLM's own server with a tiny model.
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import subprocess
@@ -15,72 +14,38 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from server_double import Answer, PushTarget, answering, info, serving, wrapped
 
 from luspo_cli.errors import RunError, UsageError
+from luspo_cli.rollout import vllm_server
 from luspo_cli.rollout.sampler import Prompt, SamplingOptions
 from luspo_cli.rollout.vllm_server import VllmServerSampler
 
 ROOT = Path(__file__).resolve().parents[2]
 PROMPTS = [Prompt("a", (5, 9, 17, 33, 2) * 3), Prompt("b", (7, 8))]
-Answer = Callable[[str, Any], tuple[int, Any]]
-
-
-def info(**model: Any) -> dict[str, Any]:
-    config = {"max_model_len": 128, "logprobs_mode": "raw_logprobs", **model}
-    return {"vllm_config": {"weight_transfer_config": {"backend": "luspo"}, "model_config": config}}
+DRAWS = SamplingOptions(2, 8)
 
 
 @pytest.fixture
 def serve() -> Iterator[Callable[[Answer], str]]:
     """Return a function that starts a server answering (path, body) → (status, JSON), and gives its address."""
-    running: list[ThreadingHTTPServer] = []
-
-    def start(answer: Answer) -> str:
-        class Handler(BaseHTTPRequestHandler):
-            def _reply(self) -> None:
-                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-                status, content = answer(self.path, json.loads(body) if body else None)
-                text = json.dumps(content).encode()
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(text)))
-                self.end_headers()
-                self.wfile.write(text)
-
-            do_GET = do_POST = _reply
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        running.append(server)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        return f"http://127.0.0.1:{server.server_port}"
-
-    yield start
-    for server in running:
-        server.shutdown()
-        server.server_close()
+    with serving() as start:
+        yield start
 
 
-def sampler(url: str, tokenizer: Any = None, longest: int = 64, timeout_s: float = 5.0) -> VllmServerSampler:
-    return VllmServerSampler([url], tokenizer, [1], "float32", 8, longest, timeout_s)
-
-
-def answering(**routes: Any) -> Answer:
-    """Answers as a healthy server does except for the given routes (slashes as underscores)."""
-    healthy: dict[str, Any] = {"server_info": info(), "get_world_size": {"world_size": 1}}
-
-    def answer(path: str, body: Any) -> tuple[int, Any]:
-        name = path.partition("?")[0].strip("/").replace("/", "_")
-        found = routes.get(name, healthy.get(name, {}))
-        return found if isinstance(found, tuple) else (200, found(body) if callable(found) else found)
-
-    return answer
+def sampler(
+    *urls: str,
+    tokenizer: Any = None,
+    longest: int = 64,
+    timeout_s: float = 5.0,
+    draws: SamplingOptions = DRAWS,
+) -> VllmServerSampler:
+    return VllmServerSampler(urls, tokenizer, [1], "float32", 8, longest, timeout_s, draws)
 
 
 def free_port() -> int:
@@ -117,8 +82,7 @@ def test_a_server_of_another_kind(serve: Any, routes: dict[str, Any], message: s
 
 
 def test_a_refused_handshake_gives_the_workers_own_reason(serve: Any, make_model: Callable[..., Any]) -> None:
-    wrapped = "Call to collective_rpc method failed: Worker failed with error 'hidden_size 128 here', please check"
-    url = serve(answering(init_weight_transfer_engine=(500, {"error": {"message": wrapped}})))
+    url = serve(answering(init_weight_transfer_engine=(500, wrapped("hidden_size 128 here"))))
     with pytest.raises(RunError, match=r"\(500: hidden_size 128 here\).*--resume"):
         sampler(url).load_weights(make_model())
 
@@ -137,6 +101,101 @@ def test_a_server_whose_workers_never_come(serve: Any, make_model: Callable[...,
         sampler(url, timeout_s=0.5).load_weights(make_model())
 
 
+@pytest.fixture
+def gathered(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bool]]:
+    """What the pushes of a test gathered, in order: the name of each weight, and whether that was in the main thread."""
+    found: list[tuple[str, bool]] = []
+    real = vllm_server.checkpoint_weights
+
+    def noted(policy: Any, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
+        for name, weight in real(policy, dtype):
+            found.append((name, threading.current_thread() is threading.main_thread()))
+            yield name, weight
+
+    monkeypatch.setattr(vllm_server, "checkpoint_weights", noted)
+    return found
+
+
+def test_one_pass_over_the_weights_serves_all_servers(serve: Any, make_model: Any, gathered: Any) -> None:
+    """Getting a sharded weight is an exchange: each process makes it once a push, however many servers it has."""
+    model, targets = make_model(), [PushTarget() for _ in range(3)]
+    own = sampler(*map(serve, targets))
+    for _ in range(2):
+        gathered.clear()
+        own.load_weights(model)
+        assert gathered == [(name, True) for name, _ in model.named_parameters()]
+        for target in targets:
+            assert target.received.keys() == dict(model.named_parameters()).keys()
+            assert all(torch.equal(target.received[name], weight) for name, weight in model.named_parameters())
+            assert (target.version, target.active, target.routes[-1]) == (own._version, False, "resume")
+
+
+def test_a_server_that_fails_leaves_the_pass_over_the_weights_whole(serve: Any, make_model: Any, gathered: Any) -> None:
+    """The other processes of the run make as many exchanges, and the other servers get their weights."""
+    model, targets = make_model(), [PushTarget(fail_after=2), PushTarget()]
+    urls = [serve(target) for target in targets]
+    with pytest.raises(RunError, match=rf"{urls[0]} refused /update_weights \(500: no memory left\).*--resume"):
+        sampler(*urls).load_weights(model)
+    assert len(gathered) == len(list(model.named_parameters())) == len(targets[1].received)
+    assert targets[1].routes[-1] == "resume"
+    refusing = sampler(*(serve(answering(start_weight_update=(500, wrapped("no")))) for _ in range(2)))
+    gathered.clear()
+    with pytest.raises(RunError, match="no"):
+        refusing.load_weights(model)
+    assert len(gathered) == len(list(model.named_parameters()))
+
+
+def test_weights_that_cannot_be_gathered_are_no_push(
+    serve: Any, make_model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, targets = make_model(), [PushTarget(), PushTarget()]
+    real = vllm_server.checkpoint_weights
+
+    def lost(*arguments: Any) -> Iterator[Any]:
+        yield from list(real(*arguments))[:3]
+        raise ZeroDivisionError("the other process is gone")
+
+    monkeypatch.setattr(vllm_server, "checkpoint_weights", lost)
+    with pytest.raises(ZeroDivisionError):
+        sampler(*map(serve, targets)).load_weights(model)
+    for target in targets:
+        assert "finish_weight_update" not in target.routes
+
+
+def test_an_update_that_a_killed_trainer_left_open_is_finished_first(serve: Any, make_model: Any) -> None:
+    model, target = make_model(), PushTarget(active=True)
+    own = sampler(serve(target))
+    own.load_weights(model)
+    assert target.routes[-8:] == [
+        "pause", "start_weight_update", "finish_weight_update", "start_weight_update", "update_weights",
+        "finish_weight_update", "reset_prefix_cache", "resume",
+    ]  # fmt: skip
+    assert target.version == own._version
+    assert len(target.received) == len(list(model.named_parameters()))
+
+
+@pytest.mark.parametrize(
+    ("mode", "draws", "start_it_with"),
+    [
+        ("raw_logprobs", SamplingOptions(2, 8, temperature=0.8), "processed_logprobs"),
+        ("raw_logprobs", SamplingOptions(2, 8), None),
+        ("raw_logprobs", SamplingOptions(2, 8, temperature=0.8, top_p=0.9), None),  # neither kind has them
+        ("processed_logprobs", SamplingOptions(2, 8, temperature=0.8), None),
+        ("processed_logprobs", SamplingOptions(2, 8, top_k=5), "raw_logprobs"),
+        ("raw_logits", SamplingOptions(2, 8), "raw_logprobs"),
+    ],
+)
+def test_a_server_that_reports_other_logprobs_than_it_could(
+    serve: Any, mode: str, draws: SamplingOptions, start_it_with: str | None
+) -> None:
+    url = serve(answering(server_info=info(logprobs_mode=mode)))
+    if start_it_with is None:
+        sampler(url, draws=draws)
+        return
+    with pytest.raises(UsageError, match=rf"reports {mode}, .*: start it with --logprobs-mode {start_it_with}$"):
+        sampler(url, draws=draws)
+
+
 def drawn(version: str, **changes: Any) -> dict[str, Any]:
     choice = {
         "token_ids": [7, 1],
@@ -148,7 +207,7 @@ def drawn(version: str, **changes: Any) -> dict[str, Any]:
 
 
 def test_answers_of_other_weights_are_not_trained_on(serve: Any, made_tokenizer: Any) -> None:
-    own = sampler(serve(answering(inference_v1_generate=drawn("mine"))), made_tokenizer)
+    own = sampler(serve(answering(inference_v1_generate=drawn("mine"))), tokenizer=made_tokenizer)
     own._version = "mine"
     groups = own.sample_groups(PROMPTS, SamplingOptions(2, 8))
     assert [[rollout.response_tokens for rollout in group] for group in groups] == [[(7, 1)] * 2] * 2
@@ -177,7 +236,7 @@ def test_problems_go_round_the_servers(serve: Any, made_tokenizer: Any) -> None:
         return answering(inference_v1_generate=lambda body: (asked[number].append(body), drawn("v"))[1])
 
     urls = [serve(recorder(number)) for number in range(2)]
-    own = VllmServerSampler(urls, made_tokenizer, [1], "float32", 8, 64, 5.0)
+    own = sampler(*urls, tokenizer=made_tokenizer)
     own._version = "v"
     prompts = [Prompt(str(i), (10 + i,)) for i in range(3)]
     heard: list[int] = []
@@ -244,7 +303,7 @@ def test_pushed_weights_draw_over_a_server(live: tuple[str, Path, Any]) -> None:
     from luspo_cli.training.made_model import made_tokenizer
 
     url, _, model = live
-    own = VllmServerSampler([url], made_tokenizer(512), [1], "float32", 8, 128, 120.0)
+    own = sampler(url, tokenizer=made_tokenizer(512), longest=128, timeout_s=120.0)
     before = None
     for seed in (1, 2):
         randomise(model, seed)
@@ -265,13 +324,64 @@ def test_another_trainer_and_another_model_are_found_out(live: tuple[str, Path, 
     from luspo_cli.training.made_model import made_tokenizer
 
     url, _, model = live
-    first, second = (VllmServerSampler([url], made_tokenizer(512), [1], "float32", 8, 128, 120.0) for _ in range(2))
+    first, second = (sampler(url, tokenizer=made_tokenizer(512), longest=128, timeout_s=120.0) for _ in range(2))
     first.load_weights(model)
     second.load_weights(model)
     with pytest.raises(RunError, match="other weights"):
         first.sample_groups(PROMPTS, SamplingOptions(1, 4))
     other = Qwen2ForCausalLM(Qwen2Config(vocab_size=512, hidden_size=64, num_hidden_layers=2, num_attention_heads=2))
-    stranger = VllmServerSampler([url], made_tokenizer(512), [1], "float32", 8, 128, 120.0)
+    stranger = sampler(url, tokenizer=made_tokenizer(512), longest=128, timeout_s=120.0)
     with pytest.raises(RunError, match=r"has hidden_size 128 and the trainer's 64: serve the trainer's model"):
         stranger.load_weights(other)
     assert len(second.sample_groups(PROMPTS, SamplingOptions(2, 4))) == 2  # and nothing is broken by it
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+from transformers import Qwen2ForCausalLM
+from luspo_cli.rollout import vllm_server
+from luspo_cli.rollout.sampler import SamplingOptions
+
+url, folder, moment = sys.argv[1:]
+
+def stand_still(*_):
+    print("here", flush=True)
+    time.sleep(600)
+
+if moment == "before the stream":
+    vllm_server._Server._stream = stand_still
+else:
+    real = vllm_server.checkpoint_weights
+    def some(*arguments):
+        yield from list(real(*arguments))[:int(moment)]
+        stand_still()
+    vllm_server.checkpoint_weights = some
+model = Qwen2ForCausalLM.from_pretrained(folder)
+vllm_server.VllmServerSampler([url], None, [1], "float32", 8, 128, 120.0, SamplingOptions(1, 8)).load_weights(model)
+"""
+
+
+@pytest.mark.vllm
+@pytest.mark.parametrize("moment", ["before the stream", "2", "7", "20"])
+def test_the_push_after_one_whose_trainer_was_killed(live: tuple[str, Path, Any], moment: str) -> None:
+    """Killed with the update open, or with so many weights on their way: layers are half loaded, or loaded and not finished."""
+    from vllm_models import differences, randomise
+
+    from luspo_cli.training.made_model import made_tokenizer
+
+    url, folder, model = live
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", KILLED, url, str(folder), moment]
+    trainer = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    assert trainer.stdout is not None
+    assert trainer.stdout.readline() == "here\n"
+    time.sleep(2.0)  # for what is on its way
+    trainer.kill()
+    trainer.wait()
+    own = sampler(url, tokenizer=made_tokenizer(512), longest=128, timeout_s=120.0)
+    for seed in (11, 12):
+        randomise(model, seed)
+        own.load_weights(model)
+        rollouts = [group[0] for group in own.sample_groups(PROMPTS, SamplingOptions(1, 20, 0.0))]
+        assert differences(model, rollouts, 1.0).max() < 1e-4

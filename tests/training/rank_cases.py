@@ -138,3 +138,27 @@ def lose_one(folder: Path, how: str, wait_s: float, variables: dict[str, str]) -
             ranks.gather("one is not")
     except PeerLost as error:
         torch.save((str(error), time.monotonic() - begun), folder / f"{variables['RANK']}.found")
+
+
+def push_sharded(folder: Path, servers: list[str], variables: dict[str, str]) -> None:
+    """Share a stored model out over the processes and push it twice to this one's servers; stores what went wrong."""
+    from luspo_cli.rollout.choice import own_servers
+    from luspo_cli.rollout.sampler import SamplingOptions
+    from luspo_cli.rollout.vllm_server import VllmServerSampler
+
+    os.environ.update(variables)
+    attention.register()
+    torch.set_num_threads(1)
+    said = []
+    with joined(60) as ranks:
+        policy = Policy(torch.load(folder / "model", weights_only=False), 1.0)
+        shard(policy, torch.device("cpu"))
+        own = own_servers(servers, ranks.rank, ranks.size)
+        sampler = VllmServerSampler(own, None, (1,), "float32", 4, 8, 30.0, SamplingOptions(2, 4))
+        for _ in range(2):
+            try:
+                sampler.load_weights(policy.model)
+            except RunError as error:
+                said.append(str(error))
+            ranks.gather("all have come through")
+    torch.save(said, folder / f"{variables['RANK']}.found")
