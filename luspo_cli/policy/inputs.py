@@ -83,10 +83,11 @@ def fitting(
     limit: int,
     processor: Any | None = None,
     folder: Path | None = None,
-) -> tuple[list[Problem], int]:
-    """The problems whose prompt has at most `limit` tokens, and how many were left out."""
-    kept = [problem for problem in problems if prompt_length(problem, tokenizer, processor, folder) <= limit]
-    return kept, len(problems) - len(kept)
+) -> tuple[list[Problem], list[int]]:
+    """The problems whose prompt has at most `limit` tokens, and the lengths of their prompts."""
+    measured = [(problem, prompt_length(problem, tokenizer, processor, folder)) for problem in problems]
+    kept = [(problem, length) for problem, length in measured if length <= limit]
+    return [problem for problem, _ in kept], [length for _, length in kept]
 
 
 def _folder(folder: Path | None) -> Path:

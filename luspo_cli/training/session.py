@@ -1,11 +1,12 @@
 """From a resolved configuration to a running loop: load or resume, build the stages, train, leave the folder whole.
 
-Everything that can fail for a reason the user can mend (model, data, golds) is checked before the run folder is touched.
+Everything that can fail for a reason the user can mend (model, data, golds, sampler) is checked before the run folder is touched,
+as far as nothing must be started for it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from luspo_cli.data.problems import load_problems
 from luspo_cli.data.terms import MadeTermsBatches, held_out_terms
 from luspo_cli.errors import UsageError
 from luspo_cli.policy import attention
-from luspo_cli.policy.inputs import fitting
+from luspo_cli.policy.inputs import fitting, prompt_length
 from luspo_cli.policy.loading import LoadedModel, load_model, no_progress_bars
 from luspo_cli.policy.lora import add_adapters, load_adapter, require_peft
 from luspo_cli.records import Problem
@@ -36,6 +37,7 @@ from luspo_cli.training.loop import train
 from luspo_cli.training.made_model import made_model
 from luspo_cli.training.optimizer import check_optimizer
 from luspo_cli.training.policy_files import policy_folder
+from luspo_cli.training.preflight import LongestPrompt, check_stages, longest_prompt
 from luspo_cli.training.provenance import provenance, record_provenance
 from luspo_cli.training.ranks import Ranks, joined
 from luspo_cli.training.several import rubric_workers, set_threads
@@ -65,6 +67,9 @@ class Problems:
     held_out: list[Problem]
     everything: list[Problem]
     """Training problems from a file (empty for made ones): their golds are checked before the first step."""
+    longest: LongestPrompt | None
+    """Among the training problems."""
+    longest_held_out: LongestPrompt | None
 
 
 def run_training(
@@ -106,6 +111,7 @@ def _train_together(
     starting = ranks.together(lambda: made if ranks.is_first else _starting_folder(config, say))
     loaded = ranks.together(lambda: _start(config, starting, say))
     problems = ranks.together(lambda: _problems(config, loaded, say))
+    ranks.together(lambda: check_stages(config, loaded, problems.longest, problems.longest_held_out, ranks.size))
     goes_on = there and if_exists == "resume"
     origin, changes = ranks.first(lambda: _origin(config, path, starting, ranks.size, goes_on, allow_changed))
     reward = config.reward.model_copy(update={"workers": config.reward.workers or rubric_workers(ranks)})
@@ -206,24 +212,28 @@ def _problems(config: TrainRun, loaded: LoadedModel, say: Callable[[str], None])
     held_out: list[Problem] = []
     if config.evaluation.every:
         held_out = _held_out(config)
+    longest_held_out = longest_prompt(held_out, _lengths(held_out, config.data.held_out, loaded))
     if data.train == MADE_TERMS:
-        return Problems(MadeTermsBatches(data.profile, config.rollout.problems, seed), held_out, [])
-    problems, too_long = fitting(
-        load_problems(data.train),
-        loaded.tokenizer,
-        data.max_prompt_tokens,
-        loaded.processor,
-        image_folder(data.train),
-    )
-    if too_long:
-        say(
-            f"{too_long} of {too_long + len(problems)} problems have prompts over {data.max_prompt_tokens} tokens: left out"
-        )
+        made = MadeTermsBatches(data.profile, config.rollout.problems, seed)
+        first = made.batch(0)  # they differ by a few tokens
+        longest = longest_prompt(first, _lengths(first, data.train, loaded))
+        return Problems(made, held_out, [], longest, longest_held_out)
+    found = load_problems(data.train)
+    images = image_folder(data.train)
+    problems, lengths = fitting(found, loaded.tokenizer, data.max_prompt_tokens, loaded.processor, images)
+    if too_long := len(found) - len(problems):
+        say(f"{too_long} of {len(found)} problems have prompts over {data.max_prompt_tokens} tokens: left out")
     if not problems:
         raise UsageError(
             f"no problem of {data.train} has a prompt within data.max_prompt_tokens={data.max_prompt_tokens}"
         )
-    return Problems(ProblemBatches(problems, config.rollout.problems, seed, data.shuffle), held_out, problems)
+    source = ProblemBatches(problems, config.rollout.problems, seed, data.shuffle)
+    return Problems(source, held_out, problems, longest_prompt(problems, lengths), longest_held_out)
+
+
+def _lengths(problems: Sequence[Problem], path: str, loaded: LoadedModel) -> list[int]:
+    images = image_folder(path)
+    return [prompt_length(problem, loaded.tokenizer, loaded.processor, images) for problem in problems]
 
 
 def _held_out(config: TrainRun) -> list[Problem]:

@@ -92,9 +92,9 @@ def test_a_base_model_without_a_template_reads_the_messages_as_text(folder: Path
 
 def test_problems_with_a_long_prompt_are_left_out_and_counted(made_tokenizer: Any) -> None:
     problems = [Problem(str(n), (Message("user", "1" * n),), "1", "t") for n in (3, 8, 5)]
-    kept, left_out = fitting(problems, made_tokenizer, 5)
+    kept, lengths = fitting(problems, made_tokenizer, 5)
     assert [problem.id for problem in kept] == ["3", "5"]
-    assert left_out == 1
+    assert lengths == [3, 5]
 
 
 def test_a_problem_with_images_is_refused(made_tokenizer: Any) -> None:

@@ -1,0 +1,145 @@
+"""What is refused before the run folder is touched: with --if-exists replace the old run is still there afterwards."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from luspo_cli.config.layers import resolve_train
+from luspo_cli.config.run import TrainRun
+from luspo_cli.errors import UsageError
+from luspo_cli.rollout import choice
+from luspo_cli.training import session
+from luspo_cli.training.preflight import LongestPrompt, check_stages
+
+Configure = Callable[..., TrainRun]
+
+
+@pytest.fixture
+def configure(tmp_path: Path, make_model: Callable[..., Any], made_tokenizer: Any) -> Configure:
+    """Return a function from further assignments to a run on a random model (256 positions) and eight problems."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    make_model().save_pretrained(tmp_path / "model")
+    made_tokenizer.save_pretrained(tmp_path / "model")
+    rows = {
+        "data_source": ["test"] * 8,
+        "prompt": [[{"role": "user", "content": f"a{n}b2="}] for n in range(8)],
+        "reward_model": [{"style": "rule", "ground_truth": "3"}] * 8,
+    }
+    for split in ("train", "test"):
+        pq.write_table(pa.table(rows), tmp_path / f"{split}.parquet")
+    sets = [f"model.path={tmp_path / 'model'}", f"data.train={tmp_path}", f"data.held_out={tmp_path}"]
+    sets += ["evaluation.problems=4", "rollout.problems=4", "update.mini_batches=1", "run.steps=1"]
+    return lambda *more: resolve_train(preset="tiny", sets=[*sets, *more])
+
+
+@pytest.fixture
+def old_run(tmp_path: Path) -> Path:
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    for name in ("config.json", "metrics.jsonl", "checkpoints/weights"):
+        (run / name).write_text("{}")
+    return run
+
+
+def replace(config: TrainRun, run: Path) -> None:
+    session.run_training(config, run, "replace", lambda _: None, lambda _: None)
+
+
+def nobody() -> str:
+    """An address where no server listens."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+@pytest.mark.parametrize(
+    ("sets", "variables", "sentence"),
+    [
+        (["rollout.sampler=vllm"], {}, "needs vllm, which is not installed"),
+        (["rollout.sampler=vllm-server", "rollout.vllm.servers=[SERVER]"], {}, "does not answer"),
+        (
+            ["rollout.sampler=vllm-server", "rollout.vllm.servers=[SERVER]"],
+            {"RANK": "0", "WORLD_SIZE": "2"},
+            "name one server a process at least",
+        ),
+        ([], {"ACCELERATE_USE_FSDP": "true"}, "leave out its FSDP options"),
+        (["rollout.max_response_tokens=300"], {}, "the training prompt of problem .* set rollout.max_response_tokens to 25"),
+    ],
+)  # fmt: skip
+def test_an_old_run_is_not_replaced_by_one_that_cannot_start(
+    configure: Configure,
+    old_run: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    sets: list[str],
+    variables: dict[str, str],
+    sentence: str,
+) -> None:
+    monkeypatch.setattr(choice, "vllm_is_installed", lambda: False)
+    config = configure(*(one.replace("SERVER", f'"{nobody()}"') for one in sets))
+    monkeypatch.setattr(session, "joined", alone)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match=sentence):
+        replace(config, old_run)
+    assert sorted(str(path.relative_to(old_run)) for path in old_run.rglob("*")) == [
+        "checkpoints", "checkpoints/weights", "config.json", "metrics.jsonl"
+    ]  # fmt: skip
+
+
+def alone(wait_s: float) -> Any:
+    """In the place of `joined`: the variables of a launcher stand there, and no other process."""
+    from contextlib import nullcontext
+
+    from luspo_cli.training.ranks import ALONE
+
+    return nullcontext(ALONE)
+
+
+@pytest.mark.parametrize(
+    ("sets", "training", "held_out", "advice"),
+    [
+        (["rollout.max_response_tokens=200"], 56, 56, None),
+        (
+            ["rollout.max_response_tokens=200"], 57, 0,
+            "the training prompt of problem 'p' has 57 tokens and the model's context 256, so 200 response tokens do not fit:"
+            " set rollout.max_response_tokens to 199 or less, or data.max_prompt_tokens to 56 or less",
+        ),
+        (
+            ["rollout.max_response_tokens=300"], 260, 0,
+            "the training prompt of problem 'p' has 260 tokens and the model's context 256, so 300 response tokens do not fit:"
+            " take a model with a longer context",
+        ),
+        (
+            ["rollout.max_response_tokens=100"], 9, 157,
+            "the held-out prompt of problem 'h' has 157 tokens and the model's context 256, so 100 response tokens do not fit:"
+            " set evaluation.max_response_tokens to 99 or less",
+        ),
+        (["rollout.max_response_tokens=100", "evaluation.max_response_tokens=99"], 9, 157, None),
+        (
+            ["rollout.max_response_tokens=100", "evaluation.max_response_tokens=250"], 9, 7,
+            "the held-out prompt of problem 'h' has 7 tokens and the model's context 256, so 250 response tokens do not fit:"
+            " set evaluation.max_response_tokens to 249 or less",
+        ),
+    ],
+)  # fmt: skip
+def test_prompt_and_response_limit_must_fit_into_the_context(
+    make_model: Callable[..., Any], sets: list[str], training: int, held_out: int, advice: str | None
+) -> None:
+    config = resolve_train(preset="tiny", sets=sets)
+    loaded: Any = SimpleNamespace(model=make_model(), processor=None)
+    prompts = LongestPrompt(training, "p"), LongestPrompt(held_out, "h") if held_out else None
+    if advice is None:
+        check_stages(config, loaded, *prompts, 1)
+        silent = SimpleNamespace(config=SimpleNamespace(get_text_config=object))
+        check_stages(config, SimpleNamespace(model=silent, processor=None), LongestPrompt(10**6, "p"), None, 1)  # type: ignore[arg-type]
+        return
+    with pytest.raises(UsageError) as caught:
+        check_stages(config, loaded, *prompts, 1)
+    assert str(caught.value) == advice
