@@ -104,6 +104,16 @@ class Ranks:
             error.said_elsewhere = not self.is_first
             raise
 
+    def each(self, work: Callable[[], T]) -> T:
+        """Do what may fail on this process alone or alike on all, and may exchange something: the first to fail so says it."""
+        try:
+            return work()
+        except PeerLost:
+            raise
+        except KnownError as error:
+            error.said_elsewhere = not self._fails_first(str(error))
+            raise
+
     @contextmanager
     def guarded(self) -> Iterator[None]:
         """Turn a broken exchange within this block into PeerLost, the sentence that says how to go on."""
@@ -126,6 +136,17 @@ class Ranks:
         with self.guarded():
             dist.broadcast_object_list(box, src=0, group=self.objects)
         return box[0]
+
+    def _fails_first(self, sentence: str) -> bool:
+        """Whether no other process has failed with this sentence yet; True where none can be asked: better twice than never."""
+        if self.size == 1:
+            return True
+        from torch.distributed.distributed_c10d import _get_default_store
+
+        try:
+            return int(_get_default_store().add(f"failed: {sentence}", 1)) == 1
+        except RuntimeError:  # the first process keeps the store, and has ended
+            return True
 
     def _raise_first(self, failures: list[Any], own: KnownError | None) -> None:
         """Raise the failure of the lowest rank that has one, if any has."""

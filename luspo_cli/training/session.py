@@ -133,7 +133,7 @@ def _train_together(
             del loaded  # its weights would stay in memory beside the checkpoint's until the run ends
             weights = config.model.model_copy(update={"path": str(checkpoint.path / "model")})
             loaded = ranks.together(lambda: load_model(weights))
-        stages = ranks.alike(
+        stages = ranks.each(
             lambda: make_stages(
                 config, loaded, problems.source, problems.held_out, rubric, folder, checkpoint, reference, ranks
             )

@@ -162,3 +162,24 @@ def push_sharded(folder: Path, servers: list[str], variables: dict[str, str]) ->
                 said.append(str(error))
             ranks.gather("all have come through")
     torch.save(said, folder / f"{variables['RANK']}.found")
+
+
+def fail_apart(folder: Path, variables: dict[str, str]) -> None:
+    """The second process fails alone, the first alone, both alike; stores who says it each time, None where none failed."""
+    os.environ.update(variables)
+    found: list[bool | None] = []
+    with joined(60) as ranks:
+
+        def fail(failing: tuple[int, ...]) -> None:
+            if ranks.rank in failing:
+                raise UsageError(f"the engine of {failing} cannot start")
+
+        for failing in ((1,), (0,), (0, 1)):
+            says = None
+            try:
+                ranks.each(lambda failing=failing: fail(failing))
+            except UsageError as error:
+                says = not error.said_elsewhere
+            found.append(says)
+            ranks.gather("all have come through")
+    torch.save(found, folder / f"{variables['RANK']}.found")

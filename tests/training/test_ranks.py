@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import socket
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -288,3 +289,11 @@ def test_one_process_exchanges_nothing() -> None:
     assert ALONE.first(lambda: "x") == ALONE.together(lambda: "x") == "x"
     weight = torch.ones(2)
     assert whole_weight(weight) is weight
+
+
+def test_a_failure_that_may_be_one_process_s_own_is_said_once(tmp_path: Path) -> None:
+    assert run_processes(2, rank_cases.fail_apart, tmp_path) == [0, 0]
+    first, second = (torch.load(tmp_path / f"{rank}.found", weights_only=False) for rank in range(2))
+    assert (first[0], second[0]) == (None, True)
+    assert (first[1], second[1]) == (True, None)
+    assert sorted([first[2], second[2]]) == [False, True]
