@@ -30,6 +30,7 @@ from luspo_cli.training.changed_inputs import (
     configuration_fingerprint,
     refuse_changed,
 )
+from luspo_cli.training.device_memory import shortage_explained
 from luspo_cli.training.dynamic_sampling import SignalWatch
 from luspo_cli.training.first_process import open_run, tracking_of
 from luspo_cli.training.host_memory import peak_memory_gib
@@ -84,7 +85,7 @@ def run_training(
 
     `allow_changed`: go on although data, starting model or config.json are not what the run began with.
     """
-    with joined(config.run.wait_for_processes_s) as ranks:
+    with joined(config.run.wait_for_processes_s) as ranks, shortage_explained():
         say = say if ranks.is_first else _silent
         return _train_together(config, path, if_exists, say, on_step, allow_changed, ranks)
 

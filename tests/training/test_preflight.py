@@ -9,10 +9,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from luspo_cli.config.layers import resolve_train
 from luspo_cli.config.run import TrainRun
-from luspo_cli.errors import UsageError
+from luspo_cli.errors import RunError, UsageError
 from luspo_cli.rollout import choice
 from luspo_cli.training import session
 from luspo_cli.training.preflight import LongestPrompt, check_stages
@@ -143,3 +144,20 @@ def test_prompt_and_response_limit_must_fit_into_the_context(
     with pytest.raises(UsageError) as caught:
         check_stages(config, loaded, *prompts, 1)
     assert str(caught.value) == advice
+
+
+def test_a_gpu_without_memory_is_a_sentence(
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError(
+            "CUDA out of memory. Tried to allocate 1.16 GiB. GPU 0 has a total capacity of 3 GiB"
+        )
+
+    monkeypatch.setattr(session, "make_stages", full)
+    with pytest.raises(RunError, match=r"is used up \(tried to allocate 1\.16 GiB\): lower .*--resume") as caught:
+        session.run_training(configure(), tmp_path / "new", "refuse", lambda _: None, lambda _: None)
+    for key in ("update.tokens_per_micro_batch", "model.gradient_checkpointing", "rollout.max_rows"):
+        assert key in str(caught.value)
+    assert "rollout.vllm.memory_share" in str(caught.value)
+    assert (tmp_path / "new" / "config.json").exists()
