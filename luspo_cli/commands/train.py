@@ -214,6 +214,8 @@ def _print_plan(plan: Plan, as_json: bool) -> None:
     typer.echo(f"\nmemory on one device (estimate, GiB; {plan.parameters:,} parameters, {plan.trained:,} trained)")
     for name, size in plan.memory_gib.items():
         typer.echo(f"  {name.replace('_', ' '):<16} {size:8.2f}")
+    for note in plan.memory_notes:
+        typer.echo(f"  note: {note}")
     typer.echo("\nmissing" if plan.missing else "\nnothing is missing")
     for sentence in plan.missing:
         typer.echo(f"  {sentence}")

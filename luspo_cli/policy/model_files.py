@@ -42,6 +42,16 @@ def _unfit(folder: Path, path: str) -> str | None:
     return None
 
 
+def config_file(path: str, revision: str = "main") -> Path | None:
+    """The config.json of a folder, or of a hub id in this machine's cache; None where it is not on the disk."""
+    folder = Path(path).expanduser()
+    if is_hub_id(path):
+        cached = _hub_cache() / f"models--{path.replace('/', '--')}"
+        named = cached / "refs" / revision
+        folder = cached / "snapshots" / (named.read_text().strip() if named.is_file() else revision)
+    return folder / "config.json" if (folder / "config.json").is_file() else None
+
+
 def _hub_cache() -> Path:
     home = os.environ.get("HF_HOME", "~/.cache/huggingface")
     return Path(os.environ.get("HF_HUB_CACHE", f"{home}/hub")).expanduser()

@@ -153,6 +153,15 @@ def _servers_of_this_process(vllm: VllmConfig) -> tuple[str, ...]:
     return own_servers(vllm.servers, int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
 
 
+def device_memory() -> int | None:
+    """Bytes of the GPU that a run would take first; None where there is none."""
+    if not _has_cuda():
+        return None
+    import torch
+
+    return int(torch.cuda.get_device_properties(0).total_memory)
+
+
 def _has_cuda() -> bool:
     try:
         import torch

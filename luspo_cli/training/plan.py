@@ -1,4 +1,4 @@
-"""The dry run: what a training would do, need and miss, without touching anything or importing torch."""
+"""The dry run: what a training would do, need and miss, without touching anything; torch is imported for vLLM's device alone."""
 
 from __future__ import annotations
 
@@ -12,8 +12,14 @@ from luspo_cli.config.model import ShapeConfig
 from luspo_cli.config.objective_text import describe
 from luspo_cli.config.run import MADE, MADE_TERMS, TrainRun
 from luspo_cli.errors import UsageError
-from luspo_cli.policy.model_files import find_model
-from luspo_cli.rollout.choice import INSTALL_VLLM, choose_sampler, folder_reads_images, vllm_is_installed
+from luspo_cli.policy.model_files import config_file, find_model
+from luspo_cli.rollout.choice import (
+    INSTALL_VLLM,
+    choose_sampler,
+    device_memory,
+    folder_reads_images,
+    vllm_is_installed,
+)
 from luspo_cli.training.memory_estimate import estimate_memory, trained_parameters
 
 GIB = 2**30
@@ -28,8 +34,12 @@ class Plan:
     parameters: int
     trained: int
     """Of these, or of the adapters beside them: what the optimizer moves."""
+    shape_from: str
+    """Whose shape is counted with: the model's `config.json`, or `model.shape` where that is not on this machine."""
     memory_gib: dict[str, float]
     """Estimated peak by part for one process; `update_peak` and `rollout_peak` are sums over parts in use together."""
+    memory_notes: list[str]
+    """What the estimate could not know."""
     work: dict[str, float]
     sampler: dict[str, str]
     """`name`, and the `reason` why it is this one."""
@@ -38,15 +48,23 @@ class Plan:
 
 def make_plan(config: TrainRun, processes: int = 1) -> Plan:
     """Describe the run that `config` would be in so many processes."""
-    shape = _shape(config)
+    file = None if config.model.path == MADE else config_file(config.model.path, config.model.revision)
+    shape = _shape(config, file)
     rollout, update = config.rollout, config.update
     rows = rollout.problems * rollout.group_size
+    sampler = choose_sampler(
+        rollout.sampler, reads_images=folder_reads_images(str(file.parent) if file else config.model.path)
+    )
+    device_bytes = device_memory() if sampler.name == "vllm" else None
+    memory = estimate_memory(config, shape, processes, sampler.name, device_bytes)
     return Plan(
         configuration=config.model_dump(mode="json"),
         objective=asdict(describe(config.objective)),
         parameters=shape.parameters(),
         trained=trained_parameters(config, shape),
-        memory_gib={name: round(size / GIB, 2) for name, size in estimate_memory(config, shape, processes).items()},
+        shape_from="config.json" if file else "model.shape",
+        memory_gib={name: round(size / GIB, 2) for name, size in memory.items()},
+        memory_notes=_notes(config, file is None, sampler.name == "vllm" and device_bytes is None),
         work={
             "steps": config.run.steps,
             "rollouts_per_step": rows,
@@ -57,14 +75,21 @@ def make_plan(config: TrainRun, processes: int = 1) -> Plan:
             * rollout.max_response_tokens
             * (rollout.max_sampling_rounds if rollout.dynamic_sampling else 1),
         },
-        sampler=_sampler(config),
+        sampler={"name": sampler.name, "reason": sampler.reason},
         missing=missing_inputs(config),
     )
 
 
-def _sampler(config: TrainRun) -> dict[str, str]:
-    choice = choose_sampler(config.rollout.sampler, reads_images=folder_reads_images(config.model.path))
-    return {"name": choice.name, "reason": choice.reason}
+def _notes(config: TrainRun, shape_unknown: bool, device_unknown: bool) -> list[str]:
+    found = []
+    if shape_unknown and config.model.path != MADE:
+        found.append(
+            f"the shape is that of [model.shape]: the config.json of {config.model.path} is not on this machine"
+        )
+    if device_unknown:
+        share = f"{config.rollout.vllm.memory_share:.0%} of the memory (rollout.vllm.memory_share)"
+        found.append(f"vllm is not counted, since no CUDA device is here: on one it takes {share}")
+    return found
 
 
 def missing_inputs(config: TrainRun) -> list[str]:
@@ -97,10 +122,9 @@ def missing_inputs(config: TrainRun) -> list[str]:
     return found
 
 
-def _shape(config: TrainRun) -> ShapeConfig:
-    """The shape of the model itself where it is on disk and says so, else that of [model.shape]."""
-    file = Path(config.model.path).expanduser() / "config.json"
-    if config.model.path == MADE or not file.is_file():
+def _shape(config: TrainRun, file: Path | None) -> ShapeConfig:
+    """The shape of the model itself where its configuration is on disk, else that of [model.shape]."""
+    if file is None:
         return config.model.shape
     try:
         stored = json.loads(file.read_bytes())

@@ -163,3 +163,48 @@ def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> 
         "update.optimizer needs bitsandbytes: pip install 'luspo[adamw-8bit]'",
     ]
     assert make_plan(resolve_train(preset="tiny")).missing == []
+
+
+def test_memory_is_that_of_the_sampler_that_will_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """7B in bfloat16: the in-process copy takes 14.18 GiB all the time; vLLM takes its share of the device while it draws."""
+    inside = make_plan(resolve_train(preset="qwen2.5-7b", sets=["rollout.sampler=in-process"])).memory_gib
+    assert (inside["vllm"], inside["sampler_copy"]) == (0, pytest.approx(14.18, abs=0.01))
+    monkeypatch.setattr("luspo_cli.training.plan.device_memory", lambda: 80 * GIB)
+    sets = ["rollout.sampler=vllm", "rollout.vllm.memory_share=0.3"]
+    plan = make_plan(resolve_train(preset="qwen2.5-7b", sets=sets))
+    asleep = plan.memory_gib
+    assert (asleep["vllm"], asleep["sampler_copy"], asleep["key_value_cache"]) == (24, 0, 0)
+    assert asleep["update_peak"] == pytest.approx(inside["update_peak"] - inside["sampler_copy"], abs=0.02)
+    held = sum(asleep[name] for name in ("program", "weights", "optimizer", "gradients"))
+    assert asleep["rollout_peak"] == pytest.approx(held + 24, abs=0.03)
+    assert not [note for note in plan.memory_notes if "vllm" in note]
+    monkeypatch.setattr("luspo_cli.training.plan.device_memory", lambda: None)
+    elsewhere = make_plan(resolve_train(preset="qwen2.5-7b", sets=sets))
+    assert elsewhere.memory_gib["vllm"] == 0
+    assert "on one it takes 30% of the memory (rollout.vllm.memory_share)" in elsewhere.memory_notes[-1]
+    sets = ["rollout.sampler=vllm-server", 'rollout.vllm.servers=["http://127.0.0.1:8000"]']
+    away = make_plan(resolve_train(preset="qwen2.5-7b", sets=sets)).memory_gib
+    assert (away["vllm"], away["sampler_copy"], away["key_value_cache"]) == (0, 0, 0)
+    assert away["update_peak"] == asleep["update_peak"]
+    assert away["rollout_peak"] == pytest.approx(held, abs=0.03)
+
+
+def test_the_shape_of_a_hub_model_is_read_from_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    config = resolve_train(preset="qwen2.5-7b", sets=["model.path=some/model", "model.revision=v2"])
+    cached = tmp_path / "hub/models--some--model"
+    (cached / "snapshots/0123abc").mkdir(parents=True)
+    stored = {
+        "vocab_size": 100, "num_hidden_layers": 2, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32
+    }  # fmt: skip
+    (cached / "snapshots/0123abc/config.json").write_text(json.dumps(stored))
+    plan = make_plan(config)  # another revision is there
+    assert (plan.parameters, plan.shape_from) == (7_615_616_512, "model.shape")
+    assert plan.memory_notes[0] == (
+        "the shape is that of [model.shape]: the config.json of some/model is not on this machine"
+    )
+    (cached / "refs").mkdir()
+    (cached / "refs/v2").write_text("0123abc")
+    plan = make_plan(config)
+    assert (plan.parameters, plan.shape_from, plan.memory_notes) == (8496, "config.json", [])
+    assert make_plan(resolve_train(preset="tiny")).memory_notes == []
