@@ -23,7 +23,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
 import torch
@@ -82,15 +82,18 @@ class VllmServerSampler:
         shape = {key: getattr(config, key, None) for key in SHAPE_KEYS}
         described = describe(policy, self._dtype)
         feeds = [WeightFeed() for _ in self._servers]
-        pushes: list[Future[None]] = []
+
+        def push(server: _Server, feed: WeightFeed) -> None:
+            try:
+                server.push(shape, described, feed, self._version)
+            finally:
+                feed.close()
+
         with ThreadPoolExecutor(len(self._servers)) as threads:
-            for server, feed in zip(self._servers, feeds, strict=True):
-                push = threads.submit(server.push, shape, described, feed, self._version)
-                push.add_done_callback(lambda _, feed=feed: feed.close())
-                pushes.append(push)
+            pushes = [threads.submit(push, server, feed) for server, feed in zip(self._servers, feeds, strict=True)]
             hand_out(checkpoint_weights(policy, self._dtype), feeds)
-        for push in pushes:
-            push.result()
+        for done in pushes:
+            done.result()
 
     def sample_groups(
         self,
