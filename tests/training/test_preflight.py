@@ -146,6 +146,22 @@ def test_prompt_and_response_limit_must_fit_into_the_context(
     assert str(caught.value) == advice
 
 
+def test_what_a_vision_model_cannot_do_is_refused_too(make_model: Callable[..., Any]) -> None:
+    model = make_model()
+    model.visual = torch.nn.Linear(2, 2)
+    loaded: Any = SimpleNamespace(model=model, processor=object())
+    config = resolve_train(preset="tiny", sets=["rollout.sampler=vllm"])
+    with pytest.raises(UsageError, match="the vLLM sampler reads text only"):
+        check_stages(config, loaded, None, None, 1)
+    config = resolve_train(preset="tiny", sets=["model.sharding=full"])
+    check_stages(config, loaded, None, None, 1)
+    with pytest.raises(UsageError, match=r"set model\.freeze_vision = true"):
+        check_stages(config, loaded, None, None, 2)
+    check_stages(
+        resolve_train(preset="tiny", sets=["model.sharding=full", "model.freeze_vision=true"]), loaded, None, None, 2
+    )
+
+
 def test_a_gpu_without_memory_is_a_sentence(
     configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
