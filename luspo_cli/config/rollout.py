@@ -47,7 +47,8 @@ class RolloutConfig(Section):
     top_k: int = Field(default=0, ge=0)
     """0: off."""
     dynamic_sampling: bool = False
-    """Sample further problems until `problems` groups have a signal (DAPO, arXiv 2503.14476, section 3.2)."""
+    """Sample further problems until `problems` groups are mixed, some responses right and some wrong (DAPO, arXiv 2503.14476,
+    section 3.2)."""
     max_sampling_rounds: int = Field(default=8, ge=2)
     """With dynamic sampling: rounds a step at most, the first one included; each samples at most `problems` problems."""
     stop_after_steps_without_signal: int = Field(default=3, ge=1)

@@ -90,6 +90,11 @@ class TrainRun(Section):
                 "reward.overlong_weight changes nothing while reward.overlong_buffer is 0: set the buffer too"
             )
         self._correction_fits()
+        if self.rollout.dynamic_sampling and not reward.accuracy_weight:
+            raise ValueError(
+                "rollout.dynamic_sampling looks for groups with right and wrong answers, and reward.accuracy_weight is 0: set"
+                " one of them otherwise"
+            )
         if self.model.sharding == "full" and (update.offload_optimizer or update.optimizer != "adamw"):
             raise ValueError(
                 "model.sharding = full shares out AdamW's moments itself: leave out update.optimizer and"

@@ -38,10 +38,11 @@ class UpdateConfig(Section):
     """The run stops with a diagnosis after this many optimizer steps in a row with a loss or gradient that is not finite."""
     noise_floor_every: int = Field(default=10, ge=0)
     """Training steps between measurements of `ratio/noise_floor`; 0: never."""
-    sampler_correction: Literal["none", "token", "sequence"] = "none"
-    """Weight the policy loss by how much likelier the trained policy makes what the sampler drew, each token or each whole
-    sequence (truncated importance sampling, Yao et al. 2025). A loss with one number a sequence (gspo, luspo, gmpo) takes
-    sequence weights only: token weights would change its length weight."""
+    sampler_correction: Literal["none", "token", "sequence", "sequence-product"] = "none"
+    """Weight the policy loss by how much likelier the trained policy makes what the sampler drew (truncated importance sampling,
+    Yao et al. 2025): each token; each sequence by the geometric mean over its tokens, the same for any length; or by their
+    product, which is exact and weighs long responses down or up. A loss with one number a sequence (gspo, luspo, gmpo) takes no
+    token weights: they would change its length weight."""
     sampler_correction_cap: float = Field(default=2.0, ge=1)
     """Largest of these weights."""
 
@@ -49,7 +50,9 @@ class UpdateConfig(Section):
     def _cap_binds(self) -> UpdateConfig:
         default: Any = type(self).model_fields["sampler_correction_cap"].default
         if self.sampler_correction == "none" and self.sampler_correction_cap != default:
-            raise ValueError("update.sampler_correction_cap needs update.sampler_correction = token or sequence")
+            raise ValueError(
+                "update.sampler_correction_cap needs update.sampler_correction = token, sequence or sequence-product"
+            )
         return self
 
     @model_validator(mode="after")

@@ -50,10 +50,10 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
         "group/mixed_fraction": Metric("1", "Share of groups with correct and incorrect rollouts."),
         "group/sampled": Metric("groups", "Groups sampled in all rounds of the step; only with dynamic sampling."),
         "group/set_aside": Metric(
-            "groups", "Sampled groups without signal, which no update learns from; only with dynamic sampling."
+            "groups", "Sampled groups that are all right or all wrong; only with dynamic sampling."
         ),
         "group/surplus": Metric(
-            "groups", "Sampled groups with a signal beyond a full batch, not trained; only with dynamic sampling."
+            "groups", "Sampled mixed groups beyond a full batch, not trained; only with dynamic sampling."
         ),
         "group/rounds": Metric("rounds", "Sampling rounds of the step; only with dynamic sampling."),
         "objective/loss": Metric("1", "Loss that was minimised, mean over the step's updates."),

@@ -2,8 +2,10 @@
 
 A sampler with kernels of its own draws from a policy that is a little off the one that is trained: the update is off-policy
 before its first step. Yao et al. (2025, "Your efficient RL framework secretly brings you off-policy training") weight each
-token by min(π_old/π_sampler, cap); verl's rollout correction adds the weight of a whole sequence, the product over its tokens,
-capped once. Both stand here; the weight carries no gradient and is the `rollout_weights` of `policy_loss`.
+token by min(π_old/π_sampler, cap). Of a whole sequence there are two weights: the geometric mean over its tokens, which is how
+GSPO and LUSPO make their own ratio (`sequence`), and the product (`sequence-product`, verl's `sequence`). The product is the
+exact importance weight, and a length weight of its own: the same gap of -0.002 a token gives 0.98 to ten tokens and 0.14 to a
+thousand. The mean is the same number for both. The weight carries no gradient and is the `rollout_weights` of `policy_loss`.
 
 A token weight is refused for a loss that is one number a sequence (GSPO, LUSPO, GMPO): such a loss counts |y| equal tokens, so
 unequal token weights would replace the length |y| of LUSPO by their sum. A sequence weight multiplies the sequence's term and
@@ -21,7 +23,7 @@ from torch import Tensor
 
 from luspo_cli.objectives.ratio import MAX_TOKEN_LOG_RATIO, token_log_ratio
 
-CorrectionLevel = Literal["token", "sequence"]
+CorrectionLevel = Literal["token", "sequence", "sequence-product"]
 
 
 @dataclass(slots=True)
@@ -67,7 +69,7 @@ def sampler_mismatch(old_logprobs: Tensor, rollout_logprobs: Tensor, mask: Tenso
     present = mask.any(-1)
     if not bool(present.any()):
         return SamplerMismatch()
-    weights = _sequence_log_ratio(log_ratio)[present].exp()
+    weights = log_ratio.sum(-1).clamp(-MAX_TOKEN_LOG_RATIO, MAX_TOKEN_LOG_RATIO)[present].exp()
     sums = [mask.sum(), log_ratio.abs().sum(), log_ratio.abs().max(), present.sum(), weights.sum(), (weights**2).sum()]
     return SamplerMismatch(*torch.stack([value.double() for value in sums]).tolist())
 
@@ -75,7 +77,8 @@ def sampler_mismatch(old_logprobs: Tensor, rollout_logprobs: Tensor, mask: Tenso
 def correction_weights(
     old_logprobs: Tensor, rollout_logprobs: Tensor, mask: Tensor, level: CorrectionLevel, cap: float
 ) -> tuple[Tensor, SamplerMismatch]:
-    """Weights [B, T] without gradient: token min(π_old/π_sampler, cap), sequence min(Π_t π_old/π_sampler, cap).
+    """Weights [B, T] without gradient, with r_t = π_old/π_sampler: token min(r_t, cap), sequence min((Π_t r_t)^(1/|y|), cap),
+    sequence-product min(Π_t r_t, cap).
 
     Also how many of the weights there are (tokens or sequences) and how many stand at the cap. Log ratios are bounded at ±20.
     """
@@ -83,11 +86,10 @@ def correction_weights(
     if level == "token":
         bounded, units = log_ratio.clamp(-MAX_TOKEN_LOG_RATIO, MAX_TOKEN_LOG_RATIO), mask
     else:
-        bounded, units = _sequence_log_ratio(log_ratio)[:, None], mask.any(-1, keepdim=True)
+        whole = log_ratio.sum(-1, keepdim=True)
+        if level == "sequence":
+            whole = whole / mask.sum(-1, keepdim=True).clamp(min=1)
+        bounded, units = whole.clamp(-MAX_TOKEN_LOG_RATIO, MAX_TOKEN_LOG_RATIO), mask.any(-1, keepdim=True)
     capped = (bounded > math.log(cap)) & units
     counts = SamplerMismatch(weights=float(units.sum()), capped=float(capped.sum()))
     return bounded.exp().clamp(max=cap).expand(mask.shape), counts
-
-
-def _sequence_log_ratio(log_ratio: Tensor) -> Tensor:
-    return log_ratio.sum(-1).clamp(-MAX_TOKEN_LOG_RATIO, MAX_TOKEN_LOG_RATIO)

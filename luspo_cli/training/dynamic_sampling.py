@@ -1,12 +1,13 @@
-"""Dynamic sampling (DAPO, arXiv 2503.14476, section 3.2): refill a step's batch until its groups have a signal.
+"""Dynamic sampling (DAPO, arXiv 2503.14476, section 3.2): refill a step's batch until its groups are mixed.
 
 Decided here, where the paper leaves room:
 - The first round is the batch that a run without dynamic sampling has. A further round samples as many problems of the step's
-  reserve as the share of groups with a signal so far makes likely to be needed, at most a whole batch.
-- Of too many groups with a signal the first ones in sampling order are taken. That order is the prompts', not that of completion,
+  reserve as the share of mixed groups so far makes likely to be needed, at most a whole batch.
+- Of too many mixed groups the first ones in sampling order are taken. That order is the prompts', not that of completion,
   so short responses are not preferred.
-- A batch that stays short is filled with groups without signal. They train nothing, and the weight of every other group is
-  what it is in a full batch. Signal is `advantages.has_signal` on the whole reward, so float noise is none.
+- A batch that stays short is filled with other groups; the weight of every group is what it is in a full batch.
+- Mixed is said of correctness, as in the paper, and not of the whole reward: with a penalty on length, wrong responses of
+  different length would fill the batch and train nothing but shortening.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class StepGroups:
 
     def metrics(self) -> dict[str, int]:
         """`group/{sampled,set_aside,surplus,rounds}`."""
-        mixed = sum(map(group_has_signal, self.sampled))
+        mixed = sum(map(is_mixed, self.sampled))
         return {
             "group/sampled": len(self.sampled),
             "group/set_aside": len(self.sampled) - mixed,
@@ -55,7 +56,7 @@ def sample_step(source: BatchSource, step: int, settings: RolloutConfig, sample:
         return StepGroups(sampled, sampled, 1)
     size, rounds = len(problems), 1
     while rounds < settings.max_sampling_rounds:
-        number = further_problems(len(sampled), sum(map(group_has_signal, sampled)), size)
+        number = further_problems(len(sampled), sum(map(is_mixed, sampled)), size)
         problems = source.reserve(step - 1, len(sampled) - size, number)
         if not problems:  # the batch is full, or the data has no other problem
             break
@@ -65,25 +66,25 @@ def sample_step(source: BatchSource, step: int, settings: RolloutConfig, sample:
 
 
 def further_problems(sampled: int, mixed: int, size: int) -> int:
-    """Problems of the next round: missing / share with a signal so far, rounded up, at most `size`; 0 for a full batch."""
+    """Problems of the next round: missing / share of mixed groups so far, rounded up, at most `size`; 0 for a full batch."""
     if mixed >= size:
         return 0
     return min(size, math.ceil((size - mixed) * sampled / mixed)) if mixed else size
 
 
 def choose_batch(groups: Sequence[ScoredGroup], size: int) -> list[ScoredGroup]:
-    """The first `size` groups with a signal, else all of them and the first without; in sampling order."""
-    by_signal = sorted(range(len(groups)), key=lambda i: not group_has_signal(groups[i]))  # stable
-    return [groups[i] for i in sorted(by_signal[:size])]
+    """The first `size` mixed groups, else all of them and the first of the others; in sampling order."""
+    mixed_first = sorted(range(len(groups)), key=lambda i: not is_mixed(groups[i]))  # stable
+    return [groups[i] for i in sorted(mixed_first[:size])]
 
 
-def group_has_signal(group: ScoredGroup) -> bool:
-    """Whether the rewards of a group differ by more than rounding."""
-    return has_signal([reward.total for reward in group.rewards])
+def is_mixed(group: ScoredGroup) -> bool:
+    """Whether some responses of the group are right and some are wrong."""
+    return has_signal([reward.accuracy for reward in group.rewards])
 
 
 class SignalWatch:
-    """Reads the records of the steps; says once that a batch stayed short, and ends a run whose data teaches nothing."""
+    """Reads the records of the steps; says once that a batch stayed short, and ends a run that finds no mixed group."""
 
     def __init__(self, config: TrainRun, say: Callable[[str], None], before: Iterable[Mapping[str, Any]] = ()) -> None:
         """`before`: the records of the steps before a resumed run goes on."""
@@ -94,7 +95,7 @@ class SignalWatch:
             self._count(record)
 
     def __call__(self, record: Mapping[str, Any]) -> None:
-        """Take in one step's record; RunError after `rollout.stop_after_steps_without_signal` in a row without any signal."""
+        """Take in one record; RunError after `rollout.stop_after_steps_without_signal` steps in a row without a mixed group."""
         if "group/sampled" not in record:
             return
         self._count(record)
@@ -107,8 +108,8 @@ class SignalWatch:
             rounds = record["group/rounds"]
             bound = f"{rounds} rounds" if rounds == settings.max_sampling_rounds else "every problem of the data"
             self._say(
-                f"warning: step {record['step']}: {mixed} of {settings.problems} groups have a signal after {bound}"
-                f" ({record['group/sampled']} groups sampled); the rest of the batch trains nothing. Said once;"
+                f"warning: step {record['step']}: {mixed} of {settings.problems} groups are mixed (some responses right, some"
+                f" wrong) after {bound} ({record['group/sampled']} groups sampled); the batch is filled with others. Said once;"
                 " group/set_aside in metrics.jsonl counts such groups"
             )
 
@@ -118,7 +119,7 @@ class SignalWatch:
 
 
 def diagnosis(records: Sequence[Mapping[str, Any]]) -> str:
-    """One sentence: why the groups of these steps had no signal, and what to change."""
+    """One sentence: why no group of these steps was mixed, and what to change."""
     groups = sum(record["group/sampled"] for record in records)
 
     def mean(key: str) -> float:
@@ -138,6 +139,6 @@ def diagnosis(records: Sequence[Mapping[str, Any]]) -> str:
             " or take problems of a difficulty in between"
         )
     return (
-        f"no group of {len(records)} steps in a row had a signal ({groups} groups sampled, accuracy {accuracy:.3f});"
+        f"no group of {len(records)} steps in a row was mixed ({groups} groups sampled, accuracy {accuracy:.3f});"
         f" {cause}"
     )

@@ -96,7 +96,8 @@ class Updater:
     def noise_floor(self, groups: Sequence[ScoredGroup], images: Images | None = None) -> float | None:
         """Mean |log sequence ratio| between two computations with the same weights: together, and row by row, padded.
 
-        None where no row has a response. This is the part of every ratio that is arithmetic and not learning.
+        This is the part of every ratio that is arithmetic and not learning. None where no row has a response, or where
+        log-probs are not finite.
         """
         rows = [row for group in groups for row in rows_of(group, images or {}) if row.rollout.response_length]
         rows.sort(key=lambda row: row.advantage == 0.0)  # stable: rows that will be trained come first
@@ -106,7 +107,8 @@ class Updater:
         batches = split_micro_batches(rows, self.config.update.tokens_per_micro_batch)
         together = [self._sequence_means(batch, 0) for batch in batches]
         alone = [self._sequence_means([row], 3) for batch in batches for row in batch]
-        return float((torch.cat(together) - torch.cat(alone)).abs().mean())
+        floor = float((torch.cat(together) - torch.cat(alone)).abs().mean())
+        return floor if math.isfinite(floor) else None
 
     def _sequence_means(self, rows: Sequence[Row], padding: int) -> Tensor:
         batch = policy_batch(rows, self.accelerator.device, padding)
@@ -172,11 +174,13 @@ class Updater:
                 weight.grad = torch.zeros_like(weight)
 
     def _sampler_metrics(self) -> dict[str, float]:
-        """The sampler's distance from the policy, over the rows of all processes."""
+        """The sampler's distance from the policy, over the rows of all processes; left out where it is not finite."""
         mismatch = SamplerMismatch()
         for other in self.ranks.gather(self._mismatch):
             mismatch.add(other)
-        return mismatch.metrics()
+        found = mismatch.metrics()
+        # All or none: the largest of 0 and NaN may be 0.
+        return found if all(map(math.isfinite, found.values())) else {}
 
     def _loss(
         self,

@@ -66,13 +66,30 @@ def test_token_weights_by_hand() -> None:
 
 
 def test_sequence_weights_by_hand() -> None:
-    weights, counts = correction_weights(OLD, SAMPLER, MASK, "sequence", cap=1.2)
+    weights, counts = correction_weights(OLD, SAMPLER, MASK, "sequence", cap=1.06)
+    assert weights[0].tolist() == pytest.approx([1.06] * 3, rel=1e-12)  # e^(0.2/3) = 1.069
+    assert weights[1].tolist() == pytest.approx([math.exp(-0.2)] * 3, rel=1e-12)  # two tokens, the third is padding
+    assert (counts.weights, counts.capped) == (2, 1)
+
+
+def test_products_by_hand() -> None:
+    weights, counts = correction_weights(OLD, SAMPLER, MASK, "sequence-product", cap=1.2)
     assert weights[0].tolist() == pytest.approx([1.2] * 3, rel=1e-12)  # e^0.2 = 1.22
     assert weights[1].tolist() == pytest.approx([math.exp(-0.4)] * 3, rel=1e-12)
     assert (counts.weights, counts.capped) == (2, 1)
 
 
-@pytest.mark.parametrize("level", ["token", "sequence"])
+@pytest.mark.parametrize("gap", [-0.002, 0.002])
+def test_the_same_gap_at_every_token_weighs_short_and_long_responses_alike(gap: float) -> None:
+    mask = torch.arange(1000) < torch.tensor([[10], [1000]])
+    sampler = torch.zeros(2, 1000, dtype=torch.float64)
+    alike, _ = correction_weights(sampler + gap, sampler, mask, "sequence", cap=8.0)
+    assert alike[:, 0].tolist() == pytest.approx([math.exp(gap)] * 2, rel=1e-12)
+    exact, _ = correction_weights(sampler + gap, sampler, mask, "sequence-product", cap=8.0)
+    assert exact[:, 0].tolist() == pytest.approx([math.exp(10 * gap), math.exp(1000 * gap)], rel=1e-12)
+
+
+@pytest.mark.parametrize("level", ["token", "sequence", "sequence-product"])
 def test_weights_carry_no_gradient_and_stay_finite(level: str) -> None:
     old = torch.tensor([[500.0, -500.0]], requires_grad=True)
     weights, _ = correction_weights(old, torch.zeros(1, 2), torch.ones(1, 2, dtype=torch.bool), level, cap=2.0)  # type: ignore[arg-type]
@@ -92,7 +109,8 @@ def test_a_sequence_weight_scales_the_term_and_leaves_the_length_alone(
 ) -> None:
     logprobs = torch.zeros(1, length, dtype=torch.float64, requires_grad=True)
     sampler = torch.full((1, length), 0.3 / length, dtype=torch.float64)
-    weights, _ = correction_weights(logprobs, sampler, torch.ones(1, length, dtype=torch.bool), "sequence", cap=2.0)
+    mask = torch.ones(1, length, dtype=torch.bool)
+    weights, _ = correction_weights(logprobs, sampler, mask, "sequence-product", cap=2.0)
     loss = loss_of_row(name, length, weights, logprobs)
     assert loss.item() == pytest.approx(-math.exp(-0.3) * (length if per_length else 1), rel=1e-12)
     loss.backward()

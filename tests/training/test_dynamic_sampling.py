@@ -1,9 +1,10 @@
-"""Dynamic sampling: which groups have a signal, how many are sampled further, what the update gets, and when a run gives up."""
+"""Dynamic sampling: which groups are mixed, how many are sampled further, what the update gets, and when a run gives up."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from luspo_cli.training.dynamic_sampling import (
     choose_batch,
     diagnosis,
     further_problems,
-    group_has_signal,
+    is_mixed,
     sample_step,
 )
 
@@ -53,7 +54,7 @@ class Source:
 def sampled(
     mixed: set[str], source: Source, *, dynamic: bool = True, rounds: int = 8
 ) -> tuple[StepGroups, list[list[str]]]:
-    """The groups of a step in which exactly the problems in `mixed` have a signal, and the problems asked in each round."""
+    """The groups of a step in which exactly the problems in `mixed` are mixed, and the problems asked in each round."""
     asked: list[list[str]] = []
 
     def sample(problems: Sequence[Problem], number: int) -> list[ScoredGroup]:
@@ -77,12 +78,15 @@ def names(groups: Sequence[ScoredGroup]) -> list[str]:
         ((1.0, 1.0 + 1e-9, 1.0 - 1e-9), False),  # float noise
         ((-1e-9, 0.0, 1e-9), False),
         ((1.0, 0.0, 1.0), True),
-        ((0.5, 0.5, 0.51), True),  # a fine penalty is a signal
-        ((1.1, 1.0, 1.1), True),  # all right, one in the wrong format
     ],
 )
-def test_a_signal_is_more_than_float_noise(rewards: tuple[float, ...], expected: bool) -> None:
-    assert group_has_signal(group(rewards)) is expected
+def test_a_mixed_group_differs_by_more_than_float_noise(rewards: tuple[float, ...], expected: bool) -> None:
+    assert is_mixed(group(rewards)) is expected
+
+
+def test_a_penalty_on_length_makes_no_group_mixed() -> None:
+    scored = tuple(Reward(total, 0.0, 0.0, total, VerificationStatus.INCORRECT) for total in (-0.1, -0.5, -1.0))
+    assert not is_mixed(replace(group(WRONG), rewards=scored))
 
 
 @pytest.mark.parametrize(
@@ -118,10 +122,10 @@ def test_a_short_batch_is_refilled_from_the_reserve_in_order() -> None:
     assert result.metrics() == {"group/sampled": 12, "group/set_aside": 7, "group/surplus": 1, "group/rounds": 3}
 
 
-def test_the_bound_on_rounds_holds_and_the_batch_is_filled_with_groups_without_signal() -> None:
+def test_the_bound_on_rounds_holds_and_the_batch_is_filled_with_other_groups() -> None:
     result, asked = sampled({"b2", "r1"}, Source(4, 100), rounds=3)
     assert len(asked) == 3
-    assert names(result.batch) == ["b0", "b1", "b2", "r1"]  # sampling order; the first two without a signal
+    assert names(result.batch) == ["b0", "b1", "b2", "r1"]  # sampling order; the first two are not mixed
     assert result.metrics() == {"group/sampled": 12, "group/set_aside": 10, "group/surplus": 0, "group/rounds": 3}
 
 
@@ -160,17 +164,19 @@ def test_a_batch_that_stays_short_is_said_once() -> None:
     for one in (record(1, 16), record(2, 5), record(3, 4), record(4, 0)):
         watch(one)
     (text,) = said
-    assert text.startswith("warning: step 2: 5 of 16 groups have a signal after 8 rounds (24 groups sampled)")
+    assert text.startswith(
+        "warning: step 2: 5 of 16 groups are mixed (some responses right, some wrong) after 8 rounds (24 groups sampled)"
+    )
     watch = SignalWatch(dynamic(), said.append)
     watch(record(1, 5, **{"group/rounds": 2}))
-    assert "5 of 16 groups have a signal after every problem of the data" in said[1]
+    assert "5 of 16 groups are mixed (some responses right, some wrong) after every problem of the data" in said[1]
 
 
-def test_steps_in_a_row_without_a_signal_end_the_run_also_across_a_resume() -> None:
+def test_steps_in_a_row_without_a_mixed_group_end_the_run_also_across_a_resume() -> None:
     watch = SignalWatch(dynamic(), lambda text: None)
     for one in (record(1, 0), record(2, 0), record(3, 1), record(4, 0), record(5, 0)):
         watch(one)
-    with pytest.raises(RunError, match="no group of 3 steps in a row had a signal"):
+    with pytest.raises(RunError, match="no group of 3 steps in a row was mixed"):
         watch(record(6, 0))
     resumed = SignalWatch(dynamic(), lambda text: None, [record(3, 1), record(4, 0), record(5, 0)])
     with pytest.raises(RunError, match="no group of 3 steps in a row"):
@@ -185,7 +191,7 @@ def test_steps_in_a_row_without_a_signal_end_the_run_also_across_a_resume() -> N
 
 def test_the_diagnosis_names_the_accuracy_and_what_to_change() -> None:
     assert diagnosis([record(1, 0, 10, 0.0), record(2, 0, 30, 0.0)]) == (
-        "no group of 2 steps in a row had a signal (40 groups sampled, accuracy 0.000); no answer was right and 25% of the"
+        "no group of 2 steps in a row was mixed (40 groups sampled, accuracy 0.000); no answer was right and 25% of the"
         " responses were cut: take easier problems or a stronger model, raise rollout.max_response_tokens where many are cut,"
         " and look at the responses in rollouts/"
     )
@@ -203,6 +209,11 @@ def test_a_bound_without_dynamic_sampling_is_refused(key: str) -> None:
     assert getattr(dynamic(f"rollout.{key}=5").rollout, key) == 5
 
 
+def test_without_a_reward_for_right_answers_it_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"reward\.accuracy_weight is 0"):
+        dynamic("reward.accuracy_weight=0")
+
+
 def test_a_dry_run_counts_every_round() -> None:
     from luspo_cli.training.plan import make_plan
 
@@ -210,8 +221,21 @@ def test_a_dry_run_counts_every_round() -> None:
     assert most["response_tokens_at_most"] == 8 * without["response_tokens_at_most"]
 
 
-# Small groups with an overlong penalty that few responses meet: some groups have a signal, some not.
-SCARCE = ("rollout.dynamic_sampling=true", "rollout.group_size=2", "reward.overlong_buffer=3", "evaluation.every=0")
+# Small groups and a mark for right that few responses meet: some groups are mixed, some not.
+SCARCE = ("rollout.dynamic_sampling=true", "rollout.group_size=2", "reward.overlong_buffer=0", "evaluation.every=0")
+
+
+@pytest.fixture
+def right(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[str, bool], bool]], None]:
+    """Return a function that takes what (response, ended) is right: an untrained model gives no right answer of its own."""
+
+    def choose(rule: Callable[[str, bool], bool]) -> None:
+        def score(response: str, gold: str, *, ended: bool) -> tuple[VerificationStatus, str | None]:
+            return VerificationStatus.CORRECT if rule(response, ended) else VerificationStatus.INCORRECT, None
+
+        monkeypatch.setattr("luspo_cli.rewards.rubric.score_exact", score)
+
+    return choose
 
 
 def train(config: TrainRun, path: Path, how: str = "refuse", crash_after: int = 0) -> list[str]:
@@ -236,10 +260,11 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 
 def test_a_run_with_dynamic_sampling_counts_what_it_sampled_and_resumes_bit_for_bit(
-    small_run: Callable[..., TrainRun], tmp_path: Path
+    small_run: Callable[..., TrainRun], tmp_path: Path, right: Callable[..., None]
 ) -> None:
     import pandas as pd
 
+    right(lambda response, ended: len(response) > 12)
     config = small_run(*SCARCE)
     train(config, tmp_path / "whole")
     records = lines(tmp_path / "whole")
@@ -266,11 +291,12 @@ def test_a_run_with_dynamic_sampling_counts_what_it_sampled_and_resumes_bit_for_
 
 
 def test_the_first_round_is_the_batch_of_a_run_without_dynamic_sampling(
-    small_run: Callable[..., TrainRun], tmp_path: Path
+    small_run: Callable[..., TrainRun], tmp_path: Path, right: Callable[..., None]
 ) -> None:
     import pandas as pd
 
-    scarcer = (*SCARCE[1:], "reward.overlong_buffer=1", "run.steps=1")  # only a cut response pays
+    right(lambda response, ended: not ended)
+    scarcer = (*SCARCE[1:], "run.steps=1")
     train(small_run(SCARCE[0], *scarcer), tmp_path / "with")
     train(small_run(*scarcer), tmp_path / "without")
     with_it, without = (pd.read_parquet(tmp_path / p / "rollouts/step-000001.parquet") for p in ("with", "without"))
@@ -282,10 +308,11 @@ def test_the_first_round_is_the_batch_of_a_run_without_dynamic_sampling(
     assert later.problem_id.str.contains("/reserve/").all()
 
 
-def test_data_without_any_signal_ends_the_run_in_one_sentence(
-    small_run: Callable[..., TrainRun], tmp_path: Path
+def test_data_without_any_mixed_group_ends_the_run_in_one_sentence(
+    small_run: Callable[..., TrainRun], tmp_path: Path, right: Callable[..., None]
 ) -> None:
-    config = small_run(*SCARCE, "reward.overlong_weight=0", "reward.accuracy_weight=0", "rollout.max_sampling_rounds=2")
-    with pytest.raises(RunError, match="no group of 3 steps in a row had a signal"):
+    right(lambda response, ended: False)
+    config = small_run(*SCARCE, "rollout.max_sampling_rounds=2")
+    with pytest.raises(RunError, match="no group of 3 steps in a row was mixed"):
         train(config, tmp_path / "run")
     assert [one["group/sampled"] for one in lines(tmp_path / "run")] == [8, 8, 8]

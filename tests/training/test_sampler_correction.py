@@ -56,16 +56,18 @@ def test_the_difference_is_measured_before_the_first_step(
 
 
 @pytest.mark.parametrize(
-    ("objective", "level", "factor"), [("luspo", "sequence", 1.25), ("gspo", "sequence", 1.25), ("grpo", "token", 1.25)]
+    ("objective", "level"),
+    [("luspo", "sequence"), ("gspo", "sequence"), ("luspo", "sequence-product"), ("grpo", "token")],
 )
 def test_a_constant_weight_scales_the_gradient(
-    make_updater: Any, groups: list[ScoredGroup], objective: str, level: str, factor: float
+    make_updater: Any, groups: list[ScoredGroup], objective: str, level: str
 ) -> None:
+    factor = 1.25
 
     def gradient(*sets: str) -> dict[str, torch.Tensor]:
         updater, model = make_updater("update.gradient_clip=0", *sets, objective=objective)
         gap = math.log(factor)
-        drawn = sampled_by(updater, groups, lambda t: gap if level == "token" or t == 0 else 0.0)
+        drawn = sampled_by(updater, groups, lambda t: gap if level != "sequence-product" or t == 0 else 0.0)
         updater.update(drawn, 0.0)
         return {name: weight.grad.clone() for name, weight in model.named_parameters()}
 
@@ -75,10 +77,25 @@ def test_a_constant_weight_scales_the_gradient(
 
 
 def test_weights_at_the_cap_are_counted(make_updater: Any, groups: list[ScoredGroup]) -> None:
-    updater, _ = make_updater("update.sampler_correction=sequence", "update.sampler_correction_cap=1.1")
+    updater, _ = make_updater("update.sampler_correction=sequence-product", "update.sampler_correction_cap=1.1")
     # e^(0.05 * length): above 1.1 for the rows of 3, 9, 7 and 4 tokens, below for the one of 1.
     metrics = updater.update(sampled_by(updater, groups, lambda t: 0.05), 0.0)
     assert metrics["sampler/capped_fraction"] == pytest.approx(4 / 5)
+
+
+def test_a_log_prob_that_is_not_a_number_is_left_out_of_the_record(
+    make_updater: Any, groups: list[ScoredGroup]
+) -> None:
+    """metrics.jsonl takes no NaN; the step itself is refused and counted."""
+    updater, model = make_updater()
+    drawn = sampled_by(updater, groups, lambda t: 0.1)
+    with torch.no_grad():
+        model.lm_head.weight[:] = math.nan
+    metrics = updater.update(drawn, 1e-2)
+    assert not KEYS & metrics.keys()
+    assert metrics["update/skipped_steps"] == 1
+    assert all(math.isfinite(value) for value in metrics.values())
+    assert updater.noise_floor(drawn) is None
 
 
 def test_a_correction_without_log_probs_ends_the_run(make_updater: Any, groups: list[ScoredGroup]) -> None:
