@@ -1,7 +1,8 @@
-"""Whether the runs' benchmark results may be compared: same version, mode, problems, samples and sampling.
+"""Whether the runs' benchmark results may be compared: same version, mode, problems, samples, sampling and training step.
 
-A score of 4 samples at temperature 1 beside one of 32 at 0 shows the evaluation, not the objective. What has to differ
-(the model, its weights and its training steps) is left out; what a result does not record is said to be unknown.
+A score of 4 samples at temperature 1 beside one of 32 at 0 shows the evaluation, not the objective; one after 100 steps
+beside one after 300 shows the training. What has to differ (the model and its weights) is left out; what a result does
+not record is said to be unknown.
 """
 
 from __future__ import annotations
@@ -13,8 +14,13 @@ from luspo_cli.analysis.history import RunHistory
 from luspo_cli.analysis.variants import show
 
 _OF_THE_RESULT = {"version": "version", "mode": "mode", "n_problems": "number of problems", "n_samples": "samples"}
-_OF_THE_MODEL = ("model", "weights", "step")
-_NAMES = {"prompts_sha256": "wording of the prompts", "samples": "samples asked for", "limit": "limit of problems"}
+_OF_THE_MODEL = ("model", "weights")
+_NAMES = {
+    "prompts_sha256": "wording of the prompts",
+    "samples": "samples asked for",
+    "limit": "limit of problems",
+    "step": "training step of the weights",
+}
 _UNKNOWN = "not recorded"
 
 

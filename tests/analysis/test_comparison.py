@@ -282,6 +282,7 @@ def test_results_that_were_drawn_otherwise_are_named_with_the_setting(write_run)
     assert said(0, 2) == [
         "number of problems is 30 in a; 10 in c.",
         "samples is 4 in a; 8 in c.",
+        "training step of the weights is 4 in a; 5 in c.",
         "temperature is 1.0 in a; 0.0 in c.",
         "wording of the prompts is aaaaaaaaaaaa… in a; bbbbbbbbbbbb… in c.",
     ]
