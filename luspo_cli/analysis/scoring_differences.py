@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from luspo_cli.analysis.history import RunHistory
-from luspo_cli.analysis.variants import show
+from luspo_cli.analysis.variants import shortened, show
 
 _OF_THE_RESULT = {"version": "version", "mode": "mode", "n_problems": "number of problems", "n_samples": "samples"}
 _OF_THE_MODEL = ("model", "weights")
@@ -46,7 +46,4 @@ def _settings(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _shown(value: Any) -> str:
-    if value is None:
-        return _UNKNOWN
-    text = show(value)
-    return text if len(text) <= 40 else f"{text[:12]}…"
+    return _UNKNOWN if value is None else shortened(show(value))

@@ -214,6 +214,29 @@ def test_other_code_or_data_is_a_warning_and_other_hardware_is_none(write_run) -
     assert warning.endswith("provenance.code.commit is 000000000000… in a; 111111111111… in b.")
 
 
+def test_sessions_of_one_run_that_differ_are_a_warning_each_key(write_run) -> None:
+    def session(torch: str, data: str | None, **more: object) -> dict[str, object]:
+        record = {"luspo": "1.0", "packages": {"torch": torch, "vllm": None}, "hardware": {"cores": torch}, **more}
+        return record if data is None else record | {"data": {"train": {"path": "d", "sha256": data}}}
+
+    run = write_run("a")
+    resumed = [
+        session("2.6", "1" * 64, after_step=4),
+        session("2.7", "1" * 64, after_step=8, code={"uncommitted": "2" * 64}),
+        session("2.7", "0" * 64, after_step=9, code={"uncommitted": "2" * 64}),
+    ]
+    began = session("2.6", None, code={"uncommitted": None})
+    (run / "provenance.json").write_text(json.dumps(began | {"resumed": resumed}))
+    assert compare_runs(read_runs([run])).warnings == (
+        "The sessions of a differ: provenance.code.uncommitted is null at first; 222222222222… after step 8.",
+        "The sessions of a differ: provenance.packages.torch is 2.6 at first; 2.7 after step 8.",
+        "The sessions of a differ: provenance.data.train.sha256 is 111111111111… at first; 000000000000… after step 9.",
+    )
+    resumed[1:] = []
+    (run / "provenance.json").write_text(json.dumps(session("2.6", "1" * 64) | {"resumed": resumed}))
+    assert compare_runs(read_runs([run])).warnings == ()
+
+
 def test_another_setting_of_one_objective_is_a_variant_not_a_seed(write_run) -> None:
     runs = read_runs(
         [
@@ -256,6 +279,24 @@ def test_benchmarks_of_the_runs_are_compared(write_run) -> None:
     assert (estimates["gspo"].mean, estimates["luspo"].mean, estimates["luspo"].n) == (0.25, 0.5, 1)
     assert "0.500 (1 of 2 runs)" in _printed(comparison)
     assert any("aime24 was not scored alike" in warning for warning in comparison.warnings)
+
+
+def test_lengths_and_counts_of_a_benchmark_have_their_units(write_run) -> None:
+    run = write_run("a")
+    (run / "evals").mkdir()
+    metrics = {"accuracy": 0.5, "correct": 30, "samples": 60, "response_length/max": 812, "pass@1": 0.5}
+    (run / "evals/AIME24.json").write_text(json.dumps({"benchmark": "AIME24", "metrics": metrics}))
+    comparison = compare_runs(read_runs([run]))
+    units = {name.partition(" ")[2]: m.unit for name, m in comparison.measures.items() if name.startswith("AIME24")}
+    assert units == {
+        "accuracy": "1",
+        "correct": "count",
+        "samples": "count",
+        "response_length/max": "tokens",
+        "pass@1": "1",
+    }
+    rows = {line.rpartition("  ")[0].strip(): line.rpartition("  ")[2] for line in _printed(comparison).splitlines()}
+    assert (rows["AIME24, correct"].strip(), rows["AIME24, response_length/max (tokens)"].strip()) == ("30", "812.0")
 
 
 def test_results_that_were_drawn_otherwise_are_named_with_the_setting(write_run) -> None:
