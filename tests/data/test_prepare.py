@@ -237,6 +237,10 @@ def test_sources_are_joined(tmp_path: Path) -> None:
     ("value", "expected"),
     [
         ("work\n#### 1,234", "1234"),
+        ("#### -$1,234,567.5", "-$1234567.5"),
+        ("#### (3, 4)", "(3, 4)"),
+        ("#### 1,2,3", "1,2,3"),
+        ("#### 12,34", "12,34"),
         ("a #### 3 b\n#### -7 ", "-7"),
         (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}"),
         (r"\boxed{1} and \boxed{2}", r"\boxed{1} and \boxed{2}"),
