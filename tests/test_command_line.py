@@ -196,6 +196,29 @@ def test_a_run_on_own_data_ends_with_0(luspo: Command, tmp_path: Path, model: st
     assert code == 2
 
 
+def test_a_stored_configuration_that_is_no_text(luspo: Command, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/config.json").write_bytes(b'{"model": "\xff"}')
+    code, _, error = luspo("train", "--run", "run", "--resume")
+    assert "run/config.json is not a configuration that this version reads: Invalid JSON" in only_sentence(error)
+    assert code == 2
+
+
+def test_a_stored_configuration_that_cannot_be_read(
+    luspo: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/config.json").write_text("{}")
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "read_bytes", refused)
+        code, _, error = luspo("train", "--run", "run", "--resume")
+    assert "cannot read run/config.json: Permission denied; make it readable" in only_sentence(error)
+    assert code == 2
+
+
 def test_a_failed_run_ends_with_1(luspo: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     from luspo_cli.errors import RunError
     from luspo_cli.training import session

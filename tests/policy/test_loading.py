@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import pickle
@@ -173,6 +174,22 @@ def test_a_problem_with_images_is_refused(made_tokenizer: Any) -> None:
     problem = Problem("p7", (Message("user", "<image>1"),), "1", "t", ("a.png",))
     with pytest.raises(UsageError, match="'p7' has images"):
         prompt_tokens(problem, made_tokenizer)
+
+
+def test_a_template_that_refuses_a_system_turn_is_one_sentence(made_tokenizer: Any) -> None:
+    tokenizer = copy.deepcopy(made_tokenizer)
+    tokenizer.chat_template = (
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+        "{{ messages[0]['content'] }}"
+    )
+    user = Message("user", "1")
+    assert prompt_tokens(Problem("p1", (user,), "1", "t"), tokenizer) == tuple(made_tokenizer.encode("1"))
+    with pytest.raises(UsageError) as caught:
+        fitting([Problem("p2", (Message("system", "0"), user), "1", "t")], tokenizer, 5)
+    assert str(caught.value) == (
+        "problem 'p2': the model's chat template refuses its prompt (System role not supported); take another --prompt in"
+        " luspo prepare-data or luspo eval, for example boxed-suffix, which has no system turn"
+    )
 
 
 class Hostile:
