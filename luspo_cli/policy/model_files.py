@@ -25,6 +25,13 @@ def hub_commit(path: str, revision: str) -> str | None:
     return Path(cached).parent.name if isinstance(cached, str) else None
 
 
+def unread_revision(path: str, revision: str) -> str | None:
+    """Say in one sentence that a revision has no meaning for `model.path`, or None where it has or is the default."""
+    if revision == "main" or is_hub_id(path):
+        return None
+    return f"model.revision = '{revision}' is of a hub id, and model.path = '{path}' is none: leave model.revision out"
+
+
 def find_model(path: str) -> str | None:
     """Say in one sentence why `model.path` cannot be read from this machine's disk, or None where it can."""
     if is_hub_id(path):
