@@ -78,6 +78,7 @@ def only_sentence(error: str) -> str:
         (["--preset", "tiny", "--set", "run.stepz=3"], "--set: unknown key 'run.stepz' (did you mean 'run.steps'?)"),
         (["--preset", "tiny", "--set", "run.steps=x"], "--set: run.steps = 'x': input should be a valid integer"),
         (["--preset", "tiny", "--set", "update.mini_batches=3"], "must be a multiple of update.mini_batches (3)"),
+        (["--preset", "tiny", "--set", "model.revision=v1"], "'v1' is of a hub id, and model.path = 'made' is none"),
         (["--config", "own.toml"], "cannot read configuration file own.toml: No such file or directory"),
         (["--preset", "tiny", "--if-exists", "overwrite"], "--if-exists must be refuse, resume or replace, not 'overwrite'"),
         ([], "say what to train: --preset NAME ("),
@@ -193,6 +194,29 @@ def test_a_run_on_own_data_ends_with_0(luspo: Command, tmp_path: Path, model: st
     assert "done: runs/tiny-luspo-seed0" in error
     code, _, error = luspo("train", "--preset", "tiny", *words)
     assert "run folder runs/tiny-luspo-seed0 exists; go on with --resume" in only_sentence(error)
+    assert code == 2
+
+
+def test_a_stored_configuration_that_is_no_text(luspo: Command, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/config.json").write_bytes(b'{"model": "\xff"}')
+    code, _, error = luspo("train", "--run", "run", "--resume")
+    assert "run/config.json is not a configuration that this version reads: Invalid JSON" in only_sentence(error)
+    assert code == 2
+
+
+def test_a_stored_configuration_that_cannot_be_read(
+    luspo: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/config.json").write_text("{}")
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "read_bytes", refused)
+        code, _, error = luspo("train", "--run", "run", "--resume")
+    assert "cannot read run/config.json: Permission denied; make it readable" in only_sentence(error)
     assert code == 2
 
 

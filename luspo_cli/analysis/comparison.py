@@ -18,6 +18,7 @@ from typing import Any
 
 from luspo_cli.analysis.history import RunHistory
 from luspo_cli.analysis.intervals import Estimate, estimate
+from luspo_cli.analysis.provenance_differences import compared_parts, session_warnings
 from luspo_cli.analysis.scoring_differences import scoring_warnings
 from luspo_cli.analysis.variants import (
     ClipRange,
@@ -25,6 +26,7 @@ from luspo_cli.analysis.variants import (
     clip_ranges,
     differing_values,
     expected_to_differ,
+    shortened,
     show,
     split_into_variants,
 )
@@ -33,8 +35,8 @@ from luspo_cli.errors import UsageError
 LENGTH = "response_length/mean"
 ACCURACY = "reward/accuracy/mean"
 HELD_OUT = "evaluation/accuracy"
-COMPARED_PROVENANCE = ("luspo", "code", "packages", "data")
-"""Parts of provenance.json that should be equal; hardware and, for a made model, the weights differ by nature."""
+BENCHMARK_COUNTS = frozenset({"correct", "samples", "problems_missing"})
+"""Metrics of a benchmark's result that count responses or problems."""
 WINDOW_SHARE = 10
 """A window is one part in this many of the compared steps, at least one step."""
 
@@ -144,7 +146,7 @@ def compare_runs(runs: Sequence[RunHistory]) -> Comparison:
     if common < max(_training_steps(run)[0] for run in runs):
         raise UsageError(f"The runs have no step in common: one of them ends at step {common}.")
     benchmarks = {
-        f"{name} {metric}": Measure(f"{name}, {metric}", "1", paired=True)
+        f"{name} {metric}": Measure(f"{name}, {metric}", _unit_of(metric), paired=True)
         for run in runs
         for name, content in sorted(run.benchmarks.items())
         for metric, value in content["metrics"].items()
@@ -153,9 +155,7 @@ def compare_runs(runs: Sequence[RunHistory]) -> Comparison:
     measures = MEASURES | benchmarks
     summaries = tuple(_summarise_run(run, variant, common) for variant, run in ordered)
     recorded = [run for _, run in ordered if run.config]
-    settings = [
-        {**run.config, "provenance": {key: run.provenance.get(key) for key in COMPARED_PROVENANCE}} for run in recorded
-    ]
+    settings = [{**run.config, "provenance": compared_parts(run.provenance)} for run in recorded]
     differing = {
         key: {run.name: value for run, value in zip(recorded, values, strict=True)}
         for key, values in differing_values(settings).items()
@@ -171,6 +171,13 @@ def compare_runs(runs: Sequence[RunHistory]) -> Comparison:
         warnings=tuple(_warnings([run for _, run in ordered], variants, differing, common)),
         last_step=common,
     )
+
+
+def _unit_of(metric: str) -> str:
+    """The unit of a benchmark's metric: all but lengths and counts are shares."""
+    if metric.startswith("response_length/"):
+        return "tokens"
+    return "count" if metric in BENCHMARK_COUNTS else "1"
 
 
 def windows_of(steps: Sequence[int]) -> Windows:
@@ -285,8 +292,9 @@ def _warnings(
         by_value: dict[str, list[str]] = {}
         for name, value in values.items():
             by_value.setdefault(show(value), []).append(name)
-        shown = "; ".join(f"{_shortened(value)} in {', '.join(names)}" for value, names in by_value.items())
+        shown = "; ".join(f"{shortened(value)} in {', '.join(names)}" for value, names in by_value.items())
         warnings.append(f"Not only the objective differs: {key} is {shown}.")
+    warnings += session_warnings(runs)
     for run in runs:
         if not run.config:
             warnings.append(f"{run.name} is a log of {run.source}: what else differs from it is not recorded.")
@@ -301,10 +309,6 @@ def _warnings(
                 " they are not independent, and it is left out of the paired differences."
             )
     return warnings + scoring_warnings(runs)
-
-
-def _shortened(value: str) -> str:
-    return value if len(value) <= 40 else f"{value[:12]}…"
 
 
 def _repeated_seeds(variant: Variant) -> list[int]:

@@ -1,7 +1,8 @@
-"""Whether the runs' benchmark results may be compared: same version, mode, problems, samples and sampling.
+"""Whether the runs' benchmark results may be compared: same version, mode, problems, samples, sampling and training step.
 
-A score of 4 samples at temperature 1 beside one of 32 at 0 shows the evaluation, not the objective. What has to differ
-(the model, its weights and its training steps) is left out; what a result does not record is said to be unknown.
+A score of 4 samples at temperature 1 beside one of 32 at 0 shows the evaluation, not the objective; one after 100 steps
+beside one after 300 shows the training. What has to differ (the model and its weights) is left out; what a result does
+not record is said to be unknown.
 """
 
 from __future__ import annotations
@@ -10,11 +11,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from luspo_cli.analysis.history import RunHistory
-from luspo_cli.analysis.variants import show
+from luspo_cli.analysis.variants import shortened, show
 
 _OF_THE_RESULT = {"version": "version", "mode": "mode", "n_problems": "number of problems", "n_samples": "samples"}
-_OF_THE_MODEL = ("model", "weights", "step")
-_NAMES = {"prompts_sha256": "wording of the prompts", "samples": "samples asked for", "limit": "limit of problems"}
+_OF_THE_MODEL = ("model", "weights")
+_NAMES = {
+    "prompts_sha256": "wording of the prompts",
+    "samples": "samples asked for",
+    "limit": "limit of problems",
+    "step": "training step of the weights",
+}
 _UNKNOWN = "not recorded"
 
 
@@ -40,7 +46,4 @@ def _settings(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _shown(value: Any) -> str:
-    if value is None:
-        return _UNKNOWN
-    text = show(value)
-    return text if len(text) <= 40 else f"{text[:12]}…"
+    return _UNKNOWN if value is None else shortened(show(value))

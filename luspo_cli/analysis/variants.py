@@ -126,3 +126,8 @@ def reading_order(objective: str) -> tuple[int, str]:
 def show(value: Any) -> str:
     """Return a configuration value as it is typed after `--set key=`."""
     return value if isinstance(value, str) else json.dumps(value)
+
+
+def shortened(value: str) -> str:
+    """Return a long value, mostly a hash, by its first characters."""
+    return value if len(value) <= 40 else f"{value[:12]}…"

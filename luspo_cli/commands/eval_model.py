@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from luspo_cli.errors import UsageError
-from luspo_cli.policy.model_files import ADAPTER_CONFIG
+from luspo_cli.policy.model_files import ADAPTER_CONFIG, hub_commit
 
 WEIGHT_FILES = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.model", "*.txt", "*.py")
 DEFAULT_OUT = Path("evals")
@@ -62,10 +62,7 @@ class Weights:
         """Return a hash of the folder's weights and tokenizer, a hub id's commit, or None while it is not on the disk."""
         folder = Path(self.path).expanduser()
         if not folder.is_dir():
-            from huggingface_hub import try_to_load_from_cache
-
-            cached = try_to_load_from_cache(self.path, "config.json", revision=self.revision)
-            return Path(cached).parent.name if isinstance(cached, str) else None
+            return hub_commit(self.path, self.revision)
         total = hashlib.sha256()
         if self.base is not None:
             total.update(f"{Weights(self.base, self.base, self.out).fingerprint()}\n".encode())

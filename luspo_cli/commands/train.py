@@ -145,7 +145,9 @@ def _resolve(
                 f"there is no run to resume in {run}: it has no config.json; start it with the command that was meant to"
             )
         try:
-            return TrainRun.model_validate_json(stored.read_text())
+            return TrainRun.model_validate_json(stored.read_bytes())
+        except OSError as error:
+            raise UsageError(f"cannot read {stored}: {error.strerror}; make it readable, or start a new run") from None
         except ValidationError as error:
             first = error.errors()[0]
             key = ".".join(str(part) for part in first["loc"])

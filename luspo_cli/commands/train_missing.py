@@ -1,9 +1,10 @@
 """Train what a comparison lacks: one child process a run, a few side by side, none lost.
 
 Each run is `luspo train` in a process of its own, so a crash takes one run along and threads are shared out fairly. The
-run folder alone decides what is left to do: a finished one with the same configuration is used again, an unfinished one
-goes on from its checkpoint, and one with another configuration is refused rather than mixed in. Children live in
-sessions of their own: Ctrl-C reaches them once, from here, and each gets the time to write its checkpoint.
+run folder alone decides what is left to do: a finished one (its last step recorded, the checkpoint of it whole) with the
+same configuration is used again, an unfinished one goes on from its checkpoint, and one with another configuration is
+refused rather than mixed in. Children live in sessions of their own: Ctrl-C reaches them once, from here, and each gets
+the time to write its checkpoint.
 """
 
 from __future__ import annotations
@@ -287,8 +288,16 @@ def _state_of(run: Path, wanted: Configuration) -> Literal["fresh", "unfinished"
             f"{run} was trained with another configuration: {', '.join(different[:3])}{more};"
             " move the folder away or choose another --out."
         )
-    reached = (last_metrics(run) or {}).get("step", 0)
-    return "finished" if reached >= int(wanted["run"]["steps"]) else "unfinished"
+    return "finished" if _is_finished(run, int(wanted["run"]["steps"])) else "unfinished"
+
+
+def _is_finished(run: Path, steps: int) -> bool:
+    """Whether the last step is recorded and its checkpoint whole: a killed process may have written the line alone."""
+    if (last_metrics(run) or {}).get("step", 0) < steps:
+        return False
+    from luspo_cli.training.checkpoint import damage, find_checkpoints
+
+    return any(found.step == steps and damage(found) is None for found in find_checkpoints(run / "checkpoints"))
 
 
 def _failure(training: Training, status: int, reached: int) -> str:

@@ -15,8 +15,9 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from luspo_cli.config.evaluation import EvaluationConfig
 from luspo_cli.config.objective import NAMED_OBJECTIVES, ObjectiveConfig
-from luspo_cli.config.run import TrainRun
+from luspo_cli.config.run import MADE_TERMS, TrainRun
 from luspo_cli.errors import UsageError, nearest
 
 DEFAULT_OBJECTIVE = "luspo"
@@ -64,9 +65,35 @@ def resolve_train(
         _merge(merged, origins, _of_objective(layer, name, origin), f"{origin}, [{FOR_OBJECTIVE}.{name}]")
         _merge(merged, origins, {key: value for key, value in layer.items() if key != FOR_OBJECTIVE}, origin)
     try:
-        return TrainRun.model_validate(merged)
+        config = TrainRun.model_validate(merged)
     except ValidationError as error:
         raise UsageError(_sentence(error, origins)) from None
+    _refuse_unread(config, layers, origins)
+    return config
+
+
+def _refuse_unread(
+    config: TrainRun, layers: Sequence[tuple[Mapping[str, Any], str]], origins: Mapping[str, str]
+) -> None:
+    """UsageError for a key that nothing in this run reads.
+
+    Asked of what is typed and not of `TrainRun`: a stored configuration may hold such a key and must resume.
+    """
+    if config.data.train == MADE_TERMS and not config.data.shuffle:
+        raise UsageError(
+            f"{origins['data.shuffle']}: data.shuffle = false is for problems from a file: leave it out with data.train ="
+            f" '{MADE_TERMS}', which makes every batch anew"
+        )
+    sections = [layer.get("evaluation", {}) for layer, _ in layers]
+    off = max((place for place, section in enumerate(sections) if "every" in section), default=0)
+    for section in sections[off:] if not config.evaluation.every else ():
+        # What a layer below had set for the evaluations that this one turns off is no mistake.
+        for key in section:
+            if key != "every" and getattr(config.evaluation, key) != EvaluationConfig.model_fields[key].default:
+                raise UsageError(
+                    f"{origins[f'evaluation.{key}']}: evaluation.{key} changes nothing while evaluation.every is 0: set that"
+                    " too, or leave this out"
+                )
 
 
 def _chosen_objective(layers: Sequence[tuple[Mapping[str, Any], str]]) -> Any:

@@ -1,4 +1,4 @@
-"""Sources → train.parquet (+ test.parquet) + manifest.json, in memory that grows with distinct questions only.
+"""Sources → train.parquet (+ test.parquet) + manifest.json, in memory that grows with distinct questions and answers only.
 
 Decided here: a row that cannot be used is left out and counted under the first reason that applies, never repaired; a
 question that repeats is kept once, and a repeat with another gold answer is counted apart, since one of the two is
@@ -49,10 +49,10 @@ class LeftOut(StrEnum):
     """More prompt characters than allowed."""
     UNPARSABLE_ANSWER = "unparsable_answer"
     """Not one short value, or not readable by the verifier."""
+    IN_TEST_SPLIT = "in_test_split"
     DUPLICATE = "duplicate"
     CONFLICTING_ANSWER = "conflicting_answer"
-    """The question of an earlier row with another gold answer."""
-    IN_TEST_SPLIT = "in_test_split"
+    """The question of an earlier row that was used, with another gold answer."""
     IN_EXCLUDED_BENCHMARK = "in_excluded_benchmark"
 
 
@@ -73,10 +73,14 @@ FindUnparsable = Callable[[Sequence[str]], Sequence[bool]]
 
 @dataclass(slots=True)
 class _Seen:
-    """Digests of the questions met so far, with those of their answers."""
+    """Digests of what was met so far."""
 
     answers: dict[bytes, bytes] = field(default_factory=dict)
+    """Question of a row that was used -> its answer."""
     test: set[bytes] = field(default_factory=set)
+    """Questions of the test split, used or not."""
+    unparsable: dict[bytes, bool] = field(default_factory=dict)
+    """Answer -> the verifier's opinion."""
 
 
 @dataclass(slots=True)
@@ -111,26 +115,18 @@ class _Filter:
             counts.read += 1
             if self.progress is not None and counts.read % _PROGRESS_ROWS == 0:
                 self.progress(split, counts.read, counts.kept)
-            reason = self._reason(row, source, split, seen)
+            reason = self._unfit(row, source)
             if reason is not None:
                 counts.left_out[reason] += 1
                 continue
             block.append(row)
             if self.unparsable is None or len(block) >= _CHECKED_AT_ONCE:
-                yield from self._parsable(block, counts)
+                yield from self._new(block, split, counts, seen)
                 block = []
-        yield from self._parsable(block, counts)
+        yield from self._new(block, split, counts, seen)
 
-    def _parsable(self, block: list[SourceRow], counts: _Counts) -> Iterator[SourceRow]:
-        answers = [row.answer or "" for row in block]
-        unparsable = self.unparsable(answers) if self.unparsable is not None and block else [False] * len(block)
-        for row, bad in zip(block, unparsable, strict=True):
-            if bad:
-                counts.left_out[LeftOut.UNPARSABLE_ANSWER] += 1
-            else:
-                yield row
-
-    def _reason(self, row: SourceRow, source: Source, split: str, seen: _Seen) -> LeftOut | None:
+    def _unfit(self, row: SourceRow, source: Source) -> LeftOut | None:
+        """Why a row cannot be used, as far as the row alone tells."""
         if not row.question:
             return LeftOut.EMPTY_QUESTION
         if not row.answer:
@@ -140,19 +136,35 @@ class _Filter:
         prompt = build_prompt(self.prompt or source.prompt, row.question)
         if sum(len(message.content) for message in prompt) > self.longest_prompt:
             return LeftOut.OVERLONG
-        if not is_readable_gold(row.answer):
-            return LeftOut.UNPARSABLE_ANSWER
-        question, answer = question_digest(row.question), _digest(row.answer)
-        if question in seen.answers:
-            return LeftOut.DUPLICATE if seen.answers[question] == answer else LeftOut.CONFLICTING_ANSWER
-        if split != "test":
-            if question in seen.test:
-                return LeftOut.IN_TEST_SPLIT
-            if row.question in self.excluded:
-                return LeftOut.IN_EXCLUDED_BENCHMARK
-        seen.answers[question] = answer
+        return None if is_readable_gold(row.answer) else LeftOut.UNPARSABLE_ANSWER
+
+    def _new(self, block: list[SourceRow], split: str, counts: _Counts, seen: _Seen) -> Iterator[SourceRow]:
+        """Yield the rows of a block that the verifier can read and that repeat nothing."""
+        answers = {_digest(row.answer or ""): row.answer or "" for row in block}
+        unknown = {digest: text for digest, text in answers.items() if digest not in seen.unparsable}
+        if self.unparsable is not None and unknown:
+            seen.unparsable.update(zip(unknown, self.unparsable([*unknown.values()]), strict=True))
+        for row in block:
+            reason = self._repeated(row, split, seen)
+            if reason is None:
+                yield row
+            else:
+                counts.left_out[reason] += 1
+
+    def _repeated(self, row: SourceRow, split: str, seen: _Seen) -> LeftOut | None:
+        """Why a row that fits cannot be used; one without a reason counts as used from here on."""
+        question, answer = question_digest(row.question), _digest(row.answer or "")
         if split == "test":
             seen.test.add(question)
+        if seen.unparsable.get(answer):
+            return LeftOut.UNPARSABLE_ANSWER
+        if split != "test" and question in seen.test:
+            return LeftOut.IN_TEST_SPLIT
+        if question in seen.answers:
+            return LeftOut.DUPLICATE if seen.answers[question] == answer else LeftOut.CONFLICTING_ANSWER
+        if split != "test" and row.question in self.excluded:
+            return LeftOut.IN_EXCLUDED_BENCHMARK
+        seen.answers[question] = answer
         return None
 
 
@@ -189,6 +201,10 @@ def prepare(
     if held_out and "test" in names:
         raise UsageError(
             "A held-out slice was asked for, but the source has a test split: add --split train to ignore it."
+        )
+    if held_out and "train" not in names:
+        raise UsageError(
+            f"--held-out takes rows of the train split, and only {', '.join(names)} is read; add --split train or leave it out."
         )
     excluded_files, excluded = _read_excluded(exclude)
     rules = _Filter(prompt, max_prompt_characters, excluded, unparsable, progress)

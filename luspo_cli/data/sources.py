@@ -2,7 +2,7 @@
 
 A source yields bare questions and gold answers; the prompt around a question that DAPO's and verl's files carry is
 taken off, so that one template can be put around all of them. GSM8K's gold answer is what follows the last `####`,
-without commas; a row of GSM8K without that mark has no gold answer.
+a number without its thousands commas; a row of GSM8K without that mark has no gold answer.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ from luspo_cli.data.reading import (
 from luspo_cli.errors import RunError, UsageError, nearest
 
 _LONGEST_GOLD = 300
+_WITH_THOUSANDS = re.compile(r"[-+]?\$?\d{1,3}(?:,\d{3})+(?:\.\d+)?")
+"""A number whose commas part thousands; those of a tuple or a list belong to the answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +81,13 @@ class _Published:
 
 
 def gold_answer(value: Any) -> str | None:
-    """Return a gold answer as text: what follows the last `####` (commas removed), or the content of a lone box."""
+    """Return a gold answer as text: what follows the last `####` (a number without commas), or the content of a lone box."""
     text = answer_text(value)
     if text is None:
         return None
     if "####" in text:
-        return text.rpartition("####")[2].strip().replace(",", "") or None
+        marked = text.rpartition("####")[2].strip()
+        return (marked.replace(",", "") if _WITH_THOUSANDS.fullmatch(marked) else marked) or None
     if text.startswith(r"\boxed{") and text.endswith("}") and text.count("{") == text.count("}"):
         inner = text[len(r"\boxed{") : -1].strip()
         return inner if "}" not in inner or inner.find("{") < inner.find("}") else text

@@ -63,10 +63,12 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
         "objective/kl_term": Metric("1", "KL term of the loss before its coefficient; only with a KL term."),
         "objective/entropy_term": Metric("1", "Entropy term before its coefficient; only with an entropy term."),
         "objective/clip_low_fraction": Metric(
-            "1", "Share of ratios clipped below: ratio under 1 - clip_low, advantage < 0."
+            "1",
+            "Share of ratios under 1 - clip_low with an advantage < 0 (cispo: with any; gmpo: log ratio under -clip_low).",
         ),
         "objective/clip_high_fraction": Metric(
-            "1", "Share of ratios clipped above: ratio over 1 + clip_high, advantage > 0."
+            "1",
+            "Share of ratios over 1 + clip_high with an advantage > 0 (cispo: with any; gmpo: log ratio over clip_high).",
         ),
         "objective/dual_clip_fraction": Metric("1", "Share of ratios at the dual clip; only with a dual clip."),
         "ratio/mean": Metric("1", "Mean importance ratio, of tokens or sequences as the objective takes it."),
@@ -105,7 +107,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
         "time/logprobs": Metric("s", "Seconds spent on old log-probs."),
         "time/update": Metric("s", "Seconds spent on forward, backward and optimiser."),
         "time/weights": Metric("s", "Seconds spent on bringing the policy's weights into the sampler."),
-        "time/total": Metric("s", "Seconds of the whole step."),
+        "time/total": Metric("s", "Seconds of the step, its evaluation included, without its checkpoint."),
         "length_pressure/grpo": Metric(
             "tokens", "Advantage-weighted length deviation before clipping, weighted as GRPO weights it; a diagnostic."
         ),

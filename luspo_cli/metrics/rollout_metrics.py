@@ -33,6 +33,7 @@ def reward_metrics(groups: Sequence[ScoredGroup]) -> dict[str, float | None]:
     counts = [sum(r.status is VerificationStatus.CORRECT for r in group.rewards) for group in groups]
     full = [count == len(group.rewards) for count, group in zip(counts, groups, strict=True)]
     empty = [count == 0 for count in counts]
+    mixed = [0 < count < len(group.rewards) for count, group in zip(counts, groups, strict=True)]
     statuses = [reward.status for reward in rewards]
     return {
         "response_length/correct": statistics.fmean(right) if right else None,
@@ -46,5 +47,5 @@ def reward_metrics(groups: Sequence[ScoredGroup]) -> dict[str, float | None]:
         "reward/verification_crashes": statuses.count(VerificationStatus.CRASHED),
         "group/all_correct_fraction": statistics.fmean(full),
         "group/all_wrong_fraction": statistics.fmean(empty),
-        "group/mixed_fraction": 1.0 - statistics.fmean(full) - statistics.fmean(empty),
+        "group/mixed_fraction": statistics.fmean(mixed),
     }

@@ -57,5 +57,8 @@ def causal_only(model: nn.Module) -> bool:
     """Whether every layer attends to all earlier positions: what `attention` and the in-process sampler assume."""
     config: Any = model.config
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    kinds = getattr(text, "layer_types", None) or ["full_attention"]
-    return all(kind == "full_attention" for kind in kinds)
+    kinds = getattr(text, "layer_types", None)
+    if kinds:
+        return all(kind == "full_attention" for kind in kinds)
+    # Mistral, Phi-3 and Starcoder2 list no layers: one window, where it is set, holds for all of them.
+    return not (getattr(text, "sliding_window", None) and getattr(text, "use_sliding_window", True))

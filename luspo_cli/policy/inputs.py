@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jinja2 import TemplateError
+
 from luspo_cli.errors import UsageError
 from luspo_cli.policy.images import image_messages, image_size, load_image
 from luspo_cli.records import Problem
@@ -30,8 +32,7 @@ def prompt_tokens(problem: Problem, tokenizer: Any) -> tuple[int, ...]:
     if problem.images:
         raise UsageError(f"problem '{problem.id}' has images; this model reads text only")
     messages = [{"role": message.role, "content": message.content} for message in problem.prompt]
-    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-    return tuple(ids)
+    return tuple(_templated(tokenizer, problem, messages, return_dict=False))
 
 
 def prompt_inputs(
@@ -102,7 +103,7 @@ def _rendered(problem: Problem, processor: Any) -> str:
         turns = image_messages(problem.prompt, len(problem.images))
     except UsageError as error:
         raise UsageError(f"problem '{problem.id}': {error}") from error
-    text: str = processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+    text: str = _templated(processor, problem, turns, tokenize=False)
     placed = text.count(processor.image_token)
     if placed != len(problem.images) or processor.video_token in text:
         written = [token for token in _placeholders(processor) if any(token in m.content for m in problem.prompt)]
@@ -114,6 +115,18 @@ def _rendered(problem: Problem, processor: Any) -> str:
         )
         raise UsageError(f"problem '{problem.id}': {reason}")
     return text
+
+
+def _templated(writer: Any, problem: Problem, turns: list[dict[str, Any]], **options: Any) -> Any:
+    """What the chat template of `writer`, a tokenizer or a processor, makes of the turns; UsageError where it refuses them."""
+    try:
+        return writer.apply_chat_template(turns, add_generation_prompt=True, **options)
+    except TemplateError as error:
+        reason = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
+        raise UsageError(
+            f"problem '{problem.id}': the model's chat template refuses its prompt ({reason}); take another --prompt in luspo"
+            " prepare-data or luspo eval, for example boxed-suffix, which has no system turn"
+        ) from error
 
 
 def _placeholders(processor: Any) -> tuple[str, str]:

@@ -24,6 +24,10 @@ from luspo_cli.policy.model_files import ADAPTER_CONFIG, find_model, is_hub_id
 VISION_MODELS = {"qwen2_vl": "Qwen2VLProcessor", "qwen2_5_vl": "Qwen2_5_VLProcessor"}
 """Model types whose image tokens and rotary positions the engine knows, with their processors in transformers."""
 VISION_ATTENTION = {"text_config": attention.NAME, "vision_config": "sdpa"}
+FACTORS = ("logits_scaling", "logit_scale", "lm_head_multiplier", "output_multiplier")
+"""Configuration entries by which some models multiply or divide their logits; 1 changes nothing."""
+CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap", "attn_logit_softcapping")
+"""Entries by which some models bound their logits or attention scores through a tanh."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +60,7 @@ def load_model(config: ModelConfig) -> LoadedModel:
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
         kind = AutoConfig.from_pretrained(source, **options)
+        _refuse_altered_logits(kind, config.path)
         processor = _processor(kind, source, tokenizer, config) if hasattr(kind, "vision_config") else None
         architecture: Any = AutoModelForImageTextToText if processor else AutoModelForCausalLM
         model = architecture.from_pretrained(
@@ -77,9 +82,18 @@ def load_model(config: ModelConfig) -> LoadedModel:
             )
         raise UsageError(f"cannot load model '{config.path}': {first} ({advice})") from error
     if not attention.causal_only(model):
-        raise UsageError(f"model '{config.path}' uses sliding-window or linear attention, which is not supported yet")
+        raise UsageError(
+            f"model '{config.path}' uses sliding-window or linear attention, which is not supported yet; choose another model"
+        )
     if not hasattr(model, "lm_head") or getattr(model.lm_head, "bias", None) is not None:
-        raise UsageError(f"model '{config.path}' has no plain vocabulary head, which the chunked log-probs need")
+        raise UsageError(
+            f"model '{config.path}' has no plain vocabulary head, which the chunked log-probs need; choose another model"
+        )
+    if not hasattr(model, "model"):
+        raise UsageError(
+            f"model '{config.path}' is a {type(model).__name__}, which keeps its layers under another name than `model`;"
+            " choose a model of the Llama or Qwen kind"
+        )
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
         # It makes the embeddings' output ask for a gradient, which only the other kind of checkpointing needs, through a hook
@@ -117,6 +131,18 @@ def load_without_weights(config: ModelConfig) -> LoadedModel:
         kind.generation_config = GenerationConfig.from_model_config(kind)
     _give_template(tokenizer)
     return LoadedModel(kind, tokenizer, end_tokens(kind, tokenizer))
+
+
+def _refuse_altered_logits(kind: Any, path: str) -> None:
+    """UsageError for a model that does more than attention and head: log-probs and rollouts would leave that out."""
+    text = kind.get_text_config()
+    factors = [name for name in FACTORS if getattr(text, name, None) not in (None, 1)]
+    caps = [name for name in CAPS if getattr(text, name, None) is not None]
+    for name in (*factors, *caps):
+        raise UsageError(
+            f"model '{path}' computes with {name} = {getattr(text, name)}, which log-probs and rollouts here would leave out;"
+            " choose another model"
+        )
 
 
 def _give_template(tokenizer: Any) -> None:

@@ -1,4 +1,4 @@
-"""Where a model's files are, told without importing torch or the hub's client: the dry run asks this too."""
+"""Where a model's files are and which they are, told without importing torch: the dry run asks this too."""
 
 from __future__ import annotations
 
@@ -13,6 +13,23 @@ PICKLED = ("pytorch_model*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 def is_hub_id(path: str) -> bool:
     """Whether `model.path` can only be a hub id (owner/name): not a folder, and not written like a path."""
     return path.count("/") == 1 and not path.startswith((".", "/", "~")) and not Path(path).is_dir()
+
+
+def hub_commit(path: str, revision: str) -> str | None:
+    """The commit that a hub id's revision means in this machine's cache; None where it is not there, or of a folder."""
+    if not is_hub_id(path):
+        return None
+    from huggingface_hub import try_to_load_from_cache  # takes a second: the dry run does not need it
+
+    cached = try_to_load_from_cache(path, "config.json", revision=revision)
+    return Path(cached).parent.name if isinstance(cached, str) else None
+
+
+def unread_revision(path: str, revision: str) -> str | None:
+    """Say in one sentence that a revision has no meaning for `model.path`, or None where it has or is the default."""
+    if revision == "main" or is_hub_id(path):
+        return None
+    return f"model.revision = '{revision}' is of a hub id, and model.path = '{path}' is none: leave model.revision out"
 
 
 def find_model(path: str) -> str | None:

@@ -16,7 +16,7 @@ from typing import Any
 from luspo_cli.errors import UsageError
 
 SHOWN_DIGITS = 12
-"""Of a sha256 in a message; provenance.json has all of them."""
+"""Of a fingerprint in a message; provenance.json has all of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,9 +26,11 @@ class Change:
     what: str
     was: str | None
     now: str | None
+    fingerprint: str = "sha256"
+    """What `was` and `now` are: sha256 of a file, or a hub id's commit."""
 
     def __str__(self) -> str:
-        return f"{self.what} (sha256 {_short(self.was)} when the run began, {_short(self.now)} now)"
+        return f"{self.what} ({self.fingerprint} {_short(self.was)} when the run began, {_short(self.now)} now)"
 
 
 def configuration_fingerprint(configuration: Mapping[str, Any]) -> str:
@@ -39,7 +41,7 @@ def configuration_fingerprint(configuration: Mapping[str, Any]) -> str:
 def changed_inputs(stored: Path, found: Mapping[str, Any]) -> list[Change]:
     """What differs between the last accepted record in provenance.json and `found`, the same record made now.
 
-    Fingerprints that either side lacks (a hub id, a run of an older version) are not compared. Raises UsageError where the
+    Fingerprints that either side lacks (a run of an older version) are not compared. Raises UsageError where the
     file cannot be read.
     """
     if not stored.is_file():
@@ -52,14 +54,17 @@ def changed_inputs(stored: Path, found: Mapping[str, Any]) -> list[Change]:
         if (had := _mapping(last, "data").get(name)) and had.get("sha256") != now["sha256"]
         for place in [now["path"]]
     ]
-    had_weights, weights = _mapping(last, "model").get("weights"), _mapping(found, "model").get("weights")
+    had_model, model = _mapping(last, "model"), _mapping(found, "model")
+    had_weights, weights = had_model.get("weights"), model.get("weights")
     if had_weights and weights:
-        folder = _mapping(found, "model").get("path")
         changes += [
-            Change(f"{name} of the starting model {folder}", had_weights.get(name), weights.get(name))
+            Change(f"{name} of the starting model {model.get('path')}", had_weights.get(name), weights.get(name))
             for name in sorted({*had_weights, *weights})
             if had_weights.get(name) != weights.get(name)
         ]
+    had_commit, commit = had_model.get("commit"), model.get("commit")
+    if had_commit and commit and had_commit != commit:
+        changes.append(Change(f"the starting model {model.get('path')} of the hub", had_commit, commit, "commit"))
     had_configuration = last.get("configuration")
     if had_configuration and had_configuration != found["configuration"]:
         changes.append(Change(str(stored.with_name("config.json")), had_configuration, found["configuration"]))
@@ -100,5 +105,5 @@ def _mapping(record: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
-def _short(sha256: str | None) -> str:
-    return "nothing" if sha256 is None else f"{sha256[:SHOWN_DIGITS]}…"
+def _short(fingerprint: str | None) -> str:
+    return "nothing" if fingerprint is None else f"{fingerprint[:SHOWN_DIGITS]}…"

@@ -12,7 +12,7 @@ from luspo_cli.config.model import ShapeConfig
 from luspo_cli.config.objective_text import describe
 from luspo_cli.config.run import MADE, MADE_TERMS, TrainRun
 from luspo_cli.errors import UsageError
-from luspo_cli.policy.model_files import config_file, find_model
+from luspo_cli.policy.model_files import config_file, find_model, unread_revision
 from luspo_cli.rollout.choice import (
     INSTALL_VLLM,
     choose_sampler,
@@ -93,12 +93,14 @@ def _notes(config: TrainRun, shape_unknown: bool, device_unknown: bool) -> list[
 
 
 def missing_inputs(config: TrainRun) -> list[str]:
-    """One sentence for every file or model that the run needs and this machine does not have."""
+    """One sentence for every file or model that the run needs and this machine does not have, or that makes no sense."""
     found: list[str] = []
     if config.model.path != MADE:
         reason = find_model(config.model.path)
         if reason:
             found.append(reason)
+    if unread := unread_revision(config.model.path, config.model.revision):
+        found.append(unread)
     if config.rollout.sampler == "vllm" and not vllm_is_installed():
         found.append(f"rollout.sampler = 'vllm' needs vllm, which is not installed: {INSTALL_VLLM}")
     for package, extra, wanted_by in (

@@ -14,6 +14,7 @@ from typing import Any
 import luspo_cli
 from luspo_cli.config.run import MADE_TERMS, TrainRun
 from luspo_cli.data.problems import fingerprint
+from luspo_cli.policy.model_files import hub_commit
 from luspo_cli.run_folder import write_json
 from luspo_cli.training.changed_inputs import read_provenance
 
@@ -46,6 +47,7 @@ def provenance(config: TrainRun, made: Path | None, processes: int = 1) -> dict[
         "model": {
             "path": config.model.path,
             "weights": _weights_fingerprint(made or Path(config.model.path).expanduser()),
+            "commit": hub_commit(config.model.path, config.model.revision),
         },
     }
 
@@ -111,7 +113,7 @@ def _processor() -> str:
 
 
 def _weights_fingerprint(folder: Path) -> dict[str, str] | None:
-    """sha256 of every weight file of a local folder; None for a hub id (its revision is in the configuration)."""
+    """sha256 of every weight file of a local folder; None for a hub id, whose commit is recorded instead."""
     if not folder.is_dir():
         return None
     found = {}

@@ -20,6 +20,7 @@ from luspo_cli.policy import attention
 from luspo_cli.policy.inputs import fitting, prompt_length
 from luspo_cli.policy.loading import LoadedModel, load_model, no_progress_bars
 from luspo_cli.policy.lora import add_adapters, load_adapter, require_peft
+from luspo_cli.policy.model_files import unread_revision
 from luspo_cli.records import Problem
 from luspo_cli.rewards.rubric import Rubric
 from luspo_cli.run_folder import IfExists, RunFolder
@@ -104,6 +105,8 @@ def _train_together(
     ranks.together(lambda: check_optimizer(config.update))
     # Before minutes of loading or warming up.
     there = ranks.first(lambda: RunFolder(path).check(config.model_dump(mode="json"), if_exists))
+    goes_on = there and if_exists == "resume"
+    ranks.first(lambda: None if goes_on else _check_revision(config))
     set_threads(config.run.threads, ranks)
     attention.register()
     no_progress_bars()  # a made model is saved before one is loaded
@@ -113,7 +116,6 @@ def _train_together(
     loaded = ranks.together(lambda: _start(config, starting, say))
     problems = ranks.together(lambda: _problems(config, loaded, say))
     ranks.together(lambda: check_stages(config, loaded, problems.longest, problems.longest_held_out, ranks.size))
-    goes_on = there and if_exists == "resume"
     origin, changes = ranks.first(lambda: _origin(config, path, starting, ranks.size, goes_on, allow_changed))
     reward = config.reward.model_copy(update={"workers": config.reward.workers or rubric_workers(ranks)})
     with RunFolder(path) as folder, Rubric(reward, config.rollout.max_response_tokens) as rubric:
@@ -176,6 +178,12 @@ class _NoiseWatch:
                 " part of the clipping is arithmetic, not learning; model.compute_dtype=float32 avoids it"
             )
             self._limit = None
+
+
+def _check_revision(config: TrainRun) -> None:
+    """Of a new run alone: one of an older version may hold a revision that nothing read, and must resume."""
+    if reason := unread_revision(config.model.path, config.model.revision):
+        raise UsageError(reason)
 
 
 def _start(config: TrainRun, starting: Path | None, say: Callable[[str], None]) -> LoadedModel:

@@ -117,6 +117,8 @@ run.mkdir(parents=True, exist_ok=True)
 (run / "config.json").write_text(sys.argv[2])
 rows = [{"step": step, "response_length/mean": 10.0 * step} for step in (1, 2)]
 (run / "metrics.jsonl").write_text("".join(json.dumps(row) + chr(10) for row in rows))
+(run / "checkpoints/step-000002").mkdir(parents=True)
+(run / "checkpoints/step-000002/checkpoint.json").write_text('{"step": 2, "files": {}}')
 """
 
 

@@ -203,17 +203,6 @@ def test_another_differing_key_is_a_warning(write_run, change, key, values) -> N
     assert f"Not only the objective differs: {key} is" in comparison.warnings[0]
 
 
-def test_other_code_or_data_is_a_warning_and_other_hardware_is_none(write_run) -> None:
-    runs = [write_run("a", "gspo"), write_run("b", "luspo")]
-    for run, commit in zip(runs, ("0" * 64, "1" * 64), strict=True):
-        provenance = {"code": {"commit": commit}, "hardware": {"processor": commit}, "luspo": "1.0"}
-        (run / "provenance.json").write_text(json.dumps(provenance))
-    comparison = compare_runs(read_runs(runs))
-    assert comparison.differing == {"provenance.code.commit": {"a": "0" * 64, "b": "1" * 64}}
-    (warning,) = comparison.warnings
-    assert warning.endswith("provenance.code.commit is 000000000000… in a; 111111111111… in b.")
-
-
 def test_another_setting_of_one_objective_is_a_variant_not_a_seed(write_run) -> None:
     runs = read_runs(
         [
@@ -242,50 +231,6 @@ def test_a_seed_that_runs_twice_is_warned_about_and_not_paired(write_run) -> Non
     comparison = compare_runs(read_runs(runs))
     assert comparison.paired == ()
     assert any("more than one run with seed 0" in warning for warning in comparison.warnings)
-
-
-def test_benchmarks_of_the_runs_are_compared(write_run) -> None:
-    for name, objective, score, samples in (("a", "gspo", 0.25, 32), ("b", "luspo", 0.5, 16)):
-        evals = write_run(name, objective) / "evals"
-        evals.mkdir()
-        content = {"benchmark": "aime24", "version": 1, "n_samples": samples, "metrics": {"avg@k": score, "note": "x"}}
-        (evals / "AIME24.json").write_text(json.dumps(content))
-    third = write_run("c", "luspo", 1)
-    comparison = compare_runs(read_runs([third.parent / name for name in "abc"]))
-    estimates = {variant.label: variant.estimates["aime24 avg@k"] for variant in comparison.variants}
-    assert (estimates["gspo"].mean, estimates["luspo"].mean, estimates["luspo"].n) == (0.25, 0.5, 1)
-    assert "0.500 (1 of 2 runs)" in _printed(comparison)
-    assert any("aime24 was not scored alike" in warning for warning in comparison.warnings)
-
-
-def test_results_that_were_drawn_otherwise_are_named_with_the_setting(write_run) -> None:
-    same = {"model": "x", "weights": "1", "step": 4, "temperature": 1.0, "top_p": 1.0, "prompts_sha256": "a" * 64}
-    contents = {
-        "a": {"n_problems": 30, "n_samples": 4, "mode": "rule", "version": 1, "sampling": same},
-        "b": {"n_problems": 30, "n_samples": 4, "mode": "rule", "version": 1, "sampling": same | {"model": "y", "weights": "2"}},
-        "c": {"n_problems": 10, "n_samples": 8, "mode": "rule", "version": 1,
-              "sampling": same | {"temperature": 0.0, "prompts_sha256": "b" * 64, "step": 5}},
-        "d": {"n_problems": 30, "n_samples": 4, "mode": "rule", "version": 1},
-    }  # fmt: skip
-    folders = []
-    for seed, (name, content) in enumerate(contents.items()):
-        folders.append(write_run(name, "luspo", seed))
-        (folders[-1] / "evals").mkdir()
-        text = json.dumps({"benchmark": "AIME24", "metrics": {"accuracy": 0.5}, **content})
-        (folders[-1] / "evals/AIME24.json").write_text(text)
-
-    def said(*chosen: int) -> list[str]:
-        warnings = compare_runs(read_runs([folders[number] for number in chosen])).warnings
-        return [warning.partition(": ")[2] for warning in warnings if "not scored alike" in warning]
-
-    assert said(0, 1) == []  # other weights are what is compared
-    assert said(0, 2) == [
-        "number of problems is 30 in a; 10 in c.",
-        "samples is 4 in a; 8 in c.",
-        "temperature is 1.0 in a; 0.0 in c.",
-        "wording of the prompts is aaaaaaaaaaaa… in a; bbbbbbbbbbbb… in c.",
-    ]
-    assert "temperature is 1.0 in a; not recorded in d." in said(0, 3)
 
 
 def test_steps_without_a_length_are_counted(write_run) -> None:

@@ -45,6 +45,8 @@ CHILD = textwrap.dedent(
     (run / "config.json").write_text(config)
     print("threads", os.environ["OMP_NUM_THREADS"], "interrupted twice" if len(stop) > 1 else "", flush=True)
     log = run / "metrics.jsonl"
+    if log.exists() and not (run / "checkpoints").exists():  # cut back, as a resumed run does
+        log.write_text("".join(line + "\\n" for line in log.read_text().splitlines()[: steps - 1]))
     done = len(log.read_text().splitlines()) if log.exists() else 0
     for step in range(done + 1, steps + 1):
         if mode == "fail" and step == 2:
@@ -63,6 +65,12 @@ CHILD = textwrap.dedent(
             time.sleep(0.5)
             (run / "checkpoint").write_text(str(len(stop)))
             sys.exit(130)
+        if step == steps:
+            if mode == "killed late":
+                os.kill(os.getpid(), signal.SIGKILL)
+            last = run / "checkpoints" / f"step-{step:06d}"
+            last.mkdir(parents=True)
+            (last / "checkpoint.json").write_text(json.dumps({"step": step, "files": {}}))
     """
 )
 
@@ -143,6 +151,20 @@ def test_an_unfinished_run_goes_on(tmp_path, command) -> None:
     lines = (plan.run / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 3]
     assert (plan.run / "console.log").read_text().count("threads") == 2
+
+
+def test_a_run_killed_before_its_last_checkpoint_goes_on(tmp_path, command) -> None:
+    modes = {"luspo-seed0": "killed late"}
+    with pytest.raises(RunError, match="was killed by SIGKILL"):
+        train_missing(_plan(tmp_path, ["luspo"], 1), command(modes), processes=1, display=Seen())
+    (plan,) = _plan(tmp_path, ["luspo"], 1)
+    assert last_metrics(plan.run)["step"] == STEPS
+    assert plan.state == "unfinished"
+    train_missing([plan], command(), processes=1, display=Seen())
+    (plan,) = _plan(tmp_path, ["luspo"], 1)
+    assert plan.state == "finished"
+    (plan.run / "checkpoints" / f"step-{STEPS:06d}" / "checkpoint.json").unlink()
+    assert _plan(tmp_path, ["luspo"], 1)[0].state == "unfinished"
 
 
 @pytest.mark.parametrize(

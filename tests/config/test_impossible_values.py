@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
 from luspo_cli.config.layers import resolve_train
+from luspo_cli.config.run import TrainRun
 from luspo_cli.errors import UsageError
 
 
@@ -23,9 +27,45 @@ from luspo_cli.errors import UsageError
         (["warmup.min_accuracy=0.5"], "warmup.stop_accuracy"),
         (["model.path=x/y", "data.train=z", "warmup.rows=3"], "warmup"),
         (["model.path=x/y", "data.train=z", "data.profile=pays"], "data.profile"),
+        (["data.shuffle=false"], "--set: data.shuffle = false is for problems from a file"),
+        (["evaluation.every=0", "evaluation.problems=64"], "--set: evaluation.problems changes nothing"),
+        (["evaluation.every=0", "evaluation.samples=2"], "evaluation.samples changes nothing"),
+        (
+            ["evaluation.every=0", "evaluation.samples=1", "evaluation.temperature=0.5"],
+            "evaluation.temperature changes",
+        ),
+        (["evaluation.every=0", "evaluation.max_response_tokens=9"], "evaluation.max_response_tokens changes nothing"),
     ],
 )
 def test_refused(settings: list[str], message: str) -> None:
     with pytest.raises(UsageError, match=message) as caught:
         resolve_train(preset="tiny", objective="luspo", sets=settings)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["evaluation.every=0"],  # the preset's own samples are no mistake
+        ["evaluation.samples=2", "evaluation.every=0"],
+        ["evaluation.every=0", "evaluation.samples=1"],
+        ["model.path=x/y", "data.train=z", "data.shuffle=false"],
+    ],
+)
+def test_what_a_later_layer_turns_off_is_no_mistake(settings: list[str]) -> None:
+    assert resolve_train(preset="tiny", sets=settings).objective.name == "luspo"
+
+
+def test_keys_without_an_evaluation_are_refused_in_a_file(tmp_path: Path) -> None:
+    (tmp_path / "own.toml").write_text("[data]\ntrain = 'made:terms'\n[evaluation]\nproblems = 64\n")
+    with pytest.raises(
+        UsageError, match=r"own\.toml: evaluation\.problems changes nothing while evaluation\.every is 0"
+    ):
+        resolve_train(config_file=tmp_path / "own.toml")
+
+
+def test_a_stored_configuration_with_such_a_key_still_reads() -> None:
+    stored = resolve_train(preset="tiny").model_dump(mode="json")
+    stored["data"]["shuffle"] = False
+    stored["evaluation"] |= {"every": 0, "problems": 7}
+    assert TrainRun.model_validate_json(json.dumps(stored)).evaluation.problems == 7

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +139,38 @@ def test_training_does_not_repeat_the_test_split(tmp_path: Path) -> None:
     write_lines(folder / "my_test.jsonl", some_rows(12)[8:])
     prepared = prepare([str(folder)], tmp_path / "out")
     assert prepared.rows == {"test": 4, "train": 8} == {"train": 8, "test": 4}
-    assert prepared.manifest["splits"]["train"]["left_out"]["duplicate"] == 2
+    left_out = prepared.manifest["splits"]["train"]["left_out"]
+    assert {reason: count for reason, count in left_out.items() if count} == {LeftOut.IN_TEST_SPLIT: 2}
+
+
+def test_a_question_is_kept_with_the_first_gold_that_can_be_read(tmp_path: Path) -> None:
+    rows = [{"question": "a?", "answer": gold} for gold in ("bad", "bad", "2", "2", "bad", "3")]
+    source = write_lines(tmp_path / "mine.jsonl", [*rows, {"question": "b?", "answer": "2"}])
+    asked: list[str] = []
+
+    def unparsable(golds: Sequence[str]) -> list[bool]:
+        asked.extend(golds)
+        return [gold == "bad" for gold in golds]
+
+    prepared = prepare([str(source)], tmp_path / "out", prompt="plain", unparsable=unparsable)
+    assert [problem.answer for problem in load_problems(tmp_path / "out")] == ["2", "2"]
+    left_out = prepared.manifest["splits"]["train"]["left_out"]
+    assert {reason: count for reason, count in left_out.items() if count} == {
+        LeftOut.UNPARSABLE_ANSWER: 3,
+        LeftOut.DUPLICATE: 1,
+        LeftOut.CONFLICTING_ANSWER: 1,
+    }
+    assert asked == ["bad", "2", "3"]
+
+
+def test_a_question_of_the_test_split_is_not_trained_on_whatever_its_gold(tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    write_lines(folder / "train.jsonl", some_rows(3))
+    write_lines(folder / "test.jsonl", [*some_rows(1), {"question": "What is 1 + 1?", "answer": "bad"}])
+    prepared = prepare([str(folder)], tmp_path / "out", unparsable=lambda golds: [gold == "bad" for gold in golds])
+    assert prepared.rows == {"test": 1, "train": 1}
+    assert prepared.manifest["splits"]["train"]["left_out"]["in_test_split"] == 2
 
 
 def test_repeated_parquet_is_read_once_in_bounded_memory(tmp_path: Path) -> None:
@@ -237,6 +269,10 @@ def test_sources_are_joined(tmp_path: Path) -> None:
     ("value", "expected"),
     [
         ("work\n#### 1,234", "1234"),
+        ("#### -$1,234,567.5", "-$1234567.5"),
+        ("#### (3, 4)", "(3, 4)"),
+        ("#### 1,2,3", "1,2,3"),
+        ("#### 12,34", "12,34"),
         ("a #### 3 b\n#### -7 ", "-7"),
         (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}"),
         (r"\boxed{1} and \boxed{2}", r"\boxed{1} and \boxed{2}"),

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import pytest
 from luspo_cli.data import prepare as prepare_module
 from luspo_cli.data.prepare import prepare
 from luspo_cli.data.problems import load_problems
-from luspo_cli.data.sources import SourceOptions
+from luspo_cli.data.sources import Source, SourceOptions, SourceRow
 from luspo_cli.errors import RunError, UsageError
 
 REPO = Path(__file__).resolve().parents[2]
@@ -69,6 +70,20 @@ def test_refusals_name_what_to_do(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
         assert not (tmp_path / "out").exists()
         assert nothing_left(tmp_path)
+
+
+def test_nothing_is_held_out_of_a_split_that_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read() -> Iterator[SourceRow]:
+        pytest.fail("was read")
+
+    def opened(name: str, options: SourceOptions) -> Source:
+        return Source(name, name, "plain", {"train": read, "validation": read})
+
+    monkeypatch.setattr(prepare_module, "open_source", opened)
+    with pytest.raises(UsageError, match=r"only validation is read; add --split train") as caught:
+        prepare(["owner/name"], tmp_path / "out", splits=["validation"], held_out=50)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
 
 
 def test_existing_folders(tmp_path: Path) -> None:

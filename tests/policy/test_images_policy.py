@@ -183,6 +183,15 @@ def test_nothing_is_frozen_in_a_model_without_a_tower(make_model: Any) -> None:
     assert all(weight.requires_grad for weight in model.parameters())
 
 
+def test_a_template_that_refuses_an_image_prompt_is_one_sentence(folder: Path) -> None:
+    processor = vision_processor()
+    processor.chat_template = "{{ raise_exception('Only one image.') }}"
+    with pytest.raises(
+        UsageError, match=r"'two': the model's chat template refuses its prompt \(Only one image\); take"
+    ):
+        prompt_inputs(problem_of("two"), processor.tokenizer, processor, folder)
+
+
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
     vision_processor().save_pretrained(tmp_path)

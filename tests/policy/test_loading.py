@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import pickle
@@ -71,6 +72,78 @@ def test_sliding_window_attention_is_refused(folder: Path) -> None:
         load_model(ModelConfig(path=str(folder)))
 
 
+SMALL = {
+    "vocab_size": 26, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 64, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": None,
+}  # fmt: skip
+OF_OTHER_SHAPE: dict[str, dict[str, Any]] = {
+    "Gemma2": {"head_dim": 8},
+    "FalconH1": {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8},
+    "GPT2": {"n_embd": 32, "n_layer": 2, "n_head": 4},
+}
+
+
+def saved(folder: Path, family: str, tokenizer: Any, **changes: Any) -> ModelConfig:
+    """A folder with a tiny random model of one of transformers' families."""
+    import transformers
+
+    config = getattr(transformers, f"{family}Config")(**SMALL | OF_OTHER_SHAPE.get(family, {}) | changes)
+    name = "GPT2LMHeadModel" if family == "GPT2" else f"{family}ForCausalLM"
+    getattr(transformers, name)(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return ModelConfig(path=str(folder))
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "entry"),
+    [
+        ("Granite", {"logits_scaling": 8.0}, "logits_scaling = 8.0"),
+        ("Cohere", {}, "logit_scale = 0.0625"),
+        ("Gemma2", {}, "final_logit_softcapping = 30.0"),
+        ("Gemma2", {"final_logit_softcapping": None}, "attn_logit_softcapping = 50.0"),
+        ("FalconH1", {"lm_head_multiplier": 0.5}, "lm_head_multiplier = 0.5"),
+    ],
+)
+def test_a_model_that_alters_its_logits_is_refused(
+    tmp_path: Path, made_tokenizer: Any, family: str, changes: dict[str, Any], entry: str
+) -> None:
+    with pytest.raises(UsageError, match=f"computes with {entry}, which log-probs and rollouts here would leave out"):
+        load_model(saved(tmp_path, family, made_tokenizer, **changes))
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"), [("Granite", {}), ("Cohere", {"logit_scale": 1.0, "tie_word_embeddings": False})]
+)
+def test_a_factor_of_one_alters_nothing(
+    tmp_path: Path, made_tokenizer: Any, family: str, changes: dict[str, Any]
+) -> None:
+    model = load_model(saved(tmp_path, family, made_tokenizer, **changes)).model
+    tokens = torch.tensor([[3, 4, 5, 6]])
+    with torch.no_grad():
+        head = model.lm_head(model.model(input_ids=tokens, use_cache=False).last_hidden_state)
+        assert torch.equal(head, model(input_ids=tokens, use_cache=False).logits)
+
+
+@pytest.mark.parametrize("family", ["Mistral", "Phi3", "Starcoder2"])
+def test_a_window_over_all_layers_is_refused(tmp_path: Path, made_tokenizer: Any, family: str) -> None:
+    with pytest.raises(UsageError, match="sliding-window"):
+        load_model(saved(tmp_path, family, made_tokenizer, sliding_window=8))
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"), [("Mistral", {"sliding_window": None}), ("Qwen2", {"sliding_window": 8})]
+)
+def test_a_window_that_is_off_is_none(
+    tmp_path: Path, made_tokenizer: Any, family: str, changes: dict[str, Any]
+) -> None:
+    assert load_model(saved(tmp_path, family, made_tokenizer, **changes)).end_tokens == (1,)
+
+
+def test_a_model_that_keeps_its_layers_elsewhere_is_refused(tmp_path: Path, made_tokenizer: Any) -> None:
+    with pytest.raises(UsageError, match="is a GPT2LMHeadModel, which keeps its layers under another name"):
+        load_model(saved(tmp_path, "GPT2", made_tokenizer))
+
+
 def test_end_tokens_are_those_of_the_generation_config_and_the_tokenizer(
     make_model: Callable[..., Any], made_tokenizer: Any
 ) -> None:
@@ -101,6 +174,22 @@ def test_a_problem_with_images_is_refused(made_tokenizer: Any) -> None:
     problem = Problem("p7", (Message("user", "<image>1"),), "1", "t", ("a.png",))
     with pytest.raises(UsageError, match="'p7' has images"):
         prompt_tokens(problem, made_tokenizer)
+
+
+def test_a_template_that_refuses_a_system_turn_is_one_sentence(made_tokenizer: Any) -> None:
+    tokenizer = copy.deepcopy(made_tokenizer)
+    tokenizer.chat_template = (
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+        "{{ messages[0]['content'] }}"
+    )
+    user = Message("user", "1")
+    assert prompt_tokens(Problem("p1", (user,), "1", "t"), tokenizer) == tuple(made_tokenizer.encode("1"))
+    with pytest.raises(UsageError) as caught:
+        fitting([Problem("p2", (Message("system", "0"), user), "1", "t")], tokenizer, 5)
+    assert str(caught.value) == (
+        "problem 'p2': the model's chat template refuses its prompt (System role not supported); take another --prompt in"
+        " luspo prepare-data or luspo eval, for example boxed-suffix, which has no system turn"
+    )
 
 
 class Hostile:

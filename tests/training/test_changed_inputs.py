@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
+from luspo_cli.config.layers import resolve_train
 from luspo_cli.errors import UsageError
 from luspo_cli.training.changed_inputs import changed_inputs, configuration_fingerprint, refuse_changed
-from luspo_cli.training.provenance import record_provenance
+from luspo_cli.training.provenance import provenance, record_provenance
 
 OLD, NEW = "a" * 64, "b" * 64
 
@@ -55,6 +56,37 @@ def test_the_refusal_has_both_fingerprints_and_the_way_out(tmp_path: Path) -> No
         " bbbbbbbbbbbb… now), and 1 more; put back what was there, start a new run, or go on all the same with"
         " --allow-changed, which provenance.json records"
     )
+
+
+def of_hub(commit: str | None) -> dict[str, Any]:
+    return origin() | {"model": {"path": "owner/name", "weights": None, "commit": commit}}
+
+
+def test_another_commit_of_a_hub_id_is_a_change(tmp_path: Path) -> None:
+    stored = tmp_path / "provenance.json"
+    record_provenance(stored, of_hub("1" * 40), 0)
+    assert changed_inputs(stored, of_hub("1" * 40)) == []
+    assert changed_inputs(stored, of_hub(None)) == []
+    (change,) = changed_inputs(stored, of_hub("2" * 40))
+    assert str(change) == (
+        "the starting model owner/name of the hub (commit 111111111111… when the run began, 222222222222… now)"
+    )
+    older = of_hub(None)
+    del older["model"]["commit"]
+    record_provenance(stored, older, 0)
+    assert changed_inputs(stored, of_hub("2" * 40)) == []
+
+
+def test_the_commit_of_a_hub_id_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    repository = tmp_path / "models--owner--name"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs/main").write_text("1" * 40)
+    (repository / "snapshots" / ("1" * 40)).mkdir(parents=True)
+    (repository / "snapshots" / ("1" * 40) / "config.json").write_text("{}")
+    monkeypatch.setattr("luspo_cli.training.provenance.fingerprint", lambda path, split: OLD)
+    config = resolve_train(preset="qwen2.5-0.5b", sets=["model.path=owner/name"])
+    assert provenance(config, None)["model"] == {"path": "owner/name", "weights": None, "commit": "1" * 40}
 
 
 def test_an_accepted_change_is_recorded_and_not_asked_about_again(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from luspo_cli.config.layers import resolve_train
 from luspo_cli.errors import UsageError
 from luspo_cli.training.memory_estimate import estimate_memory
-from luspo_cli.training.plan import GIB, make_plan
+from luspo_cli.training.plan import GIB, make_plan, missing_inputs
 
 
 def test_memory_of_weights_and_optimizer_by_hand() -> None:
@@ -79,6 +79,10 @@ def test_everything_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
     (tmp_path / "data/aime24").mkdir()
     (tmp_path / "data/aime24/train.parquet").touch()
     assert make_plan(resolve_train(preset="qwen2.5-7b")).missing == []
+    assert make_plan(resolve_train(preset="qwen2.5-7b", sets=["model.revision=v1"])).missing == []
+    (tmp_path / "hub/config.json").touch()
+    (unread,) = missing_inputs(resolve_train(preset="qwen2.5-7b", sets=["model.path=./hub", "model.revision=v1"]))
+    assert unread == "model.revision = 'v1' is of a hub id, and model.path = './hub' is none: leave model.revision out"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "hub"]  # the plan itself made nothing
 
 

@@ -1,0 +1,38 @@
+"""Numbers of one step's rollouts, from groups made by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import pytest
+
+from luspo_cli.metrics.rollout_metrics import reward_metrics
+from luspo_cli.records import ScoredGroup, VerificationStatus
+
+
+def group_of(made: ScoredGroup, right: int) -> ScoredGroup:
+    """The same group with its first `right` rollouts correct."""
+    rewards = tuple(
+        dataclasses.replace(reward, status=VerificationStatus.CORRECT if n < right else VerificationStatus.INCORRECT)
+        for n, reward in enumerate(made.rewards)
+    )
+    return dataclasses.replace(made, rewards=rewards)
+
+
+@pytest.mark.parametrize(
+    ("right", "shares"),
+    [
+        # In floats 1 - 2/3 - 1/3 is above 0, and 1 - 9/10 - 1/10 below it.
+        ([2, 2, 0], (2 / 3, 1 / 3, 0.0)),
+        ([2] * 9 + [0], (0.9, 0.1, 0.0)),
+        ([0, 1, 2, 1], (0.25, 0.25, 0.5)),
+    ],
+)
+def test_groups_are_counted_by_outcome(
+    make_groups: Callable[..., list[ScoredGroup]], right: list[int], shares: tuple[float, float, float]
+) -> None:
+    made = make_groups([[3, 4]] * len(right), [[0.0, 0.0]] * len(right))
+    found = reward_metrics([group_of(group, number) for group, number in zip(made, right, strict=True)])
+    names = ("all_correct", "all_wrong", "mixed")
+    assert tuple(found[f"group/{name}_fraction"] for name in names) == shares
