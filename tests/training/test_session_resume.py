@@ -55,6 +55,19 @@ def test_the_same_command_starts_over_what_failed_before_step_1(
     assert json.loads((tmp_path / "run/config.json").read_text())["run"]["seed"] == 3
 
 
+def test_a_revision_that_nothing_reads_is_refused_in_a_new_run_alone(
+    small_run: Callable[..., TrainRun], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = small_run(*TWO_STEPS, "model.revision=v1")
+    with pytest.raises(UsageError, match=r"model\.revision = 'v1' is of a hub id"):
+        run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    monkeypatch.setattr(session, "unread_revision", lambda *_: None)  # as an older version
+    run(config, tmp_path / "run")
+    monkeypatch.undo()
+    run(config, tmp_path / "run", "resume")
+
+
 def test_a_folder_in_use_is_refused_before_a_model_is_made(
     small_run: Callable[..., TrainRun], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
