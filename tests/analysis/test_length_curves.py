@@ -250,7 +250,7 @@ def test_a_metric_without_any_value_is_refused(write_run) -> None:
 @pytest.mark.parametrize("suffix", [".png", ".svg", ".pdf"])
 @pytest.mark.parametrize(
     ("call", "failure"),
-    [("write", OSError(28, "No space left on device")), ("open", OSError(30, "Read-only file system"))],
+    [("fsync", OSError(28, "No space left on device")), ("replace", OSError(30, "Read-only file system"))],
 )
 def test_a_failed_write_is_one_sentence_and_leaves_the_old_figure(
     runs, tmp_path, monkeypatch, suffix, call, failure

@@ -64,6 +64,11 @@ def test_keys_without_an_evaluation_are_refused_in_a_file(tmp_path: Path) -> Non
         resolve_train(config_file=tmp_path / "own.toml")
 
 
+def test_a_file_may_turn_off_the_evaluations_that_it_describes(tmp_path: Path) -> None:
+    (tmp_path / "own.toml").write_text("[data]\ntrain = 'made:terms'\n[evaluation]\nproblems = 64\nevery = 0\n")
+    assert resolve_train(config_file=tmp_path / "own.toml").evaluation.problems == 64
+
+
 def test_a_stored_configuration_with_such_a_key_still_reads() -> None:
     stored = resolve_train(preset="tiny").model_dump(mode="json")
     stored["data"]["shuffle"] = False
