@@ -137,6 +137,32 @@ def launch(config: TrainRun, folder: Path, *more: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+LAUNCHERS = {
+    # Without the two dashes torchrun takes --run for an abbreviation of one of its own options.
+    "torchrun": ["torch.distributed.run", "--nproc-per-node", "2", "-m", "--"],
+    # With --cpu accelerate starts one process, whatever --num_processes says; this is its way to start several, with GPUs or not.
+    "accelerate": ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
+                   "--mixed_precision", "no", "--dynamo_backend", "no", "-m"],
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LAUNCHERS)
+def test_other_launchers_start_the_same_run(small_run: Callable[..., TrainRun], tmp_path: Path, name: str) -> None:
+    config = small_run()
+    (tmp_path / "other").mkdir()
+    command = [sys.executable, "-m", *LAUNCHERS[name], "luspo_cli", *as_arguments(config, tmp_path / "other")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    (tmp_path / "own").mkdir()
+    _, said = launch(config, tmp_path / "own").communicate(timeout=300)
+    assert "done:" in said
+    assert len(records(tmp_path / "own/run")) == config.run.steps
+    close(tmp_path / "other/run", tmp_path / "own/run", config.run.steps)
+    found = json.loads((tmp_path / "other/run/provenance.json").read_text())
+    assert found["hardware"]["processes"] == 2
+
+
 def wait_for_steps(path: Path, launcher: subprocess.Popen[str], steps: int) -> None:
     deadline = time.monotonic() + 300
     metrics = path / "metrics.jsonl"
