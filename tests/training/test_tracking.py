@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -294,3 +296,22 @@ def test_wandb_offline_holds_each_step_once(folder: RunFolder, monkeypatch: pyte
                 found.append((items["_step"], {k: v for k, v in items.items() if not k.startswith("_")}))
     assert found == [(step, {"tokens/total": 10 * step}) for step in (1, 2, 3, 4)]
     assert keys == {json.loads((folder.path / "tracking.json").read_text())["key"]}
+
+
+def test_trackio_holds_each_step_once(folder: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real package, with its database in a folder of the test."""
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # read when the package is imported, here first
+    pytest.importorskip("trackio", reason="pip install 'luspo[track]'")
+    in_the_place_of = {"tensorboard": Service().writer(True), "wandb": tracking.WRITERS["trackio"]}  # the names of CONFIG
+    monkeypatch.setattr(tracking, "WRITERS", in_the_place_of)
+    with pytest.raises(ZeroDivisionError):
+        session(folder, range(1, 4), crash=True)
+    session(folder, range(3, 5))
+    (database,) = (tmp_path / "trackio").glob("*.db")
+    with closing(sqlite3.connect(database)) as opened:
+        rows = opened.execute("SELECT run_name, step, metrics FROM metrics ORDER BY id").fetchall()
+    assert [(step, json.loads(numbers)) for _, step, numbers in rows] == [
+        (step, {"tokens/total": 10 * step}) for step in (1, 2, 3, 4)
+    ]
+    key = json.loads((folder.path / "tracking.json").read_text())["key"]
+    assert {name for name, _, _ in rows} == {f"run-{key}"}
