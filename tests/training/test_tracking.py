@@ -302,7 +302,10 @@ def test_trackio_holds_each_step_once(folder: RunFolder, tmp_path: Path, monkeyp
     """The real package, with its database in a folder of the test."""
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # read when the package is imported, here first
     pytest.importorskip("trackio", reason="pip install 'luspo[track]'")
-    in_the_place_of = {"tensorboard": Service().writer(True), "wandb": tracking.WRITERS["trackio"]}  # the names of CONFIG
+    in_the_place_of = {
+        "tensorboard": Service().writer(True),
+        "wandb": tracking.WRITERS["trackio"],
+    }  # the names of CONFIG
     monkeypatch.setattr(tracking, "WRITERS", in_the_place_of)
     with pytest.raises(ZeroDivisionError):
         session(folder, range(1, 4), crash=True)
