@@ -25,7 +25,11 @@ class StopRequest:
 
 @contextlib.contextmanager
 def stop_on_signals(say: Callable[[str], None]) -> Iterator[StopRequest]:
-    """Within this block a signal asks for a stop after the step; the handlers before it are back afterwards."""
+    """Within this block a signal asks for a stop after the step; the handlers before it are back afterwards.
+
+    But after a stop SIGTERM and SIGHUP stay ignored: the process is on its way out, and one more of them, as launchers send it,
+    would end it by the signal, with another exit status than the one that says that the checkpoint is there.
+    """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():  # handlers belong to the main thread
         yield request
@@ -48,4 +52,5 @@ def stop_on_signals(say: Callable[[str], None]) -> Iterator[StopRequest]:
         yield request
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            leaving = request() and number != signal.SIGINT and handler is signal.SIG_DFL
+            signal.signal(number, signal.SIG_IGN if leaving else handler)

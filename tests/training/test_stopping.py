@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
 
 import pytest
 
@@ -15,11 +14,9 @@ ALL = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @pytest.fixture(autouse=True)
-def _hangup_as_in_a_terminal() -> Iterator[None]:
+def _hangup_as_in_a_terminal(_signals_as_before: None) -> None:
     """A suite under nohup has SIGHUP ignored, and `stop_on_signals` leaves it so."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    yield
-    signal.signal(signal.SIGHUP, before)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.mark.parametrize("number", ALL)
@@ -34,7 +31,23 @@ def test_the_first_signal_asks_and_a_ctrl_c_after_it_interrupts(number: signal.S
         assert "Ctrl-C again stops at once" in said[0]
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) == before[0]
+    assert [signal.getsignal(one) for one in ALL[1:]] == [signal.SIG_IGN] * 2
+
+
+def test_without_a_stop_the_handlers_are_back() -> None:
+    before = [signal.getsignal(one) for one in ALL]
+    with stop_on_signals(lambda _: None):
+        pass
     assert [signal.getsignal(one) for one in ALL] == before
+
+
+def test_a_signal_on_the_way_out_changes_nothing() -> None:
+    with stop_on_signals(lambda _: None) as stop_requested:
+        os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGHUP)
+    assert stop_requested.signal == signal.SIGTERM
 
 
 def test_a_signal_that_a_launcher_passes_on_once_more_changes_nothing() -> None:
