@@ -1,7 +1,7 @@
 """Train what a comparison lacks: one child process a run, a few side by side, none lost.
 
 Each run is `luspo train` in a process of its own, so a crash takes one run along and threads are shared out fairly. The
-run folder alone decides what is left to do: a finished one (its last step recorded, the checkpoint of it whole) with the
+run folder alone decides what is left to do: a finished one (its last step recorded, the checkpoint of it there) with the
 same configuration is used again, an unfinished one goes on from its checkpoint, and one with another configuration is
 refused rather than mixed in. Children live in sessions of their own: Ctrl-C reaches them once, from here, and each gets
 the time to write its checkpoint.
@@ -292,12 +292,15 @@ def _state_of(run: Path, wanted: Configuration) -> Literal["fresh", "unfinished"
 
 
 def _is_finished(run: Path, steps: int) -> bool:
-    """Whether the last step is recorded and its checkpoint whole: a killed process may have written the line alone."""
+    """Whether the last step is recorded and its checkpoint there: a killed process may have written the line alone.
+
+    A checkpoint gets its name when it is whole. That its bytes still are is not asked here: of a large model that takes minutes.
+    """
     if (last_metrics(run) or {}).get("step", 0) < steps:
         return False
-    from luspo_cli.training.checkpoint import damage, find_checkpoints
+    from luspo_cli.training.checkpoint import find_checkpoints
 
-    return any(found.step == steps and damage(found) is None for found in find_checkpoints(run / "checkpoints"))
+    return any(found.step == steps for found in find_checkpoints(run / "checkpoints"))
 
 
 def _failure(training: Training, status: int, reached: int) -> str:
