@@ -282,11 +282,16 @@ def _sync_folder(folder: Path) -> None:
     A file system that cannot do that is no failure: the file is whole, and there.
     """
     with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync(folder)
+
+
+def sync(path: Path) -> None:
+    """Bring what is at `path`, a file or a folder's names, to the disk; raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _append(path: Path, content: bytes) -> None:

@@ -68,7 +68,7 @@ def load_sampling_model(
     import torch
     from transformers.utils import logging
 
-    from luspo_cli.policy.loading import load_model
+    from luspo_cli.policy.loading import context_of, load_model
     from luspo_cli.rollout.in_process import InProcessSampler
     from luspo_cli.rollout.packed_linear import bfloat16_copy
 
@@ -91,21 +91,18 @@ def load_sampling_model(
         model = model.to("cuda")
     elif dtype == "bfloat16":
         model = bfloat16_copy(model)
-    context = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
     sampler = InProcessSampler(model, loaded.tokenizer, loaded.end_tokens, max_rows)
-    return SamplingModel(sampler, loaded.tokenizer, context if isinstance(context, int) else None, loaded.processor)
+    return SamplingModel(sampler, loaded.tokenizer, context_of(loaded.model.config), loaded.processor)
 
 
 def _load_vllm(config: ModelConfig, max_rows: int, max_response_tokens: int) -> SamplingModel:
     """vLLM reads the weights itself; rows are bounded, since its cache must hold one of the longest at least."""
-    from luspo_cli.policy.loading import load_without_weights
+    from luspo_cli.policy.loading import context_of, load_without_weights
     from luspo_cli.rollout.vllm_engine import EngineSettings, VllmSampler
 
     loaded = load_without_weights(config)
     longest = max_response_tokens + VLLM_PROMPT_TOKENS
-    context = getattr(loaded.model.get_text_config(), "max_position_embeddings", None)
-    if isinstance(context, int):
-        longest = min(longest, context)
+    longest = min(longest, context_of(loaded.model) or longest)
     settings = EngineSettings(
         str(Path(config.path).expanduser()) if Path(config.path).expanduser().is_dir() else config.path,
         config.compute_dtype,

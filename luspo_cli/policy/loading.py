@@ -52,11 +52,7 @@ def load_model(config: ModelConfig) -> LoadedModel:
         return _load_adapted(folder, config)
     attention.register()
     no_progress_bars()
-    reason = None if is_hub_id(config.path) else find_model(config.path)
-    if reason:
-        raise UsageError(reason)
-    source = config.path if is_hub_id(config.path) else str(Path(config.path).expanduser())
-    options: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+    source, options = _source(config)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
         kind = AutoConfig.from_pretrained(source, **options)
@@ -110,11 +106,7 @@ def load_without_weights(config: ModelConfig) -> LoadedModel:
     """
     from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
-    reason = None if is_hub_id(config.path) else find_model(config.path)
-    if reason:
-        raise UsageError(reason)
-    source = config.path if is_hub_id(config.path) else str(Path(config.path).expanduser())
-    options: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+    source, options = _source(config)
     try:
         kind = AutoConfig.from_pretrained(source, **options)
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
@@ -131,6 +123,16 @@ def load_without_weights(config: ModelConfig) -> LoadedModel:
         kind.generation_config = GenerationConfig.from_model_config(kind)
     _give_template(tokenizer)
     return LoadedModel(kind, tokenizer, end_tokens(kind, tokenizer))
+
+
+def _source(config: ModelConfig) -> tuple[str, dict[str, Any]]:
+    """What `from_pretrained` is given for this model, folder or hub id; UsageError for a folder that is no model's."""
+    hub = is_hub_id(config.path)
+    reason = None if hub else find_model(config.path)
+    if reason:
+        raise UsageError(reason)
+    options = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+    return config.path if hub else str(Path(config.path).expanduser()), options
 
 
 def _refuse_altered_logits(kind: Any, path: str) -> None:
@@ -220,6 +222,12 @@ def freeze_vision(model: Any) -> int:
         return 0
     tower.requires_grad_(False)
     return sum(weight.numel() for weight in tower.parameters())
+
+
+def context_of(configuration: Any) -> int | None:
+    """Positions that a model of this configuration was made for, prompt and response together; None where it does not say."""
+    found = getattr(configuration.get_text_config(), "max_position_embeddings", None)
+    return found if isinstance(found, int) else None
 
 
 def end_tokens(model: Any, tokenizer: Any) -> tuple[int, ...]:

@@ -35,7 +35,7 @@ def unread_revision(path: str, revision: str) -> str | None:
 def find_model(path: str) -> str | None:
     """Say in one sentence why `model.path` cannot be read from this machine's disk, or None where it can."""
     if is_hub_id(path):
-        if (_hub_cache() / f"models--{path.replace('/', '--')}").is_dir():
+        if _cached_model(path).is_dir():
             return None
         return f"model.path '{path}' is not on this machine; the hub would be asked, or set a local folder"
     folder = Path(path).expanduser()
@@ -63,12 +63,14 @@ def config_file(path: str, revision: str = "main") -> Path | None:
     """The config.json of a folder, or of a hub id in this machine's cache; None where it is not on the disk."""
     folder = Path(path).expanduser()
     if is_hub_id(path):
-        cached = _hub_cache() / f"models--{path.replace('/', '--')}"
+        cached = _cached_model(path)
         named = cached / "refs" / revision
         folder = cached / "snapshots" / (named.read_text().strip() if named.is_file() else revision)
     return folder / "config.json" if (folder / "config.json").is_file() else None
 
 
-def _hub_cache() -> Path:
+def _cached_model(hub_id: str) -> Path:
+    """Where the hub's client keeps a model on this machine."""
     home = os.environ.get("HF_HOME", "~/.cache/huggingface")
-    return Path(os.environ.get("HF_HUB_CACHE", f"{home}/hub")).expanduser()
+    cache = Path(os.environ.get("HF_HUB_CACHE", f"{home}/hub")).expanduser()
+    return cache / f"models--{hub_id.replace('/', '--')}"

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from luspo_cli.adapters import merged_weights
+from luspo_cli.rollout.packed_linear import whole_weight
 
 SECRET_BYTES = 16
 AHEAD = 1
@@ -28,8 +29,7 @@ AHEAD = 1
 def checkpoint_weights(policy: nn.Module, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
     """The weights under their checkpoint names in `dtype`, adapters merged; tied ones come once, sharded ones gathered."""
     for name, weight in merged_weights(policy):
-        gather = getattr(weight, "full_tensor", None)
-        yield name, (gather() if gather else weight).to(dtype)
+        yield name, whole_weight(weight).to(dtype)
 
 
 def describe(policy: nn.Module, dtype: torch.dtype) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ import torch
 from safetensors import SafetensorError
 
 from luspo_cli.errors import RunError, UsageError
-from luspo_cli.run_folder import write_json
+from luspo_cli.run_folder import PARTIAL, sync, write_json
 from luspo_cli.training.optimizer import save_optimizer
 from luspo_cli.training.policy_files import save_policy
 
@@ -60,7 +59,7 @@ def save_checkpoint(
     `gathered`: the whole weights and the whole optimizer state, where `model` and `optimizer` hold this process's share of them.
     """
     final = checkpoint_path(checkpoints, step)
-    partial = checkpoints / f".{final.name}.partial"
+    partial = checkpoints / f".{final.name}{PARTIAL}"
     _remove_partial(checkpoints)
     try:
         (partial / "trainer").mkdir(parents=True)
@@ -80,7 +79,7 @@ def save_checkpoint(
         if final.exists():
             shutil.rmtree(final)
         partial.rename(final)
-        _sync(checkpoints)  # the new name is on disk before an old checkpoint goes
+        sync(checkpoints)  # the new name is on disk before an old checkpoint goes
         for old in _outdated(checkpoints, step, keep):
             shutil.rmtree(old.path)
     except OSError as error:
@@ -140,7 +139,7 @@ def remove_leftovers(checkpoints: Path, step: int, keep: int) -> None:
 
 
 def _remove_partial(checkpoints: Path) -> None:
-    for leftover in checkpoints.glob(".step-*.partial"):
+    for leftover in checkpoints.glob(f".step-*{PARTIAL}"):
         shutil.rmtree(leftover, ignore_errors=True)
 
 
@@ -157,15 +156,7 @@ def _digest(path: Path) -> dict[str, Any]:
 def _flush(folder: Path) -> None:
     """Bring every file and folder to the disk, so that the rename that follows names something complete."""
     for path in [*folder.rglob("*"), folder]:
-        _sync(path)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        sync(path)
 
 
 def _cannot_write(checkpoints: Path, step: int, error: BaseException) -> RunError:

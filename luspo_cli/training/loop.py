@@ -87,7 +87,7 @@ def train(
             else {}
         )
         rate = learning_rate(step - 1, config.run.steps, config.update)
-        updated = ranks.alike(partial(stages.updater.update, scored, rate, images))
+        updated = ranks.each(partial(stages.updater.update, scored, rate, images))
         pushing = time.perf_counter()
         stages.refresh_sampler()
         pushed = time.perf_counter() - pushing

@@ -11,7 +11,7 @@ from typing import Any
 
 from luspo_cli.config.run import TrainRun
 from luspo_cli.errors import UsageError
-from luspo_cli.policy.loading import LoadedModel
+from luspo_cli.policy.loading import LoadedModel, context_of
 from luspo_cli.records import Problem
 from luspo_cli.rollout.choice import check_sampler, choose_sampler
 from luspo_cli.rollout.sampler import SamplingOptions
@@ -41,7 +41,7 @@ def check_stages(
     processes: int,
 ) -> None:
     """UsageError where the stages could not be built or could not sample every prompt."""
-    _check_context(config, context_of(loaded.model), training, held_out)
+    _check_context(config, context_of(loaded.model.config), training, held_out)
     refuse_foreign_wrapping()
     if processes > 1 and config.model.sharding == "full" and not config.model.freeze_vision:
         refuse_trained_tower(loaded.model)
@@ -53,12 +53,6 @@ def check_stages(
     )
 
 
-def context_of(model: Any) -> int | None:
-    """Positions that a model was made for, prompt and response together; None where it does not say."""
-    found = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return found if isinstance(found, int) else None
-
-
 def longest_row(config: TrainRun, model: Any, held_out_tokens: int) -> int:
     """Tokens of the longest row that can be sampled, prompt and response, within the model's context.
 
@@ -67,7 +61,7 @@ def longest_row(config: TrainRun, model: Any, held_out_tokens: int) -> int:
     rows = [config.data.max_prompt_tokens + config.rollout.max_response_tokens]
     if held_out_tokens:
         rows.append(held_out_tokens + held_out_limit(config))
-    return min(max(rows), context_of(model) or max(rows))
+    return min(max(rows), context_of(model.config) or max(rows))
 
 
 def held_out_limit(config: TrainRun) -> int:

@@ -94,16 +94,6 @@ class Ranks:
         self._raise_first([told[1]], failure)
         return told[0]
 
-    def alike(self, work: Callable[[], T]) -> T:
-        """Do what fails on every process with the same sentence, if it fails: the first one says it."""
-        try:
-            return work()
-        except PeerLost:
-            raise
-        except KnownError as error:
-            error.said_elsewhere = not self.is_first
-            raise
-
     def each(self, work: Callable[[], T]) -> T:
         """Do what may fail on this process alone or alike on all, and may exchange something: the first to fail so says it."""
         try:
