@@ -23,7 +23,7 @@ from typing import Any
 from luspo_cli.config.layers import resolve_train
 from luspo_cli.config.run import TrainRun
 from luspo_cli.policy.loading import no_progress_bars
-from luspo_cli.training.plan import make_plan
+from luspo_cli.training.dry_run import make_plan
 
 CASES: dict[str, list[str]] = {
     "full": [],

@@ -118,8 +118,8 @@ def _in_process(options: argparse.Namespace, tokenizer: Any, longest: int) -> It
     from transformers import AutoModelForCausalLM
 
     from luspo_cli.policy import attention
-    from luspo_cli.rollout.in_process import InProcessSampler
-    from luspo_cli.rollout.packed_linear import bfloat16_copy
+    from luspo_cli.rollout.in_process.packed import bfloat16_copy
+    from luspo_cli.rollout.in_process.sampler import InProcessSampler
 
     attention.register()
     model = AutoModelForCausalLM.from_pretrained(
@@ -130,7 +130,7 @@ def _in_process(options: argparse.Namespace, tokenizer: Any, longest: int) -> It
 
 
 def _vllm(options: argparse.Namespace, tokenizer: Any, longest: int) -> Iterator[Run]:
-    from luspo_cli.rollout.vllm_engine import EngineSettings, VllmSampler
+    from luspo_cli.rollout.vllm.engine import EngineSettings, VllmSampler
 
     settings = EngineSettings(
         options.model, "bfloat16", longest, max(options.rows), temperature=1.0, load_weights_of_folder=True

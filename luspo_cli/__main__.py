@@ -33,7 +33,7 @@ def _open_missing_streams() -> None:
 def _run() -> None:
     from luspo_cli.app import app  # takes long enough for a Ctrl-C
     from luspo_cli.errors import KnownError, PeerLost
-    from luspo_cli.launched import BY_LUSPO, LOST_STATUS
+    from luspo_cli.processes.place import BY_LUSPO, LOST_STATUS
 
     try:
         app()

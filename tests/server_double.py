@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from luspo_cli.rollout.weight_stream import received_weights
+from luspo_cli.rollout.vllm.weight_stream import received_weights
 
 Answer = Callable[[str, Any], tuple[int, Any]]
 ACTIVE = "start_weight_update called while a weight update is already active. Call finish_weight_update first."

@@ -138,15 +138,15 @@ def test_the_block_works() -> None:
     [
         ("luspo_cli.config.run", HEAVY),
         ("luspo_cli.config.layers", HEAVY),
-        ("luspo_cli.training.plan", HEAVY),
+        ("luspo_cli.training.dry_run", HEAVY),
         ("luspo_cli.commands.train", HEAVY),
         # What a host with its own torch imports: our objectives need torch and nothing else.
         ("luspo_cli.objectives", [*HEAVY[1:6], "matplotlib", "sympy", "math_verify", "pydantic", "typer", "rich"]),
         ("luspo_cli.config.objective", [*HEAVY, "pydantic", "typer", "rich"]),
         ("luspo_cli.records", [*HEAVY, "pydantic", "typer", "rich"]),
         ("luspo_cli.advantages", [*HEAVY, "pydantic", "typer", "rich"]),
-        ("luspo_cli.rewards.math_verifier", [*HEAVY, "pydantic", "typer", "rich"]),
-        ("luspo_cli.rewards.answers", [*HEAVY, "pydantic", "typer", "rich"]),
+        ("luspo_cli.grading.math_verifier", [*HEAVY, "pydantic", "typer", "rich"]),
+        ("luspo_cli.grading.answers", [*HEAVY, "pydantic", "typer", "rich"]),
         ("luspo_cli.rewards.shaping", [*HEAVY, "pydantic", "typer", "rich"]),
         ("luspo_cli.rewards.rubric", [*HEAVY, "typer", "rich"]),
     ],

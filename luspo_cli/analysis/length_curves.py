@@ -31,8 +31,8 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 from luspo_cli.analysis.history import RunHistory
 from luspo_cli.analysis.variants import ClipRange, Variant, clip_ranges, clip_sentence, split_into_variants
 from luspo_cli.errors import RunError, UsageError, nearest
+from luspo_cli.files import replace_file
 from luspo_cli.metrics.names import METRICS
-from luspo_cli.run_folder import replace_file
 
 SUFFIXES = (".png", ".svg", ".pdf")
 LENGTH = "response_length/mean"

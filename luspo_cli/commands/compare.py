@@ -17,7 +17,7 @@ import typer
 from luspo_cli.errors import UsageError, nearest
 
 if TYPE_CHECKING:
-    from luspo_cli.commands.train_missing import Configuration, Training
+    from luspo_cli.experiments.sweep import Configuration, Training
 
 COMPARE_EXAMPLES = [
     "luspo compare --preset tiny --objectives grpo,gspo,luspo --seeds 3",
@@ -76,7 +76,7 @@ def compare_cli(
     folder = (out or DEFAULT_OUT) / Path(preset).name.removesuffix(".toml")
     count = seeds or DEFAULT_SEEDS
 
-    from luspo_cli.commands.train_missing import Interrupted
+    from luspo_cli.experiments.sweep import Interrupted
 
     try:
         trained = train_runs(names, count, folder, preset=preset, sets=sets or [], processes=processes)
@@ -124,8 +124,8 @@ def train_runs(
     """
     from rich.console import Console
 
-    from luspo_cli.commands.train_missing import available_cores, plan_trainings, train_command, train_missing
-    from luspo_cli.commands.training_display import choose_display
+    from luspo_cli.commands.display.trainings import choose_display
+    from luspo_cli.experiments.sweep import available_cores, plan_trainings, train_command, train_missing
 
     for setting in sets:
         if setting.partition("=")[0].strip() in ("run.seed", "objective.name"):
@@ -158,8 +158,8 @@ def show_comparison(runs: Sequence[Path], figure: Path | None, *, as_json: bool)
     from rich.console import Console
 
     from luspo_cli.analysis.comparison import compare_runs
-    from luspo_cli.analysis.comparison_table import comparison_json, print_comparison
     from luspo_cli.analysis.history import read_runs
+    from luspo_cli.commands.display.comparison import comparison_json, print_comparison
 
     histories = read_runs(runs)
     comparison = compare_runs(histories)

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from luspo_cli.commands.eval_run import Drawing, checked_benchmark, run_evaluations
 from luspo_cli.errors import UsageError, nearest
+from luspo_cli.evaluation.evaluate import Drawing, checked_benchmark, run_evaluations
 
 if TYPE_CHECKING:
     from luspo_cli.evaluation.benchmark import Mode
@@ -317,8 +317,8 @@ def _summary(finished: Finished) -> dict[str, Any]:
 
 def show_benchmarks(*, as_json: bool) -> None:
     """Print the table of benchmarks."""
+    from luspo_cli.commands.display.results import benchmark_json, benchmark_table
     from luspo_cli.evaluation.benchmarks.table import BENCHMARKS, load_benchmark
-    from luspo_cli.evaluation.result_table import benchmark_json, benchmark_table
 
     rows = [benchmark_json(name, load_benchmark(name)) for name in BENCHMARKS]
     if as_json:
@@ -328,7 +328,7 @@ def show_benchmarks(*, as_json: bool) -> None:
 
 
 def _print_table(contents: list[dict[str, Any]]) -> None:
-    from luspo_cli.evaluation.result_table import result_table, warnings
+    from luspo_cli.commands.display.results import result_table, warnings
 
     _console().print(result_table(contents))
     for content in contents:

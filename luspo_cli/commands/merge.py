@@ -30,7 +30,7 @@ def merge_cli(
     as_json: Annotated[bool, typer.Option("--json", help="Answer as one JSON object.")] = False,
 ) -> None:
     """Fold an adapter into its base model and write float32 weights and tokenizer, for any program that loads models."""
-    from luspo_cli.commands.eval_model import find_weights
+    from luspo_cli.evaluation.weights import find_weights
 
     if out.exists():
         raise UsageError(f"{out} exists; choose another --out.")

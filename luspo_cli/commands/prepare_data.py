@@ -92,7 +92,7 @@ def prepare_data_cli(
     """Write problems as train.parquet (and test.parquet) in verl's layout, with a manifest of what was left out."""
     from luspo_cli.data.prepare import prepare
     from luspo_cli.data.sources import SourceOptions
-    from luspo_cli.rewards.math_verifier import MathVerifier
+    from luspo_cli.grading.math_verifier import MathVerifier
 
     with MathVerifier() as verifier, _progress() as progress:
         prepared = prepare(

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
-from luspo_cli.commands.launch import check_processes, launch, stop_with_launcher
 from luspo_cli.errors import UsageError
-from luspo_cli.launched import is_first_process
+from luspo_cli.processes.local import check_processes, launch, stop_with_launcher
+from luspo_cli.processes.place import is_first_process
 
 if TYPE_CHECKING:
     from luspo_cli.config.run import TrainRun
-    from luspo_cli.training.plan import Plan
+    from luspo_cli.training.dry_run import Plan
 
 TRAIN_EXAMPLES = [
     "luspo train --preset tiny --objective luspo",
@@ -75,7 +75,7 @@ def train_cli(
     copies = check_processes(processes)
     resolved = _resolve(objective, preset, config, sets or [], run, resume)
     if dry_run:
-        from luspo_cli.training.plan import make_plan
+        from luspo_cli.training.dry_run import make_plan
 
         plan = make_plan(resolved, copies)
         _print_plan(plan, as_json)
@@ -83,7 +83,7 @@ def train_cli(
     name = preset or (config.stem if config else "run")
     path = run or Path("runs") / f"{name}-{resolved.objective.name}-seed{resolved.run.seed}"
     if copies > 1:
-        from luspo_cli.run_folder import RunFolder
+        from luspo_cli.runs.folder import RunFolder
 
         RunFolder(path).check(resolved.model_dump(mode="json"), choice)
         launch(copies, path)
@@ -103,8 +103,8 @@ def train(
     """Run a training and report on stderr; exits 128 + signal where one stopped it early: 130 for Ctrl-C, 143 for SIGTERM."""
     from rich.console import Console
 
-    from luspo_cli.commands.lasting_stream import lasting_stderr
-    from luspo_cli.commands.train_display import choose_step_display
+    from luspo_cli.commands.display.steps import choose_step_display
+    from luspo_cli.processes.lasting_stream import lasting_stderr
     from luspo_cli.training.session import run_training
 
     first = is_first_process()

@@ -11,11 +11,11 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal
 
 from luspo_cli.errors import UsageError, nearest
+from luspo_cli.grading.verdict import NeedsSymbolic, Reason, Verdict
 from luspo_cli.records import Message
 
 Mode = Literal["rule", "official"]
@@ -23,31 +23,6 @@ Mode = Literal["rule", "official"]
 
 AnswerForm = Literal["boxed", "answer-line", "hash"]
 """Where a prompt asks for the answer, which is looked for there first: `\\boxed{}`, `Answer: ...`, or `#### N`."""
-
-
-class Reason(StrEnum):
-    """Why a sample got its verdict; the values are written to result files and stay stable."""
-
-    EXACT = "exact"
-    """Equal after normalisation."""
-    NUMERIC = "numeric"
-    """Equal as numbers."""
-    STRUCTURAL = "structural"
-    """Equal element by element (tuple, interval, set, list, matrix, equation)."""
-    SYMBOLIC = "symbolic"
-    """Equal by symbolic algebra."""
-    NEAREST = "nearest"
-    """Official modes only: the answer was mapped to the nearest choice, and that choice is right."""
-    DIFFERENT = "different"
-    """An answer was found and is not the gold answer."""
-    NO_ANSWER = "no_answer"
-    """No final answer could be extracted; wrong."""
-    TIMEOUT = "timeout"
-    """The comparison ran past its time limit; wrong, and counted."""
-    CRASHED = "crashed"
-    """The comparison ended its worker or raised; wrong, and counted."""
-    MISSING = "missing"
-    """No response was handed in for this problem; wrong, and counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,27 +43,6 @@ class BenchmarkProblem:
     """What the metrics need: level, subject, question type, skills."""
     aliases: tuple[str, ...] = ()
     """Other ids under which a response may be handed in, such as the 0-based row index."""
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """The judgement of one sample. `extracted` is None where no answer was found."""
-
-    extracted: str | None
-    correct: bool
-    reason: Reason
-
-
-@dataclass(frozen=True, slots=True)
-class NeedsSymbolic:
-    """A comparison left to symbolic algebra: right if `answer` equals `gold`, else `different`.
-
-    `extracted` is what the final verdict stores; `gold` and `answer` are the expressions that the worker reads.
-    """
-
-    extracted: str
-    gold: str
-    answer: str
 
 
 @dataclass(frozen=True, slots=True)

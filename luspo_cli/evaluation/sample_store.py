@@ -19,7 +19,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from luspo_cli.errors import RunError, UsageError
-from luspo_cli.run_folder import differing_keys, replacing, write_json
+from luspo_cli.files import replacing, write_json
+from luspo_cli.runs.folder import differing_keys
 
 PARTIAL = ".partial"
 MANIFEST = "settings.json"

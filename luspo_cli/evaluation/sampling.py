@@ -47,7 +47,7 @@ def choose_dtype(asked: str, trained_in: str | None) -> Dtype:
         return trained_in  # type: ignore[return-value]
     import torch
 
-    from luspo_cli.rollout.packed_linear import can_pack
+    from luspo_cli.rollout.in_process.packed import can_pack
 
     if torch.cuda.is_available() or can_pack(torch.zeros(1, dtype=torch.bfloat16)):
         return "bfloat16"
@@ -69,8 +69,8 @@ def load_sampling_model(
     from transformers.utils import logging
 
     from luspo_cli.policy.loading import context_of, load_model
-    from luspo_cli.rollout.in_process import InProcessSampler
-    from luspo_cli.rollout.packed_linear import bfloat16_copy
+    from luspo_cli.rollout.in_process.packed import bfloat16_copy
+    from luspo_cli.rollout.in_process.sampler import InProcessSampler
 
     logging.disable_progress_bar()  # of reading weights: it would break into our own
     config = ModelConfig(path=path, compute_dtype=dtype, revision=revision, trust_remote_code=trust_remote_code)
@@ -98,7 +98,7 @@ def load_sampling_model(
 def _load_vllm(config: ModelConfig, max_rows: int, max_response_tokens: int) -> SamplingModel:
     """vLLM reads the weights itself; rows are bounded, since its cache must hold one of the longest at least."""
     from luspo_cli.policy.loading import context_of, load_without_weights
-    from luspo_cli.rollout.vllm_engine import EngineSettings, VllmSampler
+    from luspo_cli.rollout.vllm.engine import EngineSettings, VllmSampler
 
     loaded = load_without_weights(config)
     longest = max_response_tokens + VLLM_PROMPT_TOKENS

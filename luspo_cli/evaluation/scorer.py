@@ -17,16 +17,17 @@ from pathlib import Path
 from typing import Any
 
 from luspo_cli.errors import RunError
-from luspo_cli.evaluation.benchmark import Benchmark, BenchmarkProblem, Mode, NeedsSymbolic, Reason, Verdict
-from luspo_cli.evaluation.comparison.symbolic import is_for_sympy
+from luspo_cli.evaluation.benchmark import Benchmark, BenchmarkProblem, Mode
 from luspo_cli.evaluation.responses import ResponseReport, Sample, read_responses
-from luspo_cli.rewards.workers import KillablePool, Outcome
+from luspo_cli.grading.maths.symbolic import is_for_sympy
+from luspo_cli.grading.pool import KillablePool, Outcome
+from luspo_cli.grading.verdict import NeedsSymbolic, Reason, Verdict
 
 TIMEOUT_S = 3.0
 """Seconds for one comparison; Qwen2.5-Math's evaluation allows the same."""
 MAX_WORKERS = 8
-_DECIDE = "luspo_cli.evaluation.comparison.decide:decide"
-_DECIDE_WITH_SYMPY = "luspo_cli.evaluation.comparison.worker:decide"
+_DECIDE = "luspo_cli.grading.maths.decide:decide"
+_DECIDE_WITH_SYMPY = "luspo_cli.grading.maths.worker:decide"
 _LONGEST_STORED = 2_000
 _CACHED_VERDICTS = 200_000
 

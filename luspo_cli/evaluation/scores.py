@@ -15,7 +15,8 @@ from fractions import Fraction
 from math import comb
 from typing import Any
 
-from luspo_cli.evaluation.benchmark import BenchmarkProblem, Reason, Verdict
+from luspo_cli.evaluation.benchmark import BenchmarkProblem
+from luspo_cli.grading.verdict import Reason, Verdict
 from luspo_cli.metrics.intervals import wilson_interval
 
 RESAMPLES = 2_000

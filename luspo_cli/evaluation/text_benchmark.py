@@ -15,17 +15,9 @@ from typing import Any
 from luspo_cli.data import prompts as templates
 from luspo_cli.data.reading import Row, data_files, read_rows, value_at
 from luspo_cli.errors import UsageError
-from luspo_cli.evaluation.benchmark import (
-    AnswerForm,
-    Benchmark,
-    BenchmarkProblem,
-    Mode,
-    NeedsSymbolic,
-    PromptTemplate,
-    Reason,
-    Verdict,
-)
-from luspo_cli.rewards.answers import Form, extract_answer
+from luspo_cli.evaluation.benchmark import AnswerForm, Benchmark, BenchmarkProblem, Mode, PromptTemplate
+from luspo_cli.grading.answers import Form, extract_answer
+from luspo_cli.grading.verdict import NeedsSymbolic, Reason, Verdict
 
 _QUESTIONS = ("problem", "question", "prompt", "query")
 _ANSWERS = ("answer", "reward_model.ground_truth", "ground_truth", "final_answer", "gold")

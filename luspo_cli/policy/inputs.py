@@ -13,8 +13,8 @@ from typing import Any
 
 from jinja2 import TemplateError
 
+from luspo_cli.data.images import image_messages, image_size, load_image
 from luspo_cli.errors import UsageError
-from luspo_cli.policy.images import image_messages, image_size, load_image
 from luspo_cli.records import Problem
 
 

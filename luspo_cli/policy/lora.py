@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from luspo_cli.adapters import ADAPTER, is_adapted, without_adapters
 from luspo_cli.config.model import ModelConfig
 from luspo_cli.errors import UsageError
+from luspo_cli.policy.adapters import ADAPTER, is_adapted, without_adapters
 from luspo_cli.policy.model_files import ADAPTER_CONFIG, is_hub_id
 from luspo_cli.policy.packing import PolicyBatch
 

@@ -14,10 +14,10 @@ from typing import Self
 
 from luspo_cli.config.reward import RewardConfig
 from luspo_cli.errors import UsageError
+from luspo_cli.grading.answers import DEFAULT_FORMS, Form, extract_answer
+from luspo_cli.grading.math_verifier import MathVerifier
 from luspo_cli.records import Problem, Reward, Rollout, VerificationStatus
-from luspo_cli.rewards.answers import DEFAULT_FORMS, Form, extract_answer
 from luspo_cli.rewards.exact import score_exact
-from luspo_cli.rewards.math_verifier import MathVerifier
 from luspo_cli.rewards.shaping import format_reward, overlong_penalty
 
 

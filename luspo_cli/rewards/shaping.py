@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import Literal
 
-from luspo_cli.rewards.answers import final_text, last_boxed
+from luspo_cli.grading.answers import final_text, last_boxed
 
 ResponseFormat = Literal["none", "boxed", "gsm8k", "answer-line"]
 

@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError
 
 from luspo_cli.errors import RunError, UsageError
-from luspo_cli.run_folder import PARTIAL, sync, write_json
+from luspo_cli.files import PARTIAL, sync, write_json
 from luspo_cli.training.optimizer import save_optimizer
 from luspo_cli.training.policy_files import save_policy
 

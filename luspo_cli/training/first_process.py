@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 from luspo_cli.config.run import TrainRun
-from luspo_cli.run_folder import IfExists, RunFolder
+from luspo_cli.processes.ranks import Ranks
+from luspo_cli.runs.folder import IfExists, RunFolder
+from luspo_cli.runs.tracking import Tracking
 from luspo_cli.training.checkpoint import Checkpoint, newest_whole, remove_leftovers
-from luspo_cli.training.ranks import Ranks
-from luspo_cli.training.tracking import Tracking
 
 
 def open_run(

@@ -8,13 +8,14 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+from luspo_cli.files import replace_file
 from luspo_cli.metrics.intervals import Z_95, wilson_interval
 from luspo_cli.metrics.rollout_metrics import length_metrics
+from luspo_cli.processes.ranks import ALONE, Ranks
 from luspo_cli.records import Problem, Rollout, VerificationStatus
 from luspo_cli.rewards.rubric import Rubric
 from luspo_cli.rollout.sampler import Prompt, Sampler, SamplingOptions
-from luspo_cli.run_folder import RunFolder, replace_file
-from luspo_cli.training.ranks import ALONE, Ranks
+from luspo_cli.runs.folder import RunFolder
 from luspo_cli.training.shared_rollouts import sample_and_score
 
 SEED_OFFSET = 1_000_003

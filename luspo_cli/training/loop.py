@@ -23,15 +23,15 @@ from luspo_cli.data.batches import BatchSource
 from luspo_cli.metrics.names import METRICS, unknown_metrics
 from luspo_cli.metrics.rollout_metrics import length_metrics, reward_metrics
 from luspo_cli.objectives.diagnostics import length_pressure
+from luspo_cli.processes.ranks import ALONE, Ranks
 from luspo_cli.records import Problem, Reward, Rollout, ScoredGroup
 from luspo_cli.rewards.rubric import Rubric
 from luspo_cli.rollout.sampler import Prompt, Sampler, SamplingOptions
-from luspo_cli.run_folder import RunFolder
+from luspo_cli.runs.folder import RunFolder
+from luspo_cli.runs.rollouts import store_rollouts
 from luspo_cli.training.dynamic_sampling import sample_step
 from luspo_cli.training.held_out import HeldOut, record, recorded_steps
 from luspo_cli.training.preflight import training_draws
-from luspo_cli.training.ranks import ALONE, Ranks
-from luspo_cli.training.rollout_store import store_rollouts
 from luspo_cli.training.schedule import learning_rate
 from luspo_cli.training.shared_rollouts import sample_and_score
 from luspo_cli.training.update import Updater

@@ -19,7 +19,7 @@ import torch
 
 from luspo_cli.config.update import UpdateConfig
 from luspo_cli.errors import UsageError
-from luspo_cli.training.sharding import shard_like
+from luspo_cli.processes.sharding import shard_like
 
 STATE_FILE = "optimizer.safetensors"
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from luspo_cli.adapters import has_adapters
+from luspo_cli.policy.adapters import has_adapters
 from luspo_cli.policy.lora import save_adapter
 
 MODEL, ADAPTER = "model", "adapter"

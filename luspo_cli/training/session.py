@@ -14,16 +14,19 @@ from typing import Any
 from luspo_cli.config.run import MADE, MADE_TERMS, TrainRun
 from luspo_cli.data.batches import BatchSource, ProblemBatches
 from luspo_cli.data.problems import load_problems
-from luspo_cli.data.terms import MadeTermsBatches, held_out_terms
 from luspo_cli.errors import UsageError
 from luspo_cli.policy import attention
 from luspo_cli.policy.inputs import fitting, prompt_length
 from luspo_cli.policy.loading import LoadedModel, load_model, no_progress_bars
 from luspo_cli.policy.lora import add_adapters, load_adapter, require_peft
 from luspo_cli.policy.model_files import unread_revision
+from luspo_cli.processes.accelerate import rubric_workers, set_threads
+from luspo_cli.processes.ranks import Ranks, joined
+from luspo_cli.processes.signals import stop_on_signals
 from luspo_cli.records import Problem
 from luspo_cli.rewards.rubric import Rubric
-from luspo_cli.run_folder import IfExists, RunFolder
+from luspo_cli.runs.folder import IfExists, RunFolder
+from luspo_cli.runs.tracking import check_writers
 from luspo_cli.training.changed_inputs import (
     Change,
     as_records,
@@ -36,16 +39,13 @@ from luspo_cli.training.dynamic_sampling import SignalWatch
 from luspo_cli.training.first_process import open_run, tracking_of
 from luspo_cli.training.host_memory import peak_memory_gib
 from luspo_cli.training.loop import train
-from luspo_cli.training.made_model import made_model
+from luspo_cli.training.made.model import made_model
+from luspo_cli.training.made.terms import MadeTermsBatches, held_out_terms
 from luspo_cli.training.optimizer import check_optimizer
 from luspo_cli.training.policy_files import policy_folder
 from luspo_cli.training.preflight import LongestPrompt, check_stages, longest_prompt
 from luspo_cli.training.provenance import provenance, record_provenance
-from luspo_cli.training.ranks import Ranks, joined
-from luspo_cli.training.several import rubric_workers, set_threads
 from luspo_cli.training.stages import image_folder, make_stages
-from luspo_cli.training.stopping import stop_on_signals
-from luspo_cli.training.tracking import check_writers
 
 NOISE_SHARE = 0.2
 """Of the clip range: noise beyond it is warned about."""

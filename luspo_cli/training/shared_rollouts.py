@@ -10,10 +10,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from luspo_cli.processes.ranks import Ranks
 from luspo_cli.records import Problem, Reward, Rollout
 from luspo_cli.rewards.rubric import Rubric
 from luspo_cli.rollout.sampler import Prompt, Sampler, SamplingOptions
-from luspo_cli.training.ranks import Ranks
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,19 +17,19 @@ from luspo_cli.policy.inputs import prompt_inputs
 from luspo_cli.policy.loading import LoadedModel, freeze_vision
 from luspo_cli.policy.lora import BasePolicy
 from luspo_cli.policy.policy import Policy
+from luspo_cli.processes.accelerate import make_accelerator, prepare
+from luspo_cli.processes.ranks import Ranks
+from luspo_cli.processes.sharding import gather_state, shard
 from luspo_cli.records import Problem
 from luspo_cli.rewards.rubric import Rubric
-from luspo_cli.rollout.choice import SamplerModel, choose_sampler, make_sampler
 from luspo_cli.rollout.sampler import Prompt, Sampler, SamplingOptions
-from luspo_cli.run_folder import RunFolder
+from luspo_cli.rollout.samplers import SamplerModel, choose_sampler, make_sampler
+from luspo_cli.runs.folder import RunFolder
 from luspo_cli.training.checkpoint import Checkpoint, save_checkpoint
 from luspo_cli.training.held_out import SEED_OFFSET, HeldOut
 from luspo_cli.training.loop import Stages
 from luspo_cli.training.optimizer import load_optimizer, make_optimizer
 from luspo_cli.training.preflight import held_out_limit, longest_row, training_draws
-from luspo_cli.training.ranks import Ranks
-from luspo_cli.training.several import make_accelerator, prepare
-from luspo_cli.training.sharding import gather_state, shard
 from luspo_cli.training.update import Updater
 
 

@@ -35,9 +35,9 @@ from luspo_cli.policy.packing import (
     split_mini_batches,
 )
 from luspo_cli.policy.policy import Policy
+from luspo_cli.processes.ranks import ALONE, Ranks
+from luspo_cli.processes.sharding import whole_weight
 from luspo_cli.records import ScoredGroup
-from luspo_cli.rollout.packed_linear import whole_weight
-from luspo_cli.training.ranks import ALONE, Ranks
 from luspo_cli.training.shares import Piece, own_pieces
 
 NOISE_FLOOR_ROWS = 16

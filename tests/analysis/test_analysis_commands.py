@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 from luspo_cli.commands import compare
 from luspo_cli.commands.compare import COMPARE_EXAMPLES, chosen_objectives, command_line, compare_cli, train_runs
 from luspo_cli.commands.plot_length import PLOT_LENGTH_EXAMPLES, plot_length_cli
-from luspo_cli.commands.train_missing import Interrupted, Training
 from luspo_cli.errors import UsageError
+from luspo_cli.experiments.sweep import Interrupted, Training
 
 
 @pytest.fixture
@@ -186,10 +186,10 @@ def test_the_command_to_go_on_leaves_out_what_was_not_given() -> None:
     assert line == "luspo compare --preset tiny --objectives luspo --seeds 3 --processes 4 --json"
 
 
-@pytest.mark.parametrize("module", ["plot_length", "compare", "train_missing"])
+@pytest.mark.parametrize("module", ["commands.plot_length", "commands.compare", "experiments.sweep"])
 def test_importing_a_command_imports_nothing_heavy(module: str) -> None:
     heavy = {"torch", "pandas", "numpy", "matplotlib", "transformers", "datasets", "pydantic"}
-    code = f"import sys, luspo_cli.commands.{module}; print({heavy} & set(sys.modules))"
+    code = f"import sys, luspo_cli.{module}; print({heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 

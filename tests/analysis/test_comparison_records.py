@@ -8,8 +8,8 @@ import json
 from rich.console import Console
 
 from luspo_cli.analysis.comparison import compare_runs
-from luspo_cli.analysis.comparison_table import print_comparison
 from luspo_cli.analysis.history import read_runs
+from luspo_cli.commands.display.comparison import print_comparison
 
 
 def _printed(comparison) -> str:

@@ -263,7 +263,7 @@ def test_a_failed_write_is_one_sentence_and_leaves_the_old_figure(
         raise failure
 
     with monkeypatch.context() as patch:
-        patch.setattr(f"luspo_cli.run_folder.os.{call}", failing)
+        patch.setattr(f"luspo_cli.runs.folder.os.{call}", failing)
         with pytest.raises(RunError) as caught:
             plot_length(runs, out)
     assert str(caught.value) == f"{out} could not be written: {failure.strerror}; free some space or name another file."

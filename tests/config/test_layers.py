@@ -11,7 +11,7 @@ from luspo_cli.config.layers import all_keys, preset_names, presets_folder, reso
 from luspo_cli.config.objective import NAMED_OBJECTIVES
 from luspo_cli.config.run import TrainRun
 from luspo_cli.errors import UsageError
-from luspo_cli.training.plan import make_plan
+from luspo_cli.training.dry_run import make_plan
 
 
 def refused(sets: list[str] | None = None, text: str | None = None, tmp_path: Path | None = None) -> str:

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from luspo_cli.data.batches import BatchSource, ProblemBatches
-from luspo_cli.data.terms import MadeTermsBatches
 from luspo_cli.errors import UsageError
 from luspo_cli.records import Message, Problem
+from luspo_cli.training.made.terms import MadeTermsBatches
 
 
 def problems(count: int) -> list[Problem]:

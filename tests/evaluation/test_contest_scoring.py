@@ -10,10 +10,11 @@ import pytest
 from conftest import write_json_lines
 
 from luspo_cli.errors import UsageError
-from luspo_cli.evaluation.benchmark import BenchmarkProblem, Reason, Verdict
+from luspo_cli.evaluation.benchmark import BenchmarkProblem
 from luspo_cli.evaluation.benchmarks.aime24 import AIME24, Aime24
 from luspo_cli.evaluation.benchmarks.aime25 import AIME25
 from luspo_cli.evaluation.benchmarks.amc23 import AMC23, AMC23_83
+from luspo_cli.grading.verdict import Reason, Verdict
 
 Folder = Callable[[str], Path]
 

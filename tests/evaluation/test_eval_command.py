@@ -20,11 +20,11 @@ from eval_doubles import aime_folder, tiny_model
 from typer.testing import CliRunner, Result
 
 from luspo_cli.app import app
+from luspo_cli.commands.display.drawing import LineProgress, clock_time, seconds_left
 from luspo_cli.commands.eval import EVAL_EXAMPLES
-from luspo_cli.commands.eval_display import LineProgress, clock_time, seconds_left
-from luspo_cli.commands.eval_model import find_weights
 from luspo_cli.errors import UsageError
 from luspo_cli.evaluation.benchmarks.table import BENCHMARKS
+from luspo_cli.evaluation.weights import find_weights
 
 DRAWING = ("--samples", "2", "--max-rows", "2", "--max-response-tokens", "24", "--dtype", "float32")
 

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from luspo_cli.app import app
 from luspo_cli.errors import UsageError
-from luspo_cli.rollout import choice
+from luspo_cli.rollout import samplers as choice
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 from conftest import json_lines, write_json_lines
 
-from luspo_cli.evaluation.benchmark import BenchmarkProblem, Reason, Verdict
+from luspo_cli.evaluation.benchmark import BenchmarkProblem
 from luspo_cli.evaluation.benchmarks.logicvista import LOGICVISTA
 from luspo_cli.evaluation.scorer import score_responses
-from luspo_cli.evaluation.vision.labels import read_labels
+from luspo_cli.grading.free_text.labels import read_labels
+from luspo_cli.grading.verdict import Reason, Verdict
 
 SYSTEMS = ["BLIP2", "GIT-large", "GPT4", "LLAVA7B", "deplot", "miniGPTvicuna7B", "pix2struct"]
 LISTED = "What comes next? Select from A, B, C, and D. (A) 4 mph (B) 60 mph (C) A, B (D) None of these"

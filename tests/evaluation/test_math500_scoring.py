@@ -12,10 +12,11 @@ import pytest
 from conftest import json_lines, write_json_lines
 
 from luspo_cli.errors import UsageError
-from luspo_cli.evaluation.benchmark import BenchmarkProblem, NeedsSymbolic, Reason
+from luspo_cli.evaluation.benchmark import BenchmarkProblem
 from luspo_cli.evaluation.benchmarks.math500 import MATH500
-from luspo_cli.evaluation.comparison.decide import decide
 from luspo_cli.evaluation.scorer import score_responses
+from luspo_cli.grading.maths.decide import decide
+from luspo_cli.grading.verdict import NeedsSymbolic, Reason
 
 Folder = Callable[[str], Path]
 

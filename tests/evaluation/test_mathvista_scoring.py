@@ -13,10 +13,11 @@ import pytest
 from conftest import json_lines, write_json_lines
 
 from luspo_cli.errors import UsageError
-from luspo_cli.evaluation.benchmark import BenchmarkProblem, Reason, Verdict
+from luspo_cli.evaluation.benchmark import BenchmarkProblem
 from luspo_cli.evaluation.benchmarks.mathvista import MATHVISTA, TABLES, MathVista, official_query
+from luspo_cli.evaluation.benchmarks.mathvista_official import IntegerRule, edit_distance, normalize_extraction
 from luspo_cli.evaluation.scorer import score_responses
-from luspo_cli.evaluation.vision.mathvista_official import IntegerRule, edit_distance, normalize_extraction
+from luspo_cli.grading.verdict import Reason, Verdict
 
 SYSTEMS = [
     "bard",

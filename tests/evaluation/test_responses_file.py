@@ -11,12 +11,13 @@ import pytest
 from conftest import write_json_lines
 
 from luspo_cli.errors import RunError, UsageError
-from luspo_cli.evaluation.benchmark import BenchmarkProblem, NeedsSymbolic, Reason
+from luspo_cli.evaluation.benchmark import BenchmarkProblem
 from luspo_cli.evaluation.benchmarks.aime24 import AIME24
 from luspo_cli.evaluation.benchmarks.math500 import MATH500, Math500
 from luspo_cli.evaluation.benchmarks.table import BENCHMARKS, SUITES, load_benchmark
 from luspo_cli.evaluation.responses import Sample
 from luspo_cli.evaluation.scorer import EvaluationResult, score_responses, score_samples
+from luspo_cli.grading.verdict import NeedsSymbolic, Reason
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from itertools import combinations
 
 import pytest
 
-from luspo_cli.evaluation.benchmark import BenchmarkProblem, Reason, Verdict
+from luspo_cli.evaluation.benchmark import BenchmarkProblem
 from luspo_cli.evaluation.scores import (
     bootstrap_interval,
     by_group,
@@ -16,6 +16,7 @@ from luspo_cli.evaluation.scores import (
     sample_counts,
     summarise,
 )
+from luspo_cli.grading.verdict import Reason, Verdict
 
 
 def verdict(answer: str | None, gold: str = "g") -> Verdict:

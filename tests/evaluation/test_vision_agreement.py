@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from luspo_cli.evaluation.vision.adjudicated import ADJUDICATED
-from luspo_cli.evaluation.vision.agreement import Agreement, agreement, main
+from bench.agreement.adjudicated import ADJUDICATED
+from bench.agreement.agreement import Agreement, agreement, main
 
 FLOORS = {
     "MathVista/bard": 0.98,

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from luspo_cli.evaluation.benchmark import Benchmark, BenchmarkProblem, Verdict
+from luspo_cli.evaluation.benchmark import Benchmark, BenchmarkProblem
 from luspo_cli.evaluation.benchmarks.table import SUITES, load_benchmark
+from luspo_cli.grading.verdict import Verdict
 
 FORMS = [
     "\\boxed{%s}",

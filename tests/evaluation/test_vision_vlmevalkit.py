@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from conftest import json_lines
 
+from bench.agreement.vlmevalkit import hit, infer_letter, prefetch
 from luspo_cli.evaluation.benchmarks.mathvista import MATHVISTA
-from luspo_cli.evaluation.vision.vlmevalkit import hit, infer_letter, prefetch
 
 
 def test_hits_and_prefetches_of_every_stored_row(data_folder: Callable[[str], Path]) -> None:

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 from conftest import json_lines, write_json_lines
 
-from luspo_cli.evaluation.benchmark import BenchmarkProblem, Reason, Verdict
+from luspo_cli.evaluation.benchmark import BenchmarkProblem
+from luspo_cli.evaluation.benchmarks.fourdim import FourCounts, count_groups
 from luspo_cli.evaluation.benchmarks.wemath import WEMATH, four_dimensions, printed
 from luspo_cli.evaluation.scorer import score_responses
-from luspo_cli.evaluation.vision.fourdim import FourCounts, count_groups
-from luspo_cli.evaluation.vision.letters import official_letter, read_letter
-from luspo_cli.evaluation.vision.options import split_options
+from luspo_cli.grading.free_text.letters import official_letter, read_letter
+from luspo_cli.grading.free_text.options import split_options
+from luspo_cli.grading.verdict import Reason, Verdict
 
 RIGHT, WRONG = Verdict("A", True, Reason.EXACT), Verdict("B", False, Reason.DIFFERENT)
 OPTIONS = {"A": "4 cm", "B": "6 cm", "C": "8 cm", "D": "No correct answer"}

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from luspo_cli.policy.attention import attention, causal_only
-from luspo_cli.rollout.key_value_cache import decode_mask
+from luspo_cli.rollout.in_process.cache import decode_mask
 
 
 def oracle(query: Tensor, key: Tensor, value: Tensor, allowed: Tensor, scaling: float) -> Tensor:

@@ -215,7 +215,7 @@ def test_without_a_reward_for_right_answers_it_is_refused() -> None:
 
 
 def test_a_dry_run_counts_every_round() -> None:
-    from luspo_cli.training.plan import make_plan
+    from luspo_cli.training.dry_run import make_plan
 
     without, most = make_plan(resolve_train(preset="tiny")).work, make_plan(dynamic()).work
     assert most["response_tokens_at_most"] == 8 * without["response_tokens_at_most"]

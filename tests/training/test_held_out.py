@@ -13,7 +13,7 @@ from luspo_cli.config.reward import RewardConfig
 from luspo_cli.records import Message, Problem, Rollout, StopReason
 from luspo_cli.rewards.rubric import Rubric
 from luspo_cli.rollout.sampler import Prompt, SamplingOptions
-from luspo_cli.run_folder import RunFolder
+from luspo_cli.runs.folder import RunFolder
 from luspo_cli.training.held_out import HeldOut, interval, record, recorded_steps
 
 

@@ -102,8 +102,8 @@ def test_a_base_that_was_altered_is_not_gone_on_from(
 
 
 def test_eval_finds_base_and_adapter(whole: Path) -> None:
-    from luspo_cli.commands.eval_model import find_weights
     from luspo_cli.evaluation.sampling import load_sampling_model
+    from luspo_cli.evaluation.weights import find_weights
 
     weights = find_weights(str(whole), None)
     assert (weights.path, weights.step) == (str(newest(whole) / "adapter"), 4)

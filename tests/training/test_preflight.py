@@ -14,7 +14,7 @@ import torch
 from luspo_cli.config.layers import resolve_train
 from luspo_cli.config.run import TrainRun
 from luspo_cli.errors import RunError, UsageError
-from luspo_cli.rollout import choice
+from luspo_cli.rollout import samplers as choice
 from luspo_cli.training import session
 from luspo_cli.training.preflight import LongestPrompt, check_stages
 
@@ -98,7 +98,7 @@ def alone(wait_s: float) -> Any:
     """In the place of `joined`: the variables of a launcher stand there, and no other process."""
     from contextlib import nullcontext
 
-    from luspo_cli.training.ranks import ALONE
+    from luspo_cli.processes.ranks import ALONE
 
     return nullcontext(ALONE)
 

@@ -184,7 +184,7 @@ def test_the_first_rollouts_do_not_depend_on_the_objective(
 DRIVER = textwrap.dedent(
     """
     import os, signal, sys
-    from luspo_cli.run_folder import RunFolder
+    from luspo_cli.runs.folder import RunFolder
     from luspo_cli.training import checkpoint
     moment, step, number = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     sys.argv[1:4] = []

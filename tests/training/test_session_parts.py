@@ -13,9 +13,9 @@ from luspo_cli.config.layers import resolve_train
 from luspo_cli.errors import RunError
 from luspo_cli.policy.policy import Policy
 from luspo_cli.records import ScoredGroup
+from luspo_cli.runs.rollouts import store_rollouts
 from luspo_cli.training.loop import in_order, with_advantages
 from luspo_cli.training.optimizer import make_optimizer
-from luspo_cli.training.rollout_store import store_rollouts
 from luspo_cli.training.session import _NoiseWatch
 
 

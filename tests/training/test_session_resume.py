@@ -12,7 +12,7 @@ import pytest
 
 from luspo_cli.config.run import TrainRun
 from luspo_cli.errors import RunError, UsageError
-from luspo_cli.run_folder import RunFolder
+from luspo_cli.runs.folder import RunFolder
 from luspo_cli.training import session, stages
 
 TWO_STEPS = ("run.steps=2", "run.checkpoint_every=2", "evaluation.every=0")

@@ -14,11 +14,10 @@ import pytest
 from luspo_cli.config.layers import resolve_train
 from luspo_cli.config.run import TrainRun
 from luspo_cli.errors import UsageError
-from luspo_cli.metrics import writers
-from luspo_cli.metrics.writers import Series, numbers_of
-from luspo_cli.run_folder import RunFolder
-from luspo_cli.training import tracking
-from luspo_cli.training.tracking import Tracking, check_writers
+from luspo_cli.runs import tracking, writers
+from luspo_cli.runs.folder import RunFolder
+from luspo_cli.runs.tracking import Tracking, check_writers
+from luspo_cli.runs.writers import Series, numbers_of
 
 
 class Service:

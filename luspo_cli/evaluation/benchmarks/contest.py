@@ -9,10 +9,11 @@ from __future__ import annotations
 from typing import Any
 
 from luspo_cli.errors import UsageError
-from luspo_cli.evaluation.benchmark import BenchmarkProblem, Mode, Reason
-from luspo_cli.evaluation.comparison.numbers import number_key
-from luspo_cli.evaluation.comparison.values import number_in
+from luspo_cli.evaluation.benchmark import BenchmarkProblem, Mode
 from luspo_cli.evaluation.text_benchmark import TextBenchmark
+from luspo_cli.grading.maths.numbers import number_key
+from luspo_cli.grading.maths.values import number_in
+from luspo_cli.grading.verdict import Reason
 
 
 class IntegerBenchmark(TextBenchmark):

@@ -13,11 +13,12 @@ from typing import Any
 
 from luspo_cli.data import prompts as templates
 from luspo_cli.errors import UsageError
-from luspo_cli.evaluation.benchmark import BenchmarkProblem, Mode, PromptTemplate, Reason
-from luspo_cli.evaluation.comparison.numbers import number_key
-from luspo_cli.evaluation.comparison.values import number_in
+from luspo_cli.evaluation.benchmark import BenchmarkProblem, Mode, PromptTemplate
 from luspo_cli.evaluation.text_benchmark import BOXED_PROMPTS, TextBenchmark, template_of
-from luspo_cli.rewards.answers import Form, last_answer_line
+from luspo_cli.grading.answers import Form, last_answer_line
+from luspo_cli.grading.maths.numbers import number_key
+from luspo_cli.grading.maths.values import number_in
+from luspo_cli.grading.verdict import Reason
 
 _A_MARK = re.compile(r"^[ \t*]{0,8}A[ \t*]{0,4}:", re.MULTILINE)
 _OFFICIAL = re.compile(r"#### (-?[0-9.,]+)")

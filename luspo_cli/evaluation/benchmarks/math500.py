@@ -12,10 +12,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from luspo_cli.errors import UsageError
-from luspo_cli.evaluation.benchmark import BenchmarkProblem, Mode, Reason, Verdict
-from luspo_cli.evaluation.comparison.decide import answer_key, decide_quickly
+from luspo_cli.evaluation.benchmark import BenchmarkProblem, Mode
 from luspo_cli.evaluation.scores import by_group
 from luspo_cli.evaluation.text_benchmark import TextBenchmark
+from luspo_cli.grading.maths.decide import answer_key, decide_quickly
+from luspo_cli.grading.verdict import Reason, Verdict
 
 
 class Math500(TextBenchmark):

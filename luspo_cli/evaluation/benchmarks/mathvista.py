@@ -18,18 +18,19 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from luspo_cli.evaluation.benchmark import Benchmark, BenchmarkProblem, Mode, PromptTemplate, Reason, Verdict
-from luspo_cli.evaluation.vision.choices import choice_position, read_choice
-from luspo_cli.evaluation.vision.files import check_rows, data_file, read_rows
-from luspo_cli.evaluation.vision.mathvista_official import (
+from luspo_cli.evaluation.benchmark import Benchmark, BenchmarkProblem, Mode, PromptTemplate
+from luspo_cli.evaluation.benchmarks.mathvista_official import (
     IntegerRule,
     names_a_choice,
     normalize_extraction,
     short_extraction,
     unread_answer,
 )
-from luspo_cli.evaluation.vision.numbers import decimal, list_items, number_in, read_list, read_number, rounded
-from luspo_cli.evaluation.vision.tables import accuracy_by, as_dicts, overall
+from luspo_cli.evaluation.tables import accuracy_by, as_dicts, overall
+from luspo_cli.evaluation.vision_files import check_rows, data_file, read_rows
+from luspo_cli.grading.free_text.choices import choice_position, read_choice
+from luspo_cli.grading.free_text.numbers import decimal, list_items, number_in, read_list, read_number, rounded
+from luspo_cli.grading.verdict import Reason, Verdict
 from luspo_cli.records import Message
 
 TABLES = ("question_type", "answer_type", "language", "source", "category", "task", "context", "grade", "skills")

@@ -16,12 +16,13 @@ from statistics import fmean
 from typing import Any
 
 from luspo_cli.errors import UsageError
-from luspo_cli.evaluation.benchmark import Benchmark, BenchmarkProblem, Mode, PromptTemplate, Reason, Verdict
-from luspo_cli.evaluation.vision.files import check_rows, data_file, read_rows
-from luspo_cli.evaluation.vision.fourdim import count_groups
-from luspo_cli.evaluation.vision.letters import official_letter, read_letter, short_letter
-from luspo_cli.evaluation.vision.options import split_options
-from luspo_cli.evaluation.vision.tables import Cell, accuracy_by, as_dicts, overall
+from luspo_cli.evaluation.benchmark import Benchmark, BenchmarkProblem, Mode, PromptTemplate
+from luspo_cli.evaluation.benchmarks.fourdim import count_groups
+from luspo_cli.evaluation.tables import Cell, accuracy_by, as_dicts, overall
+from luspo_cli.evaluation.vision_files import check_rows, data_file, read_rows
+from luspo_cli.grading.free_text.letters import official_letter, read_letter, short_letter
+from luspo_cli.grading.free_text.options import split_options
+from luspo_cli.grading.verdict import Reason, Verdict
 from luspo_cli.records import Message
 
 _QUESTION = "<image>Now, we require you to solve a multiple-choice math question. "

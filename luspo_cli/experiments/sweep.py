@@ -1,0 +1,319 @@
+"""Train what a comparison lacks: one child process a run, a few side by side, none lost.
+
+Each run is `luspo train` in a process of its own, so a crash takes one run along and threads are shared out fairly. The
+run folder alone decides what is left to do: a finished one (its last step recorded, the checkpoint of it there) with the
+same configuration is used again, an unfinished one goes on from its checkpoint, and one with another configuration is
+refused rather than mixed in. Children live in sessions of their own: Ctrl-C reaches them once, from here, and each gets
+the time to write its checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from luspo_cli.config.stored import with_defaults
+from luspo_cli.errors import RunError, UsageError
+from luspo_cli.runs.folder import differing_keys
+
+CONSOLE_LOG = "console.log"
+POLL_S = 0.2
+STOPPED_STATUS = (0, 130, -signal.SIGINT, -signal.SIGKILL)
+"""How a child ends that was told to."""
+GRACE_S = 300.0
+TAIL_LINES = 8
+"""Last lines of a failed run's log that its message quotes."""
+
+State = Literal["waiting", "running", "stopping", "finished", "used again", "failed", "stopped"]
+Configuration = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """One run that the comparison needs."""
+
+    objective: str
+    seed: int
+    run: Path
+    steps: int
+    state: Literal["fresh", "unfinished", "finished"]
+
+    @property
+    def name(self) -> str:
+        return self.run.name
+
+    @property
+    def early_log(self) -> Path:
+        """Takes the output until the run folder exists: a fresh folder must be empty when the training opens it."""
+        return self.run.with_name(f"{self.run.name}.{CONSOLE_LOG}")
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where one run stands; the numbers are those of its last recorded step, None before the first."""
+
+    training: Training
+    state: State
+    step: int = 0
+    response_length: float | None = None
+    accuracy: float | None = None
+
+
+class Display(Protocol):
+    """Shows where all runs stand; called several times a second."""
+
+    def show(self, progress: Sequence[Progress]) -> None: ...
+
+
+class Interrupted(Exception):
+    """SIGINT, SIGTERM or SIGHUP ended the trainings; the message holds what else went wrong, mostly nothing."""
+
+
+def plan_trainings(
+    objectives: Sequence[str], seeds: int, folder: Path, resolve: Callable[[str, int], Configuration]
+) -> list[Training]:
+    """List the runs below `folder`, seed by seed, each with what its folder says; UsageError for another configuration.
+
+    `resolve` gives the configuration that an objective and a seed must have, as in `config.json`.
+    """
+    trainings = []
+    for seed in range(seeds):
+        for objective in objectives:
+            wanted = resolve(objective, seed)
+            run = folder / f"{objective}-seed{seed}"
+            trainings.append(Training(objective, seed, run, int(wanted["run"]["steps"]), _state_of(run, wanted)))
+    return trainings
+
+
+def train_command(training: Training, preset: str, sets: Sequence[str], python: str = sys.executable) -> list[str]:
+    """Return the command line of one training."""
+    command = [python, "-m", "luspo_cli", "train", "--preset", preset, "--objective", training.objective]
+    for setting in (*sets, f"run.seed={training.seed}"):
+        command += ["--set", setting]
+    command += ["--run", str(training.run)]
+    return [*command, "--resume"] if training.state == "unfinished" else command
+
+
+def train_missing(
+    trainings: Sequence[Training],
+    command: Callable[[Training], Sequence[str]],
+    *,
+    processes: int,
+    display: Display,
+    cores: int | None = None,
+) -> None:
+    """Run all unfinished trainings, `processes` at a time; returns when each has reached its last step.
+
+    After a failure the running ones finish and no further one starts: RunError names the failed run with the end of its
+    log. Interrupted after SIGINT, SIGTERM or SIGHUP, once every child has ended.
+    """
+    runner = _Runner(trainings, command, display, threads=max(1, (cores or available_cores()) // processes))
+    runner.run(processes)
+
+
+def available_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def last_metrics(run: Path) -> dict[str, Any] | None:
+    """Return the last whole line of a run's metrics.jsonl, or None before the first step."""
+    try:
+        with (run / "metrics.jsonl").open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 65536))
+            lines = file.read().split(b"\n")
+    except OSError:
+        return None
+    # The last part may be a line that is still being written.
+    for line in reversed(lines):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict):
+            return row
+    return None
+
+
+class _Runner:
+    def __init__(
+        self,
+        trainings: Sequence[Training],
+        command: Callable[[Training], Sequence[str]],
+        display: Display,
+        threads: int,
+    ) -> None:
+        self._trainings = trainings
+        self._command = command
+        self._display = display
+        self._threads = threads
+        self._running: dict[Training, subprocess.Popen[bytes]] = {}
+        self._states: dict[Training, State] = {
+            training: "used again" if training.state == "finished" else "waiting" for training in trainings
+        }
+        self._failures: list[str] = []
+        self._signals = 0
+        self._delivered: dict[Training, int] = {}
+
+    def run(self, processes: int) -> None:
+        waiting = [training for training in self._trainings if training.state != "finished"]
+        with self._signals_counted():
+            try:
+                while waiting or self._running:
+                    if self._failures or self._signals:
+                        self._states |= dict.fromkeys(waiting, "stopped")
+                        waiting.clear()
+                    while waiting and len(self._running) < processes:
+                        self._start(waiting.pop(0))
+                    self._pass_signals_on()
+                    self._collect()
+                    self._display.show([self._progress(training) for training in self._trainings])
+                    if self._running:
+                        time.sleep(POLL_S)
+                self._display.show([self._progress(training) for training in self._trainings])
+            finally:
+                self._end_children()
+        if self._signals:
+            raise Interrupted("\n".join(self._failures))
+        if self._failures:
+            raise RunError("\n".join(self._failures))
+
+    def _start(self, training: Training) -> None:
+        log_path = training.run / CONSOLE_LOG if training.state == "unfinished" else training.early_log
+        log_path.parent.mkdir(parents=True, exist_ok=True)
+        environment = os.environ | {"OMP_NUM_THREADS": str(self._threads), "PYTHONUNBUFFERED": "1"}
+        with log_path.open("ab") as log:
+            self._running[training] = subprocess.Popen(
+                self._command(training),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                start_new_session=True,
+            )
+        self._states[training] = "running"
+
+    def _collect(self) -> None:
+        for training, process in list(self._running.items()):
+            status = process.poll()
+            if training.early_log.exists() and (training.run / "config.json").is_file():
+                # The open file goes on under its new name.
+                training.early_log.replace(training.run / CONSOLE_LOG)
+            if status is None:
+                continue
+            del self._running[training]
+            reached = (last_metrics(training.run) or {}).get("step", 0)
+            if reached >= training.steps and status == 0:
+                self._states[training] = "finished"
+            elif self._signals and status in STOPPED_STATUS:
+                self._states[training] = "stopped"
+            else:
+                self._states[training] = "failed"
+                self._failures.append(_failure(training, status, reached))
+
+    def _progress(self, training: Training) -> Progress:
+        row = last_metrics(training.run) or {}
+        return Progress(
+            training,
+            self._states[training],
+            row.get("step", 0),
+            row.get("response_length/mean"),
+            row.get("reward/accuracy/mean"),
+        )
+
+    @contextmanager
+    def _signals_counted(self) -> Iterator[None]:
+        # Signal handlers belong to the main thread; elsewhere (a test, a notebook) the caller keeps them.
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        wanted = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup ignores it, and so must this
+            wanted.append(signal.SIGHUP)
+        before = {number: signal.signal(number, self._count_signal) for number in wanted}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _count_signal(self, number: int, frame: object) -> None:
+        # Only counted: sent from here, a signal could miss a child that is being started at this moment.
+        self._signals += 1
+
+    def _pass_signals_on(self) -> None:
+        # Once: finish the step and write a checkpoint. Again: the child's own second Ctrl-C. A third time: at once.
+        for training, process in self._running.items():
+            while self._delivered.get(training, 0) < self._signals:
+                self._states[training] = "stopping"
+                self._delivered[training] = self._delivered.get(training, 0) + 1
+                process.send_signal(signal.SIGINT if self._delivered[training] < 3 else signal.SIGKILL)
+
+    def _end_children(self) -> None:
+        """After a defect of our own: no child may outlive this process unseen."""
+        for process in self._running.values():
+            process.send_signal(signal.SIGINT)
+        for process in self._running.values():
+            try:
+                process.wait(GRACE_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def _state_of(run: Path, wanted: Configuration) -> Literal["fresh", "unfinished", "finished"]:
+    if not (run / "config.json").is_file():
+        if any(run.iterdir()) if run.is_dir() else run.exists():
+            raise UsageError(f"{run} exists and is not a run folder; move it away or choose another --out.")
+        return "fresh"
+    try:
+        found = json.loads((run / "config.json").read_bytes())
+        if not isinstance(found, dict):
+            raise ValueError
+    except ValueError:
+        raise UsageError(f"{run / 'config.json'} is not valid JSON; move {run} away and repeat the command.") from None
+    found = with_defaults(found)  # a run of an older version lacks the keys that came later
+    different = [f"{key} ({was!r} there, {now!r} now)" for key, was, now in differing_keys(found, wanted)]
+    if different:
+        more = f" and {len(different) - 3} more" if len(different) > 3 else ""
+        raise UsageError(
+            f"{run} was trained with another configuration: {', '.join(different[:3])}{more};"
+            " move the folder away or choose another --out."
+        )
+    return "finished" if _is_finished(run, int(wanted["run"]["steps"])) else "unfinished"
+
+
+def _is_finished(run: Path, steps: int) -> bool:
+    """Whether the last step is recorded and its checkpoint there: a killed process may have written the line alone.
+
+    A checkpoint gets its name when it is whole. That its bytes still are is not asked here: of a large model that takes minutes.
+    """
+    if (last_metrics(run) or {}).get("step", 0) < steps:
+        return False
+    from luspo_cli.training.checkpoint import find_checkpoints
+
+    return any(found.step == steps for found in find_checkpoints(run / "checkpoints"))
+
+
+def _failure(training: Training, status: int, reached: int) -> str:
+    if status < 0:
+        how = f"was killed by {signal.Signals(-status).name}"
+    elif status:
+        how = f"failed with exit code {status}"
+    else:
+        how = f"ended at step {reached} of {training.steps} without an error"
+    log = training.early_log if training.early_log.exists() else training.run / CONSOLE_LOG
+    tail = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-TAIL_LINES:]
+    quoted = "".join(f"\n  | {line}" for line in tail) or "\n  (its log is empty)"
+    return (
+        f"{training.run} {how}; the end of {log}:{quoted}\n"
+        "Mend the cause and repeat the command: finished runs are used again, unfinished ones go on."
+    )

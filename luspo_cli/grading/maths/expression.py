@@ -1,0 +1,294 @@
+r"""A normalised answer as an expression tree: one small grammar for LaTeX and for plain text (`3*sqrt(13)`, `7pi`).
+
+Decided here: our own reader instead of a LaTeX package, because it must refuse what it does not know (a package that
+skips it would make unequal answers equal), cost microseconds, and be bounded. Multiplication may be implied and binds
+like `*`, so `1/2x` is x/2. An integer before a fraction of plain integers is a mixed number. `i` and `e` are the
+constants.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+from luspo_cli.grading.maths.numbers import MAX_DIGITS
+from luspo_cli.grading.maths.tokens import CONSTANTS, FUNCTIONS, GREEK, NotUnderstood, Token, tokenise
+from luspo_cli.grading.maths.trees import Tree, add, mul, negative, number
+
+MAX_DEPTH = 40
+
+
+_OPEN = {"(": ")", "[": "]", "{": "}"}
+
+
+def parse_expression(text: str) -> Tree:
+    """Return the tree of a normalised expression; raises NotUnderstood for anything else."""
+    parser = _Parser(tokenise(text))
+    tree = parser.sum()
+    if not parser.at_end:
+        raise NotUnderstood(text)
+    return tree
+
+
+class _Parser:
+    """Recursive descent over the token list; every method consumes what it reads."""
+
+    def __init__(self, tokens: list[Token]) -> None:
+        self.tokens = tokens
+        self.at = 0
+        self.depth = 0
+        self.bars = 0
+
+    @property
+    def at_end(self) -> bool:
+        return self.at >= len(self.tokens)
+
+    def peek(self) -> Token:
+        return self.tokens[self.at] if self.at < len(self.tokens) else ("end", "")
+
+    def next(self) -> Token:
+        token = self.peek()
+        self.at += 1
+        return token
+
+    def accept(self, value: str) -> bool:
+        if self.peek() == ("char", value):
+            self.at += 1
+            return True
+        return False
+
+    def expect(self, value: str) -> None:
+        if not self.accept(value):
+            raise NotUnderstood(f"{value} is missing")
+
+    def sum(self) -> Tree:
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise NotUnderstood("too deep")
+        terms = [self.signed_term()]
+        while self.peek() in (("char", "+"), ("char", "-")):
+            terms.append(self.signed_term())
+        self.depth -= 1
+        return add(*terms)
+
+    def signed_term(self) -> Tree:
+        minus = False
+        while self.peek() in (("char", "+"), ("char", "-")):
+            minus ^= self.next()[1] == "-"
+        term = self.term()
+        return negative(term) if minus else term
+
+    def term(self) -> Tree:
+        factors = [self.power()]
+        while True:
+            if self.accept("*"):
+                factors.append(self.signed_factor())
+            elif self.accept("/"):
+                factors.append(("inv", self.signed_factor()))
+            elif self.starts_factor():
+                if self.peek()[0] == "num":
+                    raise NotUnderstood("two numbers side by side")
+                factors.append(self.power())
+            else:
+                return mul(*factors)
+
+    def signed_factor(self) -> Tree:
+        minus = False
+        while self.peek() in (("char", "+"), ("char", "-")):
+            minus ^= self.next()[1] == "-"
+        factor = self.power()
+        return negative(factor) if minus else factor
+
+    def starts_factor(self) -> bool:
+        kind, value = self.peek()
+        if kind == "char":
+            return value in "([{" or (value == "|" and self.bars == 0)
+        return kind in ("num", "letter", "command") and value not in ("rfloor", "rceil")
+
+    def power(self) -> Tree:
+        base = self.postfix()
+        if self.accept("^"):
+            self.depth += 1
+            if self.depth > MAX_DEPTH:
+                raise NotUnderstood("too deep")
+            exponent = self.exponent()
+            self.depth -= 1
+            base = ("pow", base, exponent)
+            while self.accept("!"):
+                base = ("call", "factorial", (base,))
+        return base
+
+    def exponent(self) -> Tree:
+        """One TeX argument, or in plain text a signed power: 2^10, 2^-1, 2^{10}, 2^x."""
+        minus = False
+        while self.peek() in (("char", "-"), ("char", "+")):
+            minus ^= self.next()[1] == "-"
+        exponent = self.power()
+        return negative(exponent) if minus else exponent
+
+    def postfix(self) -> Tree:
+        tree = self.atom()
+        while self.accept("!"):
+            tree = ("call", "factorial", (tree,))
+        return tree
+
+    def atom(self) -> Tree:
+        kind, value = self.next()
+        if kind == "num":
+            return self.number_or_mixed(value)
+        if kind == "letter":
+            return self.symbol(value)
+        if kind == "command":
+            return self.command(value)
+        if kind == "char" and value in _OPEN:
+            inner = self.sum()
+            self.expect(_OPEN[value])
+            return inner
+        if (kind, value) == ("char", "|"):
+            self.bars += 1
+            inner = self.sum()
+            self.expect("|")
+            self.bars -= 1
+            return ("call", "abs", (inner,))
+        raise NotUnderstood(value)
+
+    def number_or_mixed(self, text: str) -> Tree:
+        if len(text) > MAX_DIGITS:
+            raise NotUnderstood("a number of too many digits")
+        value = Fraction(text + "0" if text.endswith(".") else text)
+        if self.peek() == ("command", "frac") and "." not in text:
+            start = self.at
+            self.next()
+            top, bottom = self.argument(), self.argument()
+            if _is_plain_integer(top) and _is_plain_integer(bottom) and bottom[1] != 0:
+                return number(value + top[1] / bottom[1])
+            self.at = start
+        return number(value)
+
+    def symbol(self, name: str) -> Tree:
+        if name in ("e", "i"):
+            return ("const", name)
+        while self.accept("'"):
+            name += "'"
+        if self.accept("_"):
+            name += "_" + self.subscript()
+        return ("sym", name)
+
+    def subscript(self) -> str:
+        kind, value = self.next()
+        if (kind, value) != ("char", "{"):
+            if kind == "num":  # x_12 is x_1 times 2 in TeX
+                if len(value) > 1:
+                    self.at -= 1
+                    self.tokens[self.at] = ("num", value[1:])
+                return value[0]
+            if kind in ("letter", "command"):
+                return value
+            raise NotUnderstood("a subscript is missing")
+        parts: list[str] = []
+        while not self.accept("}"):
+            kind, value = self.next()
+            if kind == "end" or value in "{}":
+                raise NotUnderstood("a subscript that does not end")
+            parts.append(value)
+        return "".join(parts)
+
+    def command(self, name: str) -> Tree:
+        if name == "frac":
+            top, bottom = self.argument(), self.argument()
+            return mul(top, ("inv", bottom))
+        if name == "sqrt":
+            index: Tree = number(2)
+            if self.peek() == ("char", "["):
+                self.next()
+                index = self.sum()
+                self.expect("]")
+            return ("call", "root", (self.argument(), index))
+        if name == "plainsqrt":  # sqrt13 and sqrt(13), where \\sqrt13 is \\sqrt{1}3
+            return ("call", "root", (self.atom(), number(2)))
+        if name == "binom":
+            return ("call", "binom", (self.argument(), self.argument()))
+        if name in ("lfloor", "lceil"):
+            inner = self.sum()
+            if self.next() != ("command", "r" + name[1:]):
+                raise NotUnderstood(f"\\{name} is not closed")
+            return ("call", "floor" if name == "lfloor" else "ceil", (inner,))
+        if name in FUNCTIONS:
+            return self.call(name)
+        if name in CONSTANTS:
+            return ("const", CONSTANTS[name])
+        if name in GREEK:
+            return self.symbol(name)
+        raise NotUnderstood(name)
+
+    def call(self, name: str) -> Tree:
+        """A function with `^2`, `_b` and its argument, bracketed or not: \\sin^2 x, \\log_2 8, sin(2x)."""
+        power: Tree | None = None
+        base: Tree | None = None
+        while True:
+            if self.accept("^"):
+                power = self.exponent_of_function()
+            elif name in ("log", "lg") and self.accept("_"):
+                base = self.argument()
+            else:
+                break
+        inverse = power == number(-1) and name in ("sin", "cos", "tan", "cot", "sec", "csc")
+        arguments = self.function_arguments()
+        if name in ("gcd", "lcm", "min", "max"):
+            tree: Tree = ("call", name, arguments)
+        elif len(arguments) != 1:
+            raise NotUnderstood(f"{name} takes one argument")
+        elif base is not None:
+            tree = mul(("call", "ln", arguments), ("inv", ("call", "ln", (base,))))
+        elif inverse:
+            return ("call", "arc" + name, arguments) if name in ("sin", "cos", "tan") else self.refuse(name)
+        else:
+            tree = ("call", {"lg": "log10", "log": "log"}.get(name, name), arguments)
+        return ("pow", tree, power) if power is not None else tree
+
+    def refuse(self, name: str) -> Tree:
+        raise NotUnderstood(name)
+
+    def exponent_of_function(self) -> Tree:
+        kind, value = self.peek()
+        if kind == "num":
+            self.next()
+            return number(Fraction(value))
+        return self.argument()
+
+    def function_arguments(self) -> tuple[Tree, ...]:
+        if self.peek()[0] == "char" and self.peek()[1] in ("(", "[", "{"):
+            closer = _OPEN[self.next()[1]]
+            arguments = [self.sum()]
+            while self.accept(","):
+                arguments.append(self.sum())
+            self.expect(closer)
+            return tuple(arguments)
+        if self.peek() == ("char", "-"):
+            return (self.signed_factor(),)
+        factors = [self.power()]
+        while self.peek()[0] in ("num", "letter") or (self.peek()[0] == "command" and self.peek()[1] not in FUNCTIONS):
+            if self.peek()[1] in ("rfloor", "rceil"):
+                break
+            factors.append(self.power())
+        if self.accept("/"):  # \sin x/2
+            factors.append(("inv", self.signed_factor()))
+        return (mul(*factors),)
+
+    def argument(self) -> Tree:
+        """One TeX argument: a braced group, one digit, one letter or one command."""
+        kind, value = self.peek()
+        if kind == "num":
+            self.next()
+            if len(value) > 1 and "." not in value:  # \frac43 is 4/3: one digit is taken, the others stay
+                self.tokens[self.at - 1] = ("num", value[1:])
+                self.at -= 1
+                return number(int(value[0]))
+            return number(Fraction(value + "0" if value.endswith(".") else value))
+        if kind == "char" and value == "-":
+            self.next()
+            return negative(self.argument())
+        return self.atom()
+
+
+def _is_plain_integer(tree: Tree) -> bool:
+    return tree[0] == "num" and tree[1].denominator == 1 and tree[1] >= 0

@@ -1,0 +1,203 @@
+r"""One spelling for answers that differ only in how they are written; gold and prediction go through the same function.
+
+Decided here: presentation goes (sizing, spacing, dollars, fonts), meaning stays (brackets, subscripts, order). A unit
+is taken off and remembered, so that 5.4 and 5.4 cents are equal and 5.4 cents and 5.4 dollars are not. A comma is a
+thousands separator only in the exact pattern of one to three digits followed by groups of three. Rules follow the
+MATH normalisation of Hendrycks et al. (arXiv 2103.03874) and Minerva (arXiv 2206.14858), appendix D; unlike those, no
+rule changes a value. Every pass is one scan over the text.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+
+from luspo_cli.grading.maths.spelling import OR, TEXT_CLOSE, TEXT_OPEN, plain_characters, rewrite_commands
+from luspo_cli.grading.maths.units import canonical_unit, split_unit
+
+MAX_ANSWER_CHARACTERS = 2_000
+"""A longer text is no short answer: it is compared as it stands and never parsed."""
+
+_THOUSANDS_MARK = re.compile(r"(?<=[0-9])(?:,\s{0,4}\\!|\{,\}|\\,)\s{0,4}(?=[0-9]{3}(?![0-9]))")
+_DEGREES = re.compile(r"\^\s{0,4}(?:\\circ|\{\s{0,4}\\circ\s{0,4}\}|\\degree|\{\s{0,4}\\degree\s{0,4}\})|\\degree")
+_PLAIN_THOUSANDS = re.compile(r"(?<![0-9.,])([0-9]{1,3}(?:,[0-9]{3})+)(?![0-9,])")
+_SPACED_THOUSANDS = re.compile(r"[-+]?[0-9]{1,3}(?:, ?[0-9]{3})+")
+_MIXED = re.compile(r"(?<![0-9A-Za-z.)}/^_])([0-9]+) +([0-9]+) ?/ ?([0-9]+)(?![0-9.])")
+_SEPARATOR_WORD = re.compile(r"[ \ue000]+(and|or)[ \ue001]+|,[ \ue000]*(?:and|or)[ \ue001]+")
+_WORD = re.compile(r"[A-Za-z]{3,}")
+_CHOICE = re.compile(r"[ \ue000]*\(([A-Z])\)[ \ue001.:]*(?P<rest>[^ \ue001].*)?", re.DOTALL)
+_EMPTY_GROUP = re.compile(r"(?<![A-Za-z}^_ ])\{\}")
+_LABEL = re.compile(r"(?:[Tt]he )?(?:[Ff]inal )?[Aa]nswer(?: is ?:?|[ \ue001]?:)[ \ue001]*")
+_TEXT_ONLY = re.compile(r"[A-Za-z][A-Za-z'\".\- ]*")
+_LETTER_UNITS = frozenset("mshgLlCFKNJWVA")
+_NAMES_OF_MATHS = frozenset(
+    (
+        "pi", "sqrt", "sin", "cos", "tan", "cot", "sec", "csc", "log", "ln", "exp", "inf", "infty", "infinity",
+        "theta", "alpha", "beta", "gamma",
+    )
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Normalised:
+    """An answer in its normal spelling."""
+
+    text: str
+    unit: str | None = None
+    """Canonical name of a unit that was taken off, where it is a known one."""
+    choice: str | None = None
+    """The letter of `(B) 27`; `text` is then what follows it."""
+    spaced_list: bool = False
+    """The text is a number only if its `, ` separate thousands; it could also be a list."""
+
+    @property
+    def is_text(self) -> bool:
+        """Whether the answer is words, to be compared as words."""
+        return is_words(self.text)
+
+
+def is_words(text: str) -> bool:
+    """Whether `text` is made of words alone, one of them of three letters or more and no name of mathematics."""
+    if not _TEXT_ONLY.fullmatch(text):
+        return False
+    return any(word.lower() not in _NAMES_OF_MATHS for word in _WORD.findall(text))
+
+
+def normalise(answer: str) -> Normalised:
+    """Return `answer` in its normal spelling; idempotent, linear in its length, never raises."""
+    # The cache holds short answers only: thousands of megabyte-long ones would fill the memory.
+    return _normalise(answer) if len(answer) <= MAX_ANSWER_CHARACTERS else Normalised(answer.strip())
+
+
+@lru_cache(maxsize=4096)
+def _normalise(answer: str) -> Normalised:
+    text = plain_characters(answer)
+    text, unit = _without_currency(text.strip())
+    text = _THOUSANDS_MARK.sub("", text)
+    text, degrees = _DEGREES.subn("", text)
+    unit = unit or ("degree" if degrees else None)
+    text = _EMPTY_GROUP.sub("", rewrite_commands(text)).strip()
+    text = _LABEL.sub("", _trim(text))
+    exact, _, rounded = text.partition(r"\approx ")
+    if exact.strip() and rounded:  # 1/3 \approx 0.33: the exact side is the answer
+        text = exact.strip()
+    choice, text = _split_choice(text)
+    text, found = _take_off_unit(text)
+    unit = unit or found
+    text = _SEPARATOR_WORD.sub(lambda match: OR if match.group(1) == "or" else ",", text)
+    text = _trim(text.replace(TEXT_OPEN, "").replace(TEXT_CLOSE, ""))
+    text = _unwrap_braces(text)
+    spaced = ", " in text and _SPACED_THOUSANDS.fullmatch(text) is not None
+    if is_words(text):
+        text = " ".join(text.split()).rstrip(".")
+    else:
+        text = _MIXED.sub(r"\1\\frac{\2}{\3}", text)
+        text = text if spaced else _join_thousands(_squeeze(text))
+    return Normalised(text, unit, choice, spaced)
+
+
+def joined_thousands(normal: Normalised) -> str:
+    """Return the text, in its one-number reading where its `, ` may separate thousands."""
+    return normal.text.replace(", ", "").replace(",", "") if normal.spaced_list else normal.text
+
+
+def _without_currency(text: str) -> tuple[str, str | None]:
+    unit = None
+    if r"\$" in text:
+        unit, text = "dollar", text.replace(r"\$", "")
+    for sign, name in (("€", "euro"), ("£", "pound sterling"), (r"\euro", "euro"), (r"\pounds", "pound sterling")):
+        if sign in text:
+            unit, text = name, text.replace(sign, "")
+    if unit is None and re.match(
+        r"-?\$[0-9.,]+$", text
+    ):  # one lone dollar before a number is currency, not a delimiter
+        unit = "dollar"
+    if "%" in text:
+        unit, text = "percent", text.replace(r"\%", "").replace("%", "")
+    return text.replace("$", ""), unit
+
+
+def _trim(text: str) -> str:
+    """Drop quotes, Markdown stars and sentence punctuation around the answer."""
+    text = text.strip().strip('*`"').strip()
+    while text.endswith((".", ",", ";", ":", "!")) and not text.endswith("..") and len(text) > 1:
+        if text.endswith("!") and (text[-2].isalnum() or text[-2] in ")}"):  # a factorial
+            break
+        text = text[:-1].rstrip().strip("*").rstrip()
+    return text
+
+
+def _split_choice(text: str) -> tuple[str | None, str]:
+    match = _CHOICE.fullmatch(text)
+    if match is None:
+        return None, text
+    rest = match.group("rest")
+    if rest is None:
+        return None, match.group(1)
+    # `(A)+(B)` and `(A)x` are expressions; an option's text follows a space or the end of its bold label.
+    between = text[match.start(1) + 2 : match.start("rest")]
+    if rest[0] in "+-*/^=<>(_'!|" and not re.match(r"[-+]?[0-9.(\\]", rest):
+        return None, text
+    return (match.group(1), rest) if between and not rest.startswith(("+", "/")) else (None, text)
+
+
+def _take_off_unit(text: str) -> tuple[str, str | None]:
+    stem, fenced = _fenced_tail(text)
+    if stem is not None and re.search(r"[0-9)}\]]$|(?<![A-Za-z\ue001])[A-Za-z]$|\\pi$", stem):
+        return stem, canonical_unit(fenced)
+    return split_unit(text.replace(TEXT_OPEN, " ").replace(TEXT_CLOSE, " ").strip()) or (text, None)
+
+
+def _fenced_tail(text: str) -> tuple[str | None, str]:
+    """Split `stem\text{tail}^n` into stem and tail; (None, "") where the text does not end so."""
+    end = re.search(r"\ue001(?:\s{0,4}\^\s{0,4}(?:[0-9]|\{[0-9]\}))?\s*$", text)
+    if end is None:
+        return None, ""
+    start = text.rfind(TEXT_OPEN)
+    stem = text[:start].rstrip() if start >= 0 else ""
+    tail = text[start + 1 : end.start()].strip()
+    letter = len(tail) == 1 and tail not in _LETTER_UNITS  # 3\mathrm{i} is a product
+    if not stem or letter or tail in ("and", "or") or not re.search("[A-Za-z]", tail):
+        return None, ""
+    return stem, tail
+
+
+def _unwrap_braces(text: str) -> str:
+    """Take off braces around the whole text, all layers in one scan."""
+    if not (text.startswith("{") and text.endswith("}")):
+        return text
+    opened: list[int] = []
+    closed_by: dict[int, int] = {}
+    for at, character in enumerate(text):
+        if character == "{":
+            opened.append(at)
+        elif character == "}" and opened:
+            closed_by[opened.pop()] = at
+    layers = 0
+    while closed_by.get(layers) == len(text) - 1 - layers:
+        layers += 1
+    return text[layers : len(text) - layers].strip()
+
+
+def _squeeze(text: str) -> str:
+    """Remove spaces, keeping one where it ends a command before a letter or parts two numbers or two words."""
+    out: list[str] = []
+    pieces = text.split()
+    for at, piece in enumerate(pieces):
+        if at:
+            before, after = pieces[at - 1], piece
+            after_command = re.search(r"\\[A-Za-z]+$", before) is not None and after[0].isalpha()
+            numbers = before[-1].isdigit() and after[0].isdigit()
+            words = before[-1].isalpha() and after[0].isalpha()
+            if after_command or numbers or words:
+                out.append(" ")
+        out.append(piece)
+    return "".join(out)
+
+
+def _join_thousands(text: str) -> str:
+    """Join 58,500 outside brackets, where a comma could only part a list."""
+    if "," not in text or any(bracket in text for bracket in "([|"):
+        return text
+    return _PLAIN_THOUSANDS.sub(lambda match: match.group(1).replace(",", ""), text)

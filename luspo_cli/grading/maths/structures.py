@@ -1,0 +1,267 @@
+r"""The shape of an answer: tuple, interval, union, set, list, matrix, equation, number in a base, or expression.
+
+Decided here: brackets carry meaning ((3,4] is not (3,4)), order carries meaning in tuples and matrices and none in
+sets, lists and unions, where every element is needed. `a \pm b` is the list of its two values. An inequality in one
+symbol is the interval it describes.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from luspo_cli.grading.maths.spelling import OR
+
+MAX_ITEMS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Expression:
+    """Anything without a shape of its own."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class InBase:
+    """Digits in a base, 52_8; `digits` in lower case without leading zeros."""
+
+    digits: str
+    base: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ordered:
+    """A tuple, point, vector or interval; with two items the brackets tell an interval's ends."""
+
+    opener: str
+    items: tuple[str, ...]
+    closer: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unordered:
+    """A set or a list of answers such as roots; a `union` holds intervals and is no list of them."""
+
+    items: tuple[str, ...]
+    union: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """Rows of entries, all of one length."""
+
+    rows: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Equation:
+    """Two or more sides that are said to be equal."""
+
+    sides: tuple[str, ...]
+
+
+Shape = Expression | InBase | Ordered | Unordered | Matrix | Equation
+
+_BASED = re.compile(r"\(?([0-9A-Za-z]+)\)?_\{?(?:base)?([0-9]{1,2}|[a-z]+)\}?")
+_BASE_IN_WORDS = re.compile(r"([0-9A-Za-z]+)\(?(?:in)?base-?\{?([0-9]{1,2}|[a-z]+)\}?\)?")
+_BASE_NAMES = {
+    "two": 2,
+    "three": 3,
+    "four": 4,
+    "five": 5,
+    "six": 6,
+    "seven": 7,
+    "eight": 8,
+    "nine": 9,
+    "ten": 10,
+    "eleven": 11,
+    "twelve": 12,
+    "sixteen": 16,
+}
+_MATRIX = re.compile(r"\\begin\s?\{([a-zA-Z]*matrix|array)\}(.*)\\end\s?\{\1\}", re.DOTALL)
+_COLUMNS = re.compile(r"\{[clr|@{}\s]{1,40}\}")
+_ROW_GAP = re.compile(r"\\\\(?:\[[^\]]{0,16}\])?|\\cr\b|\\hline\b")
+_MEMBER = re.compile(r"[A-Za-z](?:_[0-9A-Za-z])?\\in ?(.+)", re.DOTALL)
+_NAME = re.compile(r"\\?[A-Za-z]+'?(?:_(?:[0-9A-Za-z]|\{[0-9A-Za-z,]{1,8}\}))?(?:\([A-Za-z](?:,[A-Za-z]){0,3}\))?")
+_RELATION = re.compile(r"\\leq ?|\\geq ?|<=|>=|<|>")
+_PLUS_MINUS = re.compile(r"\\(pm|mp) ?")
+_SYMBOL = re.compile(r"\\?[A-Za-z]+(?:_[0-9A-Za-z])?")
+_CLOSERS = {"(": ")", "[": "]"}
+
+
+def read_shape(text: str) -> Shape:
+    """Return the shape of a normalised answer."""
+    matrix = _read_matrix(text)
+    if matrix is not None:
+        return matrix
+    based = read_base(text)
+    if based is not None:
+        return based
+    member = _MEMBER.fullmatch(text)
+    if member:
+        return read_shape(member.group(1))
+    parts = split_top(text, (",", ";"))
+    if len(parts) > 1 and all(parts):
+        return Unordered(_expand(parts))
+    parts = split_top(text, (OR, r"\cup"))
+    if len(parts) > 1 and all(parts):
+        shapes = [read_shape(part) for part in parts]
+        if all(_is_region(shape) for shape in shapes):
+            return Unordered(tuple(_region_text(shape) for shape in shapes), union=True)
+        return Unordered(_expand(parts))
+    interval = _read_inequality(text)
+    if interval is not None:
+        return interval
+    sides = split_top(text, ("=",))
+    if len(sides) > 1 and all(sides):
+        return Equation(tuple(sides))
+    return _read_brackets(text)
+
+
+def read_base(text: str) -> InBase | None:
+    """Return the number in a base that `text` is (52_8, 4210_{5}, 52_{eight}), or None."""
+    match = _BASED.fullmatch(text) or _BASE_IN_WORDS.fullmatch(text.replace(" ", ""))
+    if match is None or not any(character.isdigit() for character in match.group(1)):
+        return None
+    base = int(match.group(2)) if match.group(2).isdigit() else _BASE_NAMES.get(match.group(2), 0)
+    digits = match.group(1).lower().lstrip("0") or "0"
+    if not 2 <= base <= 36 or any(int(digit, 36) >= base for digit in digits):
+        return None
+    return InBase(digits, base)
+
+
+def is_name(text: str) -> bool:
+    """Whether `text` names a value (x, y_1, f(x), \\theta, Area) and so may stand before an equals sign."""
+    return _NAME.fullmatch(text) is not None
+
+
+def split_top(text: str, separators: tuple[str, ...]) -> list[str]:
+    """Split `text` at separators outside all brackets; any closing bracket closes the last one, as intervals need."""
+    parts: list[str] = []
+    depth = start = at = 0
+    while at < len(text):
+        character = text[at]
+        if depth == 0:
+            for separator in separators:
+                if text.startswith(separator, at):
+                    # In plain text `<=` and `>=` hold no equals sign of their own.
+                    if separator == "=" and at and text[at - 1] in "<>!:":
+                        continue
+                    parts.append(text[start:at].strip())
+                    at += len(separator)
+                    start = at
+                    break
+            else:
+                separator = ""
+            if separator:
+                continue
+        if character in "([{":
+            depth += 1
+        elif character in ")]}":
+            depth = max(0, depth - 1)
+        at += 1
+    parts.append(text[start:].strip())
+    return parts
+
+
+def _read_matrix(text: str) -> Matrix | None:
+    if text.startswith(("(\\begin", "[\\begin")) and text.endswith(("})", "}]")):  # an array in brackets
+        text = text[1:-1]
+    match = _MATRIX.fullmatch(text)
+    if match is None:
+        return None
+    body = match.group(2)
+    if match.group(1) == "array":
+        body = _COLUMNS.sub("", body, count=1)
+    rows = [row for row in _ROW_GAP.split(body) if row.strip()]
+    return _matrix_of([split_top(row, ("&",)) for row in rows])
+
+
+def _matrix_of(rows: list[list[str]]) -> Matrix | None:
+    if not rows or any(len(row) != len(rows[0]) for row in rows) or len(rows) * len(rows[0]) > MAX_ITEMS:
+        return None
+    return Matrix(tuple(tuple(row) for row in rows))
+
+
+def _read_brackets(text: str) -> Shape:
+    if text.startswith(r"\{") and text.endswith(r"\}"):
+        inner = text[2:-2].strip()
+        if _closes_at_end(text[1:-2] + "}"):
+            items = [item for item in split_top(inner, (",", ";")) if item]
+            return Unordered(_expand(items))
+    opener, closer = text[:1], text[-1:]
+    if opener in _CLOSERS and closer in (")", "]") and len(text) > 2 and _closes_at_end(text):
+        items = split_top(text[1:-1], (",", ";"))
+        if 2 <= len(items) <= MAX_ITEMS and all(items):
+            rows = [_read_brackets(item) for item in items]
+            if opener == "[" and all(isinstance(row, Ordered) and row.opener == "[" for row in rows):
+                matrix = _matrix_of([list(row.items) for row in rows if isinstance(row, Ordered)])
+                if matrix is not None:
+                    return matrix
+            return Ordered(opener, tuple(items), closer)
+    values = _expand([text])
+    return Unordered(values) if len(values) > 1 else Expression(text)
+
+
+def _closes_at_end(text: str) -> bool:
+    depth = 0
+    for at, character in enumerate(text):
+        depth += (character in "([{") - (character in ")]}")
+        if depth <= 0:
+            return at == len(text) - 1
+    return False
+
+
+def _expand(items: list[str] | tuple[str, ...]) -> tuple[str, ...]:
+    r"""Write each item with \pm as its two values; upper signs go together."""
+    out: list[str] = []
+    for item in items:
+        if _PLUS_MINUS.search(item) is None or not (_name_first(item) or split_top(item, ("=",)) == [item]):
+            out.append(item)
+            continue
+        out.append(_PLUS_MINUS.sub(lambda match: "+" if match.group(1) == "pm" else "-", item))
+        out.append(_PLUS_MINUS.sub(lambda match: "-" if match.group(1) == "pm" else "+", item))
+    return tuple(out)
+
+
+def _name_first(item: str) -> bool:
+    sides = split_top(item, ("=",))
+    return len(sides) == 2 and is_name(sides[0])
+
+
+def _is_region(shape: Shape) -> bool:
+    return isinstance(shape, Ordered) and len(shape.items) == 2
+
+
+def _region_text(shape: Shape) -> str:
+    assert isinstance(shape, Ordered)
+    return shape.opener + ",".join(shape.items) + shape.closer
+
+
+def _read_inequality(text: str) -> Shape | None:
+    r"""Return the interval of `a<x`, `x\leq b` or `a<x\leq b` with one symbol x; None where `text` is none of these."""
+    relations = [match.group(0).strip() for match in _RELATION.finditer(text)]
+    if not 1 <= len(relations) <= 2:
+        return None
+    sides = [side.strip() for side in _RELATION.split(text)]
+    if not all(sides) or "=" in "".join(sides):
+        return None
+    upward = [relation in ("<", r"\leq", "<=") for relation in relations]
+    closed = [relation not in ("<", ">") for relation in relations]
+    if len(sides) == 3:
+        low, symbol, high = sides if upward[0] else sides[::-1]
+        if upward[0] != upward[1] or not _SYMBOL.fullmatch(symbol) or _SYMBOL.fullmatch(low):
+            return None
+        first, last = (closed[0], closed[1]) if upward[0] else (closed[1], closed[0])
+        return Ordered("[" if first else "(", (low, high), "]" if last else ")")
+    left, right = sides
+    if _SYMBOL.fullmatch(left) and left not in (r"\pi", r"\infty"):
+        bound, above = right, not upward[0]  # x > b lies above b
+    elif _SYMBOL.fullmatch(right):
+        bound, above = left, upward[0]
+    else:
+        return None
+    if above:
+        return Ordered("[" if closed[0] else "(", (bound, r"\infty"), ")")
+    return Ordered("(", (r"-\infty", bound), "]" if closed[0] else ")")

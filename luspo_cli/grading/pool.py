@@ -1,0 +1,335 @@
+"""A pool of worker processes that can be killed in the middle of a task.
+
+Decided here: symbolic comparison can hang inside C code, where neither a signal handler nor a thread gets a turn, so
+the limit is wall-clock time kept by the parent, and its means is SIGKILL. Workers are started as fresh interpreters
+(not forked: the parent has torch's threads; not multiprocessing's spawn: that would import the parent's main module,
+and torch with it). Tasks travel in chunks, answers come back one by one, so a kill costs the task that hung and
+nothing else: its chunk's remainder goes back to the front of the queue. A task whose worker ended is tried once more:
+a kill from outside (the kernel's, out of memory) says nothing about the response, ending two workers does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pickle
+import selectors
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Self
+
+from luspo_cli.errors import RunError
+from luspo_cli.grading.pool_worker import LENGTH
+
+START_LIMIT_S = 120.0
+"""How long a worker may take to import its function; a loaded machine takes seconds."""
+_START_ATTEMPTS = 3
+_LONGEST_CHUNK = 32
+_READ_BYTES = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How one task ended: with a value, killed at its time limit, or crashed (it raised, or its worker died)."""
+
+    value: Any = None
+    timed_out: bool = False
+    crashed: bool = False
+    error: str = ""
+    """What was raised, or how the worker ended; empty for a value."""
+
+    @property
+    def ok(self) -> bool:
+        return not (self.timed_out or self.crashed)
+
+
+@dataclass(eq=False, slots=True)
+class _Worker:
+    process: subprocess.Popen[bytes]
+    ready: bool = False
+    pending: deque[int] = field(default_factory=deque)  # task numbers of the chunk it works on, the running one first
+    since: float = field(default_factory=time.monotonic)  # start of the running task, or of the process
+    unread: bytearray = field(default_factory=bytearray)
+    completed: int = 0
+
+    @property
+    def reply_pipe(self) -> int:
+        assert self.process.stdout is not None
+        return self.process.stdout.fileno()
+
+
+class KillablePool:
+    """Runs one importable function on many argument tuples in worker processes; start is lazy, workers are reused.
+
+    `function` is a module-level callable or "package.module:name". `timeout_s` bounds the wall-clock time of one task,
+    `memory_bytes` the address space of one worker (0: unlimited). One `map` runs at a time; others wait.
+
+    Example:
+        with KillablePool("math:factorial", workers=2, timeout_s=1.0) as pool:
+            [outcome.value for outcome in pool.map([(3,), (4,)])]  # [6, 24]
+    """
+
+    def __init__(
+        self,
+        function: str | Callable[..., Any],
+        *,
+        workers: int,
+        timeout_s: float,
+        memory_bytes: int = 2 << 30,
+        recycle_after: int = 20_000,
+    ) -> None:
+        if workers < 1:
+            raise ValueError(f"a pool needs at least one worker, got {workers}")
+        if not timeout_s > 0:
+            raise ValueError(f"the time limit must be positive, got {timeout_s}")
+        self._function = function if isinstance(function, str) else _import_path(function)
+        self._limit = workers
+        self._timeout_s = timeout_s
+        self._memory_bytes = memory_bytes
+        self._recycle_after = recycle_after
+        self._workers: list[_Worker] = []
+        self._lock = threading.Lock()
+        self._failed_starts = 0
+        self._tried: set[int] = set()  # task numbers of the running map that a worker has ended with
+        self._closed = False
+        # On Linux a worker dies with the *thread* that started it: let that be one that lives as long as the pool.
+        self._starter = ThreadPoolExecutor(max_workers=1, thread_name_prefix="luspo-worker-starter")
+        self._finalizer = weakref.finalize(self, _end, self._workers, self._starter)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Kill every worker and wait for its end; the pool cannot be used again."""
+        self._closed = True
+        self._finalizer()
+
+    def map(self, tasks: Sequence[tuple[Any, ...]], *, on_done: Callable[[int], None] | None = None) -> list[Outcome]:
+        """Return one outcome a task, in order; `on_done` gets the number of finished tasks as it grows.
+
+        Raises:
+            RunError: the workers cannot be started at all. A task never raises here.
+        """
+        if self._closed:
+            raise RuntimeError("the pool is closed")
+        if not tasks:
+            return []
+        with self._lock:
+            try:
+                return self._map(tasks, on_done)
+            except BaseException:
+                # Ctrl-C or a failed start: what runs belongs to a call that nobody waits for any more.
+                _kill_all(self._workers)
+                raise
+
+    def _map(self, tasks: Sequence[tuple[Any, ...]], on_done: Callable[[int], None] | None) -> list[Outcome]:
+        outcomes: list[Outcome | None] = [None] * len(tasks)
+        queue = deque(range(len(tasks)))
+        finished = 0
+        self._failed_starts = 0
+        self._tried = set()
+        for worker in list(self._workers):  # one may have died or grown old since the last call
+            if worker.process.poll() is not None or worker.completed >= self._recycle_after:
+                self._discard(worker)
+        with selectors.DefaultSelector() as selector:
+            for worker in self._workers:
+                selector.register(worker.reply_pipe, selectors.EVENT_READ, worker)
+            while finished < len(tasks):
+                self._start_missing(len(queue), selector)
+                for worker in self._workers:
+                    if worker.ready and not worker.pending and queue:
+                        self._send_chunk(worker, tasks, queue)
+                done: list[tuple[int, Outcome]] = []
+                for key, _ in selector.select(self._seconds_to_deadline()):
+                    worker = key.data
+                    if not self._receive(worker, done):
+                        self._lose(worker, done, queue, selector)
+                self._kill_overdue(done, queue, selector)
+                for number, outcome in done:
+                    outcomes[number] = outcome
+                finished += len(done)
+                if done and on_done is not None:
+                    on_done(finished)
+        return [outcome for outcome in outcomes if outcome is not None]
+
+    def _start_missing(self, queued: int, selector: selectors.BaseSelector) -> None:
+        idle = sum(not worker.pending for worker in self._workers)
+        for _ in range(min(self._limit - len(self._workers), queued - idle)):
+            worker = _Worker(self._starter.submit(self._start).result())
+            self._workers.append(worker)
+            selector.register(worker.reply_pipe, selectors.EVENT_READ, worker)
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        settings = {
+            "function": self._function,
+            "parent": os.getpid(),
+            "memory_bytes": self._memory_bytes,
+            "timeout_s": self._timeout_s,
+        }
+        code = (
+            f"import sys; sys.path[:] = {sys.path!r}; "
+            f"from luspo_cli.grading.pool_worker import main; main({json.dumps(settings)!r})"
+        )
+        try:
+            process = subprocess.Popen(
+                [sys.executable, "-c", code],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                bufsize=0,
+                env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+                start_new_session=True,  # Ctrl-C on the terminal is for the parent alone
+            )
+        except OSError as error:
+            raise RunError(f"A verification worker could not be started: {error.strerror or error}.") from error
+        assert process.stdout is not None
+        os.set_blocking(process.stdout.fileno(), False)
+        return process
+
+    def _send_chunk(self, worker: _Worker, tasks: Sequence[tuple[Any, ...]], queue: deque[int]) -> None:
+        # Small enough that every worker gets several chunks, so that none waits long behind another's slow task.
+        size = max(1, min(_LONGEST_CHUNK, len(queue) // (4 * self._limit)))
+        worker.pending.extend(queue.popleft() for _ in range(min(size, len(queue))))
+        body = pickle.dumps([tuple(tasks[number]) for number in worker.pending])
+        worker.since = time.monotonic()
+        assert worker.process.stdin is not None
+        frame = memoryview(LENGTH.pack(len(body)) + body)
+        # An idle worker reads a whole frame before it answers, so this cannot block for good; where it has died, the
+        # end of its reply pipe says so.
+        with contextlib.suppress(BrokenPipeError):
+            while frame:
+                frame = frame[worker.process.stdin.write(frame) or 0 :]
+
+    def _receive(self, worker: _Worker, done: list[tuple[int, Outcome]]) -> bool:
+        """Take in every whole reply; return False where the worker's pipe has ended."""
+        alive = True
+        while True:
+            try:
+                data = os.read(worker.reply_pipe, _READ_BYTES)
+            except BlockingIOError:
+                break
+            if not data:
+                alive = False
+                break
+            worker.unread += data
+        start = 0
+        while len(worker.unread) - start >= LENGTH.size:
+            (length,) = LENGTH.unpack_from(worker.unread, start)
+            end = start + LENGTH.size + length
+            if len(worker.unread) < end:
+                break
+            kind, content = pickle.loads(worker.unread[start + LENGTH.size : end])
+            start = end
+            worker.since = time.monotonic()
+            if kind == "ready":
+                worker.ready = True
+            elif kind == "failed":
+                raise RunError(f"A verification worker could not load {self._function}: {content}.")
+            else:
+                outcome = Outcome(content) if kind == "value" else Outcome(crashed=True, error=content)
+                done.append((worker.pending.popleft(), outcome))
+                worker.completed += 1
+        del worker.unread[:start]
+        return alive
+
+    def _lose(
+        self, worker: _Worker, done: list[tuple[int, Outcome]], queue: deque[int], selector: selectors.BaseSelector
+    ) -> None:
+        """Replace a worker that ended by itself; the task it ran is tried once more, then it has crashed."""
+        selector.unregister(worker.reply_pipe)
+        status = self._discard(worker)
+        if not worker.ready:
+            self._failed_starts += 1
+            if self._failed_starts >= _START_ATTEMPTS:
+                raise RunError(
+                    f"Verification workers end before they are ready (exit status {status}); "
+                    "run fewer of them with reward.workers, or free some memory."
+                )
+        if worker.pending:
+            if worker.pending[0] in self._tried:
+                outcome = Outcome(crashed=True, error=f"worker ended with status {status}")
+                done.append((worker.pending.popleft(), outcome))
+            else:
+                self._tried.add(worker.pending[0])
+            queue.extendleft(reversed(worker.pending))
+
+    def _kill_overdue(
+        self, done: list[tuple[int, Outcome]], queue: deque[int], selector: selectors.BaseSelector
+    ) -> None:
+        now = time.monotonic()
+        for worker in list(self._workers):
+            limit = self._limit_of(worker)
+            if limit is None or now - worker.since < limit:
+                continue
+            if not worker.ready:
+                raise RunError(
+                    f"A verification worker was not ready after {START_LIMIT_S:.0f} s; the machine is overloaded."
+                )
+            selector.unregister(worker.reply_pipe)
+            worker.process.kill()
+            running = worker.pending[0]
+            self._receive(worker, done)  # it may have answered in the very last moment
+            self._discard(worker)
+            if worker.pending and worker.pending[0] == running:
+                done.append((worker.pending.popleft(), Outcome(timed_out=True, error=f"over {self._timeout_s:g} s")))
+            queue.extendleft(reversed(worker.pending))
+
+    def _limit_of(self, worker: _Worker) -> float | None:
+        if not worker.ready:
+            return START_LIMIT_S
+        return self._timeout_s if worker.pending else None
+
+    def _seconds_to_deadline(self) -> float:
+        now = time.monotonic()
+        limits = ((worker.since, self._limit_of(worker)) for worker in self._workers)
+        return max(0.0, min((since + limit - now for since, limit in limits if limit is not None), default=0.0))
+
+    def _discard(self, worker: _Worker) -> int:
+        self._workers.remove(worker)
+        return _end_worker(worker)
+
+
+def _import_path(function: Callable[..., Any]) -> str:
+    module, name = function.__module__, function.__qualname__
+    if module == "__main__" or "<" in name:
+        raise ValueError(
+            f"a worker cannot import {name} of {module}: give a module-level function of an importable module"
+        )
+    return f"{module}:{name}"
+
+
+def _end_worker(worker: _Worker) -> int:
+    process = worker.process
+    process.kill()
+    status = process.wait()
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            with contextlib.suppress(OSError):
+                pipe.close()
+    return status
+
+
+def _kill_all(workers: list[_Worker]) -> None:
+    for worker in workers:
+        worker.process.kill()
+    while workers:
+        _end_worker(workers.pop())
+
+
+def _end(workers: list[_Worker], starter: ThreadPoolExecutor) -> None:
+    _kill_all(workers)
+    starter.shutdown(wait=False)

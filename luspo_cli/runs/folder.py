@@ -1,0 +1,254 @@
+"""One run, one folder: created once, written by one process at a time, never half-written (docs/run-folder.md).
+
+`metrics.jsonl` is appended a whole line at a time. A run that goes on from a checkpoint first cuts the file back to that
+checkpoint's step: the steps after it are computed again, and no step stands there twice.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+from luspo_cli.config.stored import with_defaults
+from luspo_cli.errors import RunError, UsageError
+from luspo_cli.files import PARTIAL, append, replace_file, write_json
+
+IfExists = Literal["refuse", "resume", "replace"]
+BEFORE_STEP_1 = frozenset({"config.json", "provenance.json", "tracking.json", "run.log", "console.log", ".lock"})
+"""What a run that failed before its first step or evaluation leaves behind."""
+SHOWN_STEPS = 3
+
+
+class RunFolder:
+    """Paths and files of one run. Use it in a `with` block: it holds the run's lock until the end."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock: int | None = None  # descriptor of the lock file while this process holds it
+
+    @property
+    def metrics_path(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def rollouts(self) -> Path:
+        return self.path / "rollouts"
+
+    def open(self, config: Mapping[str, Any], if_exists: IfExists) -> bool:
+        """Create the folder, or take up the one that is there; returns whether a run is being resumed.
+
+        Raises UsageError where the folder cannot be made or holds something else, another configuration, or another
+        process at work.
+        """
+        self.check(config, if_exists)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._take_lock()
+        except OSError as error:
+            raise UsageError(f"cannot make run folder {self.path}: {error.strerror}; choose another --run") from error
+        occupied = self.check(config, if_exists)  # again: another process may have worked here before the lock was ours
+        if occupied and if_exists == "resume":
+            return True
+        if occupied:
+            self._empty()
+        self._remove_partial()
+        for name in ("provenance.json", "tracking.json"):  # of a start that failed; what it said stays in its logs
+            (self.path / name).unlink(missing_ok=True)
+        write_json(self.path / "config.json", config)
+        return False
+
+    def check(self, config: Mapping[str, Any], if_exists: IfExists) -> bool:
+        """Return whether a run is there; UsageError where `open` would refuse it. Touches nothing.
+
+        A folder in which nothing was recorded yet counts as none: there is nothing to go on from or to lose.
+        """
+        if self._lock is None:
+            self._check_free()
+        if not self.path.exists() or (self.path.is_dir() and self._entries() <= {".lock"}):
+            return False
+        if not (self.path / "config.json").is_file():
+            raise UsageError(f"{self.path} exists and is no run folder; choose another --run")
+        if if_exists != "replace" and self._nothing_recorded():
+            return False
+        if if_exists == "refuse":
+            raise UsageError(f"run folder {self.path} exists; go on with --resume, or choose another --run")
+        if if_exists == "resume":
+            self._check_same(config)
+        return True
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def append_metrics(self, record: Mapping[str, Any]) -> None:
+        """Append one step's record as one line, on disk before this returns; RunError where that fails."""
+        append(self.metrics_path, (json.dumps(record, allow_nan=False) + "\n").encode())
+
+    def check_still_here(self) -> None:
+        """RunError where the folder was moved or deleted since `open`: a second one would grow under the old name."""
+        if self._lock is None:
+            return
+        held = os.fstat(self._lock)
+        try:
+            now = os.stat(self.path / ".lock")
+        except OSError:
+            now = None
+        if now is None or (now.st_dev, now.st_ino) != (held.st_dev, held.st_ino):
+            raise RunError(
+                f"run folder {self.path} was moved or deleted while this process trained in it; nothing was written after"
+                " that: where it was moved, go on from its last checkpoint with --run NEW-PLACE --resume"
+            )
+
+    def cut_back(self, step: int) -> None:
+        """Drop everything recorded after `step`, and a torn last line: a resumed run computes those steps again.
+
+        Raises UsageError, and drops nothing, where steps 1 to `step` do not stand in metrics.jsonl once each, in order.
+        """
+        self._remove_partial()
+        self._check_steps([found for found, _ in _numbered_lines(self.metrics_path) if found <= step], step)
+        for path in (self.metrics_path, self.path / "evals" / "held-out.jsonl"):
+            kept = b"".join(line + b"\n" for found, line in _numbered_lines(path) if found <= step)
+            if path.exists() and path.read_bytes() != kept:
+                replace_file(path, kept)
+        if self.rollouts.is_dir():
+            for file in self.rollouts.glob("step-*.parquet"):
+                if int(file.stem.removeprefix("step-")) > step:
+                    file.unlink()
+
+    def records(self) -> list[dict[str, Any]]:
+        """Every recorded step of `metrics.jsonl`, in order."""
+        if not self.metrics_path.exists():
+            return []
+        return [json.loads(line) for line in self.metrics_path.read_bytes().split(b"\n") if line.strip()]
+
+    def last_tokens_total(self) -> int:
+        """`tokens/total` of the last recorded step, 0 before the first."""
+        records = self.records()
+        return int(records[-1]["tokens/total"]) if records else 0
+
+    def _take_lock(self) -> None:
+        descriptor = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise self._in_use() from None
+        self._lock = descriptor
+
+    def _check_free(self) -> None:
+        """UsageError where another process holds the lock now; takes it for no longer than the look."""
+        try:
+            descriptor = os.open(self.path / ".lock", os.O_RDONLY)
+        except OSError:  # no lock, or none that this process may read: `open` says what is wrong
+            return
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise self._in_use() from None
+        finally:
+            os.close(descriptor)
+
+    def _in_use(self) -> UsageError:
+        return UsageError(f"another process is training in {self.path}; wait for it or choose another --run")
+
+    def _nothing_recorded(self) -> bool:
+        """Whether a run was begun here and failed before anything was recorded."""
+        if not self._entries() <= BEFORE_STEP_1:
+            return False
+        stored = self.stored_config()
+        return stored is not None and "run" in stored  # a config.json of something else is not ours to write over
+
+    def _check_steps(self, found: list[int], step: int) -> None:
+        if found == list(range(1, step + 1)):
+            return
+        missing = sorted(set(range(1, step + 1)) - set(found))
+        doubled = sorted({number for number in found if found.count(number) > 1})
+        wrong = [f"{name} {_shown(steps)}" for name, steps in (("lacks", missing), ("doubles", doubled)) if steps]
+        raise UsageError(
+            f"{self.metrics_path} {' and '.join(wrong) or 'is out of order'} of the steps 1 to {step} before the checkpoint"
+            " to go on from; restore the file, or start again with --if-exists replace"
+        )
+
+    def _entries(self) -> set[str]:
+        """Names in the folder, without what a killed process was writing."""
+        return {e.name for e in self.path.iterdir() if not (e.name.startswith(".") and e.name.endswith(PARTIAL))}
+
+    def _remove_partial(self) -> None:
+        for folder in (self.path, self.path / "evals", self.rollouts):
+            for file in folder.glob(f".*{PARTIAL}"):
+                file.unlink(missing_ok=True)
+
+    def stored_config(self) -> Mapping[str, Any] | None:
+        """The content of config.json; None where it is not an object."""
+        try:
+            stored = json.loads((self.path / "config.json").read_bytes())
+        except (OSError, ValueError):
+            return None
+        return stored if isinstance(stored, Mapping) else None
+
+    def _check_same(self, config: Mapping[str, Any]) -> None:
+        stored = self.stored_config()
+        if stored is None:
+            raise UsageError(f"{self.path / 'config.json'} is not readable JSON; choose another --run")
+        different = differing_keys(with_defaults(stored), config)
+        if different:
+            shown = ", ".join(f"{key} ({was!r} there, {now!r} now)" for key, was, now in different[:3])
+            raise UsageError(f"{self.path} was started with another configuration: {shown}; use another --run")
+
+    def _empty(self) -> None:
+        # config.json last: killed before that, the folder is still known as a run's and can be replaced again.
+        for entry in sorted(self.path.iterdir(), key=lambda entry: entry.name == "config.json"):
+            if entry.name == ".lock":
+                continue
+            if entry.is_dir():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
+
+
+def differing_keys(left: Mapping[str, Any], right: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
+    """Dotted keys with unequal values, as (key, left value, right value); a missing one counts as None."""
+    found: list[tuple[str, Any, Any]] = []
+    for key in sorted({*left, *right}):
+        one, other = left.get(key), right.get(key)
+        if isinstance(one, Mapping) and isinstance(other, Mapping):
+            found += differing_keys(one, other, f"{prefix}{key}.")
+        elif one != other:
+            found.append((f"{prefix}{key}", one, other))
+    return found
+
+
+def _step_of(line: bytes) -> int | None:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    step = record.get("step") if isinstance(record, dict) else None
+    return step if isinstance(step, int) and not isinstance(step, bool) else None
+
+
+def _numbered_lines(path: Path) -> list[tuple[int, bytes]]:
+    """The lines of `path` that record a step, with its number; none where there is no file."""
+    lines = path.read_bytes().split(b"\n") if path.exists() else []
+    return [(step, line) for line in lines if (step := _step_of(line)) is not None]
+
+
+def _shown(steps: list[int]) -> str:
+    more = f" and {len(steps) - SHOWN_STEPS} more" if len(steps) > SHOWN_STEPS else ""
+    return ", ".join(str(step) for step in steps[:SHOWN_STEPS]) + more

@@ -1,0 +1,49 @@
+"""Stored rollout batches: one parquet file a step, every number that the step's metrics were made from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from luspo_cli.errors import RunError
+from luspo_cli.files import replacing
+from luspo_cli.records import ScoredGroup
+
+
+def store_rollouts(folder: Path, step: int, groups: Sequence[ScoredGroup], batch: Sequence[ScoredGroup]) -> None:
+    """Write rollouts/step-NNNNNN.parquet, one row a rollout, whole or not at all; `batch` is what the update got of `groups`."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    in_batch = {id(group) for group in batch}
+    rows = [
+        {
+            "problem_id": rollout.problem_id,
+            "prompt": "\n\n".join(message.content for message in group.problem.prompt),
+            "answer": group.problem.answer,
+            "response": rollout.response,
+            "extracted": reward.extracted,
+            "status": str(reward.status),
+            "reward": reward.total,
+            "reward_accuracy": reward.accuracy,
+            "reward_format": reward.format,
+            "reward_overlong": reward.overlong,
+            "advantage": advantage,
+            "in_batch": id(group) in in_batch,
+            "response_length": rollout.response_length,
+            "stop_reason": str(rollout.stop_reason),
+            "prompt_tokens": list(rollout.prompt_tokens),
+            "response_tokens": list(rollout.response_tokens),
+            "rollout_logprobs": list(rollout.rollout_logprobs),
+        }
+        for group in groups
+        for rollout, reward, advantage in zip(group.rollouts, group.rewards, group.advantages, strict=True)
+    ]
+    final = folder / f"step-{step:06d}.parquet"
+    try:
+        with replacing(final) as stream:
+            pq.write_table(pa.Table.from_pylist(rows), stream)
+    except OSError as error:
+        raise RunError(
+            f"cannot write {final}: {error.strerror or error}; free some space, then go on with --resume"
+        ) from error

@@ -1,0 +1,129 @@
+"""The tracking writers of one run: opened once, fed from metrics.jsonl's records, closed on every way out, never in the way.
+
+`tracking.json` in the run folder holds the run's key and the last step handed over to each writer. A resumed run therefore
+sends each step once: a writer that can cut its series back does so with metrics.jsonl; the others skip the steps that they have,
+which a resumed run computes again with the same numbers. Steps that were recorded and not handed over are handed over first.
+A writer that cannot start ends the command before the first step; one that fails later is dropped with one warning.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from luspo_cli.config.run import TrainRun
+from luspo_cli.errors import UsageError
+from luspo_cli.files import write_json
+from luspo_cli.runs.folder import RunFolder
+from luspo_cli.runs.writers import WRITERS, Series, Writer, missing_packages, numbers_of
+
+STATE = "tracking.json"
+
+
+def check_writers(names: Sequence[str]) -> None:
+    """Raise UsageError where a writer's package is missing."""
+    missing = missing_packages(names)
+    if missing:
+        raise UsageError(
+            f"run.track names {', '.join(missing)}, which is not installed: pip install 'luspo[track]', or leave it out"
+        )
+
+
+class Tracking:
+    """Use it in a `with` block, after `RunFolder.open` and `cut_back`; call `write` with each step's record."""
+
+    def __init__(self, config: TrainRun, folder: RunFolder, say: Callable[[str], None]) -> None:
+        self._names = config.run.track
+        self._config, self._folder, self._say = config, folder, say
+        self._path = folder.path / STATE
+        self._state: dict[str, Any] = {"key": "", "last_step": {}}
+        self._writers: dict[str, Writer] = {}
+
+    def __enter__(self) -> Self:
+        if not self._names:
+            return self
+        self._state = _read_state(self._path) or {"key": secrets.token_hex(4), "last_step": {}}
+        records = self._folder.records()
+        try:
+            for name in self._names:
+                self._open(name, records)
+        except BaseException:
+            self._close(failed=True)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._close(failed=kind is not None)
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Hand a step's record to every writer that does not have it yet."""
+        for name in list(self._writers):
+            self._hand_over(name, [record])
+
+    def _open(self, name: str, records: Sequence[Mapping[str, Any]]) -> None:
+        maker = WRITERS[name]
+        recorded = int(records[-1]["step"]) if records else 0
+        last = int(self._state["last_step"].get(name, 0))
+        if getattr(maker, "cuts_back", False):
+            last = min(last, recorded)
+        series = Series(self._folder.path.resolve(), self._state["key"], last + 1, self._config.model_dump(mode="json"))
+        try:
+            self._writers[name] = maker(series)
+        except Exception as error:  # whatever a service's package raises: no network, no login, no disk
+            advice = "; run `wandb login`, or set WANDB_MODE=offline" if name == "wandb" else ""
+            raise UsageError(
+                f"{name} could not start ({_short(error)}){advice}; or leave it out of run.track"
+            ) from error
+        self._state["last_step"][name] = last
+        self._hand_over(name, records)
+
+    def _hand_over(self, name: str, records: Sequence[Mapping[str, Any]]) -> None:
+        last = self._state["last_step"]
+        new = [record for record in records if record["step"] > last[name]]
+        try:
+            for record in new:
+                self._writers[name].write(record["step"], numbers_of(record))
+                last[name] = record["step"]
+            if new:
+                write_json(self._path, self._state)
+        except Exception as error:
+            self._say(
+                f"warning: {name} failed at step {new[0]['step']} ({_short(error)}) and is left out from here on;"
+                " metrics.jsonl has every step, and --resume hands over what is missing"
+            )
+            self._close_one(name, failed=True, quiet=True)
+
+    def _close(self, failed: bool) -> None:
+        for name in list(self._writers):
+            self._close_one(name, failed)
+
+    def _close_one(self, name: str, failed: bool, quiet: bool = False) -> None:
+        writer = self._writers.pop(name)
+        try:
+            writer.close(failed)
+        except Exception as error:
+            if not quiet:
+                self._say(f"warning: {name} could not be closed ({_short(error)}); its last steps may be missing there")
+
+
+def _read_state(path: Path) -> dict[str, Any] | None:
+    """What an earlier process left, or None."""
+    try:
+        state = json.loads(path.read_bytes())
+        return {"key": str(state["key"]), "last_step": {str(k): int(v) for k, v in state["last_step"].items()}}
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(f"{path} is not readable ({_short(error)}); delete it to begin new series") from None
+
+
+def _short(error: BaseException) -> str:
+    """Kind and first line of an error, for the inside of a sentence."""
+    first = (str(error).strip().splitlines() or [""])[0]
+    return f"{type(error).__name__}: {first[:200]}" if first else type(error).__name__

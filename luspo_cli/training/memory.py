@@ -1,0 +1,94 @@
+"""How much memory a training takes on one device, by part, without importing torch.
+
+What is counted are the tensors that the engine makes, from the model's shape and the configuration: weights, gradients,
+moments, the copies in the compute type, what a forward pass keeps for the backward pass, a chunk of logits, the in-process
+sampler's copy and cache or the share of the device that vLLM takes. What is not: the allocator's waste and images.
+`bench/memory.py` sets the estimate against peaks that were measured (docs/experiments.md).
+"""
+
+from __future__ import annotations
+
+from luspo_cli.config.model import ShapeConfig
+from luspo_cli.config.run import TrainRun
+from luspo_cli.rollout.samplers import SamplerName
+
+PROGRAM_BYTES = 0.6 * 2**30
+"""The interpreter with torch and transformers on a CPU; a CUDA context takes about as much."""
+CHUNK_LOGITS = 2**26
+"""Logits of one chunk of the vocabulary head (policy/logprobs.py): in the compute type, in float32, and their exponentials."""
+EIGHT_BIT_BYTES = 2 * (1 + 4 / 256)
+"""Of one weight's two moments: a byte each, and a float32 scale for every block of 256."""
+
+
+def trained_parameters(config: TrainRun, shape: ShapeConfig) -> int:
+    """Number of weights that the optimizer moves: all of them, or the adapters'."""
+    lora = config.model.lora
+    return shape.adapter_parameters(lora.rank, lora.targets) if lora.rank else shape.parameters()
+
+
+def estimate_memory(
+    config: TrainRun,
+    shape: ShapeConfig,
+    processes: int = 1,
+    sampler: SamplerName = "in-process",
+    device_bytes: float | None = None,
+) -> dict[str, float]:
+    """Bytes by part on one device; `update_peak` and `rollout_peak` are sums over the parts in use together.
+
+    With the sampler `vllm` the part `vllm` is its share of a device of `device_bytes`, 0 where that is not known; it sleeps while
+    the policy trains. With `vllm-server` nothing of the sampler is on this device.
+
+    Several processes share out the groups of a batch, and with `model.sharding = "full"` weights, gradients and moments; then
+    each has a whole copy to sample with besides, and the weights that a pass has `gathered`.
+
+    `host_optimizer` is in the host's memory, where the optimizer is offloaded, and in no sum.
+    """
+    n, trained = shape.parameters(), trained_parameters(config, shape)
+    adapters = bool(config.model.lora.rank)
+    low = config.model.compute_dtype == "bfloat16"
+    offloaded = config.update.offload_optimizer
+    moments = EIGHT_BIT_BYTES if config.update.optimizer == "adamw-8bit" else 8.0
+    size = 2 if low else 4
+    table = shape.vocabulary * shape.width
+    parts: dict[str, float] = {"program": PROGRAM_BYTES}
+    sharded = processes > 1 and config.model.sharding == "full"
+    share = processes if sharded else 1
+    parts["weights"] = (size * n + 4 * trained) if adapters else 4 * n / share
+    parts["gradients"] = 4 * trained / share
+    parts["optimizer"] = 0 if offloaded else moments * trained / share
+    parts["host_optimizer"] = 12 * trained if offloaded else 0
+    # The sampler's own bfloat16 weights; an embedding that is frozen in bfloat16 is shared with it, its packed head is not.
+    shared = table if adapters and not shape.tied_head else 0
+    in_process = sampler == "in-process"
+    parts["sampler_copy"] = 0 if not in_process else 2 * (n - shared) if low else 4 * n if sharded else 0
+    parts["vllm"] = config.rollout.vllm.memory_share * (device_bytes or 0) if sampler == "vllm" else 0
+    parts["autocast_copies"] = 2 * trained if low else 0
+    needs_copy = config.objective.kl_coefficient > 0 and not adapters
+    parts["reference"] = 4 * n / share if needs_copy else 0
+    longest = config.data.max_prompt_tokens + config.rollout.max_response_tokens
+    tokens = max(config.update.tokens_per_micro_batch, longest)
+    one_layer = tokens * (14 * shape.width + 4 * shape.feed_forward) * size
+    kept = tokens * shape.width * 4
+    checkpointing = config.model.gradient_checkpointing
+    parts["activations"] = shape.layers * (kept if checkpointing else one_layer)
+    parts["recomputed_layer"] = one_layer if checkpointing else 0
+    parts["logits_chunk"] = (8 + size) * min(CHUNK_LOGITS, tokens * shape.vocabulary)
+    # It adds up over the chunks; a tied one waits for the embedding's, which comes last.
+    parts["head_gradient"] = 0 if adapters else 4 * table
+    key_value = 2 * shape.key_value_heads * (shape.width // shape.heads) * size
+    own_problems = -(-config.rollout.problems // processes)
+    rows = min(config.rollout.max_rows, own_problems * config.rollout.group_size)
+    parts["key_value_cache"] = rows * longest * shape.layers * key_value if in_process else 0
+    always = sum(parts[name] for name in ("program", "weights", "optimizer", "sampler_copy", "reference", "gradients"))
+    if sharded:  # one decoder layer, and embeddings and head, which are gathered as long as a pass takes
+        outside = table * (1 if shape.tied_head else 2)
+        parts["gathered"] = 4 * (outside + (n - outside) / shape.layers)
+        always += parts["gathered"]
+    waiting = parts["head_gradient"] if shape.tied_head else 0
+    at_the_head = parts["activations"] + parts["logits_chunk"] + parts["head_gradient"]
+    in_the_layers = parts["activations"] + parts["recomputed_layer"] + waiting
+    at_the_embedding = parts["head_gradient"] + waiting
+    parts["update_peak"] = always + parts["autocast_copies"] + max(at_the_head, in_the_layers, at_the_embedding)
+    drawn_logits = rows * shape.vocabulary * 8 if in_process else 0
+    parts["rollout_peak"] = always + parts["key_value_cache"] + drawn_logits + parts["vllm"]
+    return parts

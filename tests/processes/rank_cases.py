@@ -1,0 +1,184 @@
+"""One process of several, for the tests: runs the cases of a folder and stores what it found.
+
+Each case is a file with a model, groups, a configuration and the updates to make; what comes back are gradients, weights and
+metrics after them, whole also where they were sharded.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from luspo_cli.config.run import TrainRun
+from luspo_cli.errors import KnownError, PeerLost, RunError, UsageError
+from luspo_cli.policy import attention
+from luspo_cli.policy.loading import freeze_vision
+from luspo_cli.policy.packing import split_mini_batches
+from luspo_cli.policy.policy import Policy
+from luspo_cli.processes.accelerate import make_accelerator, prepare
+from luspo_cli.processes.ranks import ALONE, Ranks, joined
+from luspo_cli.processes.sharding import shard, whole_weight
+from luspo_cli.training.optimizer import make_optimizer
+from luspo_cli.training.update import Updater
+
+
+def build(case: dict[str, Any], ranks: Ranks) -> tuple[Updater, Any]:
+    """An updater and its model, wrapped as a run wraps them."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state()  # accelerate keeps the first mixed precision of a process
+    config = TrainRun.model_validate(case["config"])
+    sharded = ranks.size > 1 and config.model.sharding == "full"
+    accelerator = make_accelerator(config.model.compute_dtype == "bfloat16", images="images" in case, sharded=sharded)
+    if config.model.freeze_vision:
+        freeze_vision(case["model"])
+    reference = Policy(case["reference"].requires_grad_(False), 1.0) if case.get("reference") is not None else None
+    policy = Policy(case["model"], config.rollout.temperature).train()
+    for part in (policy, reference) if sharded else ():
+        if part is not None:
+            shard(part, accelerator.device)
+    _, optimizer = make_optimizer(policy, config.update)
+    prepared, optimizer = prepare(accelerator, policy, optimizer, sharded)
+    return Updater(prepared, optimizer, accelerator, config, reference, ranks), policy.model
+
+
+def found(case: dict[str, Any], ranks: Ranks = ALONE) -> dict[str, Any]:
+    """Make the case's updates; the last gradients, the weights, each update's metrics, and the passes of each mini-batch."""
+    updater, model = build(case, ranks)
+    images = case.get("images")
+    metrics = [updater.update(groups, rate, images) for groups, rate in case["updates"]]
+    settings = updater.config.update
+    batches = split_mini_batches(case["updates"][-1][0], settings.mini_batches, settings.tokens_per_micro_batch, images)
+    return {
+        "gradients": {n: whole_weight(w.grad).clone() for n, w in model.named_parameters() if w.requires_grad},
+        "weights": {name: whole_weight(weight.detach()).clone() for name, weight in model.named_parameters()},
+        "elements": sum(getattr(w, "to_local", lambda w=w: w)().numel() for w in model.parameters()),
+        "metrics": [{k: v for k, v in part.items() if not k.startswith("time/")} for part in metrics],
+        "noise_floor": updater.noise_floor(case["updates"][-1][0], images),
+        "pieces": [updater._pieces(batch) for batch in batches],
+    }
+
+
+def exchanges(ranks: Ranks) -> dict[str, Any]:
+    """What `Ranks` hands around, and whose failure is whose."""
+
+    def fail_on(rank: int, kind: type[KnownError]) -> Any:
+        if ranks.rank == rank:
+            raise kind(f"process {rank} cannot")
+        return ranks.rank
+
+    def outcome(work: Any) -> Any:
+        try:
+            return work()
+        except KnownError as error:
+            return type(error).__name__, str(error), error.said_elsewhere
+
+    return {
+        "shares": [list(ranks.share(n)) for n in (0, 1, 5, 7)],
+        "gathered": ranks.gather({"rank": ranks.rank}),
+        "any": (ranks.any(ranks.rank == 1), ranks.any(False)),
+        "first": ranks.first(lambda: f"from {ranks.rank}"),
+        "together": ranks.together(lambda: ranks.rank),
+        "first fails": outcome(lambda: ranks.first(lambda: fail_on(0, UsageError))),
+        "second fails": outcome(lambda: ranks.together(lambda: fail_on(1, RunError))),
+        "after that": ranks.gather(ranks.rank),
+        "on machine": ranks.on_machine,
+    }
+
+
+def run_cases(folder: Path, variables: dict[str, str]) -> None:
+    """Join as the variables say, and store what each case of the folder gives."""
+    os.environ.update(variables)
+    attention.register()
+    torch.set_num_threads(1)
+    with joined(60) as ranks:
+        torch.save(exchanges(ranks), folder / f"exchanges.{ranks.rank}.found")
+        for file in sorted(folder.glob("*.case")):
+            result = found(torch.load(file, weights_only=False), ranks)
+            torch.save(result, folder / f"{file.stem}.{ranks.rank}.found")
+
+
+def run_session(config: str, path: Path, crash_after: int, variables: dict[str, str]) -> None:
+    """A whole training of this process with its others; all end after `crash_after` by a failure of the first one's."""
+    from luspo_cli.training.session import run_training
+
+    os.environ.update(variables)
+
+    def on_step(metrics: dict[str, Any]) -> None:
+        if metrics["step"] == crash_after:
+            raise RunError("stopped by the test")
+
+    said: list[str] = []
+    try:
+        run_training(TrainRun.model_validate_json(config), path, "resume", said.append, on_step)
+    except RunError as error:
+        said.append(f"{error} {error.said_elsewhere}")
+    (path / f"said-{variables['RANK']}.txt").write_text("\n".join(said))
+
+
+def lose_one(folder: Path, how: str, wait_s: float, variables: dict[str, str]) -> None:
+    """The last process ends, or sleeps, before an exchange; the others store what they make of it and how long that took."""
+    os.environ.update(variables)
+    begun = time.monotonic()
+    try:
+        with joined(wait_s) as ranks:
+            ranks.gather("all are here")
+            begun = time.monotonic()
+            if ranks.rank == ranks.size - 1:
+                if how == "ends":
+                    os.kill(os.getpid(), signal.SIGKILL)
+                time.sleep(4 * wait_s)
+                os._exit(0)
+            ranks.gather("one is not")
+    except PeerLost as error:
+        torch.save((str(error), time.monotonic() - begun), folder / f"{variables['RANK']}.found")
+
+
+def push_sharded(folder: Path, servers: list[str], variables: dict[str, str]) -> None:
+    """Share a stored model out over the processes and push it twice to this one's servers; stores what went wrong."""
+    from luspo_cli.rollout.sampler import SamplingOptions
+    from luspo_cli.rollout.samplers import own_servers
+    from luspo_cli.rollout.vllm.server import VllmServerSampler
+
+    os.environ.update(variables)
+    attention.register()
+    torch.set_num_threads(1)
+    said = []
+    with joined(60) as ranks:
+        policy = Policy(torch.load(folder / "model", weights_only=False), 1.0)
+        shard(policy, torch.device("cpu"))
+        own = own_servers(servers, ranks.rank, ranks.size)
+        sampler = VllmServerSampler(own, None, (1,), "float32", 4, 8, 30.0, SamplingOptions(2, 4))
+        for _ in range(2):
+            try:
+                sampler.load_weights(policy.model)
+            except RunError as error:
+                said.append(str(error))
+            ranks.gather("all have come through")
+    torch.save(said, folder / f"{variables['RANK']}.found")
+
+
+def fail_apart(folder: Path, variables: dict[str, str]) -> None:
+    """The second process fails alone, the first alone, both alike; stores who says it each time, None where none failed."""
+    os.environ.update(variables)
+    found: list[bool | None] = []
+    with joined(60) as ranks:
+
+        def fail(failing: tuple[int, ...]) -> None:
+            if ranks.rank in failing:
+                raise UsageError(f"the engine of {failing} cannot start")
+
+        for failing in ((1,), (0,), (0, 1)):
+            says = None
+            try:
+                ranks.each(lambda failing=failing: fail(failing))
+            except UsageError as error:
+                says = not error.said_elsewhere
+            found.append(says)
+            ranks.gather("all have come through")
+    torch.save(found, folder / f"{variables['RANK']}.found")

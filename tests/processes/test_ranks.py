@@ -1,0 +1,299 @@
+"""Several processes make the update of one: the same gradient and the same weights, however rows and tokens fall on them.
+
+Real processes that talk over gloo. The models are float64 with float32 log-probs, so a sum in another order moves gradients by
+about 1e-7 of the largest one; TOLERANCE is ten times that. Weights after Adam steps are compared at a step's size: Adam divides
+by the gradient's own size, so an element whose gradient is rounding error may move either way.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import rank_cases
+import torch
+
+from luspo_cli.config.layers import resolve_train
+from luspo_cli.processes.place import Place
+from luspo_cli.processes.ranks import ALONE
+from luspo_cli.processes.sharding import whole_weight
+from luspo_cli.records import ScoredGroup
+from luspo_cli.training.shares import balanced_shares, own_pieces
+
+TOLERANCE = 1e-6
+RATE = 1e-3
+LENGTHS = [[3, 9, 1], [5, 5, 12], [2, 7, 4], [6, 1, 8]]
+ADVANTAGES = [[1.0, -0.5, -0.5], [0.0, 0.0, 0.0], [0.0, 1.0, -1.0], [0.5, 0.2, -0.7]]
+UNEVEN = [[16, 1, 1], [1, 1, 2], [14, 1, 3], [1, 2, 1]]
+ONE_ROW = [[0.0] * 3, [0.0] * 3, [0.0, 1.0, 0.0], [0.0] * 3]
+SILENT = [[0.0] * 3] * 4
+INFINITE = [[1.0, -0.5, -0.5], [0.0] * 3, [0.0, float("inf"), -1.0], [0.5, 0.2, -0.7]]
+
+Made = Callable[..., Any]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def run_processes(number: int, target: Callable[..., None], *arguments: Any) -> list[int | None]:
+    """`target(*arguments, variables)` in so many processes that find one another, as a launcher starts them; their exit codes."""
+    context = multiprocessing.get_context("forkserver")  # the heavy imports are made once for all of them
+    context.set_forkserver_preload(
+        ["luspo_cli.training.session", "transformers.models.qwen2.modeling_qwen2", "accelerate"]
+    )
+    port = free_port()
+    places = [Place(rank, number, rank, "127.0.0.1", port) for rank in range(number)]
+    # The server keeps the environment that it was started with: hand over today's.
+    environments = [{**os.environ, **place.variables()} for place in places]
+    processes = [context.Process(target=target, args=(*arguments, environment)) for environment in environments]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(300)
+    return [process.exitcode for process in processes]
+
+
+def cases(make_model: Made, make_groups: Made) -> dict[str, dict[str, Any]]:
+    """Name → model, updates and configuration; `sharding` stands in the name's last part."""
+
+    def case(
+        *sets: str, updates: list[tuple[Any, Any, float]], objective: str = "luspo", dtype: str = "float64"
+    ) -> Any:
+        config = resolve_train(
+            preset="tiny",
+            objective=objective,
+            sets=["rollout.problems=4", "rollout.max_response_tokens=16", "update.gradient_clip=0", *sets],
+        )
+        groups = [(make_groups(lengths, advantages), rate) for lengths, advantages, rate in updates]
+        reference = make_model(1, dtype=dtype) if config.objective.kl_coefficient else None
+        return {
+            "config": config.model_dump(mode="python"),
+            "model": make_model(dtype=dtype),
+            "reference": reference,
+            "updates": groups,
+        }
+
+    small = "update.tokens_per_micro_batch=30"
+    one, two = "update.mini_batches=1", "update.mini_batches=2"
+    still = [(LENGTHS, ADVANTAGES, 0.0)]
+    found = {}
+    for sharding in ("none", "full"):
+        s = f"model.sharding={sharding}"
+        found |= {
+            f"gradient-luspo.{sharding}": case(s, small, one, updates=still),
+            f"gradient-dapo.{sharding}": case(s, small, one, updates=still, objective="dapo"),
+            f"uneven.{sharding}": case(s, small, one, updates=[(UNEVEN, ADVANTAGES, 0.0)]),
+            f"one-row.{sharding}": case(s, small, one, updates=[(UNEVEN, ONE_ROW, 0.0)]),
+            f"steps.{sharding}": case(s, small, two, updates=[(LENGTHS, ADVANTAGES, RATE)] * 3),
+            f"silent.{sharding}": case(
+                s, small, two, updates=[(LENGTHS, ADVANTAGES, RATE), (LENGTHS, SILENT, RATE), (UNEVEN, ONE_ROW, RATE)]
+            ),
+            f"infinite.{sharding}": case(
+                s, small, one, updates=[(LENGTHS, ADVANTAGES, RATE), (LENGTHS, INFINITE, RATE)]
+            ),
+            f"clipped.{sharding}": case(s, small, one, "update.gradient_clip=0.01", updates=still),
+            f"reference.{sharding}": case(
+                s, small, one, "objective.kl_coefficient=0.1", "objective.entropy_coefficient=0.01", updates=still
+            ),
+            f"bfloat16.{sharding}": case(
+                s, small, one, "model.compute_dtype=bfloat16", "model.gradient_checkpointing=true",
+                updates=still, dtype="float32",
+            ),
+        }  # fmt: skip
+    return found
+
+
+@pytest.fixture(scope="session", params=[2, 3])
+def several(
+    request: pytest.FixtureRequest, make_model: Made, make_groups: Made, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, list[Any]]:
+    """Name of a case → what each process found; all cases in one start."""
+    folder = tmp_path_factory.mktemp(f"{request.param}-processes")
+    for name, case in cases(make_model, make_groups).items():
+        torch.save(case, folder / f"{name}.case")
+    assert run_processes(request.param, rank_cases.run_cases, folder) == [0] * request.param
+    names = [file.name.removesuffix(".0.found") for file in folder.glob("*.0.found")]
+    return {
+        name: [torch.load(folder / f"{name}.{rank}.found", weights_only=False) for rank in range(request.param)]
+        for name in names
+    }
+
+
+@pytest.fixture(scope="session")
+def alone(make_model: Made, make_groups: Made) -> dict[str, Any]:
+    """The same from one process: this one."""
+    return {name: rank_cases.found(case) for name, case in cases(make_model, make_groups).items()}
+
+
+NAMES = [
+    f"{name}.{sharding}"
+    for name in ("gradient-luspo", "gradient-dapo", "uneven", "one-row", "reference")
+    for sharding in ("none", "full")
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_gradient_is_that_of_one_process(several: dict[str, list[Any]], alone: dict[str, Any], name: str) -> None:
+    whole = alone[name]["gradients"]
+    scale = max(float(gradient.norm()) for gradient in whole.values())
+    assert scale > 1e-3
+    for found in several[name]:
+        assert found["gradients"].keys() == whole.keys()
+        for weight, gradient in found["gradients"].items():
+            assert (gradient - whole[weight]).norm() < TOLERANCE * scale, weight
+
+
+@pytest.mark.parametrize("sharding", ["none", "full"])
+@pytest.mark.parametrize("name", ["steps", "silent"])
+def test_the_weights_after_steps_are_those_of_one_process(
+    several: dict[str, list[Any]], alone: dict[str, Any], name: str, sharding: str
+) -> None:
+    """Six optimizer steps of 1e-3 each, with ratios that left 1: the mean difference is far below a hundredth of one step."""
+    whole = alone[f"{name}.{sharding}"]
+    assert any(part["ratio/min"] < 1 < part["ratio/max"] for part in whole["metrics"])
+    for found in several[f"{name}.{sharding}"]:
+        for weight, value in found["weights"].items():
+            # Softmax does not see a shift of all keys: the true gradient of their bias is 0, and Adam steps by its sign.
+            if not weight.endswith("k_proj.bias"):
+                assert float((value - whole["weights"][weight]).abs().mean()) < 1e-2 * RATE, weight
+
+
+@pytest.mark.parametrize("sharding", ["none", "full"])
+def test_every_process_holds_the_same_weights_bit_for_bit(several: dict[str, list[Any]], sharding: str) -> None:
+    first, *others = several[f"steps.{sharding}"]
+    for other in others:
+        assert all(torch.equal(first["weights"][name], other["weights"][name]) for name in first["weights"])
+
+
+@pytest.mark.parametrize("name", [*NAMES, *(f"{n}.{s}" for n in ("steps", "clipped") for s in ("none", "full"))])
+def test_the_metrics_are_those_of_one_process(several: dict[str, list[Any]], alone: dict[str, Any], name: str) -> None:
+    """Loss, ratios, entropy, gradient norm and counts of rows are of the whole batch, and the same on every process."""
+    first, *others = several[name]
+    assert all(other["metrics"] == first["metrics"] for other in others)
+    for found, wanted in zip(first["metrics"], alone[name]["metrics"], strict=True):
+        assert found.keys() == wanted.keys()
+        for key, value in wanted.items():
+            assert found[key] == pytest.approx(value, rel=2e-3 if name.startswith("steps") else 1e-5, abs=1e-6), key
+    assert first["noise_floor"] == pytest.approx(alone[name]["noise_floor"], abs=1e-6)
+
+
+@pytest.mark.parametrize("sharding", ["none", "full"])
+def test_a_loss_that_is_not_finite_on_one_process_moves_no_weight_on_any(
+    several: dict[str, list[Any]], alone: dict[str, Any], sharding: str
+) -> None:
+    name = f"infinite.{sharding}"
+    for found in several[name]:
+        assert [part["update/skipped_steps"] for part in found["metrics"]] == [0.0, 1.0]
+        for weight, value in found["weights"].items():
+            assert torch.isfinite(value).all()
+            if not weight.endswith("k_proj.bias"):
+                assert float((value - alone[name]["weights"][weight]).abs().mean()) < 1e-2 * RATE, weight
+
+
+@pytest.mark.parametrize("sharding", ["none", "full"])
+def test_the_gradient_is_clipped_by_the_norm_of_the_whole(
+    several: dict[str, list[Any]], alone: dict[str, Any], sharding: str
+) -> None:
+    for found in several[f"clipped.{sharding}"]:
+        norm = sum(float(gradient.double().square().sum()) for gradient in found["gradients"].values()) ** 0.5
+        assert norm == pytest.approx(0.01, rel=1e-4)
+        assert found["metrics"][0]["update/grad_norm"] > 0.1
+
+
+@pytest.mark.parametrize("sharding", ["none", "full"])
+def test_bfloat16_passes_are_those_of_one_process_too(
+    several: dict[str, list[Any]], alone: dict[str, Any], sharding: str
+) -> None:
+    """Autocast over float32 weights, recomputed layers: only the rows of a pass differ, which bfloat16 rounds in its way."""
+    name = f"bfloat16.{sharding}"
+    whole = alone[name]["gradients"]
+    scale = max(float(gradient.norm()) for gradient in whole.values())
+    for weight, gradient in several[name][0]["gradients"].items():
+        assert gradient.dtype == torch.float32
+        assert (gradient - whole[weight]).norm() < 2e-2 * scale, weight
+
+
+def test_sharded_weights_are_shared_out(several: dict[str, list[Any]]) -> None:
+    whole = several["steps.none"][0]["elements"]
+    shares = [found["elements"] for found in several["steps.full"]]
+    assert sum(shares) == whole
+    assert max(shares) < 1.1 * whole / len(shares)
+
+
+def test_one_row_leaves_the_other_processes_without_any(several: dict[str, list[Any]]) -> None:
+    """And they still make as many passes."""
+    for sharding in ("none", "full"):
+        pieces = [found["pieces"][0] for found in several[f"one-row.{sharding}"]]
+        assert [[piece.filler for piece in own] for own in pieces] == [[False]] + [[True]] * (len(pieces) - 1)
+
+
+def test_uneven_rows_make_equally_many_passes_over_each_row_once(several: dict[str, list[Any]]) -> None:
+    pieces = [found["pieces"][0] for found in several["uneven.none"]]
+    assert len({len(own) for own in pieces}) == 1
+    rows = [row for own in pieces for piece in own if not piece.filler for row in piece.rows]
+    assert len(rows) == sum(advantage != 0 for group in ADVANTAGES for advantage in group)
+    assert len({(row.rollout.problem_id, row.rollout.response_tokens) for row in rows}) == len(rows)
+    tokens = [sum(row.width for piece in own if not piece.filler for row in piece.rows) for own in pieces]
+    assert max(tokens) - min(tokens) <= 20
+    assert len({len([p for p in own if not p.filler]) for own in pieces} | {0}) >= 2
+
+
+def test_what_processes_hand_around(several: dict[str, list[Any]]) -> None:
+    found = several["exchanges"]
+    size = len(found)
+    for rank, own in enumerate(found):
+        assert own["gathered"] == [{"rank": other} for other in range(size)]
+        assert own["any"] == (True, False)
+        assert own["first"] == "from 0"
+        assert own["together"] == rank
+        assert own["first fails"] == ("UsageError", "process 0 cannot", rank != 0)
+        assert own["second fails"] == ("RunError", "process 1 cannot", rank != 0)
+        assert own["after that"] == list(range(size))
+        assert own["on machine"] == size
+    for number, shares in zip((0, 1, 5, 7), zip(*(own["shares"] for own in found), strict=True), strict=True):
+        assert [i for share in shares for i in share] == list(range(number))  # in order, nothing twice
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_shares_are_balanced_by_tokens(make_groups: Callable[..., list[ScoredGroup]]) -> None:
+    """Widths 20, 13, 12, 9, 8, 7, 6, 5, 5 (prompts of 4): longest first to the lightest; by hand."""
+    from luspo_cli.policy.packing import rows_of
+
+    lengths = [[16, 9, 8, 5, 4, 3, 2, 1, 1]]
+    rows = rows_of(make_groups(lengths, [[1.0] * 9])[0], {})
+    shares = balanced_shares(rows, 2)
+    assert [[row.width for row in share] for share in shares] == [[20, 9, 7, 5], [13, 12, 8, 6, 5]]
+    assert [[row.width for row in share] for share in balanced_shares(rows[:1], 3)] == [[20], [], []]
+
+
+def test_one_process_keeps_its_micro_batches(make_groups: Callable[..., list[ScoredGroup]]) -> None:
+    from luspo_cli.policy.packing import split_mini_batches
+
+    batch = split_mini_batches(make_groups(LENGTHS, ADVANTAGES), 1, 40)[0]
+    pieces = own_pieces(batch.with_advantage, 0, 1, 40)
+    assert tuple(piece.rows for piece in pieces) == batch.with_advantage
+    assert not any(piece.filler for piece in pieces)
+    assert own_pieces((), 1, 3, 40) == []
+
+
+def test_one_process_exchanges_nothing() -> None:
+    assert ALONE.gather(3) == [3]
+    assert ALONE.first(lambda: "x") == ALONE.together(lambda: "x") == "x"
+    weight = torch.ones(2)
+    assert whole_weight(weight) is weight
+
+
+def test_a_failure_that_may_be_one_process_s_own_is_said_once(tmp_path: Path) -> None:
+    assert run_processes(2, rank_cases.fail_apart, tmp_path) == [0, 0]
+    first, second = (torch.load(tmp_path / f"{rank}.found", weights_only=False) for rank in range(2))
+    assert (first[0], second[0]) == (None, True)
+    assert (first[1], second[1]) == (True, None)
+    assert sorted([first[2], second[2]]) == [False, True]

@@ -1,0 +1,90 @@
+"""Signals that ask for a stop: all finish the step, a repeated one changes nothing, a Ctrl-C after it stops at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+
+import pytest
+
+from luspo_cli.processes.signals import stop_on_signals
+
+ALL = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@pytest.fixture(autouse=True)
+def _hangup_as_in_a_terminal(_signals_as_before: None) -> None:
+    """A suite under nohup has SIGHUP ignored, and `stop_on_signals` leaves it so."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+@pytest.mark.parametrize("number", ALL)
+def test_the_first_signal_asks_and_a_ctrl_c_after_it_interrupts(number: signal.Signals) -> None:
+    said: list[str] = []
+    before = [signal.getsignal(one) for one in ALL]
+    with stop_on_signals(said.append) as stop_requested:
+        assert not stop_requested()
+        os.kill(os.getpid(), number)
+        assert stop_requested()
+        assert stop_requested.signal == number
+        assert "Ctrl-C again stops at once" in said[0]
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) == before[0]
+    assert [signal.getsignal(one) for one in ALL[1:]] == [signal.SIG_IGN] * 2
+
+
+def test_without_a_stop_the_handlers_are_back() -> None:
+    before = [signal.getsignal(one) for one in ALL]
+    with stop_on_signals(lambda _: None):
+        pass
+    assert [signal.getsignal(one) for one in ALL] == before
+
+
+def test_a_signal_on_the_way_out_changes_nothing() -> None:
+    with stop_on_signals(lambda _: None) as stop_requested:
+        os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGHUP)
+    assert stop_requested.signal == signal.SIGTERM
+
+
+def test_a_signal_that_a_launcher_passes_on_once_more_changes_nothing() -> None:
+    said: list[str] = []
+    with stop_on_signals(said.append) as stop_requested:
+        for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGHUP):
+            os.kill(os.getpid(), number)
+        assert stop_requested.signal == signal.SIGTERM
+    assert len(said) == 1
+
+
+def test_nohup_keeps_a_hangup_ignored() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with stop_on_signals(lambda _: None) as stop_requested:
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert not stop_requested()
+
+
+def test_a_signal_in_the_middle_of_a_print_does_not_end_the_run() -> None:
+    """A buffered stream cannot be entered twice and says so with RuntimeError."""
+
+    def reentered(text: str) -> None:
+        raise RuntimeError("reentrant call")
+
+    with stop_on_signals(reentered) as stop_requested:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop_requested()
+
+
+def test_outside_the_main_thread_no_handler_is_set() -> None:
+    answers: list[bool] = []
+
+    def use() -> None:
+        with stop_on_signals(lambda _: None) as stop_requested:
+            answers.append(stop_requested())
+
+    thread = threading.Thread(target=use)
+    thread.start()
+    thread.join()
+    assert answers == [False]

@@ -1,0 +1,214 @@
+"""The dry run: what it estimates, what it finds missing, and that it touches nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from luspo_cli.config.layers import resolve_train
+from luspo_cli.errors import UsageError
+from luspo_cli.training.dry_run import GIB, make_plan, missing_inputs
+from luspo_cli.training.memory import estimate_memory
+
+
+def test_memory_of_weights_and_optimizer_by_hand() -> None:
+    """7.6 G parameters in float32: weights and gradients 28.4 GiB each, two moments 56.7 GiB."""
+    plan = make_plan(resolve_train(preset="qwen2.5-7b"))
+    assert plan.parameters == 7_615_616_512
+    assert plan.memory_gib["weights"] == plan.memory_gib["gradients"] == pytest.approx(28.37, abs=0.01)
+    assert plan.memory_gib["optimizer"] == pytest.approx(56.74, abs=0.01)
+    assert plan.memory_gib["reference"] == 0
+    # 256 rows * (2048 + 8192) tokens * 28 layers * 2 (keys, values) * 4 heads * 128 numbers * 2 bytes
+    assert plan.memory_gib["key_value_cache"] == pytest.approx(256 * 10240 * 28 * 2 * 4 * 128 * 2 / GIB, abs=0.01)
+    assert plan.memory_gib["update_peak"] > plan.memory_gib["weights"] + plan.memory_gib["optimizer"]
+
+
+def test_what_saves_memory_lowers_the_estimate() -> None:
+    def peak(*sets: str) -> dict[str, float]:
+        config = resolve_train(preset="qwen2.5-7b", sets=list(sets))
+        return estimate_memory(config, config.model.shape)
+
+    base = peak()
+    assert peak("model.gradient_checkpointing=false")["update_peak"] > 1.5 * base["update_peak"]
+    assert peak("update.tokens_per_micro_batch=10240")["activations"] < base["activations"]
+    assert peak("rollout.max_rows=64")["key_value_cache"] == base["key_value_cache"] / 4
+    assert peak("objective.kl_coefficient=0.1")["reference"] == base["weights"]
+
+
+def test_several_processes_share_out_what_the_configuration_says() -> None:
+    """Eight: an eighth of weights, gradients and moments each when sharded, and a bfloat16 copy to sample with either way."""
+    config, sharded = (resolve_train(preset="qwen2.5-7b", sets=[f"model.sharding={how}"]) for how in ("none", "full"))
+    one, eight, shares = make_plan(config), make_plan(config, 8), make_plan(sharded, 8)
+    assert eight.memory_gib["weights"] == one.memory_gib["weights"] == pytest.approx(28.37, abs=0.01)
+    for part, whole in (("weights", 28.37), ("gradients", 28.37), ("optimizer", 56.74)):
+        assert shares.memory_gib[part] == pytest.approx(whole / 8, abs=0.01)
+    assert shares.memory_gib["sampler_copy"] == one.memory_gib["sampler_copy"] == pytest.approx(14.18, abs=0.01)
+    # Embeddings and head, 2 * 152064 * 3584, and one of 28 layers, in float32.
+    outside = 2 * 152064 * 3584
+    assert shares.memory_gib["gathered"] == pytest.approx(
+        4 * (outside + (7_615_616_512 - outside) / 28) / GIB, abs=0.01
+    )
+    assert shares.memory_gib["update_peak"] < 0.6 * eight.memory_gib["update_peak"]
+    assert make_plan(sharded).memory_gib == one.memory_gib  # nothing to share out
+
+
+def test_work_by_hand() -> None:
+    plan = make_plan(resolve_train(preset="tiny"))
+    assert plan.work == {
+        "steps": 60,
+        "rollouts_per_step": 256,
+        "optimizer_steps": 240,
+        "rollouts_per_optimizer_step": 64,
+        "response_tokens_at_most": 60 * 256 * 96,
+    }
+    assert plan.missing == []
+
+
+def test_everything_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    missing = make_plan(resolve_train(preset="qwen2.5-7b")).missing
+    assert [sentence.split()[0].rstrip(":") for sentence in missing] == ["model.path", "data.train", "data.held_out"]
+    (tmp_path / "data/dapo-math-17k").mkdir(parents=True)
+    missing = make_plan(resolve_train(preset="qwen2.5-7b")).missing
+    assert "has no train.parquet; make it with luspo prepare-data" in missing[1]
+    (tmp_path / "data/dapo-math-17k/train.parquet").touch()
+    (tmp_path / "hub/hub/models--Qwen--Qwen2.5-7B").mkdir(parents=True)
+    (tmp_path / "data/aime24").mkdir()
+    (tmp_path / "data/aime24/train.parquet").touch()
+    assert make_plan(resolve_train(preset="qwen2.5-7b")).missing == []
+    assert make_plan(resolve_train(preset="qwen2.5-7b", sets=["model.revision=v1"])).missing == []
+    (tmp_path / "hub/config.json").touch()
+    (unread,) = missing_inputs(resolve_train(preset="qwen2.5-7b", sets=["model.path=./hub", "model.revision=v1"]))
+    assert unread == "model.revision = 'v1' is of a hub id, and model.path = './hub' is none: leave model.revision out"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "hub"]  # the plan itself made nothing
+
+
+def test_the_shape_of_a_model_on_disk_is_its_own(tmp_path: Path) -> None:
+    stored = {
+        "vocab_size": 100, "num_hidden_layers": 2, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32
+    }  # fmt: skip
+    config = resolve_train(preset="qwen2.5-0.5b", sets=[f"model.path={tmp_path}"])
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    # attention 4 * 16 * 16 + 3 * 16, feed-forward 3 * 16 * 32, norms 2 * 16; embeddings and head 2 * 1600, last norm 16
+    assert make_plan(config).parameters == 2 * (1024 + 48 + 1536 + 32) + 3200 + 16
+    (tmp_path / "config.json").write_text(json.dumps({"text_config": stored}))
+    assert make_plan(config).parameters == 2 * (1024 + 48 + 1536 + 32) + 3200 + 16
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"hidden_size": 3}', '{"text_config": 3}'])
+def test_a_model_folder_that_describes_nothing(tmp_path: Path, content: str) -> None:
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(UsageError, match=r"config\.json does not describe a language model"):
+        make_plan(resolve_train(preset="qwen2.5-0.5b", sets=[f"model.path={tmp_path}"]))
+
+
+def estimate(*sets: str) -> dict[str, float]:
+    config = resolve_train(preset="qwen2.5-7b", sets=list(sets))
+    return estimate_memory(config, config.model.shape)
+
+
+def test_memory_of_adapters_by_hand() -> None:
+    """7B, rank 16: a bfloat16 base of 14.18 GiB; per layer 16 * (2 * 7168 + 2 * 4096 + 3 * 22528), times 28 layers."""
+    plan = make_plan(resolve_train(preset="qwen2.5-7b", sets=["model.lora.rank=16"]))
+    trained = 28 * 16 * (2 * 7168 + 2 * 4096 + 3 * 22528)
+    assert plan.trained == trained == 40_370_176
+    assert plan.parameters == 7_615_616_512
+    assert plan.memory_gib["weights"] == pytest.approx((2 * 7_615_616_512 + 4 * trained) / GIB, abs=0.01)
+    assert plan.memory_gib["gradients"] == pytest.approx(4 * trained / GIB, abs=0.01)
+    assert plan.memory_gib["optimizer"] == pytest.approx(8 * trained / GIB, abs=0.01)
+    # The untied embedding, 152064 x 3584, is shared with the sampler's copy.
+    assert plan.memory_gib["sampler_copy"] == pytest.approx(2 * (7_615_616_512 - 152064 * 3584) / GIB, abs=0.01)
+    assert estimate("model.lora.rank=16", "objective.kl_coefficient=0.1")["reference"] == 0
+
+
+def test_the_count_of_adapters_is_that_of_peft() -> None:
+    pytest.importorskip("peft", reason="adapters need the extra lora: pip install 'luspo[lora]'")
+    from peft import LoraConfig, inject_adapter_in_model
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    targets = ("q_proj", "v_proj", "down_proj")
+    config = resolve_train(
+        preset="tiny",
+        sets=["model.shape.key_value_heads=1", "model.lora.rank=5", f"model.lora.targets={list(targets)}"],
+    )
+    shape = config.model.shape
+    model = Qwen2ForCausalLM(
+        Qwen2Config(
+            vocab_size=shape.vocabulary,
+            hidden_size=shape.width,
+            intermediate_size=shape.feed_forward,
+            num_hidden_layers=shape.layers,
+            num_attention_heads=shape.heads,
+            num_key_value_heads=shape.key_value_heads,
+        )
+    )
+    inject_adapter_in_model(LoraConfig(r=5, target_modules=list(targets)), model)
+    assert make_plan(config).trained == sum(w.numel() for w in model.parameters() if w.requires_grad)
+
+
+def test_memory_of_small_and_offloaded_moments() -> None:
+    n = 7_615_616_512
+    base, eight, away = estimate(), estimate("update.optimizer=adamw-8bit"), estimate("update.offload_optimizer=true")
+    # Two bytes a weight, and two float32 scales for each block of 256.
+    assert eight["optimizer"] == pytest.approx(n * (2 + 8 / 256))
+    assert base["update_peak"] - eight["update_peak"] == pytest.approx(8 * n - eight["optimizer"])
+    assert (away["optimizer"], away["host_optimizer"]) == (0, 12 * n)
+    assert base["update_peak"] - away["update_peak"] == 8 * n
+
+
+def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("luspo_cli.training.dry_run.find_spec", lambda name: None)
+    sets = ["model.lora.rank=4", "update.optimizer=adamw-8bit"]
+    assert make_plan(resolve_train(preset="tiny", sets=sets)).missing == [
+        "model.lora needs peft: pip install 'luspo[lora]'",
+        "update.optimizer needs bitsandbytes: pip install 'luspo[adamw-8bit]'",
+    ]
+    assert make_plan(resolve_train(preset="tiny")).missing == []
+
+
+def test_memory_is_that_of_the_sampler_that_will_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """7B in bfloat16: the in-process copy takes 14.18 GiB all the time; vLLM takes its share of the device while it draws."""
+    inside = make_plan(resolve_train(preset="qwen2.5-7b", sets=["rollout.sampler=in-process"])).memory_gib
+    assert (inside["vllm"], inside["sampler_copy"]) == (0, pytest.approx(14.18, abs=0.01))
+    monkeypatch.setattr("luspo_cli.training.dry_run.device_memory", lambda: 80 * GIB)
+    sets = ["rollout.sampler=vllm", "rollout.vllm.memory_share=0.3"]
+    plan = make_plan(resolve_train(preset="qwen2.5-7b", sets=sets))
+    asleep = plan.memory_gib
+    assert (asleep["vllm"], asleep["sampler_copy"], asleep["key_value_cache"]) == (24, 0, 0)
+    assert asleep["update_peak"] == pytest.approx(inside["update_peak"] - inside["sampler_copy"], abs=0.02)
+    held = sum(asleep[name] for name in ("program", "weights", "optimizer", "gradients"))
+    assert asleep["rollout_peak"] == pytest.approx(held + 24, abs=0.03)
+    assert not [note for note in plan.memory_notes if "vllm" in note]
+    monkeypatch.setattr("luspo_cli.training.dry_run.device_memory", lambda: None)
+    elsewhere = make_plan(resolve_train(preset="qwen2.5-7b", sets=sets))
+    assert elsewhere.memory_gib["vllm"] == 0
+    assert "on one it takes 30% of the memory (rollout.vllm.memory_share)" in elsewhere.memory_notes[-1]
+    sets = ["rollout.sampler=vllm-server", 'rollout.vllm.servers=["http://127.0.0.1:8000"]']
+    away = make_plan(resolve_train(preset="qwen2.5-7b", sets=sets)).memory_gib
+    assert (away["vllm"], away["sampler_copy"], away["key_value_cache"]) == (0, 0, 0)
+    assert away["update_peak"] == asleep["update_peak"]
+    assert away["rollout_peak"] == pytest.approx(held, abs=0.03)
+
+
+def test_the_shape_of_a_hub_model_is_read_from_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    config = resolve_train(preset="qwen2.5-7b", sets=["model.path=some/model", "model.revision=v2"])
+    cached = tmp_path / "hub/models--some--model"
+    (cached / "snapshots/0123abc").mkdir(parents=True)
+    stored = {
+        "vocab_size": 100, "num_hidden_layers": 2, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32
+    }  # fmt: skip
+    (cached / "snapshots/0123abc/config.json").write_text(json.dumps(stored))
+    plan = make_plan(config)  # another revision is there
+    assert (plan.parameters, plan.shape_from) == (7_615_616_512, "model.shape")
+    assert plan.memory_notes[0] == (
+        "the shape is that of [model.shape]: the config.json of some/model is not on this machine"
+    )
+    (cached / "refs").mkdir()
+    (cached / "refs/v2").write_text("0123abc")
+    plan = make_plan(config)
+    assert (plan.parameters, plan.shape_from, plan.memory_notes) == (8496, "config.json", [])
+    assert make_plan(resolve_train(preset="tiny")).memory_notes == []
