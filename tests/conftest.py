@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -37,6 +38,30 @@ def _signals_as_before() -> Iterator[None]:
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
+
+
+@pytest.fixture
+def luspo(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> Callable[..., tuple[int, str, str]]:
+    """Return a function that runs the command line in an empty folder and gives (exit code, stdout, stderr)."""
+    from luspo_cli.__main__ import main
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LUSPO_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("LUSPO_DEBUG", raising=False)
+
+    def command(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["luspo", *arguments])
+        capfd.readouterr()
+        try:
+            main()
+            code = 0
+        except SystemExit as ended:
+            code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+        return code, *capfd.readouterr()
+
+    return command
 
 
 @pytest.fixture(scope="session")

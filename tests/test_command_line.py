@@ -13,29 +13,7 @@ from typing import Any
 
 import pytest
 
-from luspo_cli.__main__ import main
-
 Command = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def luspo(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Command:
-    """Return a function that runs the command line in an empty folder and gives (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("LUSPO_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delenv("LUSPO_DEBUG", raising=False)
-
-    def command(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["luspo", *arguments])
-        capfd.readouterr()
-        try:
-            main()
-            code = 0
-        except SystemExit as ended:
-            code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
-        return code, *capfd.readouterr()
-
-    return command
 
 
 @pytest.fixture
