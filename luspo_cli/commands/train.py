@@ -104,7 +104,7 @@ def train(
     from rich.console import Console
 
     from luspo_cli.commands.display.steps import choose_step_display
-    from luspo_cli.processes.lasting_stream import lasting_stderr
+    from luspo_cli.processes.signals import lasting_stderr
     from luspo_cli.training.session import run_training
 
     first = is_first_process()

@@ -119,8 +119,7 @@ def _require_model(model: str, folder: Path, *, is_model: bool) -> None:
 
 
 def _run_weights(name: str, folder: Path, config: dict[str, Any], step: int | None) -> Weights:
-    from luspo_cli.training.checkpoint import Checkpoint, damage, find_checkpoints, newest_whole
-    from luspo_cli.training.policy_files import policy_folder
+    from luspo_cli.runs.checkpoints import Checkpoint, damage, find_checkpoints, newest_whole, policy_folder
 
     checkpoints = folder / "checkpoints"
     chosen: Checkpoint | None

@@ -298,7 +298,7 @@ def _is_finished(run: Path, steps: int) -> bool:
     """
     if (last_metrics(run) or {}).get("step", 0) < steps:
         return False
-    from luspo_cli.training.checkpoint import find_checkpoints
+    from luspo_cli.runs.checkpoints import find_checkpoints
 
     return any(found.step == steps for found in find_checkpoints(run / "checkpoints"))
 

@@ -1,47 +1,37 @@
 """Checkpoints that appear whole or not at all, hold no pickle, and know when they are damaged.
 
-A checkpoint is written under a hidden name, flushed, listed with sizes and sha256 in `checkpoint.json`, then renamed.
-`model/` is a plain Hugging Face folder with float32 weights, `adapter/` of a LoRA run a peft folder: what resumes is what
-anybody can load.
+A checkpoint is written under a hidden name, flushed, listed with sizes and sha256 in `checkpoint.json`, then renamed. What
+resumes is what anybody can load (luspo_cli/runs/checkpoints.py).
 Random numbers need no saving: every draw of the engine is a function of seed, step and row.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 
-from luspo_cli.errors import RunError, UsageError
+from luspo_cli.errors import RunError
 from luspo_cli.files import PARTIAL, sync, write_json
+from luspo_cli.policy.adapters import has_adapters
+from luspo_cli.policy.lora import save_adapter
+from luspo_cli.runs.checkpoints import (
+    ADAPTER,
+    MANIFEST,
+    MODEL,
+    checkpoint_path,
+    digest,
+    find_checkpoints,
+    outdated,
+    remove_partial,
+)
 from luspo_cli.training.optimizer import save_optimizer
-from luspo_cli.training.policy_files import save_policy
 
-MANIFEST = "checkpoint.json"
 Gathered = tuple[Mapping[str, torch.Tensor], Mapping[int, Mapping[str, torch.Tensor]]]
-
-
-@dataclass(frozen=True, slots=True)
-class Checkpoint:
-    """A complete checkpoint on disk."""
-
-    path: Path
-    step: int
-
-    @property
-    def trainer(self) -> Path:
-        return self.path / "trainer"
-
-
-def checkpoint_path(checkpoints: Path, step: int) -> Path:
-    return checkpoints / f"step-{step:06d}"
 
 
 def save_checkpoint(
@@ -60,13 +50,13 @@ def save_checkpoint(
     """
     final = checkpoint_path(checkpoints, step)
     partial = checkpoints / f".{final.name}{PARTIAL}"
-    _remove_partial(checkpoints)
+    remove_partial(checkpoints)
     try:
         (partial / "trainer").mkdir(parents=True)
         save_policy(partial, model, tokenizer, gathered[0] if gathered else None)
         save_optimizer(partial / "trainer", gathered[1] if gathered else optimizer.state_dict()["state"], names)
         write_json(partial / "trainer" / "state.json", {"step": step})
-        files = {str(f.relative_to(partial)): _digest(f) for f in sorted(partial.rglob("*")) if f.is_file()}
+        files = {str(f.relative_to(partial)): digest(f) for f in sorted(partial.rglob("*")) if f.is_file()}
         write_json(partial / MANIFEST, {"step": step, "files": files})
         _flush(partial)
     except BaseException as error:
@@ -80,7 +70,7 @@ def save_checkpoint(
             shutil.rmtree(final)
         partial.rename(final)
         sync(checkpoints)  # the new name is on disk before an old checkpoint goes
-        for old in _outdated(checkpoints, step, keep):
+        for old in outdated(checkpoints, step, keep):
             shutil.rmtree(old.path)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
@@ -88,69 +78,20 @@ def save_checkpoint(
     return final
 
 
-def find_checkpoints(checkpoints: Path) -> list[Checkpoint]:
-    """Checkpoints by step, damaged ones too. Leftovers of an interrupted write have another name and are passed over."""
-    named = [(path, path.name.removeprefix("step-")) for path in checkpoints.glob("step-*")]
-    found = [Checkpoint(path, int(step)) for path, step in named if step.isdecimal() and path.is_dir()]
-    return sorted(found, key=lambda checkpoint: checkpoint.step)
+def save_policy(checkpoint: Path, model: Any, tokenizer: Any, state: Mapping[str, torch.Tensor] | None = None) -> None:
+    """Write `adapter/` where `model` has adapters, else `model/`; with the tokenizer or processor.
 
-
-def damage(checkpoint: Checkpoint) -> str | None:
-    """Say which file of a checkpoint is missing, cut short or altered; None where all is as written."""
-    try:
-        listed = json.loads((checkpoint.path / MANIFEST).read_bytes())["files"]
-        expected = {name: (entry["bytes"], entry["sha256"]) for name, entry in listed.items()}
-    except FileNotFoundError:
-        return f"{MANIFEST} is missing"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return f"{MANIFEST} is unreadable"
-    for name, (size, checksum) in expected.items():
-        file = checkpoint.path / name
-        if not file.is_file():
-            return f"{name} is missing"
-        if file.stat().st_size != size:
-            return f"{name} has {file.stat().st_size} bytes instead of {size}"
-        if _digest(file)["sha256"] != checksum:
-            return f"{name} differs from its checksum"
-    return None
-
-
-def newest_whole(checkpoints: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest undamaged checkpoint, and a sentence for each newer one that was passed over."""
-    notes: list[str] = []
-    found = find_checkpoints(checkpoints)
-    for checkpoint in reversed(found):
-        reason = damage(checkpoint)
-        if reason is None:
-            return checkpoint, notes
-        notes.append(f"checkpoint {checkpoint.path} is damaged ({reason})")
-    if found:
-        raise UsageError(
-            f"{notes[0]} and no other checkpoint is whole; start again with --if-exists replace, or restore the file"
-        )
-    return None, notes
-
-
-def remove_leftovers(checkpoints: Path, step: int, keep: int) -> None:
-    """Remove what a killed process was writing or deleting; the checkpoint of `step` is the one to go on from."""
-    _remove_partial(checkpoints)
-    for old in _outdated(checkpoints, step, keep):
-        shutil.rmtree(old.path, ignore_errors=True)  # not now, then with the next checkpoint
-
-
-def _remove_partial(checkpoints: Path) -> None:
-    for leftover in checkpoints.glob(f".step-*{PARTIAL}"):
-        shutil.rmtree(leftover, ignore_errors=True)
-
-
-def _outdated(checkpoints: Path, step: int, keep: int) -> list[Checkpoint]:
-    """All but the newest `keep` up to `step`; a later one is damaged, and must not push out a whole one."""
-    return [found for found in find_checkpoints(checkpoints) if found.step <= step][:-keep]
-
-
-def _digest(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    `state`: the weights of a model of which this process holds a share only.
+    """
+    if has_adapters(model):
+        folder = checkpoint / ADAPTER
+        folder.mkdir()
+        save_adapter(model, folder)
+    else:
+        folder = checkpoint / MODEL
+        given = {} if state is None else {"state_dict": state}
+        model.save_pretrained(folder, safe_serialization=True, **given)
+    tokenizer.save_pretrained(folder)
 
 
 def _flush(folder: Path) -> None:

@@ -31,8 +31,8 @@ from luspo_cli.runs.folder import RunFolder
 from luspo_cli.runs.rollouts import store_rollouts
 from luspo_cli.training.dynamic_sampling import sample_step
 from luspo_cli.training.held_out import HeldOut, record, recorded_steps
+from luspo_cli.training.optimizer import learning_rate
 from luspo_cli.training.preflight import training_draws
-from luspo_cli.training.schedule import learning_rate
 from luspo_cli.training.shared_rollouts import sample_and_score
 from luspo_cli.training.update import Updater
 

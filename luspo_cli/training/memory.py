@@ -1,4 +1,4 @@
-"""How much memory a training takes on one device, by part, without importing torch.
+"""How much memory a training takes: estimated by part without importing torch, measured at its end, and said where it ran out.
 
 What is counted are the tensors that the engine makes, from the model's shape and the configuration: weights, gradients,
 moments, the copies in the compute type, what a forward pass keeps for the backward pass, a chunk of logits, the in-process
@@ -8,8 +8,15 @@ sampler's copy and cache or the share of the device that vLLM takes. What is not
 
 from __future__ import annotations
 
+import re
+import resource
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from luspo_cli.config.model import ShapeConfig
 from luspo_cli.config.run import TrainRun
+from luspo_cli.errors import RunError
 from luspo_cli.rollout.samplers import SamplerName
 
 PROGRAM_BYTES = 0.6 * 2**30
@@ -18,6 +25,7 @@ CHUNK_LOGITS = 2**26
 """Logits of one chunk of the vocabulary head (policy/logprobs.py): in the compute type, in float32, and their exponentials."""
 EIGHT_BIT_BYTES = 2 * (1 + 4 / 256)
 """Of one weight's two moments: a byte each, and a float32 scale for every block of 256."""
+_TRIED = re.compile(r"Tried to allocate ([\d.]+ \w+)")
 
 
 def trained_parameters(config: TrainRun, shape: ShapeConfig) -> int:
@@ -92,3 +100,26 @@ def estimate_memory(
     drawn_logits = rows * shape.vocabulary * 8 if in_process else 0
     parts["rollout_peak"] = always + parts["key_value_cache"] + drawn_logits + parts["vllm"]
     return parts
+
+
+def peak_memory_gib() -> float:
+    """Largest resident size of this process so far, in GiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**30 if sys.platform == "darwin" else peak / 2**20
+
+
+@contextmanager
+def shortage_explained() -> Iterator[None]:
+    """Within this block torch's OutOfMemoryError becomes a RunError that names the keys to lower."""
+    import torch
+
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        tried = _TRIED.search(str(error))
+        raise RunError(
+            f"the GPU's memory is used up{f' (tried to allocate {tried.group(1)})' if tried else ''}: lower"
+            " update.tokens_per_micro_batch, rollout.max_rows or rollout.vllm.memory_share, or set"
+            " model.gradient_checkpointing = true, in a new run or in the run's config.json and then --resume --allow-changed;"
+            " where another program held the memory, --resume is enough"
+        ) from error

@@ -1,4 +1,4 @@
-"""The optimizer: how it is built from the configuration, and its state on disk.
+"""The optimizer: how it is built from the configuration, its learning rate at each step, and its state on disk.
 
 AdamW with weight decay on matrices only: norms and biases set a scale, and pulling a scale to zero is no regularisation. The
 state is stored by the parameters' names as safetensors, never as a pickle; what is read back is what was written, bit for bit.
@@ -11,6 +11,7 @@ which took minutes, and peft's import of it seconds more.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from luspo_cli.errors import UsageError
 from luspo_cli.processes.sharding import shard_like
 
 STATE_FILE = "optimizer.safetensors"
+COSINE_FLOOR = 0.1
 
 
 def check_optimizer(settings: UpdateConfig) -> None:
@@ -32,6 +34,19 @@ def check_optimizer(settings: UpdateConfig) -> None:
         )
     if settings.optimizer == "adamw-8bit":
         _bitsandbytes()
+
+
+def learning_rate(step: int, steps: int, config: UpdateConfig) -> float:
+    """Learning rate of training step `step` (counted from 0) of `steps`: linear ramp, then hold, line to 0 or cosine to 10 %."""
+    # A pure function of the step: a resumed run needs no scheduler state.
+    if step < config.ramp_steps:
+        return config.learning_rate * (step + 1) / config.ramp_steps
+    if config.schedule == "constant":
+        return config.learning_rate
+    done = (step - config.ramp_steps) / max(1, steps - config.ramp_steps)
+    if config.schedule == "linear":
+        return config.learning_rate * (1.0 - done)
+    return config.learning_rate * (COSINE_FLOOR + (1 - COSINE_FLOOR) * 0.5 * (1 + math.cos(math.pi * done)))
 
 
 def make_optimizer(policy: torch.nn.Module, settings: UpdateConfig) -> tuple[list[str], torch.optim.Optimizer]:

@@ -6,7 +6,8 @@ as far as nothing must be started for it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,26 +26,26 @@ from luspo_cli.processes.ranks import Ranks, joined
 from luspo_cli.processes.signals import stop_on_signals
 from luspo_cli.records import Problem
 from luspo_cli.rewards.rubric import Rubric
+from luspo_cli.runs.checkpoints import policy_folder
 from luspo_cli.runs.folder import IfExists, RunFolder
-from luspo_cli.runs.tracking import check_writers
-from luspo_cli.training.changed_inputs import (
+from luspo_cli.runs.resume import open_run
+from luspo_cli.runs.tracking import Tracking, check_writers
+from luspo_cli.training.dynamic_sampling import SignalWatch
+from luspo_cli.training.loop import train
+from luspo_cli.training.made.model import made_model
+from luspo_cli.training.made.terms import MadeTermsBatches, held_out_terms
+from luspo_cli.training.memory import peak_memory_gib, shortage_explained
+from luspo_cli.training.optimizer import check_optimizer
+from luspo_cli.training.preflight import LongestPrompt, check_stages, longest_prompt
+from luspo_cli.training.provenance import (
     Change,
     as_records,
     changed_inputs,
     configuration_fingerprint,
+    provenance,
+    record_provenance,
     refuse_changed,
 )
-from luspo_cli.training.device_memory import shortage_explained
-from luspo_cli.training.dynamic_sampling import SignalWatch
-from luspo_cli.training.first_process import open_run, tracking_of
-from luspo_cli.training.host_memory import peak_memory_gib
-from luspo_cli.training.loop import train
-from luspo_cli.training.made.model import made_model
-from luspo_cli.training.made.terms import MadeTermsBatches, held_out_terms
-from luspo_cli.training.optimizer import check_optimizer
-from luspo_cli.training.policy_files import policy_folder
-from luspo_cli.training.preflight import LongestPrompt, check_stages, longest_prompt
-from luspo_cli.training.provenance import provenance, record_provenance
 from luspo_cli.training.stages import image_folder, make_stages
 
 NOISE_SHARE = 0.2
@@ -141,7 +142,7 @@ def _train_together(
                 config, loaded, problems.source, problems.held_out, rubric, folder, checkpoint, reference, ranks
             )
         )
-        with tracking_of(config, folder, say, ranks) as tracking, stop_on_signals(say) as stop_requested:
+        with _tracking_of(config, folder, say, ranks) as tracking, stop_on_signals(say) as stop_requested:
             before = folder.records() if ranks.is_first else ()
             noise, signal_watch = _NoiseWatch(config, say), SignalWatch(config, say, before)
 
@@ -156,6 +157,22 @@ def _train_together(
         say(f"peak memory of this process {peak_memory_gib():.1f} GiB")
     stopped_by = next((number for number in ranks.gather(stop_requested.signal) if number), None)
     return Outcome(last, last == config.run.steps, stopped_by)
+
+
+@contextmanager
+def _tracking_of(
+    config: TrainRun, folder: RunFolder, say: Callable[[str], None], ranks: Ranks
+) -> Iterator[Tracking | None]:
+    """The writers, opened by the first process before the first step; another process has none."""
+    with ExitStack() as stack:
+        tracking = Tracking(config, folder, say) if ranks.is_first else None
+
+        def begin() -> None:
+            if tracking is not None:
+                stack.enter_context(tracking)
+
+        ranks.first(begin)
+        yield tracking
 
 
 def _silent(text: str) -> None:

@@ -24,8 +24,9 @@ from luspo_cli.records import Problem
 from luspo_cli.rewards.rubric import Rubric
 from luspo_cli.rollout.sampler import Prompt, Sampler, SamplingOptions
 from luspo_cli.rollout.samplers import SamplerModel, choose_sampler, make_sampler
+from luspo_cli.runs.checkpoints import Checkpoint
 from luspo_cli.runs.folder import RunFolder
-from luspo_cli.training.checkpoint import Checkpoint, save_checkpoint
+from luspo_cli.training.checkpoint import save_checkpoint
 from luspo_cli.training.held_out import SEED_OFFSET, HeldOut
 from luspo_cli.training.loop import Stages
 from luspo_cli.training.optimizer import load_optimizer, make_optimizer

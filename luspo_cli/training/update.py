@@ -4,7 +4,7 @@ Decisions, each with a test: a mini-batch's counts are known before its first mi
 is the mini-batch's loss however it was split; old log-probs come from the same weights through the same micro-batches as the
 new ones, so that before the first step every ratio is exactly 1, and the first mini-batch needs none; rows without advantage
 take part in the counts and nowhere else; a step whose loss or gradient is not finite moves nothing and is counted. Several
-processes compute a share of every mini-batch's rows each (training/shares.py) under the same counts; what decides about a step is
+processes compute a share of every mini-batch's rows each (policy/packing.py) under the same counts; what decides about a step is
 put together first, so all of them move or none.
 """
 
@@ -27,8 +27,10 @@ from luspo_cli.objectives.sampler_mismatch import SamplerMismatch, correction_we
 from luspo_cli.policy.lora import BasePolicy
 from luspo_cli.policy.packing import (
     MiniBatch,
+    Piece,
     PolicyBatch,
     Row,
+    own_pieces,
     policy_batch,
     rows_of,
     split_micro_batches,
@@ -38,7 +40,6 @@ from luspo_cli.policy.policy import Policy
 from luspo_cli.processes.ranks import ALONE, Ranks
 from luspo_cli.processes.sharding import whole_weight
 from luspo_cli.records import ScoredGroup
-from luspo_cli.training.shares import Piece, own_pieces
 
 NOISE_FLOOR_ROWS = 16
 Images = Mapping[str, Mapping[str, Tensor]]

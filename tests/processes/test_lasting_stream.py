@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from luspo_cli.processes.lasting_stream import LastingStream, lasting_stderr
+from luspo_cli.processes.signals import LastingStream, lasting_stderr
 
 
 def test_a_pipe_that_nobody_reads_takes_everything_from_then_on() -> None:

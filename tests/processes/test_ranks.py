@@ -19,11 +19,11 @@ import rank_cases
 import torch
 
 from luspo_cli.config.layers import resolve_train
+from luspo_cli.policy.packing import balanced_shares, own_pieces
 from luspo_cli.processes.place import Place
 from luspo_cli.processes.ranks import ALONE
 from luspo_cli.processes.sharding import whole_weight
 from luspo_cli.records import ScoredGroup
-from luspo_cli.training.shares import balanced_shares, own_pieces
 
 TOLERANCE = 1e-6
 RATE = 1e-3

@@ -11,8 +11,13 @@ import pytest
 
 from luspo_cli.config.layers import resolve_train
 from luspo_cli.errors import UsageError
-from luspo_cli.training.changed_inputs import changed_inputs, configuration_fingerprint, refuse_changed
-from luspo_cli.training.provenance import provenance, record_provenance
+from luspo_cli.training.provenance import (
+    changed_inputs,
+    configuration_fingerprint,
+    provenance,
+    record_provenance,
+    refuse_changed,
+)
 
 OLD, NEW = "a" * 64, "b" * 64
 

@@ -15,14 +15,9 @@ import pytest
 import torch
 
 from luspo_cli.errors import RunError, UsageError
+from luspo_cli.runs.checkpoints import Checkpoint, damage, find_checkpoints, newest_whole, remove_leftovers
 from luspo_cli.training import checkpoint as module
-from luspo_cli.training.checkpoint import (
-    Checkpoint,
-    damage,
-    find_checkpoints,
-    newest_whole,
-    save_checkpoint,
-)
+from luspo_cli.training.checkpoint import save_checkpoint
 from luspo_cli.training.optimizer import load_optimizer
 
 
@@ -93,7 +88,7 @@ def test_only_the_newest_are_kept(trained: Trained, tmp_path: Path) -> None:
     assert visible(tmp_path) == ["step-000006", "step-000010"]
 
 
-@pytest.mark.parametrize("moment", ["save_optimizer", "_digest", "_flush"])
+@pytest.mark.parametrize("moment", ["save_optimizer", "digest", "_flush"])
 @pytest.mark.parametrize("error", [ValueError("injected"), KeyboardInterrupt()], ids=["error", "interrupt"])
 def test_a_write_that_dies_leaves_what_was_there(
     trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str, error: BaseException
@@ -232,9 +227,9 @@ def test_what_a_process_killed_while_it_deleted_left_goes_when_the_run_is_resume
         trained.save(tmp_path, step)
     (tmp_path / "step-000002" / "checkpoint.json").unlink()
     (tmp_path / ".step-000008.partial").mkdir()
-    module.remove_leftovers(tmp_path, 6, keep=2)
+    remove_leftovers(tmp_path, 6, keep=2)
     assert sorted(os.listdir(tmp_path)) == ["step-000004", "step-000006"]
-    module.remove_leftovers(tmp_path, 4, keep=1)  # step 6 is damaged: it is overwritten when its turn comes
+    remove_leftovers(tmp_path, 4, keep=1)  # step 6 is damaged: it is overwritten when its turn comes
     assert visible(tmp_path) == ["step-000004", "step-000006"]
 
 

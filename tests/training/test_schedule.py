@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from luspo_cli.config.update import UpdateConfig
-from luspo_cli.training.schedule import learning_rate
+from luspo_cli.training.optimizer import learning_rate
 
 
 def rates(steps: int, **settings: object) -> list[float]:

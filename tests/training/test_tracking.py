@@ -14,10 +14,9 @@ import pytest
 from luspo_cli.config.layers import resolve_train
 from luspo_cli.config.run import TrainRun
 from luspo_cli.errors import UsageError
-from luspo_cli.runs import tracking, writers
+from luspo_cli.runs import tracking
 from luspo_cli.runs.folder import RunFolder
-from luspo_cli.runs.tracking import Tracking, check_writers
-from luspo_cli.runs.writers import Series, numbers_of
+from luspo_cli.runs.tracking import Series, Tracking, check_writers, numbers_of
 
 
 class Service:
@@ -178,8 +177,8 @@ def test_a_missing_package_is_one_sentence_before_anything_is_made(
     from luspo_cli.training.session import run_training
 
     check_writers([])
-    real = writers.importlib.util.find_spec
-    monkeypatch.setattr(writers.importlib.util, "find_spec", lambda name: None if name == "trackio" else real(name))
+    real = tracking.importlib.util.find_spec
+    monkeypatch.setattr(tracking.importlib.util, "find_spec", lambda name: None if name == "trackio" else real(name))
     with pytest.raises(
         UsageError, match=r"run\.track names trackio, which is not installed: pip install 'luspo\[track\]'"
     ):

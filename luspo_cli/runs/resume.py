@@ -1,15 +1,13 @@
-"""What the first process of a run does for all: it takes up the run folder and feeds the tracking writers."""
+"""Taking up a run folder: made anew, or cut back to the checkpoint that the run goes on from."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 
 from luspo_cli.config.run import TrainRun
-from luspo_cli.processes.ranks import Ranks
+from luspo_cli.runs.checkpoints import Checkpoint, newest_whole, remove_leftovers
 from luspo_cli.runs.folder import IfExists, RunFolder
 from luspo_cli.runs.tracking import Tracking
-from luspo_cli.training.checkpoint import Checkpoint, newest_whole, remove_leftovers
 
 
 def open_run(
@@ -34,19 +32,3 @@ def open_run(
     else:
         say(f"going on after step {step}")
     return checkpoint
-
-
-@contextmanager
-def tracking_of(
-    config: TrainRun, folder: RunFolder, say: Callable[[str], None], ranks: Ranks
-) -> Iterator[Tracking | None]:
-    """The writers, opened by the first process before the first step; another process has none."""
-    with ExitStack() as stack:
-        tracking = Tracking(config, folder, say) if ranks.is_first else None
-
-        def begin() -> None:
-            if tracking is not None:
-                stack.enter_context(tracking)
-
-        ranks.first(begin)
-        yield tracking
