@@ -68,35 +68,16 @@ def luspo(
 def make_model() -> Callable[..., Any]:
     """Return a function that builds a random Qwen2 model; `dtype` a name, `attention` ours unless told, grouped heads."""
     import torch
-    from transformers import Qwen2Config, Qwen2ForCausalLM
 
+    from doubles.models import random_qwen2
     from luspo_cli.policy import attention as ours
 
     torch.set_num_threads(1)
     ours.register()
 
     def build(seed: int = 0, *, dtype: str = "float32", attention: str = ours.NAME, tied: bool = False) -> Any:
-        torch.manual_seed(seed)
-        config = Qwen2Config(
-            vocab_size=VOCABULARY,
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=256,
-            tie_word_embeddings=tied,
-            pad_token_id=0,
-            eos_token_id=1,
-            bos_token_id=None,
-        )
-        config._attn_implementation = attention
-        model = Qwen2ForCausalLM(config)
-        with torch.no_grad():
-            for name, weight in model.named_parameters():
-                # The stock initialisation is so small that all next tokens are about equally likely.
-                spread = 0.5 if "embed" in name or "lm_head" in name else 0.2
-                weight.normal_(1.0 if "norm" in name else 0.0, spread)
+        shape = {"layers": 2, "heads": 4, "key_value_heads": 2}
+        model = random_qwen2(VOCABULARY, seed=seed, tied=tied, attention=attention, spread=(0.5, 0.2), **shape)
         return model.to(getattr(torch, dtype)).eval()
 
     return build

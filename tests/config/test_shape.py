@@ -4,26 +4,15 @@ from __future__ import annotations
 
 import pytest
 
+from doubles.models import random_qwen2
 from luspo_cli.config.layers import resolve_train
 from luspo_cli.config.model import ShapeConfig
 
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_the_count_is_that_of_a_model_of_this_shape(tied: bool) -> None:
-    from transformers import Qwen2Config, Qwen2ForCausalLM
-
     shape = ShapeConfig(vocabulary=50, layers=3, width=24, heads=4, key_value_heads=2, feed_forward=40, tied_head=tied)
-    model = Qwen2ForCausalLM(
-        Qwen2Config(
-            vocab_size=50,
-            hidden_size=24,
-            intermediate_size=40,
-            num_hidden_layers=3,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            tie_word_embeddings=tied,
-        )
-    )
+    model = random_qwen2(50, layers=3, width=24, heads=4, key_value_heads=2, feed_forward=40, tied=tied)
     assert shape.parameters() == sum(weight.numel() for weight in model.parameters())
 
 

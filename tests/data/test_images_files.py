@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from vision_doubles import END, IMAGE, VIDEO, character_tokenizer, noise_image, vision_processor
 
+from doubles.vision import END, IMAGE, VIDEO, character_tokenizer, noise_image, vision_processor
 from luspo_cli.data.images import image_messages, image_size, load_image
 from luspo_cli.errors import UsageError
 from luspo_cli.policy.inputs import fitting, prompt_inputs, prompt_length

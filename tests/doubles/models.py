@@ -74,10 +74,11 @@ def respread(model: Any, ends: float, inside: float) -> None:
             weight.normal_(1.0 if "norm" in name else 0.0, ends if "embed" in name or "lm_head" in name else inside)
 
 
-def word_tokenizer(words: Sequence[str], template: str = BARE_TEMPLATE, *, split: str = r"[\s\S]") -> Any:
+def word_tokenizer(words: Sequence[str], template: str = BARE_TEMPLATE, *, split: str = "") -> Any:
     """A tokenizer of `words`, numbered in their order; the first two are padding and end, and what is in none is UNKNOWN.
 
-    `split`: a regular expression of what may be one word; without UNKNOWN among the words, the first one takes its place.
+    A text is split into characters, or at each match of the regular expression `split`, which is left out. Without UNKNOWN among
+    the words the first one takes its place.
     """
     with _IMPORTING:
         from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
@@ -85,7 +86,7 @@ def word_tokenizer(words: Sequence[str], template: str = BARE_TEMPLATE, *, split
 
     unknown = UNKNOWN if UNKNOWN in words else words[0]
     core = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token=unknown))
-    core.pre_tokenizer = pre_tokenizers.Split(Regex(split), "isolated")
+    core.pre_tokenizer = pre_tokenizers.Split(Regex(split or r"[\s\S]"), "removed" if split else "isolated")
     core.decoder = decoders.Fuse()
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=core, pad_token=words[0], eos_token=words[1], unk_token=unknown if unknown == UNKNOWN else None

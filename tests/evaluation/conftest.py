@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from judge_double import Answer, Server
 
+from doubles.judge import Answer, Server
 from luspo_cli.evaluation import judge as judge_module
 
 DATA = Path(os.environ.get("LUSPO_DATA") or Path(__file__).resolve().parents[2] / "../shared/data")

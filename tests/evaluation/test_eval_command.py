@@ -16,9 +16,10 @@ from typing import Any
 import pyarrow.parquet
 import pytest
 from conftest import write_json_lines
-from eval_doubles import aime_folder, tiny_model
 from typer.testing import CliRunner, Result
 
+from doubles.evaluation import aime_folder
+from doubles.models import character_model
 from luspo_cli.app import app
 from luspo_cli.commands.display.drawing import LineProgress, clock_time, seconds_left
 from luspo_cli.commands.eval import EVAL_EXAMPLES
@@ -31,7 +32,7 @@ DRAWING = ("--samples", "2", "--max-rows", "2", "--max-response-tokens", "24", "
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model(tmp_path_factory.mktemp("model") / "tiny")
+    return character_model(tmp_path_factory.mktemp("model") / "tiny")
 
 
 @pytest.fixture(scope="module")
@@ -182,7 +183,7 @@ def test_a_step_is_chosen_and_others_are_named(model, tmp_path) -> None:
 def test_the_fingerprint_follows_the_weights_and_not_the_place(model, tmp_path) -> None:
     copy = shutil.copytree(model, tmp_path / "copy")
     assert find_weights(str(copy), None).fingerprint() == find_weights(str(model), None).fingerprint()
-    other = tiny_model(tmp_path / "other", seed=1)
+    other = character_model(tmp_path / "other", seed=1)
     assert find_weights(str(other), None).fingerprint() != find_weights(str(model), None).fingerprint()
 
 

@@ -10,10 +10,10 @@ from typing import Any
 import pyarrow.parquet
 import pytest
 from conftest import write_json_lines
-from eval_doubles import ScriptedSampler, aime_folder, evaluation_of, never, scripted
-from judge_double import user_text
 from typer.testing import CliRunner
 
+from doubles.evaluation import ScriptedSampler, aime_folder, evaluation_of, never, scripted
+from doubles.judge import user_text
 from luspo_cli.app import app
 from luspo_cli.errors import UsageError
 from luspo_cli.evaluation import judge as judge_module

@@ -11,8 +11,8 @@ from typing import Any
 
 import pyarrow.parquet
 import pytest
-from eval_doubles import ScriptedSampler, evaluation_of, never, scripted
 
+from doubles.evaluation import ScriptedSampler, evaluation_of, never, scripted
 from luspo_cli.errors import RunError, UsageError
 from luspo_cli.evaluation.runner import Evaluation, check, chunk_seed, evaluate
 from luspo_cli.evaluation.sample_store import PartialSamples

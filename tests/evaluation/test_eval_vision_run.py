@@ -9,8 +9,8 @@ from pathlib import Path
 import pyarrow.parquet
 import pytest
 from typer.testing import CliRunner
-from vision_doubles import vision_model, vision_processor
 
+from doubles.vision import vision_model, vision_processor
 from luspo_cli.app import app
 
 LIMIT, SAMPLES = 6, 2

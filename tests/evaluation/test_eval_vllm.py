@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from eval_doubles import aime_folder
 from typer.testing import CliRunner
 
+from doubles.evaluation import aime_folder
 from luspo_cli.app import app
 from luspo_cli.errors import UsageError
 from luspo_cli.rollout import samplers as choice

@@ -6,10 +6,10 @@ import json
 
 import pytest
 from conftest import write_json_lines
-from eval_doubles import ScriptedSampler, aime_folder, evaluation_of, never, scripted
-from judge_double import user_text
 from typer.testing import CliRunner
 
+from doubles.evaluation import ScriptedSampler, aime_folder, evaluation_of, never, scripted
+from doubles.judge import user_text
 from luspo_cli.app import app
 from luspo_cli.commands.eval import make_judge
 from luspo_cli.errors import UsageError

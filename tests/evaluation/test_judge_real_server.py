@@ -1,6 +1,6 @@
 """The judge against a real server process, `transformers serve`: real HTTP, a real chat template, real generation.
 
-The models are made here (served_models.py): one whose weights always give the same reply, and an untrained one, whose
+The models are made here (tests/doubles/models.py): one whose weights always give the same reply, and an untrained one, whose
 replies nobody can read. LUSPO_JUDGE_MODEL names the folder of an instruction-tuned model for the last test.
 """
 
@@ -18,9 +18,9 @@ from collections.abc import Iterator
 
 import pyarrow.parquet
 import pytest
-from eval_doubles import ScriptedSampler, evaluation_of, never, scripted
-from served_models import random_model, rubber_stamp
 
+from doubles.evaluation import ScriptedSampler, evaluation_of, never, scripted
+from doubles.models import byte_model, stamping_model
 from luspo_cli.errors import UsageError
 from luspo_cli.evaluation.judge import Judge, Question, Reply
 from luspo_cli.evaluation.runner import evaluate
@@ -73,7 +73,7 @@ def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_served_models_extraction_stands_beside_the_rules_verdict(server, tmp_path) -> None:
     url, _ = server
-    judge = Judge(url, str(rubber_stamp(tmp_path / "stamp", "Final answer: 4")))
+    judge = Judge(url, str(stamping_model(tmp_path / "stamp", "Final answer: 4")))
     judge.check()
     evaluation = evaluation_of(tmp_path, tmp_path / "out")
     finished = evaluate(evaluation, scripted(ScriptedSampler()), judge=judge)
@@ -88,7 +88,7 @@ def test_a_served_models_extraction_stands_beside_the_rules_verdict(server, tmp_
 
 def test_a_served_models_verdict_is_taken(server, tmp_path) -> None:
     url, _ = server
-    stamp = rubber_stamp(tmp_path / "stamp", "Final answer: 4\nVerdict: CORRECT")
+    stamp = stamping_model(tmp_path / "stamp", "Final answer: 4\nVerdict: CORRECT")
     heard: list[Reply] = []
     judge = Judge(url, str(stamp), task="verdict")
     judge.ask([Question("What is 5?", "it is 4", "5")], lambda index, reply: heard.append(reply))
@@ -97,7 +97,7 @@ def test_a_served_models_verdict_is_taken(server, tmp_path) -> None:
 
 def test_an_untrained_models_replies_are_failures_and_no_data(server, tmp_path) -> None:
     url, _ = server
-    judge = Judge(url, str(random_model(tmp_path / "random")), max_tokens=40)
+    judge = Judge(url, str(byte_model(tmp_path / "random")), max_tokens=40)
     evaluation = evaluation_of(tmp_path, tmp_path / "out")
     said: list[str] = []
     finished = evaluate(evaluation, scripted(ScriptedSampler()), judge=judge, say=said.append)
@@ -133,7 +133,7 @@ def test_a_real_model_reads_plain_answers_as_the_rule_does(server, tmp_path) -> 
 def test_verdicts_outlive_the_server_and_its_absence_is_counted(server, tmp_path) -> None:
     """The last test of the module: it kills the server."""
     url, process = server
-    name = str(rubber_stamp(tmp_path / "stamp", "Final answer: 4"))
+    name = str(stamping_model(tmp_path / "stamp", "Final answer: 4"))
 
     class Killed(Judge):
         def ask(self, questions, on_reply):

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
-from eval_doubles import aime_folder, tiny_model
 from typer.testing import CliRunner
 
+from doubles.evaluation import aime_folder
+from doubles.models import character_model
 from luspo_cli.app import app
 from luspo_cli.errors import UsageError
 from luspo_cli.evaluation.weights import find_weights
@@ -50,7 +51,7 @@ def test_a_models_own_code_runs_only_when_it_is_allowed(tmp_path, monkeypatch) -
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     ran = tmp_path / "ran"
     monkeypatch.setenv("OWN_CODE_RAN", str(ran))
-    model = tiny_model(tmp_path / "model")
+    model = character_model(tmp_path / "model")
     config = json.loads((model / "config.json").read_text()) | {
         "model_type": "own_qwen2",
         "architectures": ["OwnForCausalLM"],

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from vision_doubles import END, IMAGE_TOKENS, VOCABULARY, noise_image, vision_model, vision_processor
 
+from doubles.vision import END, IMAGE_TOKENS, VOCABULARY, noise_image, vision_model, vision_processor
 from luspo_cli.config.model import ModelConfig
 from luspo_cli.errors import UsageError
 from luspo_cli.policy.inputs import PromptInputs, prompt_inputs

@@ -9,8 +9,8 @@ import pytest
 import rank_cases
 import torch
 from test_ranks import TOLERANCE, run_processes
-from vision_doubles import noise_image, vision_model, vision_processor
 
+from doubles.vision import noise_image, vision_model, vision_processor
 from luspo_cli.config.layers import resolve_train
 from luspo_cli.errors import UsageError
 from luspo_cli.policy.inputs import PromptInputs, prompt_inputs

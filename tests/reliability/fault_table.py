@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for tests/doubles
 from fault_catalogue import CATALOGUE, Effort, Kind
 from small_training import ROOT, Attempt, Unavailable, Workshop
 

@@ -6,15 +6,15 @@ Its tokens are whole answers such as `\\boxed{\\frac{x}{2}}`. Comparing those ne
 from __future__ import annotations
 
 import json
-import threading
 from pathlib import Path
 from typing import Any
+
+from doubles.models import random_qwen2, save, word_tokenizer
 
 ANSWERS = ("x+1", "1+x", r"\frac{x}{2}", "x/2", "0.5x", "2x-3", "x^2", "x*x", "x+2", r"\sqrt{x}", "x-1", "3x")
 GOLDS = ("x+1", r"\frac{x}{2}", "2x-3", "x^2")
 SIGNS = ("+", "-", *map(str, range(10)))
 PROBLEMS = 8
-_IMPORTING = threading.Lock()
 
 
 def words() -> list[str]:
@@ -23,43 +23,17 @@ def words() -> list[str]:
 
 def make_model(folder: Path, *, poison: str = "") -> None:
     """Write a random Qwen2 model; `poison`: `nan` in a weight, or `inf`: weights whose gradient's norm has no float32."""
-    with _IMPORTING:  # transformers' lazy imports are not made for two threads at once
-        from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
-        from transformers.utils import logging
-
     import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words())}, unk_token="<pad>"))
-    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    core.decoder = decoders.WordPiece(prefix="##")
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="<end>")
-    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
-    logging.disable_progress_bar()
-    torch.manual_seed(0)
-    model = Qwen2ForCausalLM(
-        Qwen2Config(
-            vocab_size=len(words()),
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            max_position_embeddings=256,
-            tie_word_embeddings=False,
-            pad_token_id=0,
-            eos_token_id=1,
-            bos_token_id=None,
-        )
-    )
+    tokenizer = word_tokenizer(words(), split=r"\s+")
+    model = random_qwen2(len(words()))
     with torch.no_grad():
         if poison == "nan":
             model.model.layers[0].mlp.up_proj.weight[0, 0] = float("nan")
         if poison == "inf":  # the same logits; the gradient of the norm's weights is beyond what float32 can square
             model.model.norm.weight *= 1e-25
             model.lm_head.weight *= 1e25
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    save(folder, model, tokenizer)
 
 
 def make_problems(file: Path, *, images: str = "", problems: int = PROBLEMS) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from doubles.models import random_qwen2
 from luspo_cli.config.layers import resolve_train
 from luspo_cli.errors import UsageError
 from luspo_cli.training.dry_run import GIB, make_plan, missing_inputs
@@ -127,7 +128,6 @@ def test_memory_of_adapters_by_hand() -> None:
 def test_the_count_of_adapters_is_that_of_peft() -> None:
     pytest.importorskip("peft", reason="adapters need the extra lora: pip install 'luspo[lora]'")
     from peft import LoraConfig, inject_adapter_in_model
-    from transformers import Qwen2Config, Qwen2ForCausalLM
 
     targets = ("q_proj", "v_proj", "down_proj")
     config = resolve_train(
@@ -135,15 +135,13 @@ def test_the_count_of_adapters_is_that_of_peft() -> None:
         sets=["model.shape.key_value_heads=1", "model.lora.rank=5", f"model.lora.targets={list(targets)}"],
     )
     shape = config.model.shape
-    model = Qwen2ForCausalLM(
-        Qwen2Config(
-            vocab_size=shape.vocabulary,
-            hidden_size=shape.width,
-            intermediate_size=shape.feed_forward,
-            num_hidden_layers=shape.layers,
-            num_attention_heads=shape.heads,
-            num_key_value_heads=shape.key_value_heads,
-        )
+    model = random_qwen2(
+        shape.vocabulary,
+        width=shape.width,
+        feed_forward=shape.feed_forward,
+        layers=shape.layers,
+        heads=shape.heads,
+        key_value_heads=shape.key_value_heads,
     )
     inject_adapter_in_model(LoraConfig(r=5, target_modules=list(targets)), model)
     assert make_plan(config).trained == sum(w.numel() for w in model.parameters() if w.requires_grad)

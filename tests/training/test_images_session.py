@@ -9,8 +9,8 @@ from typing import Any
 import pandas
 import pytest
 import torch
-from vision_doubles import noise_image, vision_model, vision_processor
 
+from doubles.vision import noise_image, vision_model, vision_processor
 from luspo_cli.config.layers import resolve_train
 from luspo_cli.config.model import ModelConfig
 from luspo_cli.policy.loading import load_model

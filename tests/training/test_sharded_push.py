@@ -8,8 +8,9 @@ from typing import Any
 
 import rank_cases
 import torch
-from server_double import PushTarget, serving
 from test_ranks import run_processes
+
+from doubles.servers import PushTarget, serving
 
 
 def push(folder: Path, model: Any, targets: list[PushTarget]) -> list[list[str]]:

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from vision_doubles import IMAGE_TOKENS, noise_image, vision_model, vision_processor
 
+from doubles.vision import IMAGE_TOKENS, noise_image, vision_model, vision_processor
 from luspo_cli.evaluation.benchmark import Benchmark, BenchmarkProblem
 from luspo_cli.evaluation.image_prompts import ImagePrompts, benchmark_prompt
 from luspo_cli.policy.inputs import prompt_inputs

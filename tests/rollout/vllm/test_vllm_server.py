@@ -19,8 +19,8 @@ from typing import Any
 
 import pytest
 import torch
-from server_double import Answer, PushTarget, answering, info, serving, wrapped
 
+from doubles.servers import Answer, PushTarget, answering, info, serving, wrapped
 from luspo_cli.errors import RunError, UsageError
 from luspo_cli.rollout.sampler import Prompt, SamplingOptions
 from luspo_cli.rollout.vllm import server as vllm_server

@@ -1,4 +1,4 @@
-"""What the tests of `luspo eval` draw with: a scripted sampler, a tiny random model on disk, a made benchmark."""
+"""What the tests of `luspo eval` draw with: a scripted sampler and a made benchmark."""
 
 from __future__ import annotations
 
@@ -89,39 +89,6 @@ def evaluation_of(tmp_path: Path, out: Path, **settings: Any) -> Evaluation:
     problems = benchmark.problems(five_problems(tmp_path))
     limited = problems[: chosen.limit or None]
     return Evaluation(benchmark, limited, "verl", "rule", chosen, "the model", "w" * 8, None, out)
-
-
-def tiny_model(folder: Path, seed: int = 0, context: int = 1024) -> Path:
-    """A random Qwen2 of one layer with a tokenizer of the ASCII characters."""
-    import torch
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
-
-    words = {"<pad>": 0, "<end>": 1, "<unknown>": 2} | {chr(code): code - 29 for code in range(32, 127)}
-    words["\n"] = len(words)
-    core = Tokenizer(models.WordLevel(words, unk_token="<unknown>"))
-    core.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
-    core.decoder = decoders.Fuse()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token="<pad>", eos_token="<end>", unk_token="<unknown>"
-    )
-    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
-    torch.manual_seed(seed)
-    config = Qwen2Config(
-        vocab_size=len(words),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=context,
-        pad_token_id=0,
-        eos_token_id=1,
-        bos_token_id=None,
-    )
-    Qwen2ForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 def aime_folder(folder: Path) -> Path:
