@@ -28,6 +28,15 @@ PREPARE_DATA_EXAMPLES = [
 ]
 
 
+_NOTES = {
+    "golds_from_solutions": r"have a worked solution as the answer, and its last \boxed{} is the gold answer",
+    "system_turns_replaced": "have a system turn of their own, and the prompt template's stands in its place; a --prompt without "
+    "a system turn (boxed-suffix, gsm8k-verl, dapo, plain) keeps it",
+    "earlier_turns_dropped": "are conversations, of which only the last question is kept",
+}
+"""Count of a split's manifest entry -> what it says of used rows."""
+
+
 class IfExistsChoice(StrEnum):
     """What happens where --out holds prepared data already."""
 
@@ -122,6 +131,9 @@ def _summary(prepared: Prepared) -> Iterator[str]:
         left_out = [f"{count} {reason.replace('_', ' ')}" for reason, count in counts["left_out"].items() if count]
         used = f"{split}: {counts['rows_used']} of {counts['rows_read']} rows used"
         yield f"{used}; left out: {', '.join(left_out) or 'none'}."
+        for count, what in _NOTES.items():
+            if counts[count]:
+                yield f"note: {counts[count]} of them {what}."
     files = ", ".join(f"{split}.parquet ({count} problems)" for split, count in prepared.rows.items())
     yield f"{prepared.folder}: {files}, manifest.json."
 

@@ -10,7 +10,9 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+
+from luspo_cli.records import Problem
 
 LONG_TEXT = 100
 """Characters, after normalisation, from which containment counts as overlap."""
@@ -63,3 +65,25 @@ class ExcludedQuestions:
             for start in starts
             for candidate in self._by_anchor.get(text[start : start + _ANCHOR], ())
         )
+
+
+def held_out_warning(train: Sequence[Problem], held_out: Sequence[Problem], files: tuple[str, str]) -> str | None:
+    """Return one sentence where held-out questions are trained on, None where none is; `files` name both for it.
+
+    Compared by the questions themselves: one file under two names, or a copy of it, is found too.
+    """
+    trained = {question_digest(_question(problem)) for problem in train}
+    shared = sum(question_digest(_question(problem)) in trained for problem in held_out)
+    if not shared:
+        return None
+    amount = "all" if shared == len(held_out) else f"{shared} of"
+    return (
+        f"{amount} {len(held_out)} questions of data.held_out ({files[1]}) are training questions too (data.train,"
+        f" {files[0]}): their accuracy is not held out; prepare the data with --held-out, or name another file"
+    )
+
+
+def _question(problem: Problem) -> str:
+    users = [message.content for message in problem.prompt if message.role == "user"]
+    # Of several turns all belong to the question; two images under one wording are two questions.
+    return "\n".join((*users, *(str(image) for image in problem.images)))

@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -24,36 +23,31 @@ from luspo_cli.data.problems import file_sha256
 from luspo_cli.data.prompts import build_prompt, prompt_template
 from luspo_cli.data.reading import QUESTION_COLUMNS, choose_column, column_names, data_files, read_rows, value_at
 from luspo_cli.data.sources import (
+    LeftOut,
     Source,
     SourceOptions,
     SourceRow,
     is_readable_gold,
     open_source,
-    question_text,
+    says_train,
+    split_of,
 )
+from luspo_cli.data.values import question_text
 from luspo_cli.data.writing import MANIFEST, IfExists, SplitWriter, check_output, new_folder, write_manifest
 from luspo_cli.errors import UsageError, nearest
 
 _CHECKED_AT_ONCE = 512
+_EVALUATION_SPLITS = {"test": LeftOut.IN_TEST_SPLIT, "validation": LeftOut.IN_VALIDATION_SPLIT}
 _PROGRESS_ROWS = 2000
 
-
-class LeftOut(StrEnum):
-    """Why a row was not used; the first reason that applies is counted."""
-
-    EMPTY_QUESTION = "empty_question"
-    EMPTY_ANSWER = "empty_answer"
-    UNREADABLE_TEXT = "unreadable_text"
-    """Text with half of a surrogate pair, which is not Unicode."""
-    OVERLONG = "overlong"
-    """More prompt characters than allowed."""
-    UNPARSABLE_ANSWER = "unparsable_answer"
-    """Not one short value, or not readable by the verifier."""
-    IN_TEST_SPLIT = "in_test_split"
-    DUPLICATE = "duplicate"
-    CONFLICTING_ANSWER = "conflicting_answer"
-    """The question of an earlier row that was used, with another gold answer."""
-    IN_EXCLUDED_BENCHMARK = "in_excluded_benchmark"
+_WHAT_TO_DO = {
+    LeftOut.WITH_IMAGES: "prepare-data reads text only so far, so choose a source without images",
+    LeftOut.QUESTION_NOT_TEXT: "name the column of the question's text with --question-column",
+    LeftOut.ANSWER_NOT_TEXT: "name the column of the final answer, a text or number, with --answer-column",
+    LeftOut.UNPARSABLE_ANSWER: "name the column of the final answer with --answer-column; of a worked solution its last"
+    r" \boxed{} or what follows #### is taken",
+}
+"""Most frequent reason -> what to do where no row is left."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +71,8 @@ class _Seen:
 
     answers: dict[bytes, bytes] = field(default_factory=dict)
     """Question of a row that was used -> its answer."""
-    test: set[bytes] = field(default_factory=set)
-    """Questions of the test split, used or not."""
+    evaluation: dict[bytes, LeftOut] = field(default_factory=dict)
+    """Questions of the test and validation splits, used or not -> why no other split may hold them."""
     unparsable: dict[bytes, bool] = field(default_factory=dict)
     """Answer -> the verifier's opinion."""
 
@@ -88,6 +82,12 @@ class _Counts:
     read: int = 0
     kept: int = 0
     left_out: Counter[LeftOut] = field(default_factory=Counter)
+    from_solutions: int = 0
+    """Used rows whose gold answer is the last box of a worked solution."""
+    system_replaced: int = 0
+    """Used rows whose own system turn gave way to the template's."""
+    earlier_turns: int = 0
+    """Used rows of which only the last turn of a conversation was kept."""
 
     def as_manifest(self) -> dict[str, Any]:
         return {
@@ -95,6 +95,9 @@ class _Counts:
             "rows_used": self.kept,
             "rows_read_beyond_limit": self.read - self.kept - self.left_out.total(),
             "left_out": {reason.value: self.left_out[reason] for reason in LeftOut},
+            "golds_from_solutions": self.from_solutions,
+            "system_turns_replaced": self.system_replaced,
+            "earlier_turns_dropped": self.earlier_turns,
         }
 
 
@@ -127,13 +130,15 @@ class _Filter:
 
     def _unfit(self, row: SourceRow, source: Source) -> LeftOut | None:
         """Why a row cannot be used, as far as the row alone tells."""
+        if row.unfit is not None:
+            return row.unfit
         if not row.question:
             return LeftOut.EMPTY_QUESTION
         if not row.answer:
             return LeftOut.EMPTY_ANSWER
         if not (_is_unicode(row.question) and _is_unicode(row.answer)):
             return LeftOut.UNREADABLE_TEXT
-        prompt = build_prompt(self.prompt or source.prompt, row.question)
+        prompt = build_prompt(self.prompt or source.prompt, row.question, system=row.system)
         if sum(len(message.content) for message in prompt) > self.longest_prompt:
             return LeftOut.OVERLONG
         return None if is_readable_gold(row.answer) else LeftOut.UNPARSABLE_ANSWER
@@ -154,12 +159,12 @@ class _Filter:
     def _repeated(self, row: SourceRow, split: str, seen: _Seen) -> LeftOut | None:
         """Why a row that fits cannot be used; one without a reason counts as used from here on."""
         question, answer = question_digest(row.question), _digest(row.answer or "")
-        if split == "test":
-            seen.test.add(question)
+        own = _EVALUATION_SPLITS.get(split_of(split))
+        elsewhere = seen.evaluation.setdefault(question, own) if own else seen.evaluation.get(question)
         if seen.unparsable.get(answer):
             return LeftOut.UNPARSABLE_ANSWER
-        if split != "test" and question in seen.test:
-            return LeftOut.IN_TEST_SPLIT
+        if elsewhere is not None and elsewhere is not own:
+            return elsewhere
         if question in seen.answers:
             return LeftOut.DUPLICATE if seen.answers[question] == answer else LeftOut.CONFLICTING_ANSWER
         if split != "test" and row.question in self.excluded:
@@ -211,7 +216,8 @@ def prepare(
     counts = {split: _Counts() for split in names}
     seen = _Seen()
     with new_folder(out, if_exists) as folder:
-        for split in sorted(names, key=lambda name: name != "test"):  # test first: training must not repeat it
+        # Test first, then validation: what comes later must not repeat them.
+        for split in sorted(names, key=lambda name: ("test", "validation", "train").index(split_of(name))):
             most = None if limit is None or split != "train" else limit + held_out
             with SplitWriter(folder / f"{split}.parquet", split) as writer:
                 for source in opened:
@@ -276,9 +282,13 @@ def _write_split(
 ) -> None:
     if most is not None and counts.kept >= most:
         return
+    template = prompt_template(rules.prompt or source.prompt)
     for row in rules.usable(source, split, counts, seen):
         assert row.answer is not None
-        prompt = build_prompt(rules.prompt or source.prompt, row.question)
+        prompt = build_prompt(template.name, row.question, system=row.system)
+        counts.from_solutions += row.from_solution
+        counts.system_replaced += bool(row.system and template.system)
+        counts.earlier_turns += row.earlier_turns
         writer.add(source.data_source, prompt, row.answer, row.number, row.question)
         counts.kept += 1
         if counts.kept == most:
@@ -309,7 +319,7 @@ def _read_excluded(paths: Sequence[Path]) -> tuple[list[dict[str, Any]], Exclude
     questions: list[str] = []
     for path in paths:
         if path.is_dir():
-            files = [file for file in data_files(path) if "train" not in file.stem.lower()]
+            files = [file for file in data_files(path) if not says_train(file.stem)]
         elif path.is_file():
             files = [path]
         else:
@@ -342,7 +352,9 @@ def _nothing_usable(split: str, counts: _Counts, sources: Sequence[str]) -> str:
     if counts.read == 0:
         return f"There are no rows in {where}."
     reasons = ", ".join(f"{count} {reason.value.replace('_', ' ')}" for reason, count in counts.left_out.most_common())
-    return f"None of the {counts.read} rows in {where} can be used ({reasons}); nothing was written."
+    said = f"None of the {counts.read} rows in {where} can be used ({reasons}); nothing was written"
+    most = max(counts.left_out, key=lambda reason: counts.left_out[reason])
+    return f"{said}: {_WHAT_TO_DO[most]}." if most in _WHAT_TO_DO else f"{said}."
 
 
 def _source_entry(source: Source) -> dict[str, Any]:

@@ -8,7 +8,6 @@ answers arrive as int, float or text in the wild and become text here.
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -17,6 +16,7 @@ import pyarrow
 import pyarrow.parquet
 
 from luspo_cli.data.prompts import IMAGE_MARK
+from luspo_cli.data.values import answer_text
 from luspo_cli.errors import UsageError, nearest
 from luspo_cli.records import Message, Problem
 
@@ -73,21 +73,6 @@ def file_sha256(file: Path) -> str:
     """Return the sha256 of a file, in hex."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def answer_text(value: Any) -> str | None:
-    """Return a gold answer as text: whole floats without their fraction, text stripped; None where there is none."""
-    if isinstance(value, bool) or value is None:
-        return None
-    if isinstance(value, float):
-        if not math.isfinite(value):
-            return None
-        return str(int(value)) if value.is_integer() else repr(value)
-    if isinstance(value, list | tuple) and len(value) == 1:
-        return answer_text(value[0])
-    if isinstance(value, int | str):
-        return str(value).strip() or None
-    return None
 
 
 def _data_file(path: Path, split: str) -> Path:

@@ -76,14 +76,18 @@ def prompt_template(name: str) -> PromptTemplate:
         ) from None
 
 
-def build_prompt(name: str, question: str, *, images: int = 0) -> tuple[Message, ...]:
-    """Return the turns for one question; missing `<image>` marks are put in front of the question, one an image."""
+def build_prompt(name: str, question: str, *, images: int = 0, system: str = "") -> tuple[Message, ...]:
+    """Return the turns for one question; missing `<image>` marks are put in front of the question, one an image.
+
+    `system`, a system turn of the data's own, stands where the template has none.
+    """
     template = prompt_template(name)
     missing = images - question.count(IMAGE_MARK)
     if missing > 0:
         question = IMAGE_MARK * missing + question
     user = Message("user", template.before + question + template.after)
-    return (Message("system", template.system), user) if template.system else (user,)
+    system = template.system or system
+    return (Message("system", system), user) if system else (user,)
 
 
 def strip_prompt(text: str) -> str:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import csv
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from luspo_cli.data.values import is_image_column
 from luspo_cli.errors import UsageError, nearest
 
 SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".tsv")
@@ -22,8 +24,10 @@ _BATCH_ROWS = 1024
 Row = Mapping[str, Any]
 
 
-def read_rows(file: Path, columns: Sequence[str] = ()) -> Iterator[Row]:
+def read_rows(file: Path, columns: Sequence[str] = (), *, id_column: str | None = None) -> Iterator[Row]:
     """Yield the rows of `file`; of a parquet file only the (top-level) `columns`, where any are named.
+
+    In an object of objects, as some benchmarks are published, the key of a row fills its `id_column` where it has none.
 
     Raises:
         UsageError: a suffix that is none of `SUFFIXES`, or content that does not fit the suffix.
@@ -33,7 +37,7 @@ def read_rows(file: Path, columns: Sequence[str] = ()) -> Iterator[Row]:
         if suffix == ".jsonl":
             yield from _json_lines(file)
         elif suffix == ".json":
-            yield from _json(file)
+            yield from _json(file, id_column)
         elif suffix == ".parquet":
             yield from _parquet(file, columns)
         elif suffix in (".csv", ".tsv"):
@@ -110,18 +114,21 @@ def _json_lines(file: Path) -> Iterator[Row]:
                 yield _json_row(line, f"line {number} of {file}")
 
 
-def _json(file: Path) -> Iterator[Row]:
+def _json(file: Path, id_column: str | None) -> Iterator[Row]:
     try:
-        content = json.loads(file.read_text(encoding="utf-8-sig"))
+        content = _parsed(file.read_text(encoding="utf-8-sig"), str(file))
     except json.JSONDecodeError as error:
         if error.msg.startswith("Extra data"):  # JSON lines under the name of JSON
             yield from _json_lines(file)
             return
         raise UsageError(f"{file} is not JSON: {error.msg} in line {error.lineno}.") from error
-    except RecursionError as error:
-        raise UsageError(f"{file} is nested too deeply.") from error
+    if isinstance(content, Mapping) and _is_by_columns(content):
+        raise UsageError(
+            f"{file} is one object of columns ({', '.join(content)}), not of rows; write it by rows, in pandas with"
+            " orient='records'."
+        )
     if isinstance(content, Mapping) and content and all(isinstance(value, Mapping) for value in content.values()):
-        content = list(content.values())
+        content = [({} if id_column is None else {id_column: key}) | row for key, row in content.items()]
     if isinstance(content, Mapping):
         content = [content]
     if not isinstance(content, list) or not all(isinstance(row, Mapping) for row in content):
@@ -129,14 +136,49 @@ def _json(file: Path) -> Iterator[Row]:
     yield from content
 
 
+def _is_by_columns(content: Mapping[str, Any]) -> bool:
+    """Whether an object holds a table by columns: lists of one length, or objects whose keys are row numbers."""
+    values = list(content.values())
+    if len(values) > 1 and all(isinstance(value, list) and len(value) > 1 for value in values):
+        return len({len(value) for value in values}) == 1
+    numbers = [str(number) for number in range(len(values[0]))] if values and isinstance(values[0], Mapping) else []
+    return bool(numbers) and all(isinstance(value, Mapping) and list(value) == numbers for value in values)
+
+
 def _json_row(line: str, place: str) -> Row:
     try:
-        row = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise UsageError(f"{place} is not JSON: {getattr(error, 'msg', 'nested too deeply')}.") from error
+        row = _parsed(line, place)
+    except json.JSONDecodeError as error:
+        raise UsageError(f"{place} is not JSON: {error.msg}.") from error
     if not isinstance(row, Mapping):
         raise UsageError(f"{place} is not a JSON object.")
     return row
+
+
+def _parsed(text: str, place: str) -> Any:
+    """Return the content of JSON text; raises JSONDecodeError where it is none, and UsageError where it cannot be taken."""
+    try:
+        return json.loads(text, object_pairs_hook=lambda pairs: _without_repeated_keys(pairs, place))
+    except json.JSONDecodeError:
+        raise
+    except ValueError as error:  # Python reads no whole number of more than 4,300 digits
+        raise UsageError(f"{place} holds a number with too many digits; write it as text, in quotes.") from error
+    except RecursionError as error:
+        raise UsageError(f"{place} is not JSON: nested too deeply.") from error
+
+
+def _without_repeated_keys(pairs: list[tuple[str, Any]], place: str) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        _refuse_repeated([key for key, _ in pairs], place)
+    return row
+
+
+def _refuse_repeated(names: Sequence[str], place: str) -> None:
+    """Raise UsageError where a name occurs twice: the last of its values would be taken without a word."""
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise UsageError(f"{place} names '{name}' {count} times; keep one of them.")
 
 
 def _csv(file: Path, delimiter: str) -> Iterator[Row]:
@@ -144,6 +186,7 @@ def _csv(file: Path, delimiter: str) -> Iterator[Row]:
     with file.open(encoding="utf-8-sig", newline="") as stream:
         reader = csv.DictReader(stream, delimiter=delimiter, strict=True)
         try:
+            _refuse_repeated([name for name in reader.fieldnames or () if name.strip()], f"the header of {file}")
             for row in reader:
                 if None in row:
                     raise UsageError(f"line {reader.line_num} of {file} has more fields than the header.")
@@ -158,13 +201,14 @@ def _parquet(file: Path, columns: Sequence[str]) -> Iterator[Row]:
 
     try:
         with pyarrow.parquet.ParquetFile(file) as parquet:
+            _refuse_repeated(parquet.schema_arrow.names, str(file))
             names = list(dict.fromkeys(columns)) or None
-            for batch in parquet.iter_batches(batch_size=_BATCH_ROWS, columns=names):
+            # Rows that hold images are large: few of them are in memory at a time.
+            large = any(is_image_column(name) for name in names or parquet.schema_arrow.names)
+            for batch in parquet.iter_batches(batch_size=_BATCH_ROWS // 32 if large else _BATCH_ROWS, columns=names):
                 yield from batch.to_pylist()
     except pyarrow.ArrowException as error:
-        raise UsageError(
-            f"{file} cannot be read as parquet: {str(error).partition(chr(10))[0].rstrip('.')}."
-        ) from error
+        raise _no_parquet(file, error) from error
 
 
 def _parquet_schema(file: Path) -> Any:
@@ -174,8 +218,10 @@ def _parquet_schema(file: Path) -> Any:
     try:
         return pyarrow.parquet.read_schema(file)
     except pyarrow.ArrowException as error:
-        raise UsageError(
-            f"{file} cannot be read as parquet: {str(error).partition(chr(10))[0].rstrip('.')}."
-        ) from error
+        raise _no_parquet(file, error) from error
     except OSError as error:
         raise UsageError(f"{file} cannot be read: {error.strerror or error}.") from error
+
+
+def _no_parquet(file: Path, error: Exception) -> UsageError:
+    return UsageError(f"{file} cannot be read as parquet: {str(error).partition(chr(10))[0].rstrip('.')}.")

@@ -1,8 +1,9 @@
-"""Where questions come from: named sources, local files, hub data sets, and arithmetic made on the spot.
+r"""Where questions come from: named sources, local files, hub data sets, and arithmetic made on the spot.
 
 A source yields bare questions and gold answers; the prompt around a question that DAPO's and verl's files carry is
 taken off, so that one template can be put around all of them. GSM8K's gold answer is what follows the last `####`,
-a number without its thousands commas; a row of GSM8K without that mark has no gold answer.
+a number without its thousands commas; a row of GSM8K without that mark has no gold answer. A worked solution is
+answered by its last `\boxed{}`. A file is of the split that a word of its name says: `test`, a word for validation, else train.
 """
 
 from __future__ import annotations
@@ -11,11 +12,10 @@ import random
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from luspo_cli.data.problems import answer_text
-from luspo_cli.data.prompts import strip_prompt
 from luspo_cli.data.reading import (
     ANSWER_COLUMNS,
     QUESTION_COLUMNS,
@@ -26,11 +26,42 @@ from luspo_cli.data.reading import (
     read_rows,
     value_at,
 )
+from luspo_cli.data.values import answer_text, has_image, is_image_column, is_missing, read_question
 from luspo_cli.errors import RunError, UsageError, nearest
+from luspo_cli.grading.answers import has_box, last_boxed
 
 _LONGEST_GOLD = 300
+_MOST_BOXES = 50
 _WITH_THOUSANDS = re.compile(r"[-+]?\$?\d{1,3}(?:,\d{3})+(?:\.\d+)?")
 """A number whose commas part thousands; those of a tuple or a list belong to the answer."""
+_SPLIT_WORDS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validation", "val", "valid", "dev", "eval"), "validation"),
+    "test": "test",
+}
+
+
+class LeftOut(StrEnum):
+    """Why a row was not used; the first reason that applies is counted."""
+
+    WITH_IMAGES = "with_images"
+    """Images (or videos) belong to it, and only text is prepared."""
+    QUESTION_NOT_TEXT = "question_not_text"
+    EMPTY_QUESTION = "empty_question"
+    ANSWER_NOT_TEXT = "answer_not_text_or_number"
+    EMPTY_ANSWER = "empty_answer"
+    UNREADABLE_TEXT = "unreadable_text"
+    """Text with half of a surrogate pair, which is not Unicode."""
+    OVERLONG = "overlong"
+    """More prompt characters than allowed."""
+    UNPARSABLE_ANSWER = "unparsable_answer"
+    """Not one short value, or not readable by the verifier."""
+    IN_TEST_SPLIT = "in_test_split"
+    IN_VALIDATION_SPLIT = "in_validation_split"
+    DUPLICATE = "duplicate"
+    CONFLICTING_ANSWER = "conflicting_answer"
+    """The question of an earlier row that was used, with another gold answer."""
+    IN_EXCLUDED_BENCHMARK = "in_excluded_benchmark"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +72,14 @@ class SourceRow:
     answer: str | None
     number: int
     """Row of the source's split, counted from 0."""
+    unfit: LeftOut | None = None
+    """What the row's values alone forbid: images, or values of a type that is no text."""
+    system: str = ""
+    """The data's own system turn."""
+    earlier_turns: bool = False
+    """Whether turns of a conversation stood before the question."""
+    from_solution: bool = False
+    """Whether the answer is the last box of a worked solution."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,17 +120,26 @@ class _Published:
 
 
 def gold_answer(value: Any) -> str | None:
-    """Return a gold answer as text: what follows the last `####` (a number without commas), or the content of a lone box."""
+    """Return a gold answer as text: what follows the last `####` (a number without commas), or the content of the last box."""
     text = answer_text(value)
     if text is None:
         return None
     if "####" in text:
         marked = text.rpartition("####")[2].strip()
         return (marked.replace(",", "") if _WITH_THOUSANDS.fullmatch(marked) else marked) or None
-    if text.startswith(r"\boxed{") and text.endswith("}") and text.count("{") == text.count("}"):
-        inner = text[len(r"\boxed{") : -1].strip()
-        return inner if "}" not in inner or inner.find("{") < inner.find("}") else text
-    return text
+    return _box_of_solution(text) or text
+
+
+def _box_of_solution(text: str) -> str | None:
+    """Return the content of the last box in a text; None where there is none, or several make up one short answer."""
+    if not has_box(text):
+        return None
+    boxes: list[str | None] = []
+    rest = text
+    while has_box(rest) and len(boxes) < _MOST_BOXES:
+        boxes.append(last_boxed(rest))
+        rest = rest[: max(rest.rfind(r"\boxed"), rest.rfind(r"\fbox"))]
+    return boxes[0] if len(set(boxes)) == 1 or not is_readable_gold(text) else None
 
 
 def is_readable_gold(answer: str) -> bool:
@@ -192,55 +240,90 @@ def _open_local(path: Path, options: SourceOptions) -> Source:
     return Source(name, name, "qwen-boxed", splits, None, all_files)
 
 
+def split_of(name: str) -> str:
+    """Return `train`, `test` or `validation`: what a word of a file's or split's name says, `train` where none does.
+
+    Words decide and not letters: `interval` is no validation. Where two words disagree, the data is not for training.
+    """
+    words = [word.rstrip("0123456789") for word in re.split(r"[^a-z0-9]+", name.lower())]
+    said = {_SPLIT_WORDS[word] for word in words if word in _SPLIT_WORDS}
+    return next((split for split in ("test", "validation") if split in said), "train")
+
+
+def says_train(name: str) -> bool:
+    """Whether a name says `train` itself, and no other split."""
+    return split_of(name) == "train" and re.search(r"(?<![a-z])train(?:ing)?(?![a-z])", name.lower()) is not None
+
+
 def _files_by_split(path: Path, stem: str = ".*") -> dict[str, list[Path]]:
-    """Return the data files of a path by split: a file whose name says `test` is the test split, others are train."""
+    """Return the data files of a path by split; one file that is given by itself is training data unless it says `test`."""
     if path.is_file():
-        return {"test" if _says_test(path) else "train": [path]}
+        return {"test" if split_of(path.stem) == "test" else "train": [path]}
     if not path.is_dir():
         raise UsageError(f"There is no file or folder {path}.")
     by_split: dict[str, list[Path]] = {}
     for folder in (path, path / "main", path / "data"):  # the hub keeps its files in one of the latter two
         for file in data_files(folder) if folder.is_dir() else ():
-            if re.fullmatch(stem, file.stem) is None:
-                continue
-            by_split.setdefault("test" if _says_test(file) else "train", []).append(file)
+            if re.fullmatch(stem, file.stem) is not None:
+                by_split.setdefault(split_of(file.stem), []).append(file)
         if by_split:
             break
     return by_split
 
 
-def _says_test(file: Path) -> bool:
-    return "test" in file.stem.lower().replace("-", " ").replace("_", " ").replace(".", " ").split()
-
-
 def _reader(
     files: list[Path], options: SourceOptions, gold: Callable[[Any], str | None]
 ) -> Callable[[], Iterator[SourceRow]]:
-    chosen = [(file, _columns_of(column_names(file), options, str(file))) for file in files]
+    chosen = [(file, _Columns.chosen(column_names(file), options, str(file), gold)) for file in files]
 
     def rows() -> Iterator[SourceRow]:
         number = 0
-        for file, (question, answer) in chosen:
-            top_level = [column.partition(".")[0] for column in (question, answer)]
-            for row in read_rows(file, top_level):
-                yield SourceRow(question_text(value_at(row, question)), gold(value_at(row, answer)), number)
+        for file, columns in chosen:
+            for row in read_rows(file, columns.top_level()):
+                yield columns.row(row, number)
                 number += 1
 
     return rows
 
 
-def _columns_of(names: list[str], options: SourceOptions, place: str) -> tuple[str, str]:
-    question = choose_column(names, options.question_column, QUESTION_COLUMNS, option="--question-column", place=place)
-    answer = choose_column(names, options.answer_column, ANSWER_COLUMNS, option="--answer-column", place=place)
-    return question, answer
+@dataclass(frozen=True, slots=True)
+class _Columns:
+    """The columns of one file or table that matter, and how its gold answers are read."""
 
+    question: str
+    answer: str
+    images: tuple[str, ...]
+    gold: Callable[[Any], str | None]
 
-def question_text(value: Any) -> str:
-    """Return the bare question of a text or of a list of messages (its last user turn); "" where there is none."""
-    if isinstance(value, list):
-        turns = [turn.get("content") for turn in value if isinstance(turn, Mapping) and turn.get("role") == "user"]
-        value = turns[-1] if turns else None
-    return strip_prompt(value.strip()).strip() if isinstance(value, str) else ""
+    @classmethod
+    def chosen(
+        cls, names: list[str], options: SourceOptions, place: str, gold: Callable[[Any], str | None]
+    ) -> _Columns:
+        question = choose_column(
+            names, options.question_column, QUESTION_COLUMNS, option="--question-column", place=place
+        )
+        answer = choose_column(names, options.answer_column, ANSWER_COLUMNS, option="--answer-column", place=place)
+        return cls(question, answer, tuple(name for name in names if is_image_column(name)), gold)
+
+    def top_level(self) -> list[str]:
+        """Return the names to read: a nested column comes with the whole of its outermost one."""
+        return [column.partition(".")[0] for column in (self.question, self.answer)] + list(self.images)
+
+    def row(self, row: Mapping[str, Any], number: int) -> SourceRow:
+        """Return one row's question and gold answer, with what forbids its use."""
+        raw = value_at(row, self.answer)
+        question, text = read_question(value_at(row, self.question)), answer_text(raw)
+        unfit = None
+        # By the row's own keys: JSON rows may have columns that the first one has not.
+        if question.has_images or any(is_image_column(name) and has_image(value) for name, value in row.items()):
+            unfit = LeftOut.WITH_IMAGES
+        elif not question.is_text:
+            unfit = LeftOut.QUESTION_NOT_TEXT
+        elif text is None and not is_missing(raw) and question.text:
+            unfit = LeftOut.ANSWER_NOT_TEXT
+        answer = self.gold(raw)
+        solution = answer is not None and answer != text and has_box(text or "") and "####" not in (text or "")
+        return SourceRow(question.text, answer, number, unfit, question.system, question.earlier_turns, solution)
 
 
 def _open_hub(
@@ -269,8 +352,7 @@ def _open_hub(
     for split, table in loaded.items():
         names = list(table.column_names)
         names += [f"{column}.{inner}" for column in names for inner in _inner_names(table.features[column])]
-        question, answer = _columns_of(names, options, f"{hub_id} ({split})")
-        splits[str(split)] = _table_rows(table, question, answer, gold)
+        splits[str(split)] = _table_rows(table, _Columns.chosen(names, options, f"{hub_id} ({split})", gold))
     ordered = {split: splits[split] for split in (*wanted, *splits) if split in splits}
     return Source(name, data_source, prompt, ordered, _commit(loaded) or options.revision)
 
@@ -289,12 +371,10 @@ def _inner_names(feature: Any) -> list[str]:
     return list(feature) if isinstance(feature, Mapping) else []
 
 
-def _table_rows(
-    table: Any, question: str, answer: str, gold: Callable[[Any], str | None]
-) -> Callable[[], Iterator[SourceRow]]:
+def _table_rows(table: Any, columns: _Columns) -> Callable[[], Iterator[SourceRow]]:
     def rows() -> Iterator[SourceRow]:
         for number, row in enumerate(table):
-            yield SourceRow(question_text(value_at(row, question)), gold(value_at(row, answer)), number)
+            yield columns.row(row, number)
 
     return rows
 

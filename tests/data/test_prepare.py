@@ -16,10 +16,10 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from luspo_cli.data.prepare import LeftOut, prepare
+from luspo_cli.data.prepare import prepare
 from luspo_cli.data.problems import load_problems
 from luspo_cli.data.prompts import build_prompt
-from luspo_cli.data.sources import SourceOptions, gold_answer
+from luspo_cli.data.sources import LeftOut, SourceOptions, gold_answer
 
 REPO = Path(__file__).resolve().parents[2]
 DATA = Path(os.environ.get("LUSPO_DATA", REPO / "../shared/data"))
@@ -127,6 +127,10 @@ def test_every_reason_is_counted(tmp_path: Path) -> None:
         LeftOut.OVERLONG: 1,
         LeftOut.UNREADABLE_TEXT: 1,
         LeftOut.IN_TEST_SPLIT: 0,
+        LeftOut.IN_VALIDATION_SPLIT: 0,
+        LeftOut.WITH_IMAGES: 0,
+        LeftOut.QUESTION_NOT_TEXT: 0,
+        LeftOut.ANSWER_NOT_TEXT: 0,
         LeftOut.IN_EXCLUDED_BENCHMARK: 1,
     }
     assert prepared.manifest["excluded"]["questions"] == 1

@@ -11,7 +11,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from luspo_cli.data.problems import answer_text, fingerprint, load_problems
+from luspo_cli.data.problems import fingerprint, load_problems
+from luspo_cli.data.values import answer_text
 from luspo_cli.errors import UsageError
 from luspo_cli.records import Message
 

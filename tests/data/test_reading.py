@@ -36,6 +36,21 @@ def test_json_in_three_shapes(tmp_path: Path, text: str) -> None:
     assert list(read_rows(file)) == ROWS
 
 
+def test_objects_that_look_like_columns_are_rows(tmp_path: Path) -> None:
+    file = tmp_path / "x.json"
+    file.write_text(json.dumps({"question": ["a"], "answer": ["1"]}))
+    assert list(read_rows(file)) == [{"question": ["a"], "answer": ["1"]}]
+    file.write_text(json.dumps({"0": {"question": "a"}, "1": {"question": "b", "id": "own"}}))
+    assert list(read_rows(file, id_column="id")) == [{"id": "0", "question": "a"}, {"id": "own", "question": "b"}]
+
+
+def test_a_parquet_column_named_twice_is_refused(tmp_path: Path) -> None:
+    table = pyarrow.table([pyarrow.array(["1"]), pyarrow.array(["2"])], names=["answer", "answer"])
+    pyarrow.parquet.write_table(table, tmp_path / "x.parquet")
+    with pytest.raises(UsageError, match="names 'answer' 2 times"):
+        list(read_rows(tmp_path / "x.parquet"))
+
+
 def test_csv_and_tsv(tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_text('question,answer\n"a, with\nnewline",1\nc,2\n', encoding="utf-8-sig")
     (tmp_path / "x.tsv").write_text("question\tanswer\na\t1\n")
@@ -63,6 +78,16 @@ def test_parquet_with_nested_columns(tmp_path: Path) -> None:
         ("x.json", b"[1, 2]", "not a list of objects"),
         ("x.json", b"{", "not JSON"),
         ("x.json", b"[" * 100_000, "nested too deeply|not JSON"),
+        (
+            "x.json",
+            b'{"a": {"0": 1, "1": 2}, "b": {"0": 3, "1": 4}}',
+            r"columns \(a, b\), not of rows.*orient='records'",
+        ),
+        ("x.json", b'{"a": [1, 2], "b": [3, 4]}', r"columns \(a, b\), not of rows"),
+        ("x.json", b'[{"a": ' + b"9" * 5000 + b"}]", "too many digits"),
+        ("x.jsonl", b'{"a": 1}\n{"a": ' + b"9" * 5000 + b"}\n", r"line 2 of .* too many digits; write it as text"),
+        ("x.jsonl", b'{"a": 1}\n{"a": 1, "a": 2}\n', r"line 2 of .* names 'a' 2 times"),
+        ("x.csv", b"a,b,a\n1,2,3\n", r"header of .* names 'a' 2 times"),
         ("x.csv", b"a,b\n1,2,3\n", "more fields"),
         ("x.csv", b'a,b\n"1,2\n', "not CSV"),
         ("x.parquet", b"nothing", "cannot be read as parquet"),

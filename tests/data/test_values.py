@@ -1,0 +1,187 @@
+"""Values of other types than text: read where they mean a text, and named for what they are where they do not."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from luspo_cli.data.prepare import prepare
+from luspo_cli.data.problems import load_problems
+from luspo_cli.data.prompts import QWEN_BOXED
+from luspo_cli.data.sources import LeftOut, SourceOptions, gold_answer
+from luspo_cli.data.values import answer_text, has_image, is_image_column, is_missing, read_question
+from luspo_cli.errors import UsageError
+
+PART = {"type": "text", "text": "What is 2 + 3?"}
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (Decimal("8.00"), "8"),
+        (Decimal("2.50"), "2.5"),
+        (Decimal("1E+3"), "1000"),
+        (Decimal("-0.125"), "-0.125"),
+        (Decimal("NaN"), None),
+        ([Decimal("4.0")], "4"),
+        ([{"type": "text", "text": " 7 "}], "7"),
+        ({"type": "text", "text": "7"}, "7"),
+        ([{"role": "assistant", "content": "7"}], "7"),
+        (["6", "6.0"], None),
+        ({"value": 8}, None),
+        (b"8", None),
+        (float("inf"), None),
+    ],
+)
+def test_gold_answers_of_other_types(value: Any, expected: str | None) -> None:
+    assert answer_text(value) == expected
+
+
+@pytest.mark.parametrize("value", [None, "", " \n", b"", [], {}, float("nan"), Decimal("NaN")])
+def test_what_is_missing(value: Any) -> None:
+    assert is_missing(value)
+    assert read_question(value).text == ""
+    assert read_question(value).is_text
+
+
+@pytest.mark.parametrize("value", [0, False, 0.0, "0", [0], {"a": None}, float("inf"), Decimal(0)])
+def test_what_is_not_missing(value: Any) -> None:
+    assert not is_missing(value)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        " What is 2 + 3? ",
+        PART,
+        [PART],
+        [{"type": "text", "text": "What is "}, {"type": "text", "text": "2 + 3?"}],
+        [{"role": "user", "content": "What is 2 + 3?"}],
+        {"role": "user", "content": [PART]},
+        [{"role": "user", "content": [PART | {"image": None}]}, {"role": "assistant", "content": "5"}],
+        [{"role": "system", "content": QWEN_BOXED.system}, {"role": "user", "content": "What is 2 + 3?"}],
+    ],
+)
+def test_a_question_in_every_shape(value: Any) -> None:
+    question = read_question(value)
+    assert question.text == "What is 2 + 3?"
+    assert (question.is_text, question.has_images, question.system, question.earlier_turns) == (True, False, "", False)
+
+
+@pytest.mark.parametrize("value", [12, 1.5, ["a", "b"], {"value": "a"}, [{"role": "user", "content": 12}], True])
+def test_a_question_that_is_no_text(value: Any) -> None:
+    assert (read_question(value).text, read_question(value).is_text) == ("", False)
+
+
+def test_images_are_seen_in_parts_and_marks() -> None:
+    parts = [{"type": "image_url", "image_url": {"url": "a.png"}}, PART]
+    assert read_question([{"role": "user", "content": parts}]).has_images
+    assert read_question([{"role": "user", "content": parts}]).text == "What is 2 + 3?"
+    assert read_question("<image>How long is it?").has_images
+
+
+@pytest.mark.parametrize("name", ["image", "images", "Image_2", "decoded_image", "image_path", "picture", "videos"])
+def test_columns_of_images(name: str) -> None:
+    assert is_image_column(name)
+
+
+@pytest.mark.parametrize("name", ["imagination", "image_count_total", "question", "preimage", "picturesque"])
+def test_columns_of_something_else(name: str) -> None:
+    assert not is_image_column(name)
+
+
+@pytest.mark.parametrize("value", [b"\x89PNG", "a.png", [{"bytes": b"x", "path": None}], {"path": "a.png"}, ["", "b"]])
+def test_a_cell_with_an_image(value: Any) -> None:
+    assert has_image(value)
+
+
+@pytest.mark.parametrize("value", [None, [], "", [None], {"bytes": None, "path": None}, float("nan"), 3])
+def test_a_cell_without_an_image(value: Any) -> None:
+    assert not has_image(value)
+
+
+def write(file: Path, rows: list[dict[str, Any]]) -> str:
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), file)
+    return str(file)
+
+
+def test_rows_with_images_are_left_out_and_counted(tmp_path: Path) -> None:
+    image = {"bytes": b"\x89PNG", "path": None}
+    rows = [{"question": f"What is {n} + 0?", "answer": str(n), "images": [image] if n < 3 else []} for n in range(7)]
+    prepared = prepare([write(tmp_path / "mixed.parquet", rows)], tmp_path / "out")
+    assert prepared.rows == {"train": 4}
+    assert prepared.manifest["splits"]["train"]["left_out"][LeftOut.WITH_IMAGES] == 3
+    with pytest.raises(UsageError, match=r"None of the 3 rows .*\(3 with images\).*reads text only"):
+        prepare([write(tmp_path / "all.parquet", rows[:3])], tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+def test_images_that_only_later_rows_have_are_seen(tmp_path: Path) -> None:
+    file = tmp_path / "late.jsonl"
+    file.write_text('{"question": "a?", "answer": 1}\n{"question": "b?", "answer": 2, "image": "b.png"}\n')
+    assert prepare([str(file)], tmp_path / "out").manifest["splits"]["train"]["left_out"]["with_images"] == 1
+
+
+def test_values_of_other_types_are_not_called_empty(tmp_path: Path) -> None:
+    file = tmp_path / "shapes.jsonl"
+    file.write_text(
+        '{"question": "a?", "answer": 1}\n{"question": "b?", "answer": [1, 2]}\n{"question": "c?", "answer": true}\n'
+        '{"question": 4, "answer": 1}\n{"question": "e?", "answer": null}\n'
+    )
+    left_out = prepare([str(file)], tmp_path / "out").manifest["splits"]["train"]["left_out"]
+    assert {reason: count for reason, count in left_out.items() if count} == {
+        LeftOut.ANSWER_NOT_TEXT: 2,
+        LeftOut.QUESTION_NOT_TEXT: 1,
+        LeftOut.EMPTY_ANSWER: 1,
+    }
+
+
+@pytest.mark.parametrize(
+    ("solution", "expected"),
+    [
+        (r"We add. The answer is $\boxed{4}$.", "4"),
+        ("We add.\n\nSo it is\n$$\\boxed{\\frac{1}{2}}.$$", r"\frac{1}{2}"),
+        (r"Either way \boxed{4}, as before \boxed{4}.", "4"),
+        ("First \\boxed{2}.\nThen, at last, \\fbox{4}.", "4"),
+        (r"\boxed{2} or \boxed{4}", r"\boxed{2} or \boxed{4}"),
+        ("No box.\nAt all.", "No box.\nAt all."),
+        (r"An open one \boxed{4", r"An open one \boxed{4"),
+    ],
+)
+def test_a_worked_solution_is_answered_by_its_last_box(solution: str, expected: str) -> None:
+    assert gold_answer(solution) == expected
+
+
+def test_golds_from_solutions_are_counted(tmp_path: Path) -> None:
+    rows = [
+        {"question": "a?", "solution": r"So \boxed{4}."},
+        {"question": "b?", "solution": "4"},
+        {"question": "c?", "solution": "#### 5"},
+        {"question": "d?", "solution": r"\boxed{7}"},
+    ]
+    options = SourceOptions(answer_column="solution")
+    prepared = prepare([write(tmp_path / "mine.parquet", rows)], tmp_path / "out", options=options)
+    assert [problem.answer for problem in load_problems(tmp_path / "out")] == ["4", "4", "5", "7"]
+    assert prepared.manifest["splits"]["train"]["golds_from_solutions"] == 2
+
+
+def test_a_system_turn_of_the_data_is_kept_or_counted(tmp_path: Path) -> None:
+    turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is 1 + 1?"}]
+    talk = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"}]
+    own = [{"role": "system", "content": QWEN_BOXED.system}, {"role": "user", "content": "What is 1 + 2?"}]
+    rows = [{"prompt": turns, "answer": "2"}, {"prompt": own, "answer": "3"}]
+    rows.append({"prompt": [*talk, {"role": "user", "content": "What is 1 + 3?"}], "answer": "4"})
+    source = write(tmp_path / "chat.parquet", rows)
+    counts = prepare([source], tmp_path / "boxed").manifest["splits"]["train"]
+    assert (counts["system_turns_replaced"], counts["earlier_turns_dropped"]) == (1, 1)
+    assert load_problems(tmp_path / "boxed")[0].prompt[0].content == QWEN_BOXED.system
+    counts = prepare([source], tmp_path / "plain", prompt="plain").manifest["splits"]["train"]
+    assert counts["system_turns_replaced"] == 0
+    prompts = [problem.prompt for problem in load_problems(tmp_path / "plain")]
+    assert [[turn.role for turn in prompt] for prompt in prompts] == [["system", "user"], ["user"], ["user"]]
+    assert prompts[0][0].content == "Be brief."
