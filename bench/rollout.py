@@ -100,7 +100,8 @@ def _child(options: argparse.Namespace) -> None:
 
 
 def _ours(sampler: Any, group_size: int) -> Run:
-    from luspo_cli.rollout.sampler import Prompt, SamplingOptions
+    from luspo_cli.records import Prompt
+    from luspo_cli.rollout.sampler import SamplingOptions
 
     def run(prompts: Prompts, tokens: int) -> float:
         named = [Prompt(str(i), tuple(prompt)) for i, prompt in enumerate(prompts[::group_size])]

@@ -1,4 +1,4 @@
-"""One record a stage of the pipeline, frozen and free of torch: Problem → Rollout → Reward → ScoredGroup.
+"""One record a stage of the pipeline, frozen and free of torch: Problem → Prompt → Rollout → Reward → ScoredGroup.
 
 Nothing here fills up later: a stage that knows more has a type of its own. Token sequences are tuples of ints;
 `response_tokens` includes the end-of-sequence token where the model wrote one, since it is sampled and trained.
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import Path
 from typing import Any
 
 
@@ -54,9 +55,19 @@ class Problem:
     prompt: tuple[Message, ...]
     answer: str
     data_source: str
-    images: tuple[str, ...] = ()
-    """Paths below the data folder, in the order of the `<image>` marks."""
+    images: tuple[Path, ...] = ()
+    """Absolute paths, in the order of the `<image>` marks; that they lie in the data folder was checked when it was read."""
     extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A problem as the model reads it: token ids [P] and, for vision models, what its processor made of the images."""
+
+    problem_id: str
+    tokens: tuple[int, ...]  # [P], image tokens included
+    image_inputs: dict[str, Any] | None = None
+    """`pixel_values` [patches, values], `image_grid_thw` [images, 3] in patches, `mm_token_type_ids` [P] (1: image token)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,3 +113,5 @@ class ScoredGroup:
     rollouts: tuple[Rollout, ...]  # [G]
     rewards: tuple[Reward, ...]  # [G]
     advantages: tuple[float, ...]  # [G]
+    prompt: Prompt | None = None
+    """What the rollouts answer, as it was sampled from; None where a test or a tool has no need of it."""

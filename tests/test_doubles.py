@@ -7,9 +7,9 @@ from pathlib import Path
 from doubles.models import END, stamping_model, writing_model
 from luspo_cli.config.model import ModelConfig
 from luspo_cli.policy.loading import load_model
-from luspo_cli.records import Message, Problem, StopReason
+from luspo_cli.records import Message, Problem, Prompt, StopReason
 from luspo_cli.rollout.in_process.sampler import InProcessSampler
-from luspo_cli.rollout.sampler import Prompt, SamplingOptions
+from luspo_cli.rollout.sampler import SamplingOptions
 
 
 def written(folder: Path, *questions: str, samples: int = 40) -> list[list[str]]:

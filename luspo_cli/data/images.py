@@ -23,21 +23,32 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 """Raster formats that Pillow decodes itself; formats that start another program (EPS) are not among them."""
 
 
-def load_image(path: str, folder: Path) -> Image.Image:
-    """The image at `path` below `folder`, upright, RGB, transparent parts white.
+def image_file(path: str, folder: Path) -> Path:
+    """The absolute path of the image that data in `folder` calls `path`; UsageError where it leaves the folder or is missing."""
+    root = folder.resolve()
+    try:
+        file = (root / path).resolve()
+    except (OSError, ValueError, RuntimeError) as error:  # a NUL character, a loop of links
+        raise UsageError(f"the image path {path!r} cannot be followed ({error}); correct it") from error
+    if PurePosixPath(path).is_absolute() or not file.is_relative_to(root):
+        raise UsageError(f"the image path {path} leaves the data folder {folder}; copy the image into it")
+    if not file.is_file():
+        raise UsageError(f"the image {path} is missing in {folder}; put it there, or leave its problem out")
+    return file
 
-    Raises UsageError where the path leaves the folder, or the file is missing or is no whole image.
-    """
-    with _open(path, folder) as image:
+
+def load_image(file: Path) -> Image.Image:
+    """The image, upright, RGB, transparent parts white; UsageError where the file is missing or is no whole image."""
+    with _open(file) as image:
         try:
             return _rgb(ImageOps.exif_transpose(image))
         except Exception as error:  # decoders raise whatever a broken file makes them raise
-            raise UsageError(_unreadable(path, folder, error)) from error
+            raise UsageError(_unreadable(file, error)) from error
 
 
-def image_size(path: str, folder: Path) -> tuple[int, int]:
+def image_size(file: Path) -> tuple[int, int]:
     """Height and width in pixels, from the file's header alone; raises UsageError as `load_image` does."""
-    with _open(path, folder) as image:
+    with _open(file) as image:
         return image.height, image.width
 
 
@@ -64,26 +75,22 @@ def image_messages(messages: Sequence[Message], images: int) -> list[dict[str, A
     return turns
 
 
-def _open(path: str, folder: Path) -> Image.Image:
-    root = folder.resolve()
-    try:
-        file = (root / path).resolve()
-    except (OSError, ValueError, RuntimeError) as error:  # a NUL character, a loop of links
-        raise UsageError(_unreadable(path, folder, error)) from error
-    if PurePosixPath(path).is_absolute() or not file.is_relative_to(root):
-        raise UsageError(f"the image path {path} leaves the data folder {folder}; copy the image into it")
-    if not file.is_file():
-        raise UsageError(f"the image {path} is missing in {folder}; put it there, or leave its problem out")
+def _open(file: Path) -> Image.Image:
     try:
         return Image.open(file, formats=FORMATS)
+    except FileNotFoundError:
+        raise UsageError(
+            f"the image {file.name} is missing in {file.parent}; put it there, or leave its problem out"
+        ) from None
     except Exception as error:
-        raise UsageError(_unreadable(path, folder, error)) from error
+        raise UsageError(_unreadable(file, error)) from error
 
 
-def _unreadable(path: str, folder: Path, error: BaseException) -> str:
+def _unreadable(file: Path, error: BaseException) -> str:
     reason = (str(error).strip().partition("\n")[0] or type(error).__name__).rstrip(".")
     return (
-        f"the image {path!r} in {folder} cannot be read ({reason}); replace it with a whole {', '.join(FORMATS)} file"
+        f"the image {file.name!r} in {file.parent} cannot be read ({reason});"
+        f" replace it with a whole {', '.join(FORMATS)} file"
     )
 
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from pathlib import Path, PurePosixPath
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pyarrow
 import pyarrow.parquet
 
+from luspo_cli.data.images import image_file
 from luspo_cli.data.prompts import IMAGE_MARK
 from luspo_cli.data.values import answer_text
 from luspo_cli.errors import UsageError, nearest
@@ -50,14 +52,7 @@ def load_problems(path: str | Path, *, split: str = "train", deduplicate: bool =
         repeats = ids.get(problem.id, 0)
         ids[problem.id] = repeats + 1
         if repeats:
-            problem = Problem(
-                f"{problem.id}+{repeats}",
-                problem.prompt,
-                problem.answer,
-                problem.data_source,
-                problem.images,
-                problem.extra,
-            )
+            problem = replace(problem, id=f"{problem.id}+{repeats}")
         problems.append(problem)
     if not problems:
         raise UsageError(f"{file} has no rows; {_make_it(Path(path))}.")
@@ -150,32 +145,26 @@ def _messages(turns: Any, place: str) -> tuple[Message, ...]:
     return tuple(messages)
 
 
-def _images(images: Any, prompt: tuple[Message, ...], folder: Path, place: str) -> tuple[str, ...]:
-    paths = tuple(_image_path(image, folder, place) for image in images or ())
+def _images(images: Any, prompt: tuple[Message, ...], folder: Path, place: str) -> tuple[Path, ...]:
+    files = tuple(_image(image, folder, place) for image in images or ())
     marks = sum(message.content.count(IMAGE_MARK) for message in prompt)
     # Without an images column, "<image>" is text of the problem.
-    if paths and marks != len(paths):
-        raise UsageError(f"{place} has {len(paths)} images but {marks} '{IMAGE_MARK}' marks in its prompt.")
-    return paths
+    if files and marks != len(files):
+        raise UsageError(f"{place} has {len(files)} images but {marks} '{IMAGE_MARK}' marks in its prompt.")
+    return files
 
 
-def _image_path(image: Any, folder: Path, place: str) -> str:
+def _image(image: Any, folder: Path, place: str) -> Path:
     if isinstance(image, Mapping):
         image = image.get("path") or image.get("image")
     if not isinstance(image, str) or not image:
         raise UsageError(
             f"{place}: an image is not a path to a file below {folder}; store images as files beside the data."
         )
-    relative = PurePosixPath(image)
     try:
-        target = (folder / relative).resolve()
-    except (OSError, ValueError, RuntimeError) as error:  # a NUL character, a loop of links
-        raise UsageError(f"{place}: the image path {image!r} cannot be followed ({error}); correct it.") from error
-    if relative.is_absolute() or not target.is_relative_to(folder.resolve()):
-        raise UsageError(f"{place}: the image path {image} leaves the data folder {folder}; copy the image into it.")
-    if not target.is_file():
-        raise UsageError(f"{place}: the image {image} is missing in {folder}.")
-    return image
+        return image_file(image, folder)
+    except UsageError as error:
+        raise UsageError(f"{place}: {error}.") from error
 
 
 def _first_line(error: BaseException) -> str:

@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, overload
 
+from luspo_cli.data.images import image_file
+from luspo_cli.errors import UsageError
 from luspo_cli.evaluation.benchmark import Benchmark, BenchmarkProblem
 from luspo_cli.policy.inputs import prompt_inputs, prompt_length
-from luspo_cli.records import Problem
-from luspo_cli.rollout.sampler import Prompt
+from luspo_cli.records import Problem, Prompt
 
 
 def benchmark_prompt(
@@ -27,8 +28,7 @@ def benchmark_prompt(
 
     Raises UsageError where the model reads text only, or an image or a mark is not as it should be.
     """
-    inputs = prompt_inputs(_asked(benchmark, problem, variant), tokenizer, processor, folder)
-    return Prompt(problem.id, inputs.tokens, inputs.image_inputs)
+    return prompt_inputs(_asked(benchmark, problem, variant, folder), tokenizer, processor)
 
 
 class ImagePrompts(Sequence[Prompt]):
@@ -62,13 +62,17 @@ class ImagePrompts(Sequence[Prompt]):
 
     def lengths(self) -> list[int]:
         """The length of each prompt in tokens, without decoding an image; raises UsageError for an unusable problem."""
-        asked = (_asked(self.benchmark, problem, self.variant) for problem in self.problems)
-        return [prompt_length(problem, self.tokenizer, self.processor, self.folder) for problem in asked]
+        asked = (_asked(self.benchmark, problem, self.variant, self.folder) for problem in self.problems)
+        return [prompt_length(problem, self.tokenizer, self.processor) for problem in asked]
 
     def _prompt(self, problem: BenchmarkProblem) -> Prompt:
         return benchmark_prompt(self.benchmark, problem, self.variant, self.tokenizer, self.processor, self.folder)
 
 
-def _asked(benchmark: Benchmark, problem: BenchmarkProblem, variant: str | None) -> Problem:
+def _asked(benchmark: Benchmark, problem: BenchmarkProblem, variant: str | None, folder: Path | None) -> Problem:
     turns = benchmark.prompt(problem, variant)
-    return Problem(problem.id, turns, problem.gold, benchmark.name, images=problem.images)
+    try:
+        images = tuple(image_file(path, folder or Path()) for path in problem.images)
+    except UsageError as error:
+        raise UsageError(f"problem '{problem.id}': {error}") from error
+    return Problem(problem.id, turns, problem.gold, benchmark.name, images)

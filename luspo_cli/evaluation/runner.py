@@ -32,8 +32,8 @@ from luspo_cli.evaluation.sample_store import (
 )
 from luspo_cli.evaluation.sampling import SamplingModel, benchmark_prompts
 from luspo_cli.evaluation.scorer import EvaluationResult, score_samples
-from luspo_cli.records import StopReason
-from luspo_cli.rollout.sampler import Prompt, SamplingOptions
+from luspo_cli.records import Prompt, StopReason
+from luspo_cli.rollout.sampler import SamplingOptions
 
 MAX_ROWS = 64
 """Responses in flight: on a CPU more of them cost memory and bring little, and a kill costs the chunk in flight."""

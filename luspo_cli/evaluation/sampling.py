@@ -16,7 +16,8 @@ from luspo_cli.config.model import ModelConfig
 from luspo_cli.errors import UsageError
 from luspo_cli.evaluation.benchmark import Benchmark, BenchmarkProblem
 from luspo_cli.evaluation.image_prompts import ImagePrompts, benchmark_prompt
-from luspo_cli.rollout.sampler import Prompt, Sampler
+from luspo_cli.records import Prompt
+from luspo_cli.rollout.sampler import Sampler
 
 Dtype = Literal["float32", "bfloat16"]
 VLLM_PROMPT_TOKENS = 4096

@@ -7,24 +7,13 @@ out and counted, by length alone: the length of an image prompt follows from the
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from jinja2 import TemplateError
 
 from luspo_cli.data.images import image_messages, image_size, load_image
 from luspo_cli.errors import UsageError
-from luspo_cli.records import Problem
-
-
-@dataclass(frozen=True, slots=True)
-class PromptInputs:
-    """A prompt as the model reads it."""
-
-    tokens: tuple[int, ...]  # [P], image tokens included
-    image_inputs: dict[str, Any] | None = None
-    """`pixel_values` [patches, values], `image_grid_thw` [images, 3] in patches, `mm_token_type_ids` [P] (1: image token)."""
+from luspo_cli.records import Problem, Prompt
 
 
 def prompt_tokens(problem: Problem, tokenizer: Any) -> tuple[int, ...]:
@@ -35,10 +24,8 @@ def prompt_tokens(problem: Problem, tokenizer: Any) -> tuple[int, ...]:
     return tuple(_templated(tokenizer, problem, messages, return_dict=False))
 
 
-def prompt_inputs(
-    problem: Problem, tokenizer: Any, processor: Any | None = None, folder: Path | None = None
-) -> PromptInputs:
-    """The prompt's tokens and image inputs; `processor` is a vision model's, `folder` the one that holds the images.
+def prompt_inputs(problem: Problem, tokenizer: Any, processor: Any | None = None) -> Prompt:
+    """The prompt's tokens and image inputs; `processor` is a vision model's.
 
     Raises UsageError where the model reads text only, or an image, a mark or a placeholder is not as it should be.
     """
@@ -46,15 +33,16 @@ def prompt_inputs(
         tokens = prompt_tokens(problem, tokenizer)
         if processor is not None:
             _refuse_placeholders(problem, tokens, processor)
-        return PromptInputs(tokens)
+        return Prompt(problem.id, tokens)
     text = _rendered(problem, processor)
     try:
-        images = [load_image(path, _folder(folder)) for path in problem.images]
+        images = [load_image(file) for file in problem.images]
         found = processor(text=[text], images=images, return_tensors="pt")
     except (UsageError, ValueError) as error:  # the processor refuses what it cannot resize (200:1 and thinner)
         raise UsageError(f"problem '{problem.id}': {error}") from error
     tokens = tuple(found["input_ids"][0].tolist())
-    return PromptInputs(
+    return Prompt(
+        problem.id,
         tokens,
         {
             "pixel_values": found["pixel_values"],
@@ -64,14 +52,14 @@ def prompt_inputs(
     )
 
 
-def prompt_length(problem: Problem, tokenizer: Any, processor: Any | None = None, folder: Path | None = None) -> int:
+def prompt_length(problem: Problem, tokenizer: Any, processor: Any | None = None) -> int:
     """The number of tokens that `prompt_inputs` would return, without decoding an image; raises UsageError alike."""
     if processor is None or not problem.images:
         return len(prompt_inputs(problem, tokenizer, processor).tokens)
     ids = tokenizer(_rendered(problem, processor))["input_ids"]
     reader = processor.image_processor
     try:
-        sizes = [image_size(path, _folder(folder)) for path in problem.images]
+        sizes = [image_size(file) for file in problem.images]
         patches = [reader.get_number_of_image_patches(height, width, {}) for height, width in sizes]
     except (UsageError, ValueError) as error:
         raise UsageError(f"problem '{problem.id}': {error}") from error
@@ -83,18 +71,11 @@ def fitting(
     tokenizer: Any,
     limit: int,
     processor: Any | None = None,
-    folder: Path | None = None,
 ) -> tuple[list[Problem], list[int]]:
     """The problems whose prompt has at most `limit` tokens, and the lengths of their prompts."""
-    measured = [(problem, prompt_length(problem, tokenizer, processor, folder)) for problem in problems]
+    measured = [(problem, prompt_length(problem, tokenizer, processor)) for problem in problems]
     kept = [(problem, length) for problem, length in measured if length <= limit]
     return [problem for problem, _ in kept], [length for _, length in kept]
-
-
-def _folder(folder: Path | None) -> Path:
-    if folder is None:
-        raise UsageError("its images have no data folder to lie in; give the data as a file or folder on this machine")
-    return folder
 
 
 def _rendered(problem: Problem, processor: Any) -> str:

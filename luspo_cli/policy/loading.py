@@ -19,7 +19,9 @@ import torch
 from luspo_cli.config.model import ModelConfig
 from luspo_cli.errors import UsageError
 from luspo_cli.policy import attention
+from luspo_cli.policy.inputs import prompt_inputs, prompt_length
 from luspo_cli.policy.model_files import ADAPTER_CONFIG, find_model, is_hub_id
+from luspo_cli.records import Problem, Prompt
 
 VISION_MODELS = {"qwen2_vl": "Qwen2VLProcessor", "qwen2_5_vl": "Qwen2_5_VLProcessor"}
 """Model types whose image tokens and rotary positions the engine knows, with their processors in transformers."""
@@ -40,6 +42,14 @@ class LoadedModel:
     """Tokens that end a response."""
     processor: Any | None = None
     """Of a vision-language model: the tokenizer together with the image processor."""
+
+    def prompt(self, problem: Problem) -> Prompt:
+        """The problem as this model reads it; UsageError where the model reads text only, or an image or mark does not fit."""
+        return prompt_inputs(problem, self.tokenizer, self.processor)
+
+    def prompt_length(self, problem: Problem) -> int:
+        """Tokens of that prompt, without decoding an image; raises UsageError alike."""
+        return prompt_length(problem, self.tokenizer, self.processor)
 
 
 def load_model(config: ModelConfig) -> LoadedModel:

@@ -61,33 +61,25 @@ class MiniBatch:
     response_tokens: int
 
 
-def split_mini_batches(
-    groups: Sequence[ScoredGroup],
-    number: int,
-    tokens_per_micro_batch: int,
-    images: Mapping[str, Mapping[str, Tensor]] | None = None,
-) -> list[MiniBatch]:
-    """Split groups, in their order, into `number` mini-batches of equally many groups.
-
-    `images` holds the image inputs of the problems that have images, by problem id.
-    """
+def split_mini_batches(groups: Sequence[ScoredGroup], number: int, tokens_per_micro_batch: int) -> list[MiniBatch]:
+    """Split groups, in their order, into `number` mini-batches of equally many groups."""
     if len(groups) % number:
         raise ValueError(f"{len(groups)} groups do not divide into {number} mini-batches of whole groups")
     size = len(groups) // number
     parts = [groups[i : i + size] for i in range(0, len(groups), size)]
-    return [_mini_batch(part, tokens_per_micro_batch, images or {}) for part in parts]
+    return [_mini_batch(part, tokens_per_micro_batch) for part in parts]
 
 
-def rows_of(group: ScoredGroup, images: Mapping[str, Mapping[str, Tensor]]) -> list[Row]:
-    """The rows of one group, with the image inputs of its problem where it has images."""
-    own = images.get(group.problem.id)
+def rows_of(group: ScoredGroup) -> list[Row]:
+    """The rows of one group, with the image inputs of its prompt where it has images."""
+    own = group.prompt.image_inputs if group.prompt else None
     if group.problem.images and own is None:
         raise ValueError(f"problem '{group.problem.id}' has images and its image inputs were not handed in")
     return [Row(r, a, own) for r, a in zip(group.rollouts, group.advantages, strict=True)]
 
 
-def _mini_batch(groups: Sequence[ScoredGroup], budget: int, images: Mapping[str, Mapping[str, Tensor]]) -> MiniBatch:
-    rows = [row for group in groups for row in rows_of(group, images)]
+def _mini_batch(groups: Sequence[ScoredGroup], budget: int) -> MiniBatch:
+    rows = [row for group in groups for row in rows_of(group)]
     return MiniBatch(
         with_advantage=split_micro_batches([row for row in rows if row.advantage != 0.0], budget),
         without_advantage=split_micro_batches([row for row in rows if row.advantage == 0.0], budget),

@@ -61,6 +61,14 @@ class Rubric:
             for rollout, (status, extracted) in zip(rollouts, judged, strict=True)
         ]
 
+    def score_groups(
+        self, problems: Sequence[Problem], groups: Sequence[Sequence[Rollout]]
+    ) -> list[tuple[Reward, ...]]:
+        """Return the rewards of every group's rollouts; `groups[i]` are the rollouts of `problems[i]`. One batch of checks."""
+        of_rollout = [problem for problem, group in zip(problems, groups, strict=True) for _ in group]
+        rewards = iter(self.score(of_rollout, [rollout for group in groups for rollout in group]))
+        return [tuple(next(rewards) for _ in group) for group in groups]
+
     def score_text(self, response: str, gold: str, *, length: int = 0, truncated: bool = False) -> Reward:
         """Return the reward of one decoded response; `length` in tokens, for the overlong term only."""
         if self._config.verifier == "exact":

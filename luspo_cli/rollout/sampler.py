@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from luspo_cli.records import Rollout
+from luspo_cli.records import Prompt, Rollout
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,16 +21,6 @@ class SamplingOptions:
     seed: int = 0
     first_row: int = 0
     """Place in the batch of the call's first row, where several processes sample one batch in parts."""
-
-
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """A problem as the model reads it: token ids [P] and, for vision models, what its processor made of the images."""
-
-    problem_id: str
-    tokens: tuple[int, ...]
-    image_inputs: dict[str, Any] | None = None
-    """`pixel_values` [patches, values], `image_grid_thw` [images, 3] in patches, `mm_token_type_ids` [P]."""
 
 
 class Sampler(Protocol):

@@ -5,36 +5,43 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from luspo_cli.files import replace_file
 from luspo_cli.metrics.intervals import Z_95, wilson_interval
 from luspo_cli.metrics.rollout_metrics import length_metrics
 from luspo_cli.processes.ranks import ALONE, Ranks
-from luspo_cli.records import Problem, Rollout, VerificationStatus
+from luspo_cli.records import Problem, Prompt, Rollout, VerificationStatus
 from luspo_cli.rewards.rubric import Rubric
-from luspo_cli.rollout.sampler import Prompt, Sampler, SamplingOptions
+from luspo_cli.rollout.sampler import Sampler, SamplingOptions
 from luspo_cli.runs.folder import RunFolder
-from luspo_cli.training.shared_rollouts import sample_and_score
+from luspo_cli.training.sampling import sample_and_score
 
 SEED_OFFSET = 1_000_003
 """Keeps the draws of the evaluation apart from those of training."""
 
 
 class HeldOut:
-    """The slice, its prompts, and how to sample it: the same draws each time, so that only the policy differs."""
+    """The slice and how to sample it: the same draws each time, so that only the policy differs.
+
+    Prompts are made anew for each evaluation: the pixels of a whole slice would fill the memory between two of them.
+    """
 
     def __init__(
-        self, problems: Sequence[Problem], prompts: Sequence[Prompt], options: SamplingOptions, rubric: Rubric
+        self,
+        problems: Sequence[Problem],
+        to_prompt: Callable[[Problem], Prompt],
+        options: SamplingOptions,
+        rubric: Rubric,
     ) -> None:
-        self.problems, self.prompts, self.options, self.rubric = list(problems), list(prompts), options, rubric
+        self.problems, self.to_prompt, self.options, self.rubric = list(problems), to_prompt, options, rubric
 
     def evaluate(self, sampler: Sampler, ranks: Ranks = ALONE) -> dict[str, Any]:
         """Sample and score; keys as in metrics.jsonl plus the interval and the counts of failed checks."""
-        scored = sample_and_score(ranks, sampler, self.rubric, self.problems, self.prompts, self.options)
+        scored = sample_and_score(ranks, sampler, self.rubric, self.problems, self.to_prompt, self.options)
         rollouts: list[Rollout] = [rollout for group in scored.groups for rollout in group]
-        rewards = scored.rewards
+        rewards = [reward for group in scored.rewards for reward in group]
         right = [reward.status is VerificationStatus.CORRECT for reward in rewards]
         size = self.options.group_size
         per_problem = [statistics.fmean(right[i : i + size]) for i in range(0, len(right), size)]

@@ -13,32 +13,27 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from luspo_cli.advantages import ADVANTAGES
 from luspo_cli.config.run import TrainRun
 from luspo_cli.data.batches import BatchSource
 from luspo_cli.metrics.names import METRICS, unknown_metrics
 from luspo_cli.metrics.rollout_metrics import length_metrics, reward_metrics
 from luspo_cli.objectives.diagnostics import length_pressure
 from luspo_cli.processes.ranks import ALONE, Ranks
-from luspo_cli.records import Problem, Reward, Rollout, ScoredGroup
+from luspo_cli.records import Problem, Prompt, ScoredGroup
 from luspo_cli.rewards.rubric import Rubric
-from luspo_cli.rollout.sampler import Prompt, Sampler, SamplingOptions
+from luspo_cli.rollout.sampler import Sampler
 from luspo_cli.runs.folder import RunFolder
 from luspo_cli.runs.rollouts import store_rollouts
 from luspo_cli.training.dynamic_sampling import sample_step
 from luspo_cli.training.held_out import HeldOut, record, recorded_steps
 from luspo_cli.training.optimizer import learning_rate
-from luspo_cli.training.preflight import training_draws
-from luspo_cli.training.shared_rollouts import sample_and_score
+from luspo_cli.training.sampling import StepSampler
 from luspo_cli.training.update import Updater
 
-SEED_STRIDE = 1_000_000_007
-ROUND_STRIDE = 618_033_989_000_003
-"""Far above SEED_STRIDE: below 2000 seeds and 100 rounds, no round of one run draws what a step of another one does."""
 PRESSURES = ("grpo", "gspo", "luspo")
 
 
@@ -76,18 +71,14 @@ def train(
         _evaluate(config, stages, folder, 0)
     for step in range(first_step + 1, config.run.steps + 1):
         started = time.perf_counter()
-        taker = _Taker(config, stages, step)
-        groups = sample_step(stages.problems, step, config.rollout, taker.take)
-        scored, images = groups.batch, taker.images
+        sampler = StepSampler(config, step, stages.sampler, stages.rubric, stages.to_prompt, ranks)
+        groups = sample_step(stages.problems, step, config.rollout, sampler.sample)
+        scored = groups.batch
 
         every = config.update.noise_floor_every
-        noise = (
-            {"ratio/noise_floor": stages.updater.noise_floor(scored, images)}
-            if every and step % every == 1 % every
-            else {}
-        )
+        noise = {"ratio/noise_floor": stages.updater.noise_floor(scored)} if every and step % every == 1 % every else {}
         rate = learning_rate(step - 1, config.run.steps, config.update)
-        updated = ranks.each(partial(stages.updater.update, scored, rate, images))
+        updated = ranks.each(partial(stages.updater.update, scored, rate))
         pushing = time.perf_counter()
         stages.refresh_sampler()
         pushed = time.perf_counter() - pushing
@@ -105,8 +96,8 @@ def train(
             **updated,
             **noise,
             **_evaluate(config, stages, folder, step),
-            "time/rollout": taker.rollout_s,
-            "time/reward": taker.reward_s,
+            "time/rollout": sampler.rollout_s,
+            "time/reward": sampler.reward_s,
             "time/weights": pushed,
         }
         if config.run.rollouts_every and (step == 1 or step % config.run.rollouts_every == 0):
@@ -124,52 +115,12 @@ def train(
     return config.run.steps
 
 
-class _Taker:
-    """Samples and scores the rounds of one step; keeps the time that took and the images of the step's problems."""
-
-    def __init__(self, config: TrainRun, stages: Stages, step: int) -> None:
-        self._config, self._stages, self._step = config, stages, step
-        self.images: dict[str, dict[str, Any]] = {}
-        self.rollout_s = self.reward_s = 0.0
-
-    def take(self, problems: Sequence[Problem], round_number: int) -> list[ScoredGroup]:
-        started = time.perf_counter()
-        prompts = [self._stages.to_prompt(problem) for problem in problems]
-        prepared = time.perf_counter() - started
-        self.images |= {prompt.problem_id: prompt.image_inputs for prompt in prompts if prompt.image_inputs}
-        options = _sampling_options(self._config, self._step, round_number)
-        stages = self._stages
-        scored = sample_and_score(stages.ranks, stages.sampler, stages.rubric, problems, prompts, options)
-        self.rollout_s += prepared + scored.rollout_s
-        self.reward_s += scored.reward_s
-        return with_advantages(problems, scored.groups, scored.rewards, self._config)
-
-
-def with_advantages(
-    problems: Sequence[Problem], groups: Sequence[Sequence[Rollout]], rewards: Sequence[Reward], config: TrainRun
-) -> list[ScoredGroup]:
-    """Every group with its rewards and advantages, in order; one reward a rollout, group by group."""
-    of_rollout = iter(rewards)
-    estimator = ADVANTAGES[str(config.objective.advantage)]
-    scored = []
-    for problem, group in zip(problems, groups, strict=True):
-        own: tuple[Reward, ...] = tuple(next(of_rollout) for _ in group)
-        advantages = tuple(estimator([reward.total for reward in own]))
-        scored.append(ScoredGroup(problem, tuple(group), own, advantages))
-    return scored
-
-
 def in_order(metrics: dict[str, Any]) -> dict[str, Any]:
     """The record in the order of `METRICS`; a name that is not there is a defect."""
     unknown = unknown_metrics(metrics)
     if unknown:
         raise AssertionError(f"metrics without an entry in metrics/names.py: {unknown}")
     return {name: metrics[name] for name in METRICS if name in metrics}
-
-
-def _sampling_options(config: TrainRun, step: int, round_number: int) -> SamplingOptions:
-    seed = (config.run.seed * SEED_STRIDE + step + round_number * ROUND_STRIDE) % 2**63
-    return replace(training_draws(config), seed=seed)
 
 
 def _pressures(groups: Sequence[ScoredGroup]) -> dict[str, float]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from luspo_cli.config.run import TrainRun
 from luspo_cli.errors import UsageError
@@ -15,8 +14,8 @@ from luspo_cli.policy.loading import LoadedModel, context_of
 from luspo_cli.processes.accelerate import refuse_foreign_wrapping
 from luspo_cli.processes.sharding import refuse_trained_tower
 from luspo_cli.records import Problem
-from luspo_cli.rollout.sampler import SamplingOptions
 from luspo_cli.rollout.samplers import check_sampler, choose_sampler
+from luspo_cli.training.sampling import held_out_limit, longest_row, training_draws
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,34 +49,6 @@ def check_stages(
         longest=longest_row(config, loaded.model, held_out.tokens if held_out else 0),
         draws=training_draws(config),
         vllm=config.rollout.vllm,
-    )
-
-
-def longest_row(config: TrainRun, model: Any, held_out_tokens: int) -> int:
-    """Tokens of the longest row that can be sampled, prompt and response, within the model's context.
-
-    `held_out_tokens`: of the longest held-out prompt, 0 where there is none.
-    """
-    rows = [config.data.max_prompt_tokens + config.rollout.max_response_tokens]
-    if held_out_tokens:
-        rows.append(held_out_tokens + held_out_limit(config))
-    return min(max(rows), context_of(model.config) or max(rows))
-
-
-def held_out_limit(config: TrainRun) -> int:
-    """The response limit of the evaluation during training."""
-    return config.evaluation.max_response_tokens or config.rollout.max_response_tokens
-
-
-def training_draws(config: TrainRun) -> SamplingOptions:
-    """How the rollouts that are trained on are drawn, but for the seed of each step."""
-    rollout = config.rollout
-    return SamplingOptions(
-        group_size=rollout.group_size,
-        max_response_tokens=rollout.max_response_tokens,
-        temperature=rollout.temperature,
-        top_p=rollout.top_p,
-        top_k=rollout.top_k,
     )
 
 

@@ -6,7 +6,7 @@ as far as nothing must be started for it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from luspo_cli.data.batches import BatchSource, ProblemBatches
 from luspo_cli.data.problems import load_problems
 from luspo_cli.errors import UsageError
 from luspo_cli.policy import attention
-from luspo_cli.policy.inputs import fitting, prompt_length
+from luspo_cli.policy.inputs import fitting
 from luspo_cli.policy.loading import LoadedModel, load_model, no_progress_bars
 from luspo_cli.policy.lora import add_adapters, load_adapter, require_peft
 from luspo_cli.policy.model_files import unread_revision
@@ -46,7 +46,7 @@ from luspo_cli.training.provenance import (
     record_provenance,
     refuse_changed,
 )
-from luspo_cli.training.stages import image_folder, make_stages
+from luspo_cli.training.stages import make_stages
 
 NOISE_SHARE = 0.2
 """Of the clip range: noise beyond it is warned about."""
@@ -139,7 +139,16 @@ def _train_together(
             loaded = ranks.together(lambda: load_model(weights))
         stages = ranks.each(
             lambda: make_stages(
-                config, loaded, problems.source, problems.held_out, rubric, folder, checkpoint, reference, ranks
+                config,
+                loaded,
+                problems.source,
+                problems.held_out,
+                problems.longest_held_out.tokens if problems.longest_held_out else 0,
+                rubric,
+                folder,
+                checkpoint,
+                reference,
+                ranks,
             )
         )
         with _tracking_of(config, folder, say, ranks) as tracking, stop_on_signals(say) as stop_requested:
@@ -238,15 +247,14 @@ def _problems(config: TrainRun, loaded: LoadedModel, say: Callable[[str], None])
     held_out: list[Problem] = []
     if config.evaluation.every:
         held_out = _held_out(config)
-    longest_held_out = longest_prompt(held_out, _lengths(held_out, config.data.held_out, loaded))
+    longest_held_out = longest_prompt(held_out, [loaded.prompt_length(problem) for problem in held_out])
     if data.train == MADE_TERMS:
         made = MadeTermsBatches(data.profile, config.rollout.problems, seed)
         first = made.batch(0)  # they differ by a few tokens
-        longest = longest_prompt(first, _lengths(first, data.train, loaded))
+        longest = longest_prompt(first, [loaded.prompt_length(problem) for problem in first])
         return Problems(made, held_out, [], longest, longest_held_out)
     found = load_problems(data.train)
-    images = image_folder(data.train)
-    problems, lengths = fitting(found, loaded.tokenizer, data.max_prompt_tokens, loaded.processor, images)
+    problems, lengths = fitting(found, loaded.tokenizer, data.max_prompt_tokens, loaded.processor)
     if too_long := len(found) - len(problems):
         say(f"{too_long} of {len(found)} problems have prompts over {data.max_prompt_tokens} tokens: left out")
     if not problems:
@@ -255,11 +263,6 @@ def _problems(config: TrainRun, loaded: LoadedModel, say: Callable[[str], None])
         )
     source = ProblemBatches(problems, config.rollout.problems, seed, data.shuffle)
     return Problems(source, held_out, problems, longest_prompt(problems, lengths), longest_held_out)
-
-
-def _lengths(problems: Sequence[Problem], path: str, loaded: LoadedModel) -> list[int]:
-    images = image_folder(path)
-    return [prompt_length(problem, loaded.tokenizer, loaded.processor, images) for problem in problems]
 
 
 def _held_out(config: TrainRun) -> list[Problem]:

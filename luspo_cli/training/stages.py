@@ -7,13 +7,12 @@ takes its memory first leaves the rest to training.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from luspo_cli.config.run import TrainRun
 from luspo_cli.data.batches import BatchSource
-from luspo_cli.policy.inputs import prompt_inputs
 from luspo_cli.policy.loading import LoadedModel, freeze_vision
 from luspo_cli.policy.lora import BasePolicy
 from luspo_cli.policy.policy import Policy
@@ -22,7 +21,7 @@ from luspo_cli.processes.ranks import Ranks
 from luspo_cli.processes.sharding import gather_state, shard
 from luspo_cli.records import Problem
 from luspo_cli.rewards.rubric import Rubric
-from luspo_cli.rollout.sampler import Prompt, Sampler, SamplingOptions
+from luspo_cli.rollout.sampler import Sampler, SamplingOptions
 from luspo_cli.rollout.samplers import SamplerModel, choose_sampler, make_sampler
 from luspo_cli.runs.checkpoints import Checkpoint
 from luspo_cli.runs.folder import RunFolder
@@ -30,7 +29,7 @@ from luspo_cli.training.checkpoint import save_checkpoint
 from luspo_cli.training.held_out import SEED_OFFSET, HeldOut
 from luspo_cli.training.loop import Stages
 from luspo_cli.training.optimizer import load_optimizer, make_optimizer
-from luspo_cli.training.preflight import held_out_limit, longest_row, training_draws
+from luspo_cli.training.sampling import held_out_limit, longest_row, training_draws
 from luspo_cli.training.update import Updater
 
 
@@ -39,18 +38,23 @@ def make_stages(
     loaded: LoadedModel,
     source: BatchSource,
     held_out_problems: Sequence[Problem],
+    held_out_tokens: int,
     rubric: Rubric,
     folder: RunFolder,
     checkpoint: Checkpoint | None,
     reference_model: Any,
     ranks: Ranks,
 ) -> Stages:
-    """Build every stage; `checkpoint` gives the optimizer's state, `reference_model` a KL term's starting weights."""
+    """Build every stage.
+
+    `held_out_tokens` are those of the longest held-out prompt, 0 where there is none; `checkpoint` gives the optimizer's state,
+    `reference_model` a KL term's starting weights.
+    """
     sharded = ranks.size > 1 and config.model.sharding == "full"
     low_precision = config.model.compute_dtype == "bfloat16"
     accelerator = make_accelerator(low_precision, images=loaded.processor is not None, sharded=sharded)
     held_out = _held_out_check(config, loaded, held_out_problems, rubric)
-    sampler = _sampler(config, loaded, held_out, accelerator.device, sharded)
+    sampler = _sampler(config, loaded, held_out_tokens, accelerator.device, sharded)
     adapted, has_reference = config.model.lora.rank > 0, config.objective.kl_coefficient > 0
     reference: Policy | BasePolicy | None = None
     if has_reference and not adapted:
@@ -88,7 +92,7 @@ def make_stages(
 
     return Stages(
         problems=source,
-        to_prompt=_prompts_of(config.data.train, loaded),
+        to_prompt=loaded.prompt,
         sampler=sampler,
         rubric=rubric,
         updater=Updater(prepared, optimizer, accelerator, config, reference, ranks),
@@ -97,19 +101,6 @@ def make_stages(
         save=save,
         ranks=ranks,
     )
-
-
-def image_folder(path: str) -> Path:
-    """Where the images of a data file or folder lie: beside the file."""
-    return Path(path) if Path(path).is_dir() else Path(path).parent
-
-
-def _prompts_of(path: str, loaded: LoadedModel) -> Callable[[Problem], Prompt]:
-    def to_prompt(problem: Problem) -> Prompt:
-        inputs = prompt_inputs(problem, loaded.tokenizer, loaded.processor, image_folder(path))
-        return Prompt(problem.id, inputs.tokens, inputs.image_inputs)
-
-    return to_prompt
 
 
 def _held_out_check(
@@ -124,12 +115,10 @@ def _held_out_check(
         temperature=settings.temperature,
         seed=config.run.seed + SEED_OFFSET,
     )
-    to_prompt = _prompts_of(config.data.held_out, loaded)
-    return HeldOut(list(problems), [to_prompt(problem) for problem in problems], options, rubric)
+    return HeldOut(problems, loaded.prompt, options, rubric)
 
 
-def _sampler(config: TrainRun, loaded: LoadedModel, held_out: HeldOut | None, device: Any, apart: bool) -> Sampler:
-    held_out_tokens = max((len(prompt.tokens) for prompt in held_out.prompts), default=0) if held_out else 0
+def _sampler(config: TrainRun, loaded: LoadedModel, held_out_tokens: int, device: Any, apart: bool) -> Sampler:
     model = SamplerModel(
         path=str(loaded.model.config.name_or_path),
         tokenizer=loaded.tokenizer,

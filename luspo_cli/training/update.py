@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -42,8 +42,6 @@ from luspo_cli.processes.sharding import whole_weight
 from luspo_cli.records import ScoredGroup
 
 NOISE_FLOOR_ROWS = 16
-Images = Mapping[str, Mapping[str, Tensor]]
-"""The image inputs of a batch's problems, by problem id; problems without images are not in it."""
 _SUMMED_OVER_TRAINED_ROWS = (
     "objective/clip_low_fraction",
     "objective/clip_high_fraction",
@@ -69,14 +67,12 @@ class Updater:
         self._bad_in_a_row = 0
         self._mismatch = SamplerMismatch()
 
-    def update(
-        self, groups: Sequence[ScoredGroup], learning_rate: float, images: Images | None = None
-    ) -> dict[str, float]:
+    def update(self, groups: Sequence[ScoredGroup], learning_rate: float) -> dict[str, float]:
         """Run the batch's mini-batches; returns the step's objective, ratio, policy, update and time metrics."""
         settings = self.config.update
         for parameters in self.optimizer.param_groups:
             parameters["lr"] = learning_rate
-        mini_batches = split_mini_batches(groups, settings.mini_batches, settings.tokens_per_micro_batch, images)
+        mini_batches = split_mini_batches(groups, settings.mini_batches, settings.tokens_per_micro_batch)
         self._mismatch = SamplerMismatch()
         start = time.perf_counter()
         old = [None, *(self._old_logprobs(batch) for batch in mini_batches[1:])]
@@ -94,13 +90,13 @@ class Updater:
         return metrics
 
     @torch.no_grad()
-    def noise_floor(self, groups: Sequence[ScoredGroup], images: Images | None = None) -> float | None:
+    def noise_floor(self, groups: Sequence[ScoredGroup]) -> float | None:
         """Mean |log sequence ratio| between two computations with the same weights: together, and row by row, padded.
 
         This is the part of every ratio that is arithmetic and not learning. None where no row has a response, or where
         log-probs are not finite.
         """
-        rows = [row for group in groups for row in rows_of(group, images or {}) if row.rollout.response_length]
+        rows = [row for group in groups for row in rows_of(group) if row.rollout.response_length]
         rows.sort(key=lambda row: row.advantage == 0.0)  # stable: rows that will be trained come first
         rows = rows[:NOISE_FLOOR_ROWS]
         if not rows:

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from doubles.vision import END, IMAGE, VIDEO, character_tokenizer, noise_image, vision_processor
-from luspo_cli.data.images import image_messages, image_size, load_image
+from luspo_cli.data.images import image_file, image_messages, image_size, load_image
 from luspo_cli.errors import UsageError
 from luspo_cli.policy.inputs import fitting, prompt_inputs, prompt_length
 from luspo_cli.records import Message, Problem
@@ -21,7 +21,7 @@ def processor() -> Any:
     return vision_processor()
 
 
-def problem(text: str, *images: str, identity: str = "p7") -> Problem:
+def problem(text: str, *images: Path, identity: str = "p7") -> Problem:
     return Problem(identity, (Message("user", text),), "1", "t", images)
 
 
@@ -29,7 +29,7 @@ def test_transparent_parts_become_white_and_half_transparent_ones_half_white(tmp
     image = Image.new("RGBA", (3, 1))
     image.putdata([(10, 20, 30, 255), (0, 0, 0, 0), (0, 0, 0, 128)])
     image.save(tmp_path / "rgba.png")
-    found = load_image("rgba.png", tmp_path)
+    found = load_image(tmp_path / "rgba.png")
     assert found.mode == "RGB"
     assert [found.getpixel((x, 0)) for x in range(3)] == [(10, 20, 30), (255, 255, 255), (127, 127, 127)]
 
@@ -40,7 +40,7 @@ def test_a_palette_with_a_transparent_colour(tmp_path: Path) -> None:
     image.putdata([0, 1])
     image.save(tmp_path / "palette.png", transparency=1)
     image.save(tmp_path / "opaque.png")
-    found, opaque = load_image("palette.png", tmp_path), load_image("opaque.png", tmp_path)
+    found, opaque = load_image(tmp_path / "palette.png"), load_image(tmp_path / "opaque.png")
     assert [found.getpixel((x, 0)) for x in range(2)] == [(200, 0, 0), (255, 255, 255)]
     assert [opaque.getpixel((x, 0)) for x in range(2)] == [(200, 0, 0), (0, 0, 0)]
 
@@ -50,17 +50,17 @@ def test_sixteen_bit_grey_keeps_its_shades(tmp_path: Path) -> None:
     for x, value in enumerate((0, 128 * 256 + 9, 65535)):
         image.putpixel((x, 0), value)
     image.save(tmp_path / "grey.png")
-    found = load_image("grey.png", tmp_path)
+    found = load_image(tmp_path / "grey.png")
     assert [found.getpixel((x, 0)) for x in range(3)] == [(0, 0, 0), (128, 128, 128), (255, 255, 255)]
 
 
 def test_a_jpeg_named_png_and_a_picture_taken_sideways(tmp_path: Path) -> None:
     noise_image(tmp_path / "a.jpg", 40, 20).rename(tmp_path / "a.png")
-    assert load_image("a.png", tmp_path).size == (40, 20)
+    assert load_image(tmp_path / "a.png").size == (40, 20)
     exif = Image.Exif()
     exif[0x0112] = 6  # turn by 90 degrees to see it upright
     Image.new("RGB", (40, 20)).save(tmp_path / "side.jpg", exif=exif)
-    assert load_image("side.jpg", tmp_path).size == (20, 40)
+    assert load_image(tmp_path / "side.jpg").size == (20, 40)
 
 
 def test_a_path_stays_inside_the_folder(tmp_path: Path) -> None:
@@ -69,16 +69,18 @@ def test_a_path_stays_inside_the_folder(tmp_path: Path) -> None:
     (folder / "sub").mkdir(parents=True)
     noise_image(folder / "inside.png", 30, 30)
     (folder / "link.png").symlink_to(tmp_path / "outside.png")
-    assert load_image("sub/../inside.png", folder).size == (30, 30)
+    assert load_image(image_file("sub/../inside.png", folder)).size == (30, 30)
     for path in ("../outside.png", str(tmp_path / "outside.png"), "link.png", "sub/../../outside.png"):
-        for read in (load_image, image_size):
-            with pytest.raises(UsageError, match=r"leaves the data folder .*; copy the image into it"):
-                read(path, folder)
+        with pytest.raises(UsageError, match=r"leaves the data folder .*; copy the image into it"):
+            image_file(path, folder)
 
 
 def test_a_missing_or_broken_file_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"^the image no\.png is missing in [^\n]*$"):
-        load_image("no.png", tmp_path)
+        image_file("no.png", tmp_path)
+    for read in (load_image, image_size):
+        with pytest.raises(UsageError, match=r"^the image no\.png is missing in [^\n]*$"):
+            read(tmp_path / "no.png")
     (tmp_path / "text.png").write_text("<html>not found</html>")
     (tmp_path / "empty.png").touch()
     whole = noise_image(tmp_path / "whole.png", 300, 300).read_bytes()
@@ -87,14 +89,14 @@ def test_a_missing_or_broken_file_is_one_sentence(tmp_path: Path) -> None:
     Image.new("F", (4, 4)).save(tmp_path / "float.tiff")
     for name in ("text.png", "empty.png", "cut.png", "a.eps", "float.tiff", "nul\0.png"):
         with pytest.raises(UsageError, match=r"^the image '[^\n]*cannot be read \([^\n]*$"):
-            load_image(name, tmp_path)
+            load_image(tmp_path / name)
 
 
 def test_a_picture_of_too_many_pixels_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     noise_image(tmp_path / "big.png", 100, 100)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     with pytest.raises(UsageError, match="decompression bomb"):
-        load_image("big.png", tmp_path)
+        load_image(tmp_path / "big.png")
 
 
 def test_marks_become_image_parts_in_order() -> None:
@@ -118,18 +120,18 @@ def test_marks_become_image_parts_in_order() -> None:
 def test_marks_and_images_must_be_as_many(processor: Any, tmp_path: Path, text: str, images: int) -> None:
     noise_image(tmp_path / "a.png", 60, 60)
     marks = text.count("<image>")
-    asked = problem(text, *["a.png"] * images)
+    asked = problem(text, *[tmp_path / "a.png"] * images)
     for read in (prompt_inputs, prompt_length):
         with pytest.raises(
             UsageError, match=rf"^problem 'p7': the prompt has {marks} '<image>' marks and {images} image"
         ):
-            read(asked, processor.tokenizer, processor, tmp_path)
+            read(asked, processor.tokenizer, processor)
 
 
 def test_tokens_of_a_prompt_by_hand(processor: Any, tmp_path: Path) -> None:
     """200 x 100 with at most 28 * 28 * 16 pixels: scaled by 1 / 1.2627 and cut to whole 28s, 140 x 56, so 5 x 2 tokens."""
     noise_image(tmp_path / "a.png", 200, 100)
-    inputs = prompt_inputs(problem("<image>Hi", "a.png"), processor.tokenizer, processor, tmp_path)
+    inputs = prompt_inputs(problem("<image>Hi", tmp_path / "a.png"), processor.tokenizer, processor)
     assert inputs.image_inputs is not None
     assert inputs.image_inputs["image_grid_thw"].tolist() == [[1, 4, 10]]
     assert inputs.image_inputs["pixel_values"].shape == (40, 3 * 2 * 14 * 14)
@@ -148,13 +150,13 @@ def test_tokens_of_a_prompt_by_hand(processor: Any, tmp_path: Path) -> None:
 def test_sixteen_to_one_is_read_and_more_than_two_hundred_to_one_is_refused(processor: Any, tmp_path: Path) -> None:
     noise_image(tmp_path / "wide.png", 400, 25)  # 392 x 28: 14 x 1 tokens
     noise_image(tmp_path / "line.png", 603, 3)
-    inputs = prompt_inputs(problem("<image>", "wide.png"), processor.tokenizer, processor, tmp_path)
+    inputs = prompt_inputs(problem("<image>", tmp_path / "wide.png"), processor.tokenizer, processor)
     assert inputs.image_inputs is not None
     assert inputs.image_inputs["image_grid_thw"].tolist() == [[1, 2, 28]]
     assert inputs.tokens.count(IMAGE) == 14
     for read in (prompt_inputs, prompt_length):
         with pytest.raises(UsageError, match=r"^problem 'p7': absolute aspect ratio must be smaller than 200"):
-            read(problem("<image>", "line.png"), processor.tokenizer, processor, tmp_path)
+            read(problem("<image>", tmp_path / "line.png"), processor.tokenizer, processor)
 
 
 def test_the_length_known_from_the_headers_is_the_length(processor: Any, tmp_path: Path) -> None:
@@ -164,24 +166,24 @@ def test_the_length_known_from_the_headers_is_the_length(processor: Any, tmp_pat
         width, height = generator.randint(1, 700), generator.randint(1, 700)
         if max(width, height) > 200 * min(width, height):
             continue
-        names.append(noise_image(tmp_path / f"{n}.png", width, height, n).name)
+        names.append(noise_image(tmp_path / f"{n}.png", width, height, n))
     for first, second in zip(names, [*names[1:], names[0]], strict=True):
         asked = problem("<image>a <image> b", first, second)
-        inputs = prompt_inputs(asked, processor.tokenizer, processor, tmp_path)
-        assert prompt_length(asked, processor.tokenizer, processor, tmp_path) == len(inputs.tokens), (first, second)
+        inputs = prompt_inputs(asked, processor.tokenizer, processor)
+        assert prompt_length(asked, processor.tokenizer, processor) == len(inputs.tokens), (first, second)
 
 
 def test_long_image_prompts_are_left_out_and_counted_never_cut(processor: Any, tmp_path: Path) -> None:
     noise_image(tmp_path / "small.png", 56, 56)  # 4 tokens
     noise_image(tmp_path / "large.png", 112, 112)  # 16 tokens
-    problems = [problem("<image>", name, identity=name) for name in ("small.png", "large.png", "small.png")]
+    problems = [problem("<image>", tmp_path / name, identity=name) for name in ("small.png", "large.png", "small.png")]
     problems.append(problem("words only", identity="text"))
-    lengths = [prompt_length(one, processor.tokenizer, processor, tmp_path) for one in problems]
+    lengths = [prompt_length(one, processor.tokenizer, processor) for one in problems]
     assert lengths[1] - lengths[0] == 12
-    kept, found = fitting(problems, processor.tokenizer, lengths[0] + 11, processor, tmp_path)
+    kept, found = fitting(problems, processor.tokenizer, lengths[0] + 11, processor)
     assert [one.id for one in kept] == ["small.png", "small.png", "text"]
     assert (found[0], len(found)) == (lengths[0], 3)
-    kept, found = fitting(problems, processor.tokenizer, lengths[1], processor, tmp_path)
+    kept, found = fitting(problems, processor.tokenizer, lengths[1], processor)
     assert (len(kept), max(found)) == (4, lengths[1])
 
 
@@ -190,10 +192,10 @@ def test_text_that_spells_a_placeholder_is_refused(processor: Any, tmp_path: Pat
     noise_image(tmp_path / "a.png", 60, 60)
     for token, number in (("<|image_pad|>", IMAGE), ("<|video_pad|>", VIDEO)):
         assert processor.tokenizer.convert_tokens_to_ids(token) == number
-        for asked in (problem(f"<image> {token}", "a.png"), problem(f"see {token}")):
+        for asked in (problem(f"<image> {token}", tmp_path / "a.png"), problem(f"see {token}")):
             for read in (prompt_inputs, prompt_length):
                 with pytest.raises(UsageError, match=r"'p7': its text contains <\|(image|video)_pad\|>, which stands"):
-                    read(asked, processor.tokenizer, processor, tmp_path)
+                    read(asked, processor.tokenizer, processor)
 
 
 def test_a_template_without_a_place_for_images_is_refused(tmp_path: Path) -> None:
@@ -201,7 +203,7 @@ def test_a_template_without_a_place_for_images_is_refused(tmp_path: Path) -> Non
     blind = vision_processor()
     blind.chat_template = "{% for m in messages %}{{ m['role'] }}{% endfor %}"
     with pytest.raises(UsageError, match="wrote 0 places for 1 images; take the template of a vision model"):
-        prompt_inputs(problem("<image>", "a.png"), blind.tokenizer, blind, tmp_path)
+        prompt_inputs(problem("<image>", tmp_path / "a.png"), blind.tokenizer, blind)
 
 
 def test_without_images_the_mark_is_text_and_the_prompt_that_of_the_tokenizer(processor: Any) -> None:
@@ -214,8 +216,9 @@ def test_without_images_the_mark_is_text_and_the_prompt_that_of_the_tokenizer(pr
     assert END not in inputs.tokens
 
 
-def test_images_need_a_vision_model_and_a_folder(processor: Any) -> None:
+def test_images_need_a_vision_model_and_files(processor: Any, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="'p7' has images; this model reads text only"):
-        prompt_inputs(problem("<image>", "a.png"), processor.tokenizer)
-    with pytest.raises(UsageError, match="'p7': its images have no data folder"):
-        prompt_inputs(problem("<image>", "a.png"), processor.tokenizer, processor)
+        prompt_inputs(problem("<image>", tmp_path / "a.png"), processor.tokenizer)
+    for read in (prompt_inputs, prompt_length):
+        with pytest.raises(UsageError, match=r"'p7': the image a\.png is missing in .*; put it there"):
+            read(problem("<image>", tmp_path / "a.png"), processor.tokenizer, processor)

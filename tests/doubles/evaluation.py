@@ -11,8 +11,8 @@ from typing import Any
 from luspo_cli.evaluation.benchmarks.gsm8k import Gsm8k
 from luspo_cli.evaluation.runner import Evaluation, EvaluationSettings
 from luspo_cli.evaluation.sampling import SamplingModel
-from luspo_cli.records import Rollout, StopReason
-from luspo_cli.rollout.sampler import Prompt, SamplingOptions
+from luspo_cli.records import Prompt, Rollout, StopReason
+from luspo_cli.rollout.sampler import SamplingOptions
 
 
 class FiveProblems(Gsm8k):

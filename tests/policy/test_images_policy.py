@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,11 @@ import torch
 from doubles.vision import END, IMAGE_TOKENS, VOCABULARY, noise_image, vision_model, vision_processor
 from luspo_cli.config.model import ModelConfig
 from luspo_cli.errors import UsageError
-from luspo_cli.policy.inputs import PromptInputs, prompt_inputs
+from luspo_cli.policy.inputs import prompt_inputs
 from luspo_cli.policy.loading import freeze_vision, load_model
 from luspo_cli.policy.packing import Row, policy_batch, split_mini_batches
 from luspo_cli.policy.policy import Policy
-from luspo_cli.records import Message, Problem, Reward, Rollout, ScoredGroup, StopReason, VerificationStatus
+from luspo_cli.records import Message, Problem, Prompt, Reward, Rollout, ScoredGroup, StopReason, VerificationStatus
 
 PROMPTS = {  # name: text and sizes of its images (width, height)
     "one": ("<image>How many?", [(100, 70)]),
@@ -37,21 +38,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def prompts(folder: Path) -> dict[str, PromptInputs]:
+def prompts(folder: Path) -> dict[str, Prompt]:
     processor = vision_processor()
     return {
-        problem.id: prompt_inputs(problem, processor.tokenizer, processor, folder)
-        for problem in (problem_of(name) for name in PROMPTS)
+        problem.id: prompt_inputs(problem, processor.tokenizer, processor)
+        for problem in (problem_of(name, folder) for name in PROMPTS)
     }
 
 
-def problem_of(name: str) -> Problem:
+def problem_of(name: str, folder: Path = Path()) -> Problem:
     text, sizes = PROMPTS[name]
-    images = tuple(f"{name}-{n}.png" for n in range(len(sizes)))
+    images = tuple(folder / f"{name}-{n}.png" for n in range(len(sizes)))
     return Problem(name, (Message("user", text),), "1", "t", images)
 
 
-def groups_of(prompts: dict[str, PromptInputs]) -> list[ScoredGroup]:
+def groups_of(prompts: dict[str, Prompt]) -> list[ScoredGroup]:
     """Two rollouts a prompt with responses of 1 to 9 tokens, none of them an image token."""
     generator = random.Random(7)
     groups = []
@@ -67,11 +68,11 @@ def groups_of(prompts: dict[str, PromptInputs]) -> list[ScoredGroup]:
             for _ in range(2)
         )
         reward = Reward(0.0, 0.0, 0.0, 0.0, VerificationStatus.INCORRECT)
-        groups.append(ScoredGroup(problem_of(name), rollouts, (reward, reward), (1.0, -0.5)))
+        groups.append(ScoredGroup(problem_of(name), rollouts, (reward, reward), (1.0, -0.5), inputs))
     return groups
 
 
-def rows_with_images(prompts: dict[str, PromptInputs]) -> list[Row]:
+def rows_with_images(prompts: dict[str, Prompt]) -> list[Row]:
     groups = groups_of(prompts)
     return [
         Row(r, a, prompts[g.problem.id].image_inputs)
@@ -81,7 +82,7 @@ def rows_with_images(prompts: dict[str, PromptInputs]) -> list[Row]:
 
 
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen2_vl"])
-def test_log_probs_are_those_of_the_models_own_forward_pass(prompts: dict[str, PromptInputs], family: str) -> None:
+def test_log_probs_are_those_of_the_models_own_forward_pass(prompts: dict[str, Prompt], family: str) -> None:
     """The model alone, with its plain attention, finds positions and places of the images by itself, row by row."""
     model, reference = vision_model(family=family), vision_model(ours=False, family=family)
     rows = rows_with_images(prompts)
@@ -104,7 +105,7 @@ def test_log_probs_are_those_of_the_models_own_forward_pass(prompts: dict[str, P
             assert torch.allclose(entropy[i, :length].double(), -(log_softmax.exp() * log_softmax).sum(-1), atol=1e-4)
 
 
-def test_the_pixels_and_the_order_of_images_matter(prompts: dict[str, PromptInputs]) -> None:
+def test_the_pixels_and_the_order_of_images_matter(prompts: dict[str, Prompt]) -> None:
     policy = Policy(vision_model(), 1.0)
     row = next(row for row in rows_with_images(prompts) if row.rollout.problem_id == "one")
     assert row.image_inputs is not None
@@ -115,7 +116,7 @@ def test_the_pixels_and_the_order_of_images_matter(prompts: dict[str, PromptInpu
     assert (before - after).abs().max() > 1e-2
 
 
-def test_padding_and_micro_batches_change_neither_value_nor_gradient(prompts: dict[str, PromptInputs]) -> None:
+def test_padding_and_micro_batches_change_neither_value_nor_gradient(prompts: dict[str, Prompt]) -> None:
     """Rows with two, one and no image, together and apart, right-padded by 0, 1 and 30 columns."""
     rows = rows_with_images(prompts)
     random.Random(1).shuffle(rows)
@@ -140,7 +141,7 @@ def test_padding_and_micro_batches_change_neither_value_nor_gradient(prompts: di
             assert (one - other).norm() <= 1e-5 * one.norm() + 1e-9
 
 
-def test_a_batch_holds_the_images_in_row_order(prompts: dict[str, PromptInputs]) -> None:
+def test_a_batch_holds_the_images_in_row_order(prompts: dict[str, Prompt]) -> None:
     rows = rows_with_images(prompts)
     batch = policy_batch(rows, padding=3)
     assert batch.image_inputs is not None
@@ -153,19 +154,19 @@ def test_a_batch_holds_the_images_in_row_order(prompts: dict[str, PromptInputs])
     assert policy_batch([row for row in rows if not row.image_inputs]).image_inputs is None
 
 
-def test_mini_batches_carry_the_images_and_refuse_to_go_without(prompts: dict[str, PromptInputs]) -> None:
+def test_mini_batches_carry_the_images_and_refuse_to_go_without(prompts: dict[str, Prompt]) -> None:
     groups = groups_of(prompts)
     images = {name: inputs.image_inputs for name, inputs in prompts.items() if inputs.image_inputs}
-    (batch,) = split_mini_batches(groups, 1, 1000, images)
+    (batch,) = split_mini_batches(groups, 1, 1000)
     for row in (row for rows in batch.with_advantage for row in rows):
         assert row.image_inputs is images.get(row.rollout.problem_id)
     with pytest.raises(ValueError, match="'two' has images and its image inputs were not handed in"):
-        split_mini_batches(groups, 1, 1000, {name: own for name, own in images.items() if name != "two"})
+        split_mini_batches([replace(group, prompt=None) for group in groups if group.problem.id == "two"], 1, 1000)
     with pytest.raises(ValueError, match="image tokens and their image inputs were not handed in"):
         Policy(vision_model(), 1.0)(policy_batch([Row(groups[0].rollouts[0], 1.0)]))
 
 
-def test_a_frozen_vision_tower_gets_no_gradient_and_the_rest_does(prompts: dict[str, PromptInputs]) -> None:
+def test_a_frozen_vision_tower_gets_no_gradient_and_the_rest_does(prompts: dict[str, Prompt]) -> None:
     rows = [row for row in rows_with_images(prompts) if row.image_inputs]
     model = vision_model()
     tower = list(model.model.visual.parameters())
@@ -189,7 +190,7 @@ def test_a_template_that_refuses_an_image_prompt_is_one_sentence(folder: Path) -
     with pytest.raises(
         UsageError, match=r"'two': the model's chat template refuses its prompt \(Only one image\); take"
     ):
-        prompt_inputs(problem_of("two"), processor.tokenizer, processor, folder)
+        prompt_inputs(problem_of("two", folder), processor.tokenizer, processor)
 
 
 @pytest.fixture
@@ -200,7 +201,7 @@ def saved(tmp_path: Path) -> Path:
 
 
 def test_a_vision_model_is_loaded_with_its_processor(
-    saved: Path, folder: Path, prompts: dict[str, PromptInputs], tmp_path_factory: pytest.TempPathFactory
+    saved: Path, folder: Path, prompts: dict[str, Prompt], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     loaded = load_model(ModelConfig(path=str(saved)))
     assert type(loaded.model).__name__ == "Qwen2_5_VLForConditionalGeneration"
@@ -213,14 +214,14 @@ def test_a_vision_model_is_loaded_with_its_processor(
     assert loaded.processor is not None
     loaded.processor.save_pretrained(again)
     for one in (loaded, load_model(ModelConfig(path=str(again)))):
-        inputs = prompt_inputs(problem_of("two"), one.tokenizer, one.processor, folder)
+        inputs = prompt_inputs(problem_of("two", folder), one.tokenizer, one.processor)
         assert inputs.tokens == prompts["two"].tokens
         assert inputs.image_inputs is not None
         assert prompts["two"].image_inputs is not None
         assert torch.equal(inputs.image_inputs["pixel_values"], prompts["two"].image_inputs["pixel_values"])
 
 
-def test_the_vision_tower_of_a_loaded_model_looks_both_ways(saved: Path, prompts: dict[str, PromptInputs]) -> None:
+def test_the_vision_tower_of_a_loaded_model_looks_both_ways(saved: Path, prompts: dict[str, Prompt]) -> None:
     """Our attention is causal; a tower that ran through it would not see a later patch in an earlier token."""
     model = load_model(ModelConfig(path=str(saved))).model
     reference = vision_model(ours=False)

@@ -50,16 +50,15 @@ def build(case: dict[str, Any], ranks: Ranks) -> tuple[Updater, Any]:
 def found(case: dict[str, Any], ranks: Ranks = ALONE) -> dict[str, Any]:
     """Make the case's updates; the last gradients, the weights, each update's metrics, and the passes of each mini-batch."""
     updater, model = build(case, ranks)
-    images = case.get("images")
-    metrics = [updater.update(groups, rate, images) for groups, rate in case["updates"]]
+    metrics = [updater.update(groups, rate) for groups, rate in case["updates"]]
     settings = updater.config.update
-    batches = split_mini_batches(case["updates"][-1][0], settings.mini_batches, settings.tokens_per_micro_batch, images)
+    batches = split_mini_batches(case["updates"][-1][0], settings.mini_batches, settings.tokens_per_micro_batch)
     return {
         "gradients": {n: whole_weight(w.grad).clone() for n, w in model.named_parameters() if w.requires_grad},
         "weights": {name: whole_weight(weight.detach()).clone() for name, weight in model.named_parameters()},
         "elements": sum(getattr(w, "to_local", lambda w=w: w)().numel() for w in model.parameters()),
         "metrics": [{k: v for k, v in part.items() if not k.startswith("time/")} for part in metrics],
-        "noise_floor": updater.noise_floor(case["updates"][-1][0], images),
+        "noise_floor": updater.noise_floor(case["updates"][-1][0]),
         "pieces": [updater._pieces(batch) for batch in batches],
     }
 

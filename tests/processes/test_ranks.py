@@ -268,7 +268,7 @@ def test_shares_are_balanced_by_tokens(make_groups: Callable[..., list[ScoredGro
     from luspo_cli.policy.packing import rows_of
 
     lengths = [[16, 9, 8, 5, 4, 3, 2, 1, 1]]
-    rows = rows_of(make_groups(lengths, [[1.0] * 9])[0], {})
+    rows = rows_of(make_groups(lengths, [[1.0] * 9])[0])
     shares = balanced_shares(rows, 2)
     assert [[row.width for row in share] for share in shares] == [[20, 9, 7, 5], [13, 12, 8, 6, 5]]
     assert [[row.width for row in share] for share in balanced_shares(rows[:1], 3)] == [[20], [], []]

@@ -13,7 +13,7 @@ from test_ranks import TOLERANCE, run_processes
 from doubles.vision import noise_image, vision_model, vision_processor
 from luspo_cli.config.layers import resolve_train
 from luspo_cli.errors import UsageError
-from luspo_cli.policy.inputs import PromptInputs, prompt_inputs
+from luspo_cli.policy.inputs import prompt_inputs
 from luspo_cli.policy.policy import Policy
 from luspo_cli.processes.sharding import shard
 from luspo_cli.records import Message, Problem, Reward, Rollout, ScoredGroup, StopReason, VerificationStatus
@@ -25,10 +25,10 @@ def case(tmp_path: Path) -> dict[str, Any]:
     processor = vision_processor()
     noise_image(tmp_path / "a.png", 70, 60)
     problems = [
-        Problem("with", (Message("user", "<image>what?"),), "1", "test", ("a.png",)),
+        Problem("with", (Message("user", "<image>what?"),), "1", "test", (tmp_path / "a.png",)),
         Problem("without", (Message("user", "1+1="),), "2", "test"),
     ]
-    inputs: list[PromptInputs] = [prompt_inputs(p, processor.tokenizer, processor, tmp_path) for p in problems]
+    inputs = [prompt_inputs(p, processor.tokenizer, processor) for p in problems]
     groups = []
     for problem, own, advantages in zip(problems, inputs, ([1.0, -0.5, -0.5], [0.5, 0.5, -0.6, -0.4]), strict=True):
         rollouts = tuple(
@@ -36,11 +36,11 @@ def case(tmp_path: Path) -> dict[str, Any]:
             for i in range(len(advantages))
         )
         rewards = tuple(Reward(a, 0.0, 0.0, 0.0, VerificationStatus.INCORRECT) for a in advantages)
-        groups.append(ScoredGroup(problem, rollouts, rewards, tuple(advantages)))
+        groups.append(ScoredGroup(problem, rollouts, rewards, tuple(advantages), own))
     return {
         "model": vision_model(),
         "updates": [(groups, 0.0)] * 2,
-        "images": {"with": inputs[0].image_inputs},
+        "images": True,
     }
 
 

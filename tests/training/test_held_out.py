@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from luspo_cli.config.reward import RewardConfig
-from luspo_cli.records import Message, Problem, Rollout, StopReason
+from luspo_cli.records import Message, Problem, Prompt, Rollout, StopReason
 from luspo_cli.rewards.rubric import Rubric
-from luspo_cli.rollout.sampler import Prompt, SamplingOptions
+from luspo_cli.rollout.sampler import SamplingOptions
 from luspo_cli.runs.folder import RunFolder
 from luspo_cli.training.held_out import HeldOut, interval, record, recorded_steps
 
@@ -47,7 +47,7 @@ def test_accuracy_length_and_truncation_by_hand() -> None:
     ]
     options = SamplingOptions(2, 8, seed=4)
     with Rubric(RewardConfig(verifier="exact"), 8) as rubric:
-        held_out = HeldOut(problems, [Prompt(p.id, (1,)) for p in problems], options, rubric)
+        held_out = HeldOut(problems, lambda p: Prompt(p.id, (1,)), options, rubric)
         result = held_out.evaluate(sampler)  # type: ignore[arg-type]
         assert held_out.evaluate(sampler) == result  # type: ignore[arg-type]
     assert sampler.asked == [options, options]  # the same draws each time

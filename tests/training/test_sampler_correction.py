@@ -29,7 +29,7 @@ def sampled_by(updater: Any, groups: list[ScoredGroup], shift: Callable[[int], f
             own = updater.policy(batch)[0][0].tolist()
         return replace(row.rollout, rollout_logprobs=tuple(value - shift(t) for t, value in enumerate(own)))
 
-    return [replace(group, rollouts=tuple(rollout(row) for row in rows_of(group, {}))) for group in groups]
+    return [replace(group, rollouts=tuple(rollout(row) for row in rows_of(group))) for group in groups]
 
 
 @pytest.fixture

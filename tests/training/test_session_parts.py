@@ -12,10 +12,11 @@ import pytest
 from luspo_cli.config.layers import resolve_train
 from luspo_cli.errors import RunError
 from luspo_cli.policy.policy import Policy
-from luspo_cli.records import ScoredGroup
+from luspo_cli.records import Prompt, ScoredGroup
 from luspo_cli.runs.rollouts import store_rollouts
-from luspo_cli.training.loop import in_order, with_advantages
+from luspo_cli.training.loop import in_order
 from luspo_cli.training.optimizer import make_optimizer
+from luspo_cli.training.sampling import Scored, with_advantages
 from luspo_cli.training.session import _NoiseWatch
 
 
@@ -63,8 +64,10 @@ def test_rewards_become_advantages_group_by_group(make_groups: Callable[..., lis
     """Rewards 1, 0, 0 and 1, 1, 1: (2/3, -1/3, -1/3) / 0.57735 and nothing."""
     groups = make_groups([[2, 3, 4], [1, 1, 1]], [[1.0, 0.0, 0.0], [1.0, 1.0, 1.0]])
     config = resolve_train(preset="tiny")
-    rewards = [reward for group in groups for reward in group.rewards]
-    scored = with_advantages([g.problem for g in groups], [g.rollouts for g in groups], rewards, config)
+    prompts = [Prompt(g.problem.id, g.rollouts[0].prompt_tokens) for g in groups]
+    sampled = Scored(prompts, [list(g.rollouts) for g in groups], [g.rewards for g in groups], 0.0, 0.0)
+    scored = with_advantages([g.problem for g in groups], sampled, config)
+    assert [group.prompt for group in scored] == prompts
     assert scored[0].advantages == pytest.approx((1.154701, -0.57735, -0.57735), abs=1e-4)
     assert scored[1].advantages == (0.0, 0.0, 0.0)
 

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from luspo_cli.records import Rollout, StopReason
+from luspo_cli.records import Prompt, Rollout, StopReason
 from luspo_cli.rollout.in_process.cache import KeyValueCache, PromptCache, decode_mask
 from luspo_cli.rollout.in_process.draw import choose_tokens
 from luspo_cli.rollout.in_process.packed import copy_weights
-from luspo_cli.rollout.sampler import Prompt, SamplingOptions
+from luspo_cli.rollout.sampler import SamplingOptions
 
 PREFILL_TOKENS = 8192
 IMAGE_TOKENS = (

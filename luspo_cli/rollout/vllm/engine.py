@@ -23,8 +23,8 @@ from typing import Any, Literal
 import torch
 
 from luspo_cli.errors import RunError, UsageError
-from luspo_cli.records import Rollout
-from luspo_cli.rollout.sampler import Prompt, SamplingOptions
+from luspo_cli.records import Prompt, Rollout
+from luspo_cli.rollout.sampler import SamplingOptions
 from luspo_cli.rollout.vllm.plugin import BACKEND, register
 from luspo_cli.rollout.vllm.requests import (
     check_request,

@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from luspo_cli.errors import RunError, UsageError
-from luspo_cli.records import Rollout, StopReason
-from luspo_cli.rollout.sampler import Prompt, SamplingOptions
+from luspo_cli.records import Prompt, Rollout, StopReason
+from luspo_cli.rollout.sampler import SamplingOptions
 
 LogprobsMode = Literal["raw_logprobs", "processed_logprobs"]
 LEAST_TEMPERATURE = 0.01

@@ -25,10 +25,10 @@ from luspo_cli.config.run import TrainRun
 from luspo_cli.errors import RunError
 from luspo_cli.policy import attention
 from luspo_cli.policy.inputs import prompt_tokens
-from luspo_cli.records import Problem, Rollout, VerificationStatus
+from luspo_cli.records import Problem, Prompt, Rollout, VerificationStatus
 from luspo_cli.rewards.exact import score_exact
 from luspo_cli.rollout.in_process.sampler import InProcessSampler
-from luspo_cli.rollout.sampler import Prompt, SamplingOptions
+from luspo_cli.rollout.sampler import SamplingOptions
 from luspo_cli.training.made import terms
 
 RECIPE = 3

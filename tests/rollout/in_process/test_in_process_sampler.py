@@ -11,9 +11,9 @@ import torch
 
 from luspo_cli.policy.packing import Row, policy_batch
 from luspo_cli.policy.policy import Policy
-from luspo_cli.records import Rollout, StopReason
+from luspo_cli.records import Prompt, Rollout, StopReason
 from luspo_cli.rollout.in_process.sampler import InProcessSampler
-from luspo_cli.rollout.sampler import Prompt, SamplingOptions
+from luspo_cli.rollout.sampler import SamplingOptions
 
 END = 1
 

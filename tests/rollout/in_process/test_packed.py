@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import nn
 
+from luspo_cli.records import Prompt
 from luspo_cli.rollout.in_process.packed import PackedLinear, bfloat16_copy, can_pack, copy_weights
 from luspo_cli.rollout.in_process.sampler import InProcessSampler
-from luspo_cli.rollout.sampler import Prompt, SamplingOptions
+from luspo_cli.rollout.sampler import SamplingOptions
 
 TOKENS = torch.arange(2, 22)[None]
 

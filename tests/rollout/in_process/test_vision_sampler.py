@@ -16,10 +16,10 @@ from luspo_cli.evaluation.image_prompts import ImagePrompts, benchmark_prompt
 from luspo_cli.policy.inputs import prompt_inputs
 from luspo_cli.policy.packing import Row, policy_batch
 from luspo_cli.policy.policy import Policy
-from luspo_cli.records import Message, Problem, Rollout
+from luspo_cli.records import Message, Problem, Prompt, Rollout
 from luspo_cli.rollout.in_process.packed import bfloat16_copy
 from luspo_cli.rollout.in_process.sampler import InProcessSampler, image_tokens
-from luspo_cli.rollout.sampler import Prompt, SamplingOptions
+from luspo_cli.rollout.sampler import SamplingOptions
 
 # Text and image sizes (width, height): tall, wide, small, two at once, none, one at the very start.
 PROMPTS = [
@@ -43,12 +43,11 @@ def prompts(processor: Any, tmp_path_factory: pytest.TempPathFactory) -> list[Pr
     folder = tmp_path_factory.mktemp("images")
     found = []
     for number, (text, sizes) in enumerate(PROMPTS):
-        paths = [f"{number}-{n}.png" for n in range(len(sizes))]
+        paths = [folder / f"{number}-{n}.png" for n in range(len(sizes))]
         for path, (width, height) in zip(paths, sizes, strict=True):
-            noise_image(folder / path, width, height, number)
+            noise_image(path, width, height, number)
         problem = Problem(f"p{number}", (Message("user", text),), "4", "t", tuple(paths))
-        inputs = prompt_inputs(problem, processor.tokenizer, processor, folder)
-        found.append(Prompt(problem.id, inputs.tokens, inputs.image_inputs))
+        found.append(prompt_inputs(problem, processor.tokenizer, processor))
     return found
 
 
@@ -258,9 +257,9 @@ def test_every_picture_of_a_benchmark_is_read_when_its_turn_comes(
     decoded: list[str] = []
     load = inputs.load_image
 
-    def counted(path: str, below: Path) -> Any:
-        decoded.append(path)
-        return load(path, below)
+    def counted(file: Path) -> Any:
+        decoded.append(str(file.relative_to(folder.resolve())))
+        return load(file)
 
     monkeypatch.setattr(inputs, "load_image", counted)
     problems = benchmark.problems(folder)

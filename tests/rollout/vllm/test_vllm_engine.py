@@ -63,7 +63,7 @@ def tiny(folder: Path, *, tied: bool = False) -> tuple[Any, Any]:
 
 
 def prompts() -> list[Any]:
-    from luspo_cli.rollout.sampler import Prompt
+    from luspo_cli.records import Prompt
 
     return [Prompt("a", (5, 9, 17, 33, 2) * 3), Prompt("b", (7, 8))]
 
@@ -181,7 +181,8 @@ def half_a_billion(folder: Path) -> None:
 
     from luspo_cli.config.model import ModelConfig
     from luspo_cli.policy.loading import load_model
-    from luspo_cli.rollout.sampler import Prompt, SamplingOptions
+    from luspo_cli.records import Prompt
+    from luspo_cli.rollout.sampler import SamplingOptions
     from luspo_cli.rollout.vllm.engine import EngineSettings, VllmSampler
 
     loaded = load_model(ModelConfig(path=str(HALF_BILLION), compute_dtype="bfloat16"))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from luspo_cli.errors import RunError, UsageError
-from luspo_cli.records import StopReason
-from luspo_cli.rollout.sampler import Prompt, SamplingOptions
+from luspo_cli.records import Prompt, StopReason
+from luspo_cli.rollout.sampler import SamplingOptions
 from luspo_cli.rollout.vllm.requests import (
     check_request,
     has_logprobs,

@@ -22,7 +22,8 @@ import torch
 
 from doubles.servers import Answer, PushTarget, answering, info, serving, wrapped
 from luspo_cli.errors import RunError, UsageError
-from luspo_cli.rollout.sampler import Prompt, SamplingOptions
+from luspo_cli.records import Prompt
+from luspo_cli.rollout.sampler import SamplingOptions
 from luspo_cli.rollout.vllm import server as vllm_server
 from luspo_cli.rollout.vllm.server import VllmServerSampler
 

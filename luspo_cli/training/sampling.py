@@ -1,0 +1,131 @@
+"""What training and its held-out check ask of the sampler, and one batch of it split over processes by whole groups.
+
+Each process makes the prompts of a contiguous share of the problems, images and all, samples and scores them; then all of them
+hold everything. The draws of a row follow from the seed and its place among all rows of the call, so which process samples it
+changes nothing but the last bits of logits.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from luspo_cli.advantages import ADVANTAGES
+from luspo_cli.config.run import TrainRun
+from luspo_cli.policy.loading import context_of
+from luspo_cli.processes.ranks import Ranks
+from luspo_cli.records import Problem, Prompt, Reward, Rollout, ScoredGroup
+from luspo_cli.rewards.rubric import Rubric
+from luspo_cli.rollout.sampler import Sampler, SamplingOptions
+
+SEED_STRIDE = 1_000_000_007
+ROUND_STRIDE = 618_033_989_000_003
+"""Far above SEED_STRIDE: below 2000 seeds and 100 rounds, no round of one run draws what a step of another one does."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """Prompts, groups of rollouts and their rewards, in the order of the problems, and what they took on the slowest process."""
+
+    prompts: list[Prompt]
+    groups: list[list[Rollout]]
+    rewards: list[tuple[Reward, ...]]
+    rollout_s: float
+    reward_s: float
+
+
+class StepSampler:
+    """Samples and scores the rounds of one training step; keeps the time that took."""
+
+    def __init__(
+        self,
+        config: TrainRun,
+        step: int,
+        sampler: Sampler,
+        rubric: Rubric,
+        to_prompt: Callable[[Problem], Prompt],
+        ranks: Ranks,
+    ) -> None:
+        self._config, self._step = config, step
+        self._sampler, self._rubric, self._to_prompt, self._ranks = sampler, rubric, to_prompt, ranks
+        self.rollout_s = self.reward_s = 0.0
+
+    def sample(self, problems: Sequence[Problem], round_number: int) -> list[ScoredGroup]:
+        """The scored groups of these problems; `round_number` counts from 0, and each round has draws of its own."""
+        seed = (self._config.run.seed * SEED_STRIDE + self._step + round_number * ROUND_STRIDE) % 2**63
+        options = replace(training_draws(self._config), seed=seed)
+        scored = sample_and_score(self._ranks, self._sampler, self._rubric, problems, self._to_prompt, options)
+        self.rollout_s += scored.rollout_s
+        self.reward_s += scored.reward_s
+        return with_advantages(problems, scored, self._config)
+
+
+def sample_and_score(
+    ranks: Ranks,
+    sampler: Sampler,
+    rubric: Rubric,
+    problems: Sequence[Problem],
+    to_prompt: Callable[[Problem], Prompt],
+    options: SamplingOptions,
+) -> Scored:
+    """Rollouts and rewards for all problems, on every process; each does its share. A failed share fails everywhere."""
+    share = ranks.share(len(problems))
+    own = [problems[i] for i in share]
+    started = time.perf_counter()
+    # A row's draws follow its place among the rows of all processes.
+    draws = replace(options, first_row=options.first_row + share.start * options.group_size)
+
+    def work() -> Scored:
+        prompts = [to_prompt(problem) for problem in own]
+        groups = sampler.sample_groups(prompts, draws)
+        sampled = time.perf_counter()
+        rewards = rubric.score_groups(own, groups)
+        return Scored(prompts, groups, rewards, sampled - started, time.perf_counter() - sampled)
+
+    parts = ranks.gather(ranks.together(work))
+    return Scored(
+        prompts=[prompt for part in parts for prompt in part.prompts],
+        groups=[group for part in parts for group in part.groups],
+        rewards=[rewards for part in parts for rewards in part.rewards],
+        rollout_s=max(part.rollout_s for part in parts),
+        reward_s=max(part.reward_s for part in parts),
+    )
+
+
+def with_advantages(problems: Sequence[Problem], scored: Scored, config: TrainRun) -> list[ScoredGroup]:
+    """Every group with its prompt, rewards and advantages, in order."""
+    estimator = ADVANTAGES[str(config.objective.advantage)]
+    return [
+        ScoredGroup(problem, tuple(group), rewards, tuple(estimator([reward.total for reward in rewards])), prompt)
+        for problem, prompt, group, rewards in zip(problems, scored.prompts, scored.groups, scored.rewards, strict=True)
+    ]
+
+
+def training_draws(config: TrainRun) -> SamplingOptions:
+    """How the rollouts that are trained on are drawn, but for the seed of each step."""
+    rollout = config.rollout
+    return SamplingOptions(
+        group_size=rollout.group_size,
+        max_response_tokens=rollout.max_response_tokens,
+        temperature=rollout.temperature,
+        top_p=rollout.top_p,
+        top_k=rollout.top_k,
+    )
+
+
+def held_out_limit(config: TrainRun) -> int:
+    """The response limit of the evaluation during training."""
+    return config.evaluation.max_response_tokens or config.rollout.max_response_tokens
+
+
+def longest_row(config: TrainRun, model: Any, held_out_tokens: int) -> int:
+    """Tokens of the longest row that can be sampled, prompt and response, within the model's context.
+
+    `held_out_tokens`: of the longest held-out prompt, 0 where there is none.
+    """
+    rows = [config.data.max_prompt_tokens + config.rollout.max_response_tokens]
+    if held_out_tokens:
+        rows.append(held_out_tokens + held_out_limit(config))
+    return min(max(rows), context_of(model.config) or max(rows))
