@@ -151,8 +151,23 @@ def eval_cli(
         return
     if model is None:
         raise UsageError("Say what to evaluate: a run folder, a model folder or a hub id; or --responses FILE.")
+    from rich.console import Console
+
+    from luspo_cli.commands.display.drawing import choose_progress
+
     try:
-        finished = run_evaluations(model, names, drawing, data=data, out=out, mode=mode, judge=judge)
+        with choose_progress(Console(stderr=True)) as progress:
+            finished = run_evaluations(
+                model,
+                names,
+                drawing,
+                data=data,
+                out=out,
+                mode=mode,
+                judge=judge,
+                on_progress=progress,
+                say=progress.say,
+            )
     except KeyboardInterrupt:
         again = shlex.join(["luspo", *sys.argv[1:]])
         typer.echo(f"Stopped; finished chunks are kept. Go on with the same command: {again}", err=True)

@@ -5,6 +5,7 @@ Nothing is loaded or written before all benchmarks, their data, prompts and earl
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -14,7 +15,7 @@ from luspo_cli.errors import UsageError
 if TYPE_CHECKING:
     from luspo_cli.evaluation.benchmark import Benchmark, BenchmarkProblem, Mode
     from luspo_cli.evaluation.judge import Judge
-    from luspo_cli.evaluation.runner import Evaluation, EvaluationSettings, Finished
+    from luspo_cli.evaluation.runner import Evaluation, EvaluationSettings, Finished, Progress
     from luspo_cli.evaluation.sampling import SamplingModel
     from luspo_cli.evaluation.weights import Weights
 
@@ -51,11 +52,10 @@ def run_evaluations(
     out: Path | None,
     mode: str = "rule",
     judge: Judge | None = None,
+    on_progress: Progress | None = None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> list[Finished]:
     """Evaluate one model on benchmarks, one after the other; the model is loaded once, and only if something is to draw."""
-    from rich.console import Console
-
-    from luspo_cli.commands.display.drawing import choose_progress
     from luspo_cli.evaluation.runner import check, evaluate
     from luspo_cli.evaluation.sampling import choose_dtype, load_sampling_model
     from luspo_cli.evaluation.weights import find_weights
@@ -73,7 +73,7 @@ def run_evaluations(
 
     def load() -> SamplingModel:
         if not found:
-            progress.say(f"loading {weights.path} ({dtype})")
+            say(f"loading {weights.path} ({dtype})")
             found.append(
                 load_sampling_model(
                     weights.path,
@@ -87,31 +87,30 @@ def run_evaluations(
             )
         return found[0]
 
-    with choose_progress(Console(stderr=True)) as progress:
-        for note in weights.notes:
-            progress.say(f"warning: {note}; taking the one before")
-        fingerprint = weights.fingerprint()
-        if fingerprint is None:  # a hub id that is not on this machine yet
-            load()
-            fingerprint = weights.fingerprint() or weights.path
-        evaluations = []
-        for name, benchmark in loaded.items():
-            evaluation = _evaluation(benchmark, problems[name], drawing, settings, weights, fingerprint, mode, out)
-            if benchmark.modality == "vision":
-                evaluation = replace(evaluation, images=_image_folder(name, data, len(loaded) > 1))
-            check(evaluation, replace_other=bool(drawing.replace))
-            evaluations.append(evaluation)
-        return [
-            evaluate(
-                evaluation,
-                load,
-                judge=judge,
-                replace_other=bool(drawing.replace),
-                on_progress=progress,
-                say=progress.say,
-            )
-            for evaluation in evaluations
-        ]
+    for note in weights.notes:
+        say(f"warning: {note}; taking the one before")
+    fingerprint = weights.fingerprint()
+    if fingerprint is None:  # a hub id that is not on this machine yet
+        load()
+        fingerprint = weights.fingerprint() or weights.path
+    evaluations = []
+    for name, benchmark in loaded.items():
+        evaluation = _evaluation(benchmark, problems[name], drawing, settings, weights, fingerprint, mode, out)
+        if benchmark.modality == "vision":
+            evaluation = replace(evaluation, images=_image_folder(name, data, len(loaded) > 1))
+        check(evaluation, replace_other=bool(drawing.replace))
+        evaluations.append(evaluation)
+    return [
+        evaluate(
+            evaluation,
+            load,
+            judge=judge,
+            replace_other=bool(drawing.replace),
+            on_progress=on_progress,
+            say=say,
+        )
+        for evaluation in evaluations
+    ]
 
 
 def _image_folder(name: str, data: Path | None, several: bool) -> Path | None:
