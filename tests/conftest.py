@@ -11,6 +11,9 @@ from typing import Any
 
 import pytest
 
+from doubles.runs import SMALL_RUN
+from luspo_cli.config.layers import resolve_train
+from luspo_cli.config.run import TrainRun
 from luspo_cli.records import Message, Problem, Reward, Rollout, ScoredGroup, StopReason, VerificationStatus
 
 VOCABULARY = 26
@@ -124,3 +127,26 @@ def make_groups() -> Callable[..., list[ScoredGroup]]:
         return groups
 
     return build
+
+
+@pytest.fixture(scope="session")
+def made_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A cache of made models for the whole session, also for subprocesses: one warm-up serves every run of a seed."""
+    folder = tmp_path_factory.mktemp("cache")
+    before = os.environ.get("LUSPO_CACHE")
+    os.environ["LUSPO_CACHE"] = str(folder)
+    yield folder
+    if before is None:
+        del os.environ["LUSPO_CACHE"]
+    else:
+        os.environ["LUSPO_CACHE"] = before
+
+
+@pytest.fixture(scope="session")
+def small_run(made_cache: Path) -> Callable[..., TrainRun]:
+    """Return a function from an objective and further assignments to the configuration of a small run."""
+
+    def configure(*sets: str, objective: str = "luspo") -> TrainRun:
+        return resolve_train(preset="tiny", objective=objective, sets=[*SMALL_RUN, *sets])
+
+    return configure

@@ -7,20 +7,17 @@ by the gradient's own size, so an element whose gradient is rounding error may m
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import rank_cases
 import torch
 
+from doubles import rank_cases
+from doubles.processes import run_processes
 from luspo_cli.config.layers import resolve_train
 from luspo_cli.policy.packing import balanced_shares, own_pieces
-from luspo_cli.processes.place import Place
 from luspo_cli.processes.ranks import ALONE
 from luspo_cli.processes.sharding import whole_weight
 from luspo_cli.records import ScoredGroup
@@ -35,30 +32,6 @@ SILENT = [[0.0] * 3] * 4
 INFINITE = [[1.0, -0.5, -0.5], [0.0] * 3, [0.0, float("inf"), -1.0], [0.5, 0.2, -0.7]]
 
 Made = Callable[..., Any]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def run_processes(number: int, target: Callable[..., None], *arguments: Any) -> list[int | None]:
-    """`target(*arguments, variables)` in so many processes that find one another, as a launcher starts them; their exit codes."""
-    context = multiprocessing.get_context("forkserver")  # the heavy imports are made once for all of them
-    context.set_forkserver_preload(
-        ["luspo_cli.training.session", "transformers.models.qwen2.modeling_qwen2", "accelerate"]
-    )
-    port = free_port()
-    places = [Place(rank, number, rank, "127.0.0.1", port) for rank in range(number)]
-    # The server keeps the environment that it was started with: hand over today's.
-    environments = [{**os.environ, **place.variables()} for place in places]
-    processes = [context.Process(target=target, args=(*arguments, environment)) for environment in environments]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(300)
-    return [process.exitcode for process in processes]
 
 
 def cases(make_model: Made, make_groups: Made) -> dict[str, dict[str, Any]]:

@@ -6,16 +6,15 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from doubles.runs import records, train
 from luspo_cli.config.model import ModelConfig
 from luspo_cli.config.run import TrainRun
 from luspo_cli.errors import UsageError
-from luspo_cli.training import session
 
 pytest.importorskip("peft", reason="adapters need the extra lora: pip install 'luspo[lora]'")
 
@@ -30,24 +29,11 @@ LORA = (
 )
 
 
-def run(config: TrainRun, path: Path, how: str = "refuse", crash_after: int = 0) -> list[dict[str, Any]]:
-    """Train in this process; returns the records. `crash_after` a step raises there, after its checkpoint."""
-    from accelerate.state import AcceleratorState
-
-    def on_step(metrics: dict[str, Any]) -> None:
-        if metrics["step"] == crash_after:
-            raise ZeroDivisionError
-
-    AcceleratorState._reset_state()  # accelerate keeps the first mixed precision of a process
-    session.run_training(config, path, how, lambda _: None, on_step)  # type: ignore[arg-type]
-    return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
-
-
 @pytest.fixture(scope="module")
 def whole(small_run: Callable[..., TrainRun], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A LoRA run of four steps that nothing disturbed, with a KL term to the base."""
     path = tmp_path_factory.mktemp("lora") / "run"
-    run(small_run(*LORA), path)
+    train(small_run(*LORA), path)
     return path
 
 
@@ -71,18 +57,18 @@ def test_a_checkpoint_holds_the_adapter_alone(whole: Path) -> None:
 
 
 def test_the_reference_is_the_base_and_costs_no_memory(whole: Path) -> None:
-    records = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
-    assert [record["step"] for record in records] == [1, 2, 3, 4]
+    found = records(whole)
+    assert [record["step"] for record in found] == [1, 2, 3, 4]
     # At step 1 only the second of two mini-batches has moved away from the base; later all have.
-    assert 0 <= records[0]["policy/kl_ref"] < records[-1]["policy/kl_ref"]
+    assert 0 <= found[0]["policy/kl_ref"] < found[-1]["policy/kl_ref"]
 
 
 def test_a_killed_run_ends_with_the_same_bits(
     whole: Path, small_run: Callable[..., TrainRun], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(ZeroDivisionError):
-        run(small_run(*LORA), tmp_path / "run", crash_after=2)
-    run(small_run(*LORA), tmp_path / "run", "resume")
+        train(small_run(*LORA), tmp_path / "run", crash_after=2)
+    train(small_run(*LORA), tmp_path / "run", "resume")
     for name in ("adapter/adapter_model.safetensors", "adapter/adapter_config.json", "trainer/optimizer.safetensors"):
         assert (newest(tmp_path / "run") / name).read_bytes() == (newest(whole) / name).read_bytes(), name
 
@@ -97,7 +83,7 @@ def test_a_base_that_was_altered_is_not_gone_on_from(
     (tmp_path / "run/provenance.json").write_text(json.dumps(stored))
     before = (tmp_path / "run/provenance.json").read_bytes()
     with pytest.raises(UsageError, match=r"changed since the run began: .* of the starting model"):
-        run(small_run(*LORA), tmp_path / "run", "resume")
+        train(small_run(*LORA), tmp_path / "run", "resume")
     assert (tmp_path / "run/provenance.json").read_bytes() == before
 
 

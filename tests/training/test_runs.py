@@ -11,10 +11,10 @@ import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from doubles.runs import as_arguments, records, train, weight_bytes, without_times
 from luspo_cli.config.run import TrainRun
 from luspo_cli.errors import UsageError
 from luspo_cli.metrics.names import METRICS
@@ -34,39 +34,10 @@ CONTRACT = set(
 )
 
 
-def run(config: TrainRun, path: Path, how: str = "refuse", crash_after: int = 0) -> list[str]:
-    """Train in this process; returns what was said. `crash_after` a step raises there, after its checkpoint."""
-    from accelerate.state import AcceleratorState
-
-    from luspo_cli.training.session import run_training
-
-    said: list[str] = []
-
-    def on_step(metrics: dict[str, Any]) -> None:
-        if metrics["step"] == crash_after:
-            raise ZeroDivisionError
-
-    AcceleratorState._reset_state()  # accelerate keeps the first mixed precision of a process
-    run_training(config, path, how, said.append, on_step)  # type: ignore[arg-type]
-    return said
-
-
-def records(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
-
-
-def without_times(path: Path) -> list[dict[str, Any]]:
-    return [{key: value for key, value in record.items() if not key.startswith("time/")} for record in records(path)]
-
-
-def weights(path: Path, step: int = STEPS) -> bytes:
-    return (path / "checkpoints" / f"step-{step:06d}" / "model" / "model.safetensors").read_bytes()
-
-
 def same_run(one: Path, other: Path) -> None:
     """Weights, optimizer, held-out evaluations and stored rollouts bit for bit; metrics apart from times."""
     assert without_times(one) == without_times(other)
-    assert weights(one) == weights(other)
+    assert weight_bytes(one, STEPS) == weight_bytes(other, STEPS)
     for name in ("checkpoints/step-000005/trainer/optimizer.safetensors", "evals/held-out.jsonl", "config.json"):
         assert (one / name).read_bytes() == (other / name).read_bytes(), name
     stored = sorted(os.listdir(one / "rollouts"))
@@ -79,7 +50,7 @@ def same_run(one: Path, other: Path) -> None:
 def whole(small_run: Callable[..., TrainRun], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of five steps that nothing disturbed."""
     path = tmp_path_factory.mktemp("whole") / "run"
-    run(small_run(), path)
+    train(small_run(), path)
     return path
 
 
@@ -146,12 +117,12 @@ def test_provenance_names_seed_versions_and_the_weights_it_started_from(whole: P
 
 
 def test_the_same_seed_gives_the_same_run(whole: Path, small_run: Callable[..., TrainRun], tmp_path: Path) -> None:
-    run(small_run(), tmp_path / "again")
+    train(small_run(), tmp_path / "again")
     same_run(whole, tmp_path / "again")
 
 
 def test_another_seed_gives_another_run(whole: Path, small_run: Callable[..., TrainRun], tmp_path: Path) -> None:
-    run(small_run("run.seed=1", "run.steps=1"), tmp_path / "other")
+    train(small_run("run.seed=1", "run.steps=1"), tmp_path / "other")
     assert without_times(tmp_path / "other")[0] != without_times(whole)[0]
 
 
@@ -169,13 +140,13 @@ def test_the_first_rollouts_do_not_depend_on_the_objective(
     """Same seed, same model, same draws: GSPO and LUSPO start from the same batch and part afterwards."""
     import pandas as pd
 
-    run(small_run("run.steps=2", objective="gspo"), tmp_path / "gspo")
+    train(small_run("run.steps=2", objective="gspo"), tmp_path / "gspo")
     columns = ["problem_id", "prompt_tokens", "response_tokens", "rollout_logprobs", "reward", "advantage"]
     one, other = (pd.read_parquet(p / "rollouts/step-000001.parquet")[columns] for p in (whole, tmp_path / "gspo"))
     pd.testing.assert_frame_equal(one, other, check_exact=True)
     before = [(p / "evals/held-out.jsonl").read_text().splitlines()[0] for p in (whole, tmp_path / "gspo")]
     assert before[0] == before[1]
-    assert weights(tmp_path / "gspo", 2) != b""
+    assert weight_bytes(tmp_path / "gspo", 2) != b""
     assert records(whole)[0]["objective/loss"] != records(tmp_path / "gspo")[0]["objective/loss"]
     assert records(whole)[1]["ratio/mean"] != records(tmp_path / "gspo")[1]["ratio/mean"]
 
@@ -209,23 +180,6 @@ def signalled(moment: str, step: int, number: int, arguments: Sequence[str]) -> 
     return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
-def as_arguments(config: TrainRun, folder: Path) -> list[str]:
-    """The command-line of a run with this configuration: a TOML file of all its sections."""
-
-    def value(v: Any) -> str:
-        return json.dumps(v)
-
-    lines: list[str] = []
-    for section, table in config.model_dump(mode="json", exclude_none=True).items():
-        lines.append(f"[{section}]")
-        lines += [f"{key} = {value(v)}" for key, v in table.items() if not isinstance(v, dict)]
-        for key, inner in table.items():
-            if isinstance(inner, dict):
-                lines += [f"[{section}.{key}]", *(f"{k} = {value(v)}" for k, v in inner.items())]
-    (folder / "own.toml").write_text("\n".join(lines) + "\n")
-    return ["train", "--config", str(folder / "own.toml"), "--run", str(folder / "run")]
-
-
 def test_ctrl_c_finishes_the_step_and_the_run_goes_on_bit_for_bit(
     whole: Path, small_run: Callable[..., TrainRun], tmp_path: Path
 ) -> None:
@@ -248,7 +202,7 @@ def test_a_killed_run_goes_on_bit_for_bit(whole: Path, small_run: Callable[..., 
     assert killed.returncode == -signal.SIGKILL
     assert [record["step"] for record in records(tmp_path / "run")] == [1, 2, 3]
     assert os.listdir(tmp_path / "run/checkpoints") == ["step-000002"]
-    assert "going on after step 2" in run(small_run(), tmp_path / "run", "resume")
+    assert "going on after step 2" in train(small_run(), tmp_path / "run", "resume")
     same_run(whole, tmp_path / "run")
 
 
@@ -259,7 +213,7 @@ def test_a_run_killed_in_the_middle_of_a_checkpoint_goes_on_bit_for_bit(
     killed = signalled("checkpoint", 4, signal.SIGKILL, as_arguments(small_run(), tmp_path))
     assert killed.returncode == -signal.SIGKILL
     assert sorted(os.listdir(tmp_path / "run/checkpoints")) == [".step-000004.partial", "step-000002"]
-    run(small_run(), tmp_path / "run", "resume")
+    train(small_run(), tmp_path / "run", "resume")
     same_run(whole, tmp_path / "run")
     assert sorted(os.listdir(tmp_path / "run/checkpoints")) == ["step-000004", "step-000005"]
 
@@ -270,8 +224,8 @@ def test_a_run_that_crashed_goes_on_bit_for_bit(
 ) -> None:
     """After step 1 there is no checkpoint yet: the run begins anew, but does not repeat the first evaluation."""
     with pytest.raises(ZeroDivisionError):
-        run(small_run(), tmp_path / "run", crash_after=step)
-    said = run(small_run(), tmp_path / "run", "resume")
+        train(small_run(), tmp_path / "run", crash_after=step)
+    said = train(small_run(), tmp_path / "run", "resume")
     assert f"going on after step {0 if step == 1 else 4}" in said
     same_run(whole, tmp_path / "run")
     found = json.loads((tmp_path / "run/provenance.json").read_text())
@@ -291,10 +245,10 @@ def test_other_engines_parts_resume_bit_for_bit_too(
 ) -> None:
     """The packed sampling copy; a reference that must come from the start and not from the checkpoint."""
     config = small_run(*sets)
-    run(config, tmp_path / "whole")
+    train(config, tmp_path / "whole")
     with pytest.raises(ZeroDivisionError):
-        run(config, tmp_path / "broken", crash_after=3)
-    run(config, tmp_path / "broken", "resume")
+        train(config, tmp_path / "broken", crash_after=3)
+    train(config, tmp_path / "broken", "resume")
     same_run(tmp_path / "whole", tmp_path / "broken")
     if "objective.kl_coefficient=0.1" in sets:
         distances = [record["policy/kl_ref"] for record in records(tmp_path / "whole")]
@@ -305,10 +259,10 @@ def test_a_damaged_checkpoint_is_passed_over_and_said(
     whole: Path, small_run: Callable[..., TrainRun], tmp_path: Path
 ) -> None:
     with pytest.raises(ZeroDivisionError):
-        run(small_run(), tmp_path / "run", crash_after=4)
+        train(small_run(), tmp_path / "run", crash_after=4)
     file = tmp_path / "run/checkpoints/step-000004/model/model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
-    said = run(small_run(), tmp_path / "run", "resume")
+    said = train(small_run(), tmp_path / "run", "resume")
     assert any("step-000004 is damaged (model/model.safetensors has" in text and "going back" in text for text in said)
     assert "going on after step 2" in said
     same_run(whole, tmp_path / "run")
@@ -316,11 +270,11 @@ def test_a_damaged_checkpoint_is_passed_over_and_said(
 
 def test_no_whole_checkpoint_left(small_run: Callable[..., TrainRun], tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError):
-        run(small_run(), tmp_path / "run", crash_after=3)
+        train(small_run(), tmp_path / "run", crash_after=3)
     (tmp_path / "run/checkpoints/step-000002/trainer/optimizer.safetensors").unlink()
     before = (tmp_path / "run/metrics.jsonl").read_bytes()
     with pytest.raises(UsageError, match=r"optimizer\.safetensors is missing\) and no other checkpoint is whole"):
-        run(small_run(), tmp_path / "run", "resume")
+        train(small_run(), tmp_path / "run", "resume")
     assert (tmp_path / "run/metrics.jsonl").read_bytes() == before  # nothing is cut away before that is clear
 
 
@@ -328,7 +282,7 @@ def test_resuming_a_finished_run_changes_nothing(
     whole: Path, small_run: Callable[..., TrainRun], tmp_path: Path
 ) -> None:
     shutil.copytree(whole, tmp_path / "run")
-    assert run(small_run(), tmp_path / "run", "resume")[-1].endswith("is finished: step 5 of 5")
+    assert train(small_run(), tmp_path / "run", "resume")[-1].endswith("is finished: step 5 of 5")
     same_run(whole, tmp_path / "run")
     assert records(whole) == records(tmp_path / "run")
 
@@ -338,9 +292,9 @@ def test_an_occupied_folder_is_refused_before_anything_is_made(
 ) -> None:
     monkeypatch.setenv("LUSPO_CACHE", str(tmp_path / "cache"))
     with pytest.raises(UsageError, match="exists; go on with --resume"):
-        run(small_run(), whole)
+        train(small_run(), whole)
     with pytest.raises(UsageError, match=r"another configuration: run\.seed \(0 there, 7 now\)"):
-        run(small_run("run.seed=7"), whole, "resume")
+        train(small_run("run.seed=7"), whole, "resume")
     assert not (tmp_path / "cache").exists()
 
 
@@ -355,5 +309,5 @@ def test_a_loss_that_is_never_finite_ends_the_run_in_one_sentence(
         update, "policy_loss", lambda c, logprobs, *a, **k: true_loss(c, logprobs * float("nan"), *a, **k)
     )
     with pytest.raises(RunError, match="the loss was not finite in 3 updates in a row"):
-        run(small_run(), tmp_path / "run")
+        train(small_run(), tmp_path / "run")
     assert [record["update/skipped_steps"] for record in records(tmp_path / "run")] == [2.0]  # two mini-batches a step

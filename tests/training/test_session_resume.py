@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from doubles.runs import train
 from luspo_cli.config.run import TrainRun
 from luspo_cli.errors import RunError, UsageError
 from luspo_cli.runs.folder import RunFolder
@@ -18,24 +19,17 @@ from luspo_cli.training import session, stages
 TWO_STEPS = ("run.steps=2", "run.checkpoint_every=2", "evaluation.every=0")
 
 
-def run(config: TrainRun, path: Path, how: str = "refuse") -> None:
-    from accelerate.state import AcceleratorState
-
-    AcceleratorState._reset_state()  # accelerate keeps the first mixed precision of a process
-    session.run_training(config, path, how, lambda _: None, lambda _: None)  # type: ignore[arg-type]
-
-
 def test_a_run_whose_record_was_lost_is_not_gone_on_with(
     small_run: Callable[..., TrainRun], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    run(small_run(*TWO_STEPS), tmp_path / "run")
+    train(small_run(*TWO_STEPS), tmp_path / "run")
     error = capfd.readouterr().err
     assert "Loading weights" not in error
     assert "Writing model shards" not in error
     (tmp_path / "run/metrics.jsonl").unlink()
     with pytest.raises(UsageError, match="lacks 1, 2 of the steps 1 to 2"):
-        run(small_run(*TWO_STEPS), tmp_path / "run", "resume")
-    run(small_run(*TWO_STEPS), tmp_path / "run", "replace")
+        train(small_run(*TWO_STEPS), tmp_path / "run", "resume")
+    train(small_run(*TWO_STEPS), tmp_path / "run", "replace")
     assert [record["step"] for record in RunFolder(tmp_path / "run").records()] == [1, 2]
 
 
@@ -47,10 +41,10 @@ def test_the_same_command_starts_over_what_failed_before_step_1(
 
     monkeypatch.setattr(stages, "make_optimizer", fail)
     with pytest.raises(RunError):
-        run(small_run(*TWO_STEPS), tmp_path / "run")
+        train(small_run(*TWO_STEPS), tmp_path / "run")
     monkeypatch.undo()
     assert sorted(os.listdir(tmp_path / "run")) == [".lock", "config.json", "provenance.json"]
-    run(small_run(*TWO_STEPS, "run.seed=3"), tmp_path / "run")
+    train(small_run(*TWO_STEPS, "run.seed=3"), tmp_path / "run")
     assert [record["step"] for record in RunFolder(tmp_path / "run").records()] == [1, 2]
     assert json.loads((tmp_path / "run/config.json").read_text())["run"]["seed"] == 3
 
@@ -60,12 +54,12 @@ def test_a_revision_that_nothing_reads_is_refused_in_a_new_run_alone(
 ) -> None:
     config = small_run(*TWO_STEPS, "model.revision=v1")
     with pytest.raises(UsageError, match=r"model\.revision = 'v1' is of a hub id"):
-        run(config, tmp_path / "run")
+        train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
     monkeypatch.setattr(session, "unread_revision", lambda *_: None)  # as an older version
-    run(config, tmp_path / "run")
+    train(config, tmp_path / "run")
     monkeypatch.undo()
-    run(config, tmp_path / "run", "resume")
+    train(config, tmp_path / "run", "resume")
 
 
 def test_a_folder_in_use_is_refused_before_a_model_is_made(
@@ -76,7 +70,7 @@ def test_a_folder_in_use_is_refused_before_a_model_is_made(
         folder.open(small_run().model_dump(mode="json"), "refuse")
         for how in ("refuse", "resume", "replace"):
             with pytest.raises(UsageError, match="another process is training in"):
-                run(small_run(), tmp_path / "run", how)
+                train(small_run(), tmp_path / "run", how)
 
 
 @pytest.mark.parametrize("earlier", [False, True])

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from doubles.runs import weight_bytes, without_times
 from luspo_cli.config.run import TrainRun
 
 pytestmark = pytest.mark.vllm
@@ -57,34 +56,25 @@ def train(config: TrainRun, folder: Path, if_exists: str = "refuse", stop_after:
     assert done.returncode == 0, done.stderr[-4000:]
 
 
-def records(folder: Path) -> list[dict[str, Any]]:
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [{key: value for key, value in json.loads(line).items() if not key.startswith("time/")} for line in lines]
-
-
-def weights(folder: Path) -> bytes:
-    return (folder / "checkpoints/step-000004/model/model.safetensors").read_bytes()
-
-
 def test_a_run_repeats_and_goes_on_with_the_same_bits(small_run: Callable[..., TrainRun], tmp_path: Path) -> None:
     pytest.importorskip("vllm")
     config = small_run(*SETTINGS)
     train(config, tmp_path / "whole")
     train(config, tmp_path / "again")
-    assert records(tmp_path / "again") == records(tmp_path / "whole")
-    assert weights(tmp_path / "again") == weights(tmp_path / "whole")
+    assert without_times(tmp_path / "again") == without_times(tmp_path / "whole")
+    assert weight_bytes(tmp_path / "again", 4) == weight_bytes(tmp_path / "whole", 4)
     train(config, tmp_path / "stopped", stop_after=2)
-    assert len(records(tmp_path / "stopped")) == 2
+    assert len(without_times(tmp_path / "stopped")) == 2
     train(config, tmp_path / "stopped", "resume")
-    assert records(tmp_path / "stopped") == records(tmp_path / "whole")
-    assert weights(tmp_path / "stopped") == weights(tmp_path / "whole")
+    assert without_times(tmp_path / "stopped") == without_times(tmp_path / "whole")
+    assert weight_bytes(tmp_path / "stopped", 4) == weight_bytes(tmp_path / "whole", 4)
 
 
 def test_the_sampler_follows_the_policy(small_run: Callable[..., TrainRun], tmp_path: Path) -> None:
     """At a learning rate that moves the policy far in every step, float32 log-probs stay the policy's own."""
     pytest.importorskip("vllm")
     train(small_run(*SETTINGS, "update.learning_rate=1e-2"), tmp_path / "run")
-    found = records(tmp_path / "run")
+    found = without_times(tmp_path / "run")
     assert len(found) == 4
     for record in found:
         assert record["sampler/logprob_difference_max"] < 1e-4

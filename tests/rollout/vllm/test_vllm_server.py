@@ -7,7 +7,6 @@ starts vLLM's own server with a tiny model.
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -20,6 +19,7 @@ from typing import Any
 import pytest
 import torch
 
+from doubles.processes import free_port
 from doubles.servers import Answer, PushTarget, answering, info, serving, wrapped
 from luspo_cli.errors import RunError, UsageError
 from luspo_cli.records import Prompt
@@ -47,11 +47,6 @@ def sampler(
     draws: SamplingOptions = DRAWS,
 ) -> VllmServerSampler:
     return VllmServerSampler(urls, tokenizer, [1], "float32", 8, longest, timeout_s, draws)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 def test_nobody_there() -> None:

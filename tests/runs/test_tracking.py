@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from doubles.runs import records, train
 from luspo_cli.config.layers import resolve_train
 from luspo_cli.config.run import TrainRun
 from luspo_cli.errors import UsageError
@@ -174,15 +175,13 @@ def test_without_writers_nothing_is_left_behind(folder: RunFolder) -> None:
 def test_a_missing_package_is_one_sentence_before_anything_is_made(
     small_run: Callable[..., TrainRun], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from luspo_cli.training.session import run_training
-
     check_writers([])
     real = tracking.importlib.util.find_spec
     monkeypatch.setattr(tracking.importlib.util, "find_spec", lambda name: None if name == "trackio" else real(name))
     with pytest.raises(
         UsageError, match=r"run\.track names trackio, which is not installed: pip install 'luspo\[track\]'"
     ):
-        run_training(small_run('run.track=["trackio"]'), tmp_path / "run", "refuse", print, print)
+        train(small_run('run.track=["trackio"]'), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -204,29 +203,17 @@ def test_tensorboard_reads_back_what_metrics_jsonl_holds_after_a_crash(
 ) -> None:
     """The real package: five steps, a crash after the third (checkpoint: the second), read by TensorBoard's own reader."""
     pytest.importorskip("tensorboard", reason="pip install 'luspo[track]'")
-    from accelerate.state import AcceleratorState
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    from luspo_cli.training.session import run_training
-
-    def on_step(metrics: dict[str, Any]) -> None:
-        if metrics["step"] == crash_after:
-            raise ZeroDivisionError
-
-    config = small_run('run.track=["tensorboard"]', "evaluation.every=2")
-    path, crash_after = tmp_path / "run", 3
-    AcceleratorState._reset_state()
+    config, path = small_run('run.track=["tensorboard"]', "evaluation.every=2"), tmp_path / "run"
     with pytest.raises(ZeroDivisionError):
-        run_training(config, path, "refuse", lambda text: None, on_step)
-    crash_after = 0
-    AcceleratorState._reset_state()
-    run_training(config, path, "resume", lambda text: None, on_step)
+        train(config, path, crash_after=3)
+    train(config, path, "resume")
     read = EventAccumulator(str(path / "tensorboard"), size_guidance={"scalars": 0})
     read.Reload()
-    records = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
-    assert [record["step"] for record in records] == [1, 2, 3, 4, 5]
+    assert [record["step"] for record in records(path)] == [1, 2, 3, 4, 5]
     expected: dict[str, list[tuple[int, float]]] = {}
-    for record in records:
+    for record in records(path):
         for name, value in numbers_of(record).items():
             expected.setdefault(name, []).append((record["step"], value))
     assert set(read.Tags()["scalars"]) == set(expected)

@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import rank_cases
 import torch
-from test_ranks import run_processes
-from test_runs import as_arguments, records, run
 from typer.testing import CliRunner
 
+from doubles import rank_cases
+from doubles.processes import run_processes
+from doubles.runs import as_arguments, records, stored_weights, train
 from luspo_cli.app import app
 from luspo_cli.config.run import TrainRun
 from luspo_cli.errors import RunError, UsageError
@@ -32,7 +32,7 @@ RATE = 1e-3
 ONE_MINUTE = 60.0
 
 
-def train(config: TrainRun, path: Path, processes: int, crash_after: int = 0) -> list[str]:
+def train_together(config: TrainRun, path: Path, processes: int, crash_after: int = 0) -> list[str]:
     """Train with so many processes; what the first one said. The others say nothing."""
     path.mkdir(exist_ok=True)
     codes = run_processes(processes, rank_cases.run_session, config.model_dump_json(), path, crash_after)
@@ -45,12 +45,6 @@ def train(config: TrainRun, path: Path, processes: int, crash_after: int = 0) ->
     return texts[0].splitlines()
 
 
-def weights(path: Path, step: int) -> dict[str, torch.Tensor]:
-    from safetensors.torch import load_file
-
-    return load_file(path / f"checkpoints/step-{step:06d}/model/model.safetensors")
-
-
 def close(one: Path, other: Path, step: int) -> None:
     """The same steps, within the order of sums: lengths and rewards equal, losses close, weights within a hundredth of a step."""
     for found, wanted in zip(records(one), records(other), strict=True):
@@ -60,7 +54,7 @@ def close(one: Path, other: Path, step: int) -> None:
                 assert found[key] == value, (wanted["step"], key)
             elif not key.startswith("time/"):
                 assert found[key] == pytest.approx(value, rel=1e-2, abs=1e-5), (wanted["step"], key)
-    whole, theirs = weights(one, step), weights(other, step)
+    whole, theirs = stored_weights(one, step), stored_weights(other, step)
     assert whole.keys() == theirs.keys()
     for name, value in whole.items():
         assert value.dtype == theirs[name].dtype == torch.float32
@@ -76,12 +70,12 @@ def test_a_run_goes_on_with_other_numbers_of_processes(
     import pyarrow.parquet as pq
 
     config = small_run(f"model.sharding={sharding}", f"model.shape.tied_head={tied}")
-    run(config, tmp_path / "whole")
-    assert train(config, tmp_path / "run", 2, crash_after=2)[-1] == "stopped by the test False"
+    train(config, tmp_path / "whole")
+    assert train_together(config, tmp_path / "run", 2, crash_after=2)[-1] == "stopped by the test False"
     assert os.listdir(tmp_path / "run/checkpoints") == ["step-000002"]
     with pytest.raises(ZeroDivisionError):
-        run(config, tmp_path / "run", "resume", crash_after=4)
-    assert "going on after step 4" in train(config, tmp_path / "run", 2)
+        train(config, tmp_path / "run", "resume", crash_after=4)
+    assert "going on after step 4" in train_together(config, tmp_path / "run", 2)
     close(tmp_path / "whole", tmp_path / "run", 5)
     for step in (1, 2, 4):
         tables = [pq.read_table(tmp_path / f"{p}/rollouts/step-{step:06d}.parquet") for p in ("whole", "run")]
@@ -105,11 +99,11 @@ def test_other_parts_of_the_engine_over_three_processes(
         f"model.sharding={sharding}", "objective.kl_coefficient=0.1", "rollout.dynamic_sampling=true",
         "rollout.problems=2", "rollout.max_sampling_rounds=3", "run.steps=3",
     )  # fmt: skip
-    run(config, tmp_path / "whole")
-    train(config, tmp_path / "run", 3)
+    train(config, tmp_path / "whole")
+    train_together(config, tmp_path / "run", 3)
     close(tmp_path / "whole", tmp_path / "run", 3)
     low = small_run(f"model.sharding={sharding}", "model.compute_dtype=bfloat16", "run.steps=2")
-    train(low, tmp_path / "low", 3)
+    train_together(low, tmp_path / "low", 3)
     assert len(records(tmp_path / "low")) == 2
 
 
@@ -211,7 +205,7 @@ def test_a_killed_process_ends_the_others_within_a_minute_and_the_run_goes_on(
     assert not [pid for pid in running.values() if Path(f"/proc/{pid}/cmdline").exists()]
     steps = (tmp_path / "run/metrics.jsonl").read_bytes().count(b"\n")  # a torn line may follow
     with pytest.raises(ZeroDivisionError):
-        run(config, tmp_path / "run", "resume", crash_after=steps + 2)
+        train(config, tmp_path / "run", "resume", crash_after=steps + 2)
     assert [record["step"] for record in records(tmp_path / "run")] == list(range(1, steps + 3))
 
 

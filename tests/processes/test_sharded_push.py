@@ -6,10 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import rank_cases
 import torch
-from test_ranks import run_processes
 
+from doubles import rank_cases
+from doubles.processes import run_processes
 from doubles.servers import PushTarget, serving
 
 
