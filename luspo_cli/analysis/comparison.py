@@ -16,10 +16,9 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
+from luspo_cli.analysis.differences import compared_parts, scoring_warnings, session_warnings
 from luspo_cli.analysis.history import RunHistory
 from luspo_cli.analysis.intervals import Estimate, estimate
-from luspo_cli.analysis.provenance_differences import compared_parts, session_warnings
-from luspo_cli.analysis.scoring_differences import scoring_warnings
 from luspo_cli.analysis.variants import (
     ClipRange,
     Variant,

@@ -1,23 +1,25 @@
 """What a finished or running training wrote, read by column name into one type.
 
-A run folder is the source of truth (docs/run-folder.md); the logs of TRL (`trainer_state.json`) and of verl (its file
-logger) are translated through `PEER_KEYS` so that their response length can stand in the same figure. Only the last
-line of a log may be torn, by a process that was killed while writing it: it is left out and reported. Anything else
-that does not fit is refused in one sentence, since a curve with a hidden gap is worse than no curve.
+A run folder is the source of truth (docs/run-folder.md); the logs of other trainers are translated (`analysis.logs`) so
+that their response length can stand in the same figure. Only the last line of a log may be torn, by a process that was
+killed while writing it: it is left out and reported. Anything else that does not fit is refused in one sentence, since
+a curve with a hidden gap is worse than no curve.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from luspo_cli.analysis.logs import no_step, read_json_lines, read_log
 from luspo_cli.errors import UsageError, nearest
-from luspo_cli.metrics.names import METRICS, PEER_KEYS
+from luspo_cli.metrics.names import METRICS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,7 +33,7 @@ class RunHistory:
     """As short as the runs read together allow: the folder's name, with its parents where two would be equal."""
     path: Path
     source: str
-    """`luspo`, `trl` or `verl`: who wrote it."""
+    """Who wrote it: `luspo`, or a framework of `PEER_KEYS`."""
     objective: str
     seed: int | None
     planned_steps: int | None
@@ -67,66 +69,82 @@ class RunHistory:
 
 
 def read_runs(paths: Sequence[Path]) -> list[RunHistory]:
-    """Read each path once and give the runs names that tell them apart; a path given twice is a UsageError."""
+    """Read each run once and give the runs names that tell them apart.
+
+    A folder that is no run itself stands for all runs below it. A run given twice, say as folder and as file, is a UsageError.
+    """
     if not paths:
         raise UsageError("No run was given; name one or more run folders, for example runs/tiny/luspo-seed0.")
-    resolved = [path.resolve() for path in paths]
-    for place, path in enumerate(resolved):
-        if path in resolved[:place]:
-            raise UsageError(f"{paths[place]} is given twice; name each run once.")
-    return [read_run(path, name) for path, name in zip(paths, _short_names(resolved), strict=True)]
+    given: dict[Path, Path] = {}
+    found: list[Path] = []
+    notes: list[str] = []
+    for path in paths:
+        below, note = _runs_below(path)
+        for run in below:
+            log = _log_of(run).resolve()
+            if log in given:
+                raise UsageError(f"{given[log]} is given twice, the second time as {run}; name each run once.")
+            given[log] = run
+            found.append(run)
+        notes += [] if note is None else [note]
+    names = _short_names([path.resolve() for path in found])
+    runs = [read_run(path, name) for path, name in zip(found, names, strict=True)]
+    return [replace(runs[0], notes=(*notes, *runs[0].notes)), *runs[1:]] if notes else runs
 
 
 def read_run(path: Path, name: str | None = None) -> RunHistory:
-    """Read a run folder, a TRL output folder or `trainer_state.json`, or a verl file log."""
+    """Read a run folder, or another trainer's output folder or log (`analysis.logs` says which)."""
     if not path.exists():
         raise UsageError(f"{path} does not exist; name a run folder such as runs/tiny/luspo-seed0.")
+    log = _log_of(path)
     shown = name or _stem(path.resolve())
-    if path.is_dir():
-        if (path / "config.json").is_file() and (path / "metrics.jsonl").is_file():
-            return _read_run_folder(path, shown)
-        state = _trainer_state(path)
-        if state is not None:
-            return _read_trainer_state(state, path, shown)
+    if log.is_dir():
         # A folder whose training has not reached its first step, or that is no run at all.
         missing = "metrics.jsonl" if (path / "config.json").is_file() else "config.json"
         raise UsageError(f"{path} is not a run folder with recorded steps: it has no {missing}.")
-    if path.name == "trainer_state.json":
-        return _read_trainer_state(path, path, shown)
-    if path.suffix == ".jsonl":
-        if path.name == "metrics.jsonl" and (path.parent / "config.json").is_file():
-            return _read_run_folder(path.parent, shown)
-        return _read_verl_log(path, shown)
-    raise UsageError(f"{path} is not a run: give a run folder, a TRL trainer_state.json or a verl .jsonl log.")
+    if log.name == "metrics.jsonl" and (log.parent / "config.json").is_file():
+        return _read_run_folder(log.parent, shown)
+    return _read_peer_log(log, path, shown)
 
 
-def read_json_lines(path: Path) -> tuple[list[dict[str, Any]], str | None]:
-    """Return the objects of a JSON lines file, and a note where the last line was torn and left out.
+def _log_of(path: Path) -> Path:
+    """Return the file that holds a run's steps: `path` itself, or the one in it; `path` again where there is none."""
+    if not path.is_dir():
+        return path
+    if (path / "config.json").is_file():
+        return path / "metrics.jsonl" if (path / "metrics.jsonl").is_file() else path
+    return _trainer_log(path) or path
 
-    Lines end with "\\n" only: a string may hold other characters that `str.splitlines` would break at. A line that is
-    no JSON object is torn; anywhere but at the end that is a UsageError.
-    """
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except OSError as failure:
-        raise UsageError(f"{path} cannot be read: {failure.strerror}.") from None
-    while lines and not lines[-1].strip():
-        lines.pop()
-    rows: list[dict[str, Any]] = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        if isinstance(row, dict):
-            rows.append(row)
-        elif number == len(lines):
-            return rows, f"{path}: line {number}, the last, is torn and was left out."
-        else:
-            raise UsageError(
-                f"{path}: line {number} of {len(lines)} is not a JSON object; only the last line may be torn."
-            )
-    return rows, None
+
+def _trainer_log(folder: Path) -> Path | None:
+    """The log in another trainer's output folder: its own state, else that of its last checkpoint, else ms-swift's log."""
+    if (folder / "trainer_state.json").is_file():
+        return folder / "trainer_state.json"
+    states = [path for path in folder.glob("checkpoint-*/trainer_state.json") if path.parent.name[11:].isdigit()]
+    last = max(states, key=lambda path: int(path.parent.name[11:]), default=None)
+    return last or next((path for path in [folder / "logging.jsonl"] if path.is_file()), None)
+
+
+def _runs_below(path: Path) -> tuple[list[Path], str | None]:
+    """Return the run at `path`, or the runs below it, with a note on how many; `path` itself where there is none."""
+    if not path.is_dir() or (path / "config.json").exists() or _trainer_log(path) is not None:
+        return [path], None
+    runs: list[Path] = []
+    without_step: list[Path] = []
+    for folder, folders, files in os.walk(path):
+        here = Path(folder)
+        if "config.json" in files or (here != path and _trainer_log(here) is not None):
+            started = _log_of(here) != here and _log_of(here).stat().st_size > 0
+            if started:
+                runs.append(here)
+            elif (here / "provenance.json").is_file():  # a model's folder has a config.json too
+                without_step.append(here)
+            folders.clear()  # what lies inside a run belongs to it
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+    if not runs:
+        return [path], None
+    left_out = f"; left out, as they have no step yet: {', '.join(map(str, without_step))}" if without_step else ""
+    return runs, f"{len(runs)} {'run' if len(runs) == 1 else 'runs'} found below {path}{left_out}."
 
 
 def _read_run_folder(folder: Path, name: str) -> RunHistory:
@@ -189,53 +207,22 @@ def _benchmarks(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             yield file.stem, content
 
 
-def _read_trainer_state(state: Path, path: Path, name: str) -> RunHistory:
-    content = _read_object(state)
-    history = content.get("log_history")
-    if not isinstance(history, list):
-        raise UsageError(f"{state} has no log_history, so it is not a TRL trainer_state.json.")
-    planned = content.get("max_steps")
-    # The same step may carry an evaluation entry and, at the end, a summary: only entries with a length are steps.
-    rows = [row for row in history if isinstance(row, dict) and "completions/mean_length" in row]
-    return _translated("trl", rows, state, path, name, planned if isinstance(planned, int) and planned > 0 else None)
-
-
-def _read_verl_log(log: Path, name: str) -> RunHistory:
-    rows, torn = read_json_lines(log)
-    flat = [{"step": row.get("step"), **row["data"]} if isinstance(row.get("data"), dict) else row for row in rows]
-    # verl logs a validation before training, or between steps, as a row of its own without a response length.
-    steps = [row for row in flat if "response_length/mean" in row]
-    return _translated("verl", steps, log, log, name, None, () if torn is None else (torn,))
-
-
-def _translated(
-    source: str,
-    rows: list[dict[str, Any]],
-    log: Path,
-    path: Path,
-    name: str,
-    planned: int | None,
-    notes: tuple[str, ...] = (),
-) -> RunHistory:
-    steps = [_step(row, log, place) for place, row in enumerate(rows, start=1)]
-    for before, after in pairwise(steps):
-        if after <= before:
-            raise UsageError(f"{log}: step {after} comes after step {before}; steps must increase.")
-    keys = PEER_KEYS[source]
-    table = _table([{keys[key]: value for key, value in row.items() if key in keys} for row in rows], steps, log)
+def _read_peer_log(log: Path, path: Path, name: str) -> RunHistory:
+    read = read_log(log)
+    table = _table(list(read.rows), read.steps, log)
     return RunHistory(
         name=name,
         path=path,
-        source=source,
+        source=read.source,
         objective=name,
         seed=None,
-        planned_steps=planned,
+        planned_steps=read.planned_steps,
         config={},
         provenance={},
         benchmarks={},
         table=table,
         evaluations=_evaluated_steps(table),
-        notes=notes,
+        notes=read.notes,
     )
 
 
@@ -243,7 +230,7 @@ def _table(rows: list[dict[str, Any]], steps: list[int], log: Path) -> pd.DataFr
     import pandas as pd
 
     if not rows:
-        raise UsageError(f"{log} has no step yet; wait for the first one or leave this run out.")
+        raise no_step(log)
     names = list(dict.fromkeys(name for row in rows for name in row if name != "step"))
     columns = {name: [_number(row.get(name), name, log) for row in rows] for name in names}
     return pd.DataFrame(columns, index=pd.Index(steps, name="step"), dtype="float64")
@@ -281,27 +268,24 @@ def _section(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return section if isinstance(section, dict) else {}
 
 
-def _trainer_state(folder: Path) -> Path | None:
-    """The newest `trainer_state.json` of a TRL output folder: its own, else that of the last checkpoint."""
-    if (folder / "trainer_state.json").is_file():
-        return folder / "trainer_state.json"
-    states = [path for path in folder.glob("checkpoint-*/trainer_state.json") if path.parent.name[11:].isdigit()]
-    return max(states, key=lambda path: int(path.parent.name[11:]), default=None)
+_LOG_NAMES = ("metrics.jsonl", "trainer_state.json", "logging.jsonl")
+"""Logs that are called after their folder."""
 
 
 def _stem(path: Path) -> str:
-    if path.name in ("metrics.jsonl", "trainer_state.json"):
+    if path.name in _LOG_NAMES:
         return path.parent.name
-    return path.stem if path.suffix == ".jsonl" else path.name
+    return path.name if path.is_dir() else path.stem
 
 
 def _short_names(paths: Sequence[Path]) -> list[str]:
-    """Name each path by its last part, with as many parents as it takes for all names to differ."""
-    parts = [[*path.parent.parts, _stem(path)] for path in paths]
-    for path, names in zip(paths, parts, strict=True):
-        if path.name in ("metrics.jsonl", "trainer_state.json"):
-            names.pop(-2)
-    depth = 1
-    while depth < max(map(len, parts)) and len({tuple(names[-depth:]) for names in parts}) < len(parts):
-        depth += 1
-    return ["/".join(names[-depth:]) for names in parts]
+    """Name each path by its last part, with as many parents as it takes for all names to differ; else by the whole path."""
+    parts = []
+    for path in paths:
+        parents = path.parent.parts[1:-1] if path.name in _LOG_NAMES else path.parent.parts[1:]
+        parts.append([*parents, _stem(path)])
+    for depth in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(part[-depth:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [str(path) for path in paths]

@@ -38,6 +38,8 @@ SUFFIXES = (".png", ".svg", ".pdf")
 LENGTH = "response_length/mean"
 CORRECT, INCORRECT = "response_length/correct", "response_length/incorrect"
 ACCURACY = "reward/accuracy/mean"
+EVALUATION = "evaluation/"
+"""Metrics of some steps only, by intention: their values are joined, where other lines break at a step without one."""
 SMOOTHING_SHARE = 12
 """Without a wish the moving mean spans one part in this many of the steps, made odd so that it is centred."""
 LEAST_RATIO = 2.5
@@ -145,8 +147,11 @@ def build_figure(
     variants = split_into_variants(runs)
     styles = choose_styles(variants)
     notes = [note for run in runs for note in run.notes]
+    notes += [note for name in metrics for run in runs if (note := gap_note(run, name)) is not None]
     without = [run.name for run in runs if ACCURACY not in run.table or not run.table[ACCURACY].notna().any()]
     two_panels = with_accuracy and len(without) < len(runs) and metric != ACCURACY
+    if two_panels:
+        notes += [note for run in runs if run.name not in without and (note := gap_note(run, ACCURACY)) is not None]
     if with_accuracy and without:
         notes.append(f"No accuracy is recorded in {', '.join(without)}.")
 
@@ -187,10 +192,25 @@ def smoothed(values: pd.Series, window: int) -> pd.Series:
     return values.rolling(window, center=True, min_periods=1).mean()
 
 
+def gap_note(run: RunHistory, metric: str) -> str | None:
+    """Return one sentence where some steps of a run lack a metric that steps have; evaluations lie apart by intention."""
+    values = run.table[metric]
+    missing = int(values.isna().sum())
+    if not missing or metric.startswith(EVALUATION):
+        return None
+    return f"{run.name} has no {metric} in {missing} of {len(values)} steps; its line is broken there."
+
+
 def mean_and_band(curves: Sequence[pd.Series]) -> pd.DataFrame:
-    """Return mean, low and high by step over curves, for the steps that all of them have."""
-    together = pd.concat(list(curves), axis=1, join="inner").dropna()
-    return pd.DataFrame({"mean": together.mean(axis=1), "low": together.min(axis=1), "high": together.max(axis=1)})
+    """Return mean, low and high by step over curves, for the steps that all of them have; NaN where one has a gap."""
+    together = pd.concat(list(curves), axis=1, join="inner")
+    return pd.DataFrame(
+        {
+            "mean": together.mean(axis=1, skipna=False),
+            "low": together.min(axis=1, skipna=False),
+            "high": together.max(axis=1, skipna=False),
+        }
+    )
 
 
 def choose_styles(variants: Sequence[Variant]) -> dict[str, tuple[str, Any]]:
@@ -220,7 +240,10 @@ def _draw_panel(
         colour, style = styles[variant.label]
         for metric in metrics:
             recorded = [run.table[metric] for run in variant.runs if metric in run.table]
-            curves = [smoothed(values, window) for values in recorded if values.notna().any()]
+            if metric.startswith(EVALUATION):
+                recorded = [values.dropna() for values in recorded]
+            # The moving mean reaches into a gap from both sides, and a short gap would close: it stays open.
+            curves = [smoothed(values, window).where(values.notna()) for values in recorded if values.notna().any()]
             if not curves:
                 continue
             dashes = (0, (4, 1.5)) if metric == INCORRECT else style
@@ -233,7 +256,16 @@ def _draw_panel(
                 for curve in curves:
                     thin = dashes if metric == INCORRECT else "solid"
                     ax.plot(curve.index, curve, color=colour, alpha=0.5, linewidth=0.8, linestyle=thin, gid="run")
+                    _draw_lone(ax, curve, colour, 2.0)
             ax.plot(over_runs.index, over_runs["mean"], color=colour, linewidth=2.2, linestyle=dashes, gid="mean")
+            _draw_lone(ax, over_runs["mean"], colour, 4.0)
+
+
+def _draw_lone(ax: Axes, curve: pd.Series, colour: str, size: float) -> None:
+    """Draw values between two gaps as points: a line needs two neighbours, and would not show them."""
+    lone = curve[curve.notna() & curve.shift(1).isna() & curve.shift(-1).isna()]
+    if len(lone):
+        ax.plot(lone.index, lone, color=colour, marker="o", markersize=size, linestyle="none", gid="lone")
 
 
 def _label_panel(ax: Axes, metric: str) -> None:
@@ -245,7 +277,8 @@ def _label_panel(ax: Axes, metric: str) -> None:
 
 
 def _scale(ax: Axes, log: bool, notes: list[str]) -> None:
-    lowest = min(float(np.nanmin(np.asarray(line.get_ydata(), dtype=float))) for line in ax.get_lines())
+    drawn = np.concatenate([np.asarray(line.get_ydata(), dtype=float) for line in ax.get_lines()])
+    lowest = float(np.nanmin(drawn))
     if log and lowest <= 0:
         notes.append("A value is not positive, so the axis is linear.")
         log = False

@@ -163,18 +163,19 @@ def show_comparison(runs: Sequence[Path], figure: Path | None, *, as_json: bool)
 
     histories = read_runs(runs)
     comparison = compare_runs(histories)
+    if as_json:
+        report: dict[str, Any] = comparison_json(comparison)
+        report["figure"] = None if figure is None else str(figure)
+        typer.echo(json.dumps(report, allow_nan=False))
+    else:
+        print_comparison(comparison, Console(highlight=False))
+    # The numbers first: a figure that cannot be drawn or written must not cost them.
     if figure is not None:
         from luspo_cli.analysis.length_curves import plot_length
 
         plot_length(histories, figure)
-    if as_json:
-        report: dict[str, Any] = comparison_json(comparison)
-        report["figure"] = None if figure is None else str(figure)
-        typer.echo(json.dumps(report, ensure_ascii=False, allow_nan=False))
-        return
-    print_comparison(comparison, Console(highlight=False))
-    if figure is not None:
-        typer.echo(f"\nfigure: {figure}")
+        if not as_json:
+            typer.echo(f"\nfigure: {figure}")
 
 
 def _resolver(preset: str, sets: Sequence[str]) -> Callable[[str, int], Configuration]:

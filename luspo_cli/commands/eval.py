@@ -337,7 +337,7 @@ def show_benchmarks(*, as_json: bool) -> None:
 
     rows = [benchmark_json(name, load_benchmark(name)) for name in BENCHMARKS]
     if as_json:
-        typer.echo(json.dumps({"benchmarks": rows}, ensure_ascii=False))
+        typer.echo(json.dumps({"benchmarks": rows}))
     else:
         _console().print(benchmark_table(rows))
 

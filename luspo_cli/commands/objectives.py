@@ -30,7 +30,7 @@ def objectives_cli(
     """List the objectives: four parts in words, clip range, equation, paper, and the spelling in TRL and verl."""
     texts = [describe(resolve(name)) for name in chosen_names(names)]
     if as_json:
-        typer.echo(json.dumps({text.name: objective_json(text) for text in texts}, indent=2, ensure_ascii=False))
+        typer.echo(json.dumps({text.name: objective_json(text) for text in texts}, indent=2))
     else:
         print_objectives(texts)
 

@@ -61,7 +61,7 @@ def plot_length_cli(
         with_accuracy=accuracy,
     )
     if as_json:
-        typer.echo(json.dumps(asdict(figure) | {"path": str(figure.path)}, ensure_ascii=False))
+        typer.echo(json.dumps(asdict(figure) | {"path": str(figure.path)}))
         return
     for note in figure.notes:
         typer.echo(f"note: {note}", err=True)

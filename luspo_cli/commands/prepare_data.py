@@ -120,7 +120,7 @@ def prepare_data_cli(
             progress=progress,
         )
     if as_json:
-        typer.echo(json.dumps(prepared.manifest, ensure_ascii=False, sort_keys=True))
+        typer.echo(json.dumps(prepared.manifest, sort_keys=True))
         return
     for line in _summary(prepared):
         typer.echo(line)

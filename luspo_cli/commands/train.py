@@ -196,7 +196,7 @@ def _print_plan(plan: Plan, as_json: bool) -> None:
     from dataclasses import asdict
 
     if as_json:
-        typer.echo(json.dumps(asdict(plan), indent=2, ensure_ascii=False))
+        typer.echo(json.dumps(asdict(plan), indent=2))
         return
     objective = plan.objective
     typer.echo(f"objective {objective['name']}")

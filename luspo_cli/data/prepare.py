@@ -27,12 +27,11 @@ from luspo_cli.data.sources import (
     Source,
     SourceOptions,
     SourceRow,
-    is_readable_gold,
     open_source,
     says_train,
     split_of,
 )
-from luspo_cli.data.values import question_text
+from luspo_cli.data.values import is_readable_gold, question_text
 from luspo_cli.data.writing import MANIFEST, IfExists, SplitWriter, check_output, new_folder, write_manifest
 from luspo_cli.errors import UsageError, nearest
 

@@ -26,14 +26,10 @@ from luspo_cli.data.reading import (
     read_rows,
     value_at,
 )
-from luspo_cli.data.values import answer_text, has_image, is_image_column, is_missing, read_question
+from luspo_cli.data.values import answer_text, gold_answer, has_image, is_image_column, is_missing, read_question
 from luspo_cli.errors import RunError, UsageError, nearest
-from luspo_cli.grading.answers import has_box, last_boxed
+from luspo_cli.grading.answers import has_box
 
-_LONGEST_GOLD = 300
-_MOST_BOXES = 50
-_WITH_THOUSANDS = re.compile(r"[-+]?\$?\d{1,3}(?:,\d{3})+(?:\.\d+)?")
-"""A number whose commas part thousands; those of a tuple or a list belong to the answer."""
 _SPLIT_WORDS = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("validation", "val", "valid", "dev", "eval"), "validation"),
@@ -117,34 +113,6 @@ class _Published:
     gold: Callable[[Any], str | None] = field(repr=False)
     file_stem: str
     """Pattern of the upstream files' names; GSM8K's folder holds others beside them."""
-
-
-def gold_answer(value: Any) -> str | None:
-    """Return a gold answer as text: what follows the last `####` (a number without commas), or the content of the last box."""
-    text = answer_text(value)
-    if text is None:
-        return None
-    if "####" in text:
-        marked = text.rpartition("####")[2].strip()
-        return (marked.replace(",", "") if _WITH_THOUSANDS.fullmatch(marked) else marked) or None
-    return _box_of_solution(text) or text
-
-
-def _box_of_solution(text: str) -> str | None:
-    """Return the content of the last box in a text; None where there is none, or several make up one short answer."""
-    if not has_box(text):
-        return None
-    boxes: list[str | None] = []
-    rest = text
-    while has_box(rest) and len(boxes) < _MOST_BOXES:
-        boxes.append(last_boxed(rest))
-        rest = rest[: max(rest.rfind(r"\boxed"), rest.rfind(r"\fbox"))]
-    return boxes[0] if len(set(boxes)) == 1 or not is_readable_gold(text) else None
-
-
-def is_readable_gold(answer: str) -> bool:
-    """Whether an answer can be one short value: a single line of at most 300 characters with balanced braces."""
-    return len(answer) <= _LONGEST_GOLD and "\n" not in answer and answer.count("{") == answer.count("}")
 
 
 def _gsm8k_gold(value: Any) -> str | None:

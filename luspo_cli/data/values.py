@@ -14,10 +14,15 @@ from functools import lru_cache
 from typing import Any
 
 from luspo_cli.data.prompts import IMAGE_MARK, PROMPTS, strip_prompt
+from luspo_cli.grading.answers import has_box, last_boxed
 
 _IMAGE_COLUMN = re.compile(
     r"(?:decoded_)?(?:image|img|picture|pic|video)s?_?\d*(?:_(?:path|file|name|url|bytes)s?)?", re.IGNORECASE
 )
+_LONGEST_GOLD = 300
+_MOST_BOXES = 50
+_WITH_THOUSANDS = re.compile(r"[-+]?\$?\d{1,3}(?:,\d{3})+(?:\.\d+)?")
+"""A number whose commas part thousands; those of a tuple or a list belong to the answer."""
 _SYSTEM_ROLES = ("system", "developer")
 
 
@@ -55,6 +60,34 @@ def answer_text(value: Any) -> str | None:
         return str(value)
     text, _ = _content(value)
     return (text or "").strip() or None
+
+
+def gold_answer(value: Any) -> str | None:
+    """Return a gold answer as text: what follows the last `####` (a number without commas), or the content of the last box."""
+    text = answer_text(value)
+    if text is None:
+        return None
+    if "####" in text:
+        marked = text.rpartition("####")[2].strip()
+        return (marked.replace(",", "") if _WITH_THOUSANDS.fullmatch(marked) else marked) or None
+    return _box_of_solution(text) or text
+
+
+def _box_of_solution(text: str) -> str | None:
+    """Return the content of the last box in a text; None where there is none, or several make up one short answer."""
+    if not has_box(text):
+        return None
+    boxes: list[str | None] = []
+    rest = text
+    while has_box(rest) and len(boxes) < _MOST_BOXES:
+        boxes.append(last_boxed(rest))
+        rest = rest[: max(rest.rfind(r"\boxed"), rest.rfind(r"\fbox"))]
+    return boxes[0] if len(set(boxes)) == 1 or not is_readable_gold(text) else None
+
+
+def is_readable_gold(answer: str) -> bool:
+    """Whether an answer can be one short value: a single line of at most 300 characters with balanced braces."""
+    return len(answer) <= _LONGEST_GOLD and "\n" not in answer and answer.count("{") == answer.count("}")
 
 
 def is_missing(value: Any) -> bool:

@@ -2,7 +2,7 @@
 
 The names follow `<what>/<which>`. A number that a step does not have (the mean length of correct rollouts where none
 was correct, an evaluation in a step without one) is null or left out, never 0. docs/run-folder.md shows this table and
-a test keeps the two equal. `PEER_KEYS` spells the same numbers in the words of TRL and verl, for reading their logs.
+a test keeps the two equal. `PEER_KEYS` spells the same numbers in the words of other trainers, for reading their logs.
 """
 
 from __future__ import annotations
@@ -137,6 +137,15 @@ PEER_KEYS: Mapping[str, Mapping[str, str]] = MappingProxyType(
                 "step_time": "time/total",
             }
         ),
+        "trl-before-0.17": MappingProxyType(
+            {
+                "completion_length": "response_length/mean",
+                "reward": "reward/total/mean",
+                "loss": "objective/loss",
+                "grad_norm": "update/grad_norm",
+                "learning_rate": "update/learning_rate",
+            }
+        ),
         "verl": MappingProxyType(
             {
                 "response_length/mean": "response_length/mean",
@@ -151,9 +160,18 @@ PEER_KEYS: Mapping[str, Mapping[str, str]] = MappingProxyType(
                 "timing_s/step": "time/total",
             }
         ),
+        "openrlhf": MappingProxyType(
+            {
+                "response_length": "response_length/mean",
+                "response_clip_ratio": "response/truncated_fraction",
+                "reward": "reward/total/mean",
+                "policy_loss": "objective/loss",
+                "actor_lr": "update/learning_rate",
+            }
+        ),
     }
 )
-"""Framework -> its key -> ours, for the numbers that mean the same."""
+"""Framework -> its key, without a leading `train/` -> ours, for the numbers that mean the same. ms-swift has TRL's keys."""
 
 
 def unknown_metrics(names: Iterable[str]) -> list[str]:

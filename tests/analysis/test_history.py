@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from luspo_cli.analysis.history import read_json_lines, read_run, read_runs
+from luspo_cli.analysis.history import read_run, read_runs
+from luspo_cli.analysis.logs import read_json_lines
 from luspo_cli.errors import UsageError
 
 
@@ -172,6 +173,56 @@ def test_a_path_given_twice_is_refused(write_run) -> None:
         read_runs([folder, folder / ".." / "a"])
 
 
+def test_one_run_as_folder_and_as_file_is_refused(write_run, tmp_path: Path) -> None:
+    folder = write_run("a")
+    state = tmp_path / "trl" / "checkpoint-9" / "trainer_state.json"
+    state.parent.mkdir(parents=True)
+    state.write_text(json.dumps({"log_history": [{"step": 9, "completions/mean_length": 1.0}]}))
+    for one, other in ((folder, folder / "metrics.jsonl"), (state.parents[1], state), (state.parent, state.parents[1])):
+        with pytest.raises(UsageError, match="given twice, the second time as"):
+            read_runs([one, other])
+
+
+def test_names_that_cannot_differ_are_whole_paths(tmp_path: Path) -> None:
+    row = json.dumps({"step": 1, "completions/mean_length": 1.0}) + "\n"
+    for name in ("a.jsonl", "a.log.jsonl", "a/logging.jsonl"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(row)
+    paths = [tmp_path / "a.jsonl", tmp_path / "a"]
+    assert [run.name for run in read_runs(paths)] == [str(path) for path in paths]
+    assert [run.name for run in read_runs([paths[0], tmp_path / "a.log.jsonl"])] == ["a", "a.log"]
+
+
+def test_a_parent_folder_stands_for_the_runs_below_it(write_run, tmp_path: Path) -> None:
+    write_run("runs/tiny/b-seed0")
+    write_run("runs/tiny/a-seed0")
+    write_run("runs/other/a-seed0")
+    started = write_run("runs/tiny/a-seed1")
+    (started / "metrics.jsonl").unlink()
+    model = tmp_path / "runs" / "other" / "a-seed0" / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    (tmp_path / "runs" / ".hidden").mkdir()
+    state = tmp_path / "runs" / "trl" / "checkpoint-2" / "trainer_state.json"
+    state.parent.mkdir(parents=True)
+    state.write_text(json.dumps({"log_history": [{"step": 2, "completions/mean_length": 1.0}]}))
+    runs = read_runs([tmp_path / "runs"])
+    assert [run.name for run in runs] == ["other/a-seed0", "tiny/a-seed0", "tiny/b-seed0", "runs/trl"]
+    assert runs[0].notes == (f"4 runs found below {tmp_path / 'runs'}; left out, as they have no step yet: {started}.",)
+    assert len(read_runs([tmp_path / "runs" / "other", tmp_path / "runs" / "trl"])) == 2
+    with pytest.raises(UsageError, match="given twice"):
+        read_runs([tmp_path / "runs", tmp_path / "runs" / "tiny" / "a-seed0"])
+    with pytest.raises(UsageError, match=r"it has no config\.json"):
+        read_runs([tmp_path / "runs" / ".hidden"])
+
+
+def test_blank_lines_are_passed_over(write_run) -> None:
+    folder = write_run("a")
+    log = folder / "metrics.jsonl"
+    log.write_text(log.read_text().replace("\n", "\n\n \n"))
+    assert (read_run(folder).last_step, read_run(folder).notes) == (3, ())
+
+
 def test_a_trl_log_is_translated(tmp_path: Path) -> None:
     for step, lengths in ((10, [50.0]), (20, [50.0, 40.0])):
         state = tmp_path / "trl" / f"checkpoint-{step}" / "trainer_state.json"
@@ -207,6 +258,11 @@ def test_a_peer_log_with_steps_out_of_order_or_without_lengths_is_refused(tmp_pa
     with pytest.raises(UsageError, match="step 1 comes after step 2"):
         read_run(state)
     state.write_text(json.dumps({"log_history": [{"step": 1, "loss": 1.0}]}))
+    with pytest.raises(
+        UsageError, match=r"no response length: none of .*completions/mean_length.* \(step, loss\); rename"
+    ):
+        read_run(state)
+    state.write_text(json.dumps({"log_history": []}))
     with pytest.raises(UsageError, match="has no step yet"):
         read_run(state)
     state.write_text("{}")

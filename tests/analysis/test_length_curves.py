@@ -71,6 +71,38 @@ def test_smoothing_leaves_missing_values_out() -> None:
     assert np.isnan(found[4:]).all()
 
 
+def test_a_gap_breaks_the_line_and_is_noted(write_run) -> None:
+    gap = [None, None, None]
+    run = write_run(
+        "a", lengths=[10.0, 20.0, *gap, 30.0, 40.0], reward__accuracy__mean=[0.5, None, 0.5, 0.5, 0.5, 0.5, 0.5]
+    )
+    whole = write_run("b", "gspo", lengths=[10.0] * 7, reward__accuracy__mean=[0.5] * 7)
+    for smooth in (1, 3, 7):
+        figure, _, notes = build_figure(read_runs([run, whole]), smooth=smooth)
+        drawn = np.isnan(_lines(figure.axes[0], "mean")[1]).tolist()
+        assert drawn == [False, False, True, True, True, False, False]
+        assert notes == (
+            "a has no response_length/mean in 3 of 7 steps; its line is broken there.",
+            "a has no reward/accuracy/mean in 1 of 7 steps; its line is broken there.",
+        )
+
+
+def test_the_mean_over_runs_breaks_where_one_run_has_a_gap(write_run) -> None:
+    runs = read_runs([write_run("a", lengths=[1.0, None, 3.0, 5.0]), write_run("b", seed=1, lengths=[3.0] * 4)])
+    figure, _, _ = build_figure(runs, smooth=1, with_accuracy=False)
+    np.testing.assert_equal(_lines(figure.axes[0], "mean"), [[2.0, np.nan, 3.0, 4.0]])
+    # The value of step 1 has a gap on its right and nothing on its left: a point, in the run and in the mean.
+    assert [line[0] for line in _lines(figure.axes[0], "lone")] == [1.0, 2.0]
+
+
+def test_evaluations_lie_apart_and_are_joined(write_run) -> None:
+    run = write_run("a", lengths=[1.0] * 5, evaluation__accuracy=[None, 0.25, None, None, 0.75])
+    figure, _, notes = build_figure(read_runs([run]), metric="evaluation/accuracy", smooth=1, with_accuracy=False)
+    (line,) = figure.axes[0].get_lines()
+    assert (list(line.get_xdata()), list(line.get_ydata())) == ([2, 5], [0.25, 0.75])
+    assert notes == ()
+
+
 def test_the_band_reaches_from_the_lowest_to_the_highest_run(runs) -> None:
     figure, caption, _ = build_figure(runs, smooth=1)
     (band,) = figure.axes[0].collections

@@ -38,11 +38,12 @@ def test_documented_table_is_the_table_of_the_code() -> None:
 
 def test_documented_peer_keys_are_those_of_the_code() -> None:
     section = DOCS.read_text(encoding="utf-8").split("## Logs of other frameworks")[1]
-    found = {"trl": {}, "verl": {}}
-    for ours, trl, verl in re.findall(r"^\| `([^`]+)` \| (.*?) \| (.*?) \|$", section, flags=re.MULTILINE):
-        for framework, cell in (("trl", trl), ("verl", verl)):
-            if cell:
-                found[framework][cell.strip("`")] = ours
+    frameworks = ("trl", "trl-before-0.17", "verl", "openrlhf")
+    found: dict[str, dict[str, str]] = {framework: {} for framework in frameworks}
+    for ours, cells in re.findall(r"^\| `([^`]+)` \| (.*) \|$", section, flags=re.MULTILINE):
+        for framework, cell in zip(frameworks, cells.split(" | "), strict=True):
+            if cell.strip():
+                found[framework][cell.strip().strip("`")] = ours
     assert found == {framework: dict(keys) for framework, keys in PEER_KEYS.items()}
 
 

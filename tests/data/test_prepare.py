@@ -19,7 +19,8 @@ import pytest
 from luspo_cli.data.prepare import prepare
 from luspo_cli.data.problems import load_problems
 from luspo_cli.data.prompts import build_prompt
-from luspo_cli.data.sources import LeftOut, SourceOptions, gold_answer
+from luspo_cli.data.sources import LeftOut, SourceOptions
+from luspo_cli.data.values import gold_answer
 
 REPO = Path(__file__).resolve().parents[2]
 DATA = Path(os.environ.get("LUSPO_DATA", REPO / "../shared/data"))

@@ -13,8 +13,8 @@ import pytest
 from luspo_cli.data.prepare import prepare
 from luspo_cli.data.problems import load_problems
 from luspo_cli.data.prompts import QWEN_BOXED
-from luspo_cli.data.sources import LeftOut, SourceOptions, gold_answer
-from luspo_cli.data.values import answer_text, has_image, is_image_column, is_missing, read_question
+from luspo_cli.data.sources import LeftOut, SourceOptions
+from luspo_cli.data.values import answer_text, gold_answer, has_image, is_image_column, is_missing, read_question
 from luspo_cli.errors import UsageError
 
 PART = {"type": "text", "text": "What is 2 + 3?"}
