@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 
@@ -9,6 +10,7 @@ import sys
 def main() -> None:
     """Run the command line and exit."""
     _open_missing_streams()
+    _spell_what_streams_can()
     try:
         _run()
     except KeyboardInterrupt:
@@ -28,6 +30,13 @@ def _open_missing_streams() -> None:
         sys.stdout = os.fdopen(1, "w", closefd=False)
     if sys.stderr is None:
         sys.stderr = os.fdopen(2, "w", closefd=False)
+
+
+def _spell_what_streams_can() -> None:
+    """A dash or a Greek letter that the terminal's encoding lacks is shown as `?`, and ends no command with a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="replace")
 
 
 def _run() -> None:

@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
+from luspo_cli import __version__
 from luspo_cli.commands import compare, eval, merge, objectives, plot_length, prepare_data, train
 
 app = typer.Typer(
     name="luspo",
-    help="Train one model with GRPO, GSPO and LUSPO, and see what the objective does to response length.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"luspo {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and leave.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Train one model with GRPO, GSPO and LUSPO, and see what the objective does to response length."""
 
 
 def _epilog(examples: list[str]) -> str:

@@ -34,6 +34,7 @@ class PeerLost(RunError):
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """Return " (did you mean 'x'?)" for the closest of `valid`, or "" where none is close."""
-    matches = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.5)
-    return f" (did you mean '{matches[0]}'?)" if matches else ""
+    """Return " (did you mean 'x'?)" for the closest of `valid`, whatever its case, or "" where none is close."""
+    by_lower = {known.lower(): known for known in valid}
+    matches = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.5)
+    return f" (did you mean '{by_lower[matches[0]]}'?)" if matches else ""

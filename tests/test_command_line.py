@@ -53,6 +53,9 @@ def only_sentence(error: str) -> str:
     [
         (["--preset", "tinny"], "unknown preset 'tinny' (did you mean 'tiny'?)"),
         (["--preset", "tiny", "--objective", "lusop"], "unknown objective 'lusop' (did you mean 'luspo'?)"),
+        (["--preset", "tiny", "--objective", "LUSPO"], "unknown objective 'LUSPO' (did you mean 'luspo'?)"),
+        (["--preset", "tiny", "--set", "run.track=csv"], "--set: run.track.0 = 'csv': input should be 'tensorboard', 'wandb' or"),
+        (["--preset", "tiny", "--set", "update.betas=0.9"], "a list belongs here, for example --set 'update.betas=[0.9, 0.99"),
         (["--preset", "tiny", "--set", "run.stepz=3"], "--set: unknown key 'run.stepz' (did you mean 'run.steps'?)"),
         (["--preset", "tiny", "--set", "run.steps=x"], "--set: run.steps = 'x': input should be a valid integer"),
         (["--preset", "tiny", "--set", "update.mini_batches=3"], "must be a multiple of update.mini_batches (3)"),
@@ -261,6 +264,48 @@ def test_help_shows_examples_that_parse(luspo: Command) -> None:
         code, _, error = luspo(*words, *(["--dry-run"] if "--dry-run" not in words else []))
         resumes_nothing = "--resume" in words and "there is no run to resume" in error
         assert code == 0 or resumes_nothing, example
+
+
+def test_the_version_is_that_of_the_package(luspo: Command) -> None:
+    from luspo_cli import __version__
+
+    assert luspo("--version") == (0, f"luspo {__version__}\n", "")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8"])
+def test_what_a_stream_cannot_spell_ends_no_command(tmp_path: Path, encoding: str) -> None:
+    """Dashes, ellipses and Greek letters stand in tables; a run's own name may be anything."""
+    name = "run-Ω"
+    run = tmp_path / name
+    run.mkdir()
+    rows = [{"step": step, "completions/mean_length": 10 * step} for step in (1, 2, 3)]
+    (run / "trainer_state.json").write_text(json.dumps({"log_history": rows}))
+    environment = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0", "NO_COLOR": "1"}
+    for words in (
+        ["compare", str(run)],
+        ["objectives", "luspo"],
+        ["eval", "--list"],
+        ["--help"],
+        ["objectives", "no-Ω"],
+    ):
+        done = subprocess.run([sys.executable, "-m", "luspo_cli", *words], capture_output=True, env=environment)
+        assert b"Traceback" not in done.stderr, done.stderr
+        assert done.returncode == (2 if words[-1] == "no-Ω" else 0)
+        shown = done.stdout.decode(encoding)
+        if words[0] == "compare":
+            assert (name if encoding == "utf-8" else "run-?") in shown
+    # What programs read is whole in every encoding.
+    done = subprocess.run(
+        [sys.executable, "-m", "luspo_cli", "compare", str(run), "--json"], capture_output=True, env=environment
+    )
+    assert json.loads(done.stdout.decode(encoding))["runs"][0]["name"] == name
+
+
+def test_a_reader_that_leaves_early_sees_no_traceback() -> None:
+    done = subprocess.run(
+        f'"{sys.executable}" -m luspo_cli objectives | head -1', shell=True, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_the_reference_of_the_command_line_is_current() -> None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 COMPARE_EXAMPLES = [
     "luspo compare --preset tiny --objectives grpo,gspo,luspo --seeds 3",
     "luspo compare --preset tiny --objectives gspo,luspo --seeds 5 --set update.mini_batches=8 --out runs/mb8",
-    "luspo compare runs/tiny/*/",
+    "luspo compare runs/tiny",
     "luspo compare runs/gspo runs/luspo --figure lengths.svg --json",
 ]
 DEFAULT_OBJECTIVES = "grpo,gspo,luspo"
@@ -31,7 +31,12 @@ DEFAULT_OUT = Path("runs")
 
 
 def compare_cli(
-    runs: Annotated[list[Path] | None, typer.Argument(help="Run folders to compare; or give --preset.")] = None,
+    runs: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            help="Run folders, folders of them, or logs of TRL, verl, ms-swift, OpenRLHF or W&B; or give --preset."
+        ),
+    ] = None,
     preset: Annotated[
         str | None, typer.Option("--preset", help="Train what is missing of this preset, then compare.")
     ] = None,

@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 PLOT_LENGTH_EXAMPLES = [
-    "luspo plot-length runs/tiny/*/ --out lengths.png",
+    "luspo plot-length runs/tiny --out lengths.png",
     "luspo plot-length runs/tiny/luspo-seed0 runs/tiny/gspo-seed0 --out lengths.svg --smooth 1",
     "luspo plot-length runs/tiny/*/ --out correct.pdf --split-correct",
     "luspo plot-length runs/mine trl-output/trainer_state.json verl/metrics.jsonl --out peers.png --no-accuracy",
@@ -24,7 +24,7 @@ PLOT_LENGTH_EXAMPLES = [
 def plot_length_cli(
     runs: Annotated[
         list[Path],
-        typer.Argument(help="Run folders, TRL output folders or trainer_state.json, or verl .jsonl logs."),
+        typer.Argument(help="Run folders, folders of them, or logs of TRL, verl, ms-swift, OpenRLHF or W&B."),
     ],
     out: Annotated[
         Path, typer.Option("--out", "-o", help="The figure: .png, .svg or .pdf. An older one is replaced.")

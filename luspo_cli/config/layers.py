@@ -7,6 +7,7 @@ that hold when that objective is chosen. A preset is an ordinary configuration f
 from __future__ import annotations
 
 import difflib
+import json
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
@@ -65,11 +66,27 @@ def resolve_train(
         _merge(merged, origins, _of_objective(layer, name, origin), f"{origin}, [{FOR_OBJECTIVE}.{name}]")
         _merge(merged, origins, {key: value for key, value in layer.items() if key != FOR_OBJECTIVE}, origin)
     try:
-        config = TrainRun.model_validate(merged)
+        config = _validated(merged)
     except ValidationError as error:
         raise UsageError(_sentence(error, origins)) from None
     _refuse_unread(config, layers, origins)
     return config
+
+
+def _validated(merged: dict[str, Any]) -> TrainRun:
+    """Validate, taking a single text where a list belongs as a list of one: `run.track=tensorboard` can mean nothing else."""
+    try:
+        return TrainRun.model_validate(merged)
+    except ValidationError as error:
+        lone = [e["loc"] for e in error.errors() if e["type"] == "tuple_type" and isinstance(e["input"], str)]
+        if not lone:
+            raise
+    for *sections, key in lone:
+        table: Any = merged
+        for section in sections:
+            table = table[section]
+        table[key] = [table[key]]
+    return TrainRun.model_validate(merged)
 
 
 def _refuse_unread(
@@ -143,7 +160,7 @@ def all_keys(model: Any = TrainRun, prefix: str = "") -> Iterator[tuple[str, Any
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text())
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"cannot read configuration file {path}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -195,6 +212,11 @@ def _sentence(error: ValidationError, origins: Mapping[str, str]) -> str:
     if problem["type"] == "value_error":
         message = str(problem["ctx"]["error"]) if "ctx" in problem else problem["msg"]
         return f"{origin}: {message}{more}" if path else f"{message}{more}"
+    if problem["type"] == "tuple_type":
+        example = json.dumps(list(dict(all_keys()).get(path) or ["..."]))
+        return (
+            f"{origin}: {path} = {problem['input']!r}: a list belongs here, for example --set '{path}={example}'{more}"
+        )
     given = repr(problem["input"])
     message = problem["msg"][:1].lower() + problem["msg"][1:]
     return f"{origin}: {path} = {given}: {message}{more}"

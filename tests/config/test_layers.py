@@ -209,3 +209,26 @@ def test_all_keys_are_those_of_the_stored_configuration() -> None:
         return {prefix}
 
     assert {key for key, _ in all_keys()} == leaves(resolve_train(preset="tiny").model_dump(mode="json"))
+
+
+@pytest.mark.parametrize(
+    ("assignment", "section", "key", "expected"),
+    [
+        ("run.track=tensorboard", "run", "track", ("tensorboard",)),
+        ('run.track=["tensorboard", "wandb"]', "run", "track", ("tensorboard", "wandb")),
+        ('run.track="wandb"', "run", "track", ("wandb",)),
+        ("run.track=[]", "run", "track", ()),
+    ],
+)
+def test_a_single_name_is_a_list_of_one(assignment: str, section: str, key: str, expected: tuple[str, ...]) -> None:
+    run = resolve_train(preset="tiny", sets=[assignment])
+    assert getattr(getattr(run, section), key) == expected
+
+
+def test_a_configuration_file_is_utf_8_whatever_the_locale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import io
+
+    monkeypatch.setattr(io, "text_encoding", lambda encoding, stacklevel=2: encoding or "latin-1")
+    file = tmp_path / "own.toml"
+    file.write_bytes('[data]\ntrain = "données"\n[model]\npath = "x"\n'.encode())
+    assert resolve_train(config_file=file).data.train == "données"
