@@ -178,15 +178,9 @@ def _whole_json(content: bytes, path: Path) -> tuple[list[dict[str, Any]] | None
 
 
 def _flat(row: dict[str, Any]) -> dict[str, Any]:
-    """Return a row without nesting: verl's file logger has the numbers under `data`, others have `{"actor": {"lr": ...}}`."""
+    """Return a row with the numbers of verl's file logger, which stand under `data`, beside its step."""
     data = row.get("data")
-    flat: dict[str, Any] = {}
-    for key, value in ({"step": row.get("step"), **data} if isinstance(data, dict) else row).items():
-        if isinstance(value, dict):
-            flat |= {f"{key}/{inner}": found for inner, found in _flat(value).items()}
-        else:
-            flat[key] = value
-    return flat
+    return {"step": row.get("step"), **data} if isinstance(data, dict) else row
 
 
 def _console_rows(text: str, path: Path) -> tuple[list[dict[str, Any]], str | None]:

@@ -7,24 +7,17 @@ model is loaded. The same command goes on where a killed one stopped, so there i
 from __future__ import annotations
 
 import json
-import math
-import os
 import shlex
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from luspo_cli.errors import UsageError, nearest
-from luspo_cli.evaluation.evaluate import Drawing, checked_benchmark, run_evaluations
+from luspo_cli.config.eval import OPTIONS, EvalRun, resolve_eval
 
 if TYPE_CHECKING:
-    from luspo_cli.evaluation.benchmark import Mode
-    from luspo_cli.evaluation.judge import Judge, JudgeTask
-    from luspo_cli.evaluation.runner import Finished
-    from luspo_cli.evaluation.scorer import EvaluationResult
+    from luspo_cli.evaluation.scorer import Finished
 
 EVAL_EXAMPLES = [
     "luspo eval runs/tiny/luspo-seed0 --benchmark aime24 --data data/aime24 --samples 32",
@@ -38,6 +31,7 @@ PLAIN_WIDTH = 180
 
 
 def eval_cli(
+    context: typer.Context,
     model: Annotated[
         str | None,
         typer.Argument(
@@ -95,8 +89,9 @@ def eval_cli(
         Path | None, typer.Option("--responses", help="Score this JSON-lines file; no model is needed.")
     ] = None,
     mode: Annotated[
-        str, typer.Option("--mode", help="rule (ours, never guesses) or official (the benchmark's own script).")
-    ] = "rule",
+        str | None,
+        typer.Option("--mode", help="rule (ours, never guesses) or official (the benchmark's own script). [rule]"),
+    ] = None,
     judge_url: Annotated[
         str | None, typer.Option("--judge-url", help="OpenAI-compatible endpoint: a second verdict beside the rule's.")
     ] = None,
@@ -113,6 +108,12 @@ def eval_cli(
     judge_workers: Annotated[
         int | None, typer.Option("--judge-workers", min=1, help="Requests in flight at the judge. [8]")
     ] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", help="A TOML file with the keys that options and --set set.")
+    ] = None,
+    sets: Annotated[
+        list[str] | None, typer.Option("--set", help="section.key=value, on top of everything; can be repeated.")
+    ] = None,
     list_benchmarks: Annotated[
         bool, typer.Option("--list", help="List the benchmarks: licence, size, modality, version, prompts, hub ids.")
     ] = False,
@@ -122,195 +123,45 @@ def eval_cli(
     if list_benchmarks:
         show_benchmarks(as_json=as_json)
         return
-    drawing = Drawing(
-        samples,
-        temperature,
-        top_p,
-        max_response_tokens,
-        prompt,
-        seed,
-        limit,
-        dtype,
-        max_rows,
-        step,
-        replace or None,
-        sampler,
-        revision,
-        trust_remote_code or None,
-    )
-    names = chosen_benchmarks(benchmark, suite)
-    judge = make_judge(judge_url, judge_model, judge_key_env, judge_task, judge_timeout, judge_workers)
-    if responses is not None:
-        _refuse_with_responses(model, names, drawing)
-        if judge is not None:
-            judge.check()
-        content = score_file(
-            names[0], responses, data, mode=mode, variant=drawing.prompt, judge=judge, out=out, say=_to_stderr
-        )
-        show_scores(content, out, as_json=as_json)
-        return
-    if model is None:
-        raise UsageError("Say what to evaluate: a run folder, a model folder or a hub id; or --responses FILE.")
+    given = {name: context.params[name] for name in OPTIONS}
+    options = {
+        name: str(value) if isinstance(value, Path) else value
+        for name, value in given.items()
+        if value is not None and value is not False  # 0 is a temperature
+    }
+    evaluate(resolve_eval(options, sets=sets or (), config_file=config), as_json=as_json)
+
+
+def evaluate(config: EvalRun, *, as_json: bool = False) -> None:
+    """Run an evaluation, report on stderr and print the summary; exits 130 where Ctrl-C stopped it."""
     from rich.console import Console
 
     from luspo_cli.commands.display.drawing import choose_progress
+    from luspo_cli.evaluation.evaluate import run_evaluation
 
     try:
         with choose_progress(Console(stderr=True)) as progress:
-            finished = run_evaluations(
-                model,
-                names,
-                drawing,
-                data=data,
-                out=out,
-                mode=mode,
-                judge=judge,
-                on_progress=progress,
-                say=progress.say,
-            )
+            finished = run_evaluation(config, on_progress=progress, say=progress.say)
     except KeyboardInterrupt:
         again = shlex.join(["luspo", *sys.argv[1:]])
         typer.echo(f"Stopped; finished chunks are kept. Go on with the same command: {again}", err=True)
         raise typer.Exit(130) from None
-    show_results(finished, as_json=as_json)
+    if config.responses.file:
+        show_scores(finished[0], as_json=as_json)
+    else:
+        show_results(finished, as_json=as_json)
 
 
-def chosen_benchmarks(text: str | None, suite: str | None) -> list[str]:
-    """Return command-line names of benchmarks in the given order; UsageError for none, an unknown or a repeated one."""
-    from luspo_cli.evaluation.benchmarks.table import SUITES, load_benchmark
-
-    if (text is None) == (suite is None):
-        raise UsageError(
-            "Give either --benchmark NAMES or --suite text|vision|all; `luspo eval --list` shows the names."
-        )
-    if suite is not None:
-        if suite not in SUITES:
-            raise UsageError(
-                f"There is no suite '{suite}'{nearest(suite, SUITES)}; choose one of: {', '.join(SUITES)}."
-            )
-        return list(SUITES[suite])
-    names = [name.strip().lower() for name in (text or "").split(",") if name.strip()]
-    if not names:
-        raise UsageError("--benchmark is empty; `luspo eval --list` shows the names.")
-    for name in names:
-        load_benchmark(name)
-        if names.count(name) > 1:
-            raise UsageError(f"--benchmark names {name} twice; name each benchmark once.")
-    return names
-
-
-def make_judge(
-    url: str | None,
-    model: str | None,
-    key_env: str | None,
-    task: str | None,
-    timeout_s: float | None = None,
-    workers: int | None = None,
-) -> Judge | None:
-    """Return the judge that the options describe, or None where there is none; UsageError for half of one."""
-    if url is None and model is None:
-        for option, value in (
-            ("--judge-key-env", key_env),
-            ("--judge-task", task),
-            ("--judge-timeout", timeout_s),
-            ("--judge-workers", workers),
-        ):
-            if value is not None:
-                raise UsageError(f"{option} goes with --judge-url and --judge-model; add them or leave it out.")
-        return None
-    if not url or not model:
-        raise UsageError("A judge needs both --judge-url and --judge-model; give the other one too.")
-    key = os.environ.get(key_env) if key_env is not None else None
-    if key_env is not None and not key:
-        raise UsageError(f"The environment variable {key_env} of --judge-key-env is not set; put the key into it.")
-
-    if timeout_s is not None and not 0 < timeout_s < math.inf:
-        raise UsageError(f"--judge-timeout must be a number of seconds above 0, not {timeout_s:g}.")
-
-    from luspo_cli.evaluation.judge import TIMEOUT_S, WORKERS, Judge
-
-    return Judge(
-        url,
-        model,
-        key=key,
-        task=cast("JudgeTask", task or "extract"),
-        timeout_s=timeout_s or TIMEOUT_S,
-        workers=workers or WORKERS,
-    )
-
-
-def _refuse_with_responses(model: str | None, names: list[str], drawing: Drawing) -> None:
-    if model is not None:
-        raise UsageError(f"--responses needs no model; leave {model} out, or leave --responses out.")
-    if len(names) > 1:
-        raise UsageError("--responses holds the responses to one benchmark; name one with --benchmark.")
-    for field in (
-        "samples",
-        "temperature",
-        "top_p",
-        "max_response_tokens",
-        "seed",
-        "limit",
-        "dtype",
-        "max_rows",
-        "step",
-        "sampler",
-        "revision",
-        "trust_remote_code",
-    ):
-        if getattr(drawing, field) is not None:
-            raise UsageError(f"--{field.replace('_', '-')} is for drawing responses; leave it out with --responses.")
-    if drawing.replace:
-        raise UsageError("--replace is for drawing responses; with --responses the file of --out is always replaced.")
-
-
-def score_file(
-    name: str,
-    responses: Path,
-    data: Path | None,
-    *,
-    mode: str = "rule",
-    variant: str | None = None,
-    judge: Judge | None = None,
-    out: Path | None = None,
-    say: Callable[[str], None] = lambda text: None,
-) -> EvaluationResult:
-    """Score a responses file (docs/benchmarks.md) and return the EvaluationResult.
-
-    The judge's replies are kept beside `out`, so that the same call does not ask for them again.
-    """
-    from luspo_cli.evaluation.problem_source import benchmark_problems
-    from luspo_cli.evaluation.responses import ResponseReport, read_responses
-    from luspo_cli.evaluation.scorer import score_samples
-
-    benchmark = checked_benchmark(name, mode, variant)
-    problems = benchmark_problems(name, benchmark, data, several=False)
-    report = ResponseReport()
-    samples = read_responses(responses, benchmark, problems, report)
-    chosen = cast("Mode", mode)
-    if judge is None:
-        return score_samples(benchmark, problems, samples, mode=chosen, variant=variant, report=report)
-
-    from luspo_cli.evaluation.judging import JudgeLog, judge_samples
-
-    kept = list(samples)
-    result = score_samples(benchmark, problems, kept, mode=chosen, variant=variant, report=report)
-    replies = None if out is None else out.with_name(f"{out.stem}.judge.jsonl")
-    return judge_samples(judge, benchmark, result, kept, JudgeLog(replies, judge), say=say)
-
-
-def show_scores(result: EvaluationResult, out: Path | None, *, as_json: bool) -> None:
-    """Write the result file where one is asked for, and print the summary."""
-    if out is not None:
-        result.write(out)
-    content = result.to_json()
+def show_scores(finished: Finished, *, as_json: bool) -> None:
+    """Print the summary of a scored responses file."""
+    file = finished.json_file
     if as_json:
-        summary = {key: value for key, value in content.items() if key != "problems"}
-        typer.echo(json.dumps({**summary, "file": None if out is None else str(out)}, allow_nan=False))
+        summary = {key: value for key, value in finished.content.items() if key != "problems"}
+        typer.echo(json.dumps({**summary, "file": None if file is None else str(file)}, allow_nan=False))
         return
-    _print_table([content])
-    if out is not None:
-        typer.echo(f"\n{out}")
+    _print_table([dict(finished.content)])
+    if file is not None:
+        typer.echo(f"\n{file}")
 
 
 def show_results(finished: list[Finished], *, as_json: bool) -> None:
@@ -321,7 +172,7 @@ def show_results(finished: list[Finished], *, as_json: bool) -> None:
     _print_table([dict(one.content) for one in finished])
     typer.echo("")
     for one in finished:
-        typer.echo(f"{one.json_file} and {one.samples_file.name}")
+        typer.echo(f"{one.json_file} and {one.samples_file.name if one.samples_file else 'no samples'}")
 
 
 def _summary(finished: Finished) -> dict[str, Any]:
@@ -348,7 +199,7 @@ def _print_table(contents: list[dict[str, Any]]) -> None:
     _console().print(result_table(contents))
     for content in contents:
         for warning in warnings(content):
-            _to_stderr(f"warning: {warning}")
+            typer.echo(f"warning: {warning}", err=True)
 
 
 def _console() -> Any:
@@ -356,7 +207,3 @@ def _console() -> Any:
 
     console = Console(highlight=False)
     return console if console.is_terminal else Console(highlight=False, width=PLAIN_WIDTH)
-
-
-def _to_stderr(text: str) -> None:
-    typer.echo(text, err=True)

@@ -12,7 +12,7 @@ import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -21,6 +21,7 @@ from luspo_cli.config.objective import NAMED_OBJECTIVES, ObjectiveConfig
 from luspo_cli.config.run import MADE_TERMS, TrainRun
 from luspo_cli.errors import UsageError, nearest
 
+Root = TypeVar("Root", bound=BaseModel)
 DEFAULT_OBJECTIVE = "luspo"
 FOR_OBJECTIVE = "for_objective"
 FREE_KEYS = frozenset(ObjectiveConfig.__dataclass_fields__) - {"name", "advantage", "ratio", "surrogate", "aggregation"}
@@ -51,32 +52,29 @@ def resolve_train(
         if preset not in preset_names():
             hint = nearest(preset, preset_names())
             raise UsageError(f"unknown preset '{preset}'{hint}; there are {', '.join(preset_names())}")
-        layers.append((_read(presets_folder() / f"{preset}.toml"), f"presets/{preset}.toml"))
+        layers.append((read_toml(presets_folder() / f"{preset}.toml"), f"presets/{preset}.toml"))
     if config_file is not None:
-        layers.append((_read(config_file), str(config_file)))
+        layers.append((read_toml(config_file), str(config_file)))
     if objective is not None:
         _check_objective(objective)
         layers.append(({"objective": {"name": objective}}, "--objective"))
-    layers += [(_parse_set(assignment), "--set") for assignment in sets]
+    layers += [(parse_set(assignment), "--set") for assignment in sets]
 
     name = _chosen_objective(layers)
     merged: dict[str, Any] = {"objective": {"name": name}}
     origins: dict[str, str] = {}
     for layer, origin in layers:
-        _merge(merged, origins, _of_objective(layer, name, origin), f"{origin}, [{FOR_OBJECTIVE}.{name}]")
-        _merge(merged, origins, {key: value for key, value in layer.items() if key != FOR_OBJECTIVE}, origin)
-    try:
-        config = _validated(merged)
-    except ValidationError as error:
-        raise UsageError(_sentence(error, origins)) from None
+        merge(merged, origins, _of_objective(layer, name, origin), f"{origin}, [{FOR_OBJECTIVE}.{name}]")
+        merge(merged, origins, {key: value for key, value in layer.items() if key != FOR_OBJECTIVE}, origin)
+    config = validated(TrainRun, merged, origins)
     _refuse_unread(config, layers, origins)
     return config
 
 
-def _validated(merged: dict[str, Any]) -> TrainRun:
+def _validated(root: type[Root], merged: dict[str, Any]) -> Root:
     """Validate, taking a single text where a list belongs as a list of one: `run.track=tensorboard` can mean nothing else."""
     try:
-        return TrainRun.model_validate(merged)
+        return root.model_validate(merged)
     except ValidationError as error:
         lone = [e["loc"] for e in error.errors() if e["type"] == "tuple_type" and isinstance(e["input"], str)]
         if not lone:
@@ -86,7 +84,7 @@ def _validated(merged: dict[str, Any]) -> TrainRun:
         for section in sections:
             table = table[section]
         table[key] = [table[key]]
-    return TrainRun.model_validate(merged)
+    return root.model_validate(merged)
 
 
 def _refuse_unread(
@@ -158,7 +156,7 @@ def all_keys(model: Any = TrainRun, prefix: str = "") -> Iterator[tuple[str, Any
             yield f"{prefix}{name}", entry.default
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -167,9 +165,15 @@ def _read(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path} is not valid TOML: {error}") from None
 
 
-def _merge(
-    into: dict[str, Any], origins: dict[str, str], layer: Mapping[str, Any], origin: str, prefix: str = ""
+def merge(
+    into: dict[str, Any],
+    origins: dict[str, str],
+    layer: Mapping[str, Any],
+    origin: str,
+    prefix: str = "",
+    root: type[BaseModel] = TrainRun,
 ) -> None:
+    """Put `layer` over `into`, table by table, and note where each dotted key came from."""
     for key, value in layer.items():
         dotted = f"{prefix}{key}"
         origins[dotted] = origin
@@ -177,30 +181,42 @@ def _merge(
             child = into.setdefault(key, {})
             if not isinstance(child, dict):
                 child = into[key] = {}
-            _merge(child, origins, value, origin, f"{dotted}.")
-        elif not prefix and key in TrainRun.model_fields:
+            merge(child, origins, value, origin, f"{dotted}.")
+        elif not prefix and key in root.model_fields:
             raise UsageError(f"{origin}: {key} = {value!r}: a section is a table, written [{key}]")
         else:
             into[key] = value
 
 
-def _parse_set(assignment: str) -> dict[str, Any]:
+def parse_set(assignment: str, example: str = "run.steps=100") -> dict[str, Any]:
     """`section.key=value`; the value as TOML where it is TOML (3, 1e-6, true, [1, 2]), else as text."""
     dotted, equals, text = assignment.partition("=")
     parts = dotted.strip().split(".")
     if not equals or len(parts) < 2 or not all(parts):
-        raise UsageError(f"--set wants section.key=value, for example --set run.steps=100; got '{assignment}'")
+        raise UsageError(f"--set wants section.key=value, for example --set {example}; got '{assignment}'")
     try:
         value = tomllib.loads(f"value = {text.strip()}")["value"]
     except tomllib.TOMLDecodeError:
         value = text.strip()
-    nested: Any = value
-    for part in reversed(parts):
-        nested = {part: nested}
-    return dict(nested)
+    return nested(dotted.strip(), value)
 
 
-def _sentence(error: ValidationError, origins: Mapping[str, str]) -> str:
+def nested(dotted: str, value: Any) -> dict[str, Any]:
+    """`section.key` and a value as the table that holds it."""
+    for part in reversed(dotted.split(".")):
+        value = {part: value}
+    return dict(value)
+
+
+def validated(root: type[Root], merged: dict[str, Any], origins: Mapping[str, str]) -> Root:
+    """The typed configuration; UsageError, one sentence, for the first thing that is wrong with it."""
+    try:
+        return _validated(root, merged)
+    except ValidationError as error:
+        raise UsageError(_sentence(error, origins, root)) from None
+
+
+def _sentence(error: ValidationError, origins: Mapping[str, str], root: type[BaseModel]) -> str:
     # A misspelt key often causes further errors: it is the one to name.
     problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
     problem = problems[0]
@@ -208,7 +224,7 @@ def _sentence(error: ValidationError, origins: Mapping[str, str]) -> str:
     origin = origins.get(path) or next((origins[p] for p in _parents(path) if p in origins), "the configuration")
     more = f" ({len(problems) - 1} more after this)" if len(problems) > 1 else ""
     if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        return f"{origin}: unknown key '{path}'{_nearest_key(path)}{more}"
+        return f"{origin}: unknown key '{path}'{_nearest_key(path, root)}{more}"
     if problem["type"] == "value_error":
         message = str(problem["ctx"]["error"]) if "ctx" in problem else problem["msg"]
         return f"{origin}: {message}{more}" if path else f"{message}{more}"
@@ -228,9 +244,9 @@ def _parents(path: str) -> Iterator[str]:
         yield path
 
 
-def _nearest_key(path: str) -> str:
+def _nearest_key(path: str, root: type[BaseModel]) -> str:
     """The closest valid key: spelt like the whole, or with the same last part in another section."""
-    keys = [key for key, _ in all_keys()]
+    keys = [key for key, _ in all_keys(root)]
     last = path.rpartition(".")[2]
     elsewhere = [key for key in keys if key.rpartition(".")[2] == last]
     if elsewhere:
@@ -238,6 +254,6 @@ def _nearest_key(path: str) -> str:
     section, dot, _ = path.partition(".")
     siblings = {key.rpartition(".")[2]: key for key in keys if key.startswith(f"{section}.")}
     if not dot:
-        siblings = {name: name for name in TrainRun.model_fields}
+        siblings = {name: name for name in root.model_fields}
     close = difflib.get_close_matches(last, siblings, n=1, cutoff=0.5)
     return f" (did you mean '{siblings[close[0]]}'?)" if close else nearest(path, keys)

@@ -14,12 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from luspo_cli.config.eval import Mode
 from luspo_cli.errors import UsageError, nearest
 from luspo_cli.grading.verdict import NeedsSymbolic, Reason, Verdict
 from luspo_cli.records import Message
-
-Mode = Literal["rule", "official"]
-"""`rule`: our extraction and a comparison that never guesses; `official`: the benchmark's own script."""
 
 AnswerForm = Literal["boxed", "answer-line", "hash"]
 """Where a prompt asks for the answer, which is looked for there first: `\\boxed{}`, `Answer: ...`, or `#### N`."""

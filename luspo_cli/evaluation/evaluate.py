@@ -1,4 +1,4 @@
-"""The work behind `luspo eval MODEL_OR_RUN`: check every benchmark, load the model once, draw and score.
+"""The work behind `luspo eval`: check every benchmark, load the model once, draw and score; or score responses made elsewhere.
 
 Nothing is loaded or written before all benchmarks, their data, prompts and earlier results have been looked at.
 """
@@ -6,83 +6,165 @@ Nothing is loaded or written before all benchmarks, their data, prompts and earl
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any
 
-from luspo_cli.errors import UsageError
+from luspo_cli.config.eval import BenchmarkConfig, EvalRun, Mode, SamplingConfig
+from luspo_cli.errors import UsageError, nearest
+from luspo_cli.evaluation.benchmark import Benchmark, BenchmarkProblem
+from luspo_cli.evaluation.benchmarks.table import SUITES, load_benchmark
+from luspo_cli.evaluation.problem_source import benchmark_data, benchmark_problems, first_problems
+from luspo_cli.evaluation.responses import ResponseReport, read_responses
+from luspo_cli.evaluation.scorer import EvaluationResult, Finished, score_samples
 
 if TYPE_CHECKING:
-    from luspo_cli.evaluation.benchmark import Benchmark, BenchmarkProblem, Mode
     from luspo_cli.evaluation.judge import Judge
-    from luspo_cli.evaluation.runner import Evaluation, EvaluationSettings, Finished, Progress
+    from luspo_cli.evaluation.runner import Evaluation, Progress
     from luspo_cli.evaluation.sampling import SamplingModel
     from luspo_cli.evaluation.weights import Weights
 
 DEFAULT_RESPONSE_TOKENS = 2048
-EVAL_SAMPLERS = ("auto", "in-process", "vllm")
 
 
-@dataclass(frozen=True, slots=True)
-class Drawing:
-    """The options of generation as given; None: not given."""
-
-    samples: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    max_response_tokens: int | None = None
-    prompt: str | None = None
-    seed: int | None = None
-    limit: int | None = None
-    dtype: str | None = None
-    max_rows: int | None = None
-    step: int | None = None
-    replace: bool | None = None
-    sampler: str | None = None
-    revision: str | None = None
-    trust_remote_code: bool | None = None
-
-
-def run_evaluations(
-    model: str,
-    names: list[str],
-    drawing: Drawing,
-    *,
-    data: Path | None,
-    out: Path | None,
-    mode: str = "rule",
-    judge: Judge | None = None,
-    on_progress: Progress | None = None,
-    say: Callable[[str], None] = lambda text: None,
+def run_evaluation(
+    config: EvalRun, *, on_progress: Progress | None = None, say: Callable[[str], None] = lambda text: None
 ) -> list[Finished]:
-    """Evaluate one model on benchmarks, one after the other; the model is loaded once, and only if something is to draw."""
-    from luspo_cli.evaluation.runner import check, evaluate
-    from luspo_cli.evaluation.sampling import choose_dtype, load_sampling_model
-    from luspo_cli.evaluation.weights import find_weights
+    """Evaluate a model on benchmarks, one after the other, or score a responses file; the results are on disk then.
 
-    loaded = {name: checked_benchmark(name, mode, drawing.prompt) for name in names}
-    weights = find_weights(model, drawing.step, drawing.revision)
-    for benchmark in loaded.values():
-        _require_readable(benchmark, weights)
-    problems = _all_problems(loaded, data, drawing.limit or 0)
+    `on_progress` hears of drawn samples, `say` what a user should read. The model is loaded once, and only if something is
+    to be drawn.
+
+    Raises:
+        UsageError: names, data, prompts, the model or an earlier result do not fit; nothing was written.
+        RunError: a file could not be written.
+    """
+    names = chosen_benchmarks(config.benchmark)
+    loaded = {name: _checked(load_benchmark(name), config.benchmark) for name in names}
+    judge = None
+    if config.judge.url:
+        from luspo_cli.evaluation.judge import make_judge
+
+        judge = make_judge(config.judge)
+    if config.responses.file:
+        return [_score_file(config, loaded, judge, say)]
+    if not config.model.path:
+        raise UsageError("Say what to evaluate: a run folder, a model folder or a hub id; or --responses FILE.")
+    return _draw_and_score(config, loaded, judge, on_progress, say)
+
+
+def chosen_benchmarks(chosen: BenchmarkConfig) -> list[str]:
+    """Return command-line names of benchmarks in the given order; UsageError for none, an unknown or a repeated one."""
+    if bool(chosen.names) == bool(chosen.suite):
+        raise UsageError(
+            "Give either --benchmark NAMES or --suite text|vision|all; `luspo eval --list` shows the names."
+        )
+    if chosen.suite and chosen.suite not in SUITES:
+        raise UsageError(
+            f"There is no suite '{chosen.suite}'{nearest(chosen.suite, SUITES)}; choose one of: {', '.join(SUITES)}."
+        )
+    names = list(SUITES[chosen.suite] if chosen.suite else chosen.names)
+    for name in names:
+        load_benchmark(name)
+        if names.count(name) > 1:
+            raise UsageError(f"--benchmark names {name} twice; name each benchmark once.")
+    return names
+
+
+def score_responses(
+    benchmark: Benchmark,
+    data: Path | list[BenchmarkProblem],
+    responses: Path,
+    *,
+    mode: Mode = "rule",
+    variant: str | None = None,
+    judge: Judge | None = None,
+    replies: Path | None = None,
+    workers: int = 0,
+    say: Callable[[str], None] = lambda text: None,
+) -> EvaluationResult:
+    """Score a responses file (docs/benchmarks.md) against the problems in the folder or file `data`, or against problems.
+
+    The judge's replies are kept in `replies`, so that the same call does not ask for them again.
+
+    Raises:
+        UsageError: the data is not this benchmark, the mode or variant is unknown, or a line cannot be read.
+    """
+    problems = benchmark.problems(data) if isinstance(data, Path) else data
+    report = ResponseReport()
+    samples = read_responses(responses, benchmark, problems, report)
+    if judge is None:
+        return score_samples(benchmark, problems, samples, mode=mode, variant=variant, report=report, workers=workers)
+
+    from luspo_cli.evaluation.judging import JudgeLog, judge_samples
+
+    kept = list(samples)
+    result = score_samples(benchmark, problems, kept, mode=mode, variant=variant, report=report, workers=workers)
+    return judge_samples(judge, benchmark, result, kept, JudgeLog(replies, judge), say=say)
+
+
+def _score_file(
+    config: EvalRun, loaded: dict[str, Benchmark], judge: Judge | None, say: Callable[[str], None]
+) -> Finished:
+    if len(loaded) > 1:
+        raise UsageError("--responses holds the responses to one benchmark; name one with --benchmark.")
     if judge is not None:
         judge.check()
-    dtype = choose_dtype(drawing.dtype or "auto", weights.compute_dtype)
-    settings = _settings(drawing, weights, dtype)
+    ((name, benchmark),) = loaded.items()
+    out = Path(config.output.path) if config.output.path else None
+    result = score_responses(
+        benchmark,
+        benchmark_problems(name, benchmark, _data(config), several=False),
+        Path(config.responses.file),
+        mode=config.benchmark.mode,
+        variant=config.benchmark.prompt or None,
+        judge=judge,
+        replies=None if out is None else out.with_name(f"{out.stem}.judge.jsonl"),
+        say=say,
+    )
+    result = replace(result, details={**result.details, "config": config.stored()})
+    if out is not None:
+        result.write(out)
+    return Finished(result.to_json(), out, None, 0, 0)
+
+
+def _draw_and_score(
+    config: EvalRun,
+    loaded: dict[str, Benchmark],
+    judge: Judge | None,
+    on_progress: Progress | None,
+    say: Callable[[str], None],
+) -> list[Finished]:
+    from luspo_cli.evaluation.runner import check, evaluate
+    from luspo_cli.evaluation.sampling import load_sampling_model
+    from luspo_cli.evaluation.weights import find_weights
+
+    weights = find_weights(config.model.path, config.model.step, config.model.revision or None)
+    data, several = _data(config), len(loaded) > 1
+    for benchmark in loaded.values():
+        _require_readable(benchmark, weights)
+    problems = {}
+    for name, benchmark in loaded.items():
+        whole = benchmark_problems(name, benchmark, data, several=several)
+        problems[name] = first_problems(whole, config.sampling.limit, benchmark.name)
+    if judge is not None:
+        judge.check()
+    sampling = resolved_sampling(config.sampling, weights)
+    config = config.model_copy(update={"sampling": sampling})
     found: list[SamplingModel] = []
 
     def load() -> SamplingModel:
         if not found:
-            say(f"loading {weights.path} ({dtype})")
+            say(f"loading {weights.path} ({sampling.dtype})")
             found.append(
                 load_sampling_model(
                     weights.path,
-                    dtype,
-                    settings.max_rows,
+                    sampling.dtype,  # type: ignore[arg-type]  # resolved: not auto
+                    sampling.max_rows,
                     weights.revision,
-                    bool(drawing.trust_remote_code),
-                    sampler_name=settings.sampler,
-                    max_response_tokens=settings.max_response_tokens,
+                    config.model.trust_remote_code,
+                    sampler_name=sampling.sampler,
+                    max_response_tokens=sampling.max_response_tokens,
                 )
             )
         return found[0]
@@ -95,40 +177,73 @@ def run_evaluations(
         fingerprint = weights.fingerprint() or weights.path
     evaluations = []
     for name, benchmark in loaded.items():
-        evaluation = _evaluation(benchmark, problems[name], drawing, settings, weights, fingerprint, mode, out)
-        if benchmark.modality == "vision":
-            evaluation = replace(evaluation, images=_image_folder(name, data, len(loaded) > 1))
-        check(evaluation, replace_other=bool(drawing.replace))
+        evaluation = _evaluation(config, name, benchmark, problems[name], weights, fingerprint, several)
+        check(evaluation, replace_other=config.output.replace)
         evaluations.append(evaluation)
     return [
-        evaluate(
-            evaluation,
-            load,
-            judge=judge,
-            replace_other=bool(drawing.replace),
-            on_progress=on_progress,
-            say=say,
-        )
+        evaluate(evaluation, load, judge=judge, replace_other=config.output.replace, on_progress=on_progress, say=say)
         for evaluation in evaluations
     ]
 
 
-def _image_folder(name: str, data: Path | None, several: bool) -> Path | None:
-    from luspo_cli.evaluation.problem_source import benchmark_data
+def resolved_sampling(sampling: SamplingConfig, weights: Weights) -> SamplingConfig:
+    """`sampling` with what was left open decided by the run, the model and this machine.
 
-    if data is None:
-        return None
-    found = benchmark_data(name, data, several=several)
-    return found if found.is_dir() else found.parent
+    Raises:
+        UsageError: the sampler is not installed, or cannot read the model.
+    """
+    from luspo_cli.evaluation.sampling import choose_dtype
+    from luspo_cli.rollout.samplers import INSTALL_VLLM, choose_sampler, vllm_is_installed
+
+    sampler = choose_sampler(sampling.sampler, reads_images=bool(weights.reads_images())).name
+    if sampler == "vllm" and not vllm_is_installed():
+        raise UsageError(f"--sampler vllm needs vllm, which is not installed: {INSTALL_VLLM}")
+    limit = sampling.max_response_tokens or weights.max_response_tokens or DEFAULT_RESPONSE_TOKENS
+    decided: dict[str, Any] = {
+        "max_response_tokens": limit,
+        "dtype": choose_dtype(sampling.dtype, weights.compute_dtype),
+        "sampler": sampler,
+    }
+    return sampling.model_copy(update=decided)
 
 
-def checked_benchmark(name: str, mode: str, variant: str | None) -> Benchmark:
-    """Return the benchmark; UsageError if there is no such name, mode or prompt variant."""
-    from luspo_cli.evaluation.benchmarks.table import load_benchmark
+def _evaluation(
+    config: EvalRun,
+    name: str,
+    benchmark: Benchmark,
+    problems: list[BenchmarkProblem],
+    weights: Weights,
+    fingerprint: str,
+    several: bool,
+) -> Evaluation:
+    from luspo_cli.evaluation.runner import Evaluation
 
-    benchmark = load_benchmark(name)
-    benchmark.require_mode(mode)
-    benchmark.template(variant)
+    data, images = _data(config), None
+    if benchmark.modality == "vision" and data is not None:
+        place = benchmark_data(name, data, several=several)
+        images = place if place.is_dir() else place.parent
+    prompt = config.benchmark.prompt or benchmark.default_prompt
+    asked = config.benchmark.model_copy(update={"names": (name,), "suite": "", "prompt": prompt})
+    return Evaluation(
+        benchmark=benchmark,
+        problems=problems,
+        config=config.model_copy(update={"benchmark": asked}),
+        model=weights.name,
+        weights=fingerprint,
+        step=weights.step,
+        out=Path(config.output.path) if config.output.path else weights.out,
+        images=images,
+    )
+
+
+def _data(config: EvalRun) -> Path | None:
+    return Path(config.benchmark.data) if config.benchmark.data else None
+
+
+def _checked(benchmark: Benchmark, chosen: BenchmarkConfig) -> Benchmark:
+    """UsageError if the benchmark has no such mode or prompt variant."""
+    benchmark.require_mode(chosen.mode)
+    benchmark.template(chosen.prompt or None)
     return benchmark
 
 
@@ -140,70 +255,4 @@ def _require_readable(benchmark: Benchmark, weights: Weights) -> None:
     raise UsageError(
         f"{benchmark.name} shows pictures, and {weights.name} is a model for text only; choose --suite text, or score"
         " responses made elsewhere with --responses."
-    )
-
-
-def _all_problems(loaded: dict[str, Benchmark], data: Path | None, limit: int) -> dict[str, list[BenchmarkProblem]]:
-    from luspo_cli.evaluation.problem_source import benchmark_problems, first_problems
-
-    several = len(loaded) > 1
-    return {
-        name: first_problems(benchmark_problems(name, benchmark, data, several=several), limit, benchmark.name)
-        for name, benchmark in loaded.items()
-    }
-
-
-def _settings(drawing: Drawing, weights: Weights, dtype: str) -> EvaluationSettings:
-    from luspo_cli.evaluation.runner import MAX_ROWS, EvaluationSettings
-
-    if drawing.top_p is not None and not 0 < drawing.top_p <= 1:
-        raise UsageError(f"--top-p must be above 0 and at most 1, not {drawing.top_p:g}.")
-    limit = drawing.max_response_tokens or weights.max_response_tokens or DEFAULT_RESPONSE_TOKENS
-    return EvaluationSettings(
-        samples=drawing.samples or 1,
-        temperature=1.0 if drawing.temperature is None else drawing.temperature,
-        top_p=1.0 if drawing.top_p is None else drawing.top_p,
-        max_response_tokens=limit,
-        seed=drawing.seed or 0,
-        limit=drawing.limit or 0,
-        dtype=dtype,
-        max_rows=drawing.max_rows or MAX_ROWS,
-        sampler=_sampler(drawing.sampler or "auto", weights),
-    )
-
-
-def _sampler(asked: str, weights: Weights) -> str:
-    """The sampler of this evaluation; UsageError for an unknown one, or where it is missing or cannot read the model."""
-    from luspo_cli.rollout.samplers import INSTALL_VLLM, choose_sampler, vllm_is_installed
-
-    if asked not in EVAL_SAMPLERS:
-        raise UsageError(f"--sampler must be one of {', '.join(EVAL_SAMPLERS)}, not '{asked}'.")
-    choice = choose_sampler(asked, reads_images=bool(weights.reads_images()))
-    if choice.name == "vllm" and not vllm_is_installed():
-        raise UsageError(f"--sampler vllm needs vllm, which is not installed: {INSTALL_VLLM}")
-    return choice.name
-
-
-def _evaluation(
-    benchmark: Benchmark,
-    problems: list[BenchmarkProblem],
-    drawing: Drawing,
-    settings: EvaluationSettings,
-    weights: Weights,
-    fingerprint: str,
-    mode: str,
-    out: Path | None,
-) -> Evaluation:
-    from luspo_cli.evaluation.runner import Evaluation
-
-    return Evaluation(
-        benchmark=benchmark,
-        problems=problems,
-        variant=drawing.prompt or benchmark.default_prompt,
-        mode=cast("Mode", mode),
-        settings=settings,
-        model=weights.name,
-        weights=fingerprint,
-        step=weights.step,
-        out=out or weights.out,
     )

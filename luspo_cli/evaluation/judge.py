@@ -9,6 +9,7 @@ is not asked. Prompts are constants with a name and a version, stored with each 
 from __future__ import annotations
 
 import json
+import os
 import re
 import threading
 import time
@@ -17,19 +18,15 @@ import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import urlsplit
 
+from luspo_cli.config.eval import JudgeConfig, JudgeTask
 from luspo_cli.errors import UsageError
 
-JudgeTask = Literal["extract", "verdict"]
 LONGEST_RESPONSE = 12_000
 """Characters of a response that are sent: the last ones, where the answer stands."""
 LONGEST_BODY = 1 << 20
-TIMEOUT_S = 60.0
-"""Seconds of one request."""
-WORKERS = 8
-"""Requests in flight."""
 FAILURES_IN_A_ROW = 16
 """After so many the endpoint counts as gone, and what is left is not asked."""
 LONGEST_WAIT_S = 30.0
@@ -139,16 +136,14 @@ class Judge:
         *,
         key: str | None = None,
         task: JudgeTask = "extract",
-        workers: int = WORKERS,
-        timeout_s: float = TIMEOUT_S,
+        workers: int = 8,
+        timeout_s: float = 60.0,
         attempts: int = 4,
         max_tokens: int = 1024,
     ) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.netloc:
             raise UsageError(f"--judge-url '{url}' is no http address; give one such as http://localhost:8000/v1.")
-        if task not in PROMPTS:
-            raise UsageError(f"--judge-task must be one of {', '.join(PROMPTS)}, not '{task}'.")
         base = url.rstrip("/")
         self.url = base if base.endswith("/chat/completions") else f"{base}/chat/completions"
         self.model, self.task, self.prompt = model, task, PROMPTS[task]
@@ -261,6 +256,18 @@ class Judge:
     def _shown(self, text: str) -> str:
         """Bound a message, and keep the key out of it."""
         return (text.replace(self._key, "***") if self._key else text)[:200]
+
+
+def make_judge(config: JudgeConfig) -> Judge:
+    """Return the judge that the configuration describes; UsageError where its address or its key is none."""
+    key = os.environ.get(config.key_env) if config.key_env else None
+    if config.key_env and not key:
+        raise UsageError(
+            f"The environment variable {config.key_env} of --judge-key-env is not set; put the key into it."
+        )
+    return Judge(
+        config.url, config.model, key=key, task=config.task, timeout_s=config.timeout_s, workers=config.workers
+    )
 
 
 def read_reply(text: str, task: JudgeTask) -> Reply:

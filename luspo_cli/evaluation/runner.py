@@ -16,8 +16,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from luspo_cli.config.eval import EvalRun, Mode
 from luspo_cli.errors import RunError
-from luspo_cli.evaluation.benchmark import Benchmark, BenchmarkProblem, Mode
+from luspo_cli.evaluation.benchmark import Benchmark, BenchmarkProblem
 from luspo_cli.evaluation.judge import Judge
 from luspo_cli.evaluation.judging import JudgeLog, judge_samples, known_replies
 from luspo_cli.evaluation.responses import Sample
@@ -31,37 +32,12 @@ from luspo_cli.evaluation.sample_store import (
     write_results,
 )
 from luspo_cli.evaluation.sampling import SamplingModel, benchmark_prompts
-from luspo_cli.evaluation.scorer import EvaluationResult, score_samples
+from luspo_cli.evaluation.scorer import EvaluationResult, Finished, score_samples
 from luspo_cli.records import Prompt, StopReason
 from luspo_cli.rollout.sampler import SamplingOptions
 
-MAX_ROWS = 64
-"""Responses in flight: on a CPU more of them cost memory and bring little, and a kill costs the chunk in flight."""
-
 Progress = Callable[[str, int, int, int], None]
 """Hears (benchmark, finished samples, all samples, samples that an earlier session drew)."""
-
-
-@dataclass(frozen=True, slots=True)
-class EvaluationSettings:
-    """How responses are drawn. Everything here can change a sample, so it is stored and compared."""
-
-    samples: int = 1
-    temperature: float = 1.0
-    """With top_p 1 the policy itself, as it trains; 0 is greedy."""
-    top_p: float = 1.0
-    max_response_tokens: int = 2048
-    seed: int = 0
-    limit: int = 0
-    """The first so many problems; 0: all."""
-    dtype: str = "float32"
-    max_rows: int = MAX_ROWS
-    sampler: str = "in-process"
-
-    @property
-    def chunk_problems(self) -> int:
-        """Problems in one call of the sampler."""
-        return max(1, self.max_rows // self.samples)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +46,8 @@ class Evaluation:
 
     benchmark: Benchmark
     problems: Sequence[BenchmarkProblem]
-    variant: str
-    mode: Mode
-    settings: EvaluationSettings
+    config: EvalRun
+    """Resolved: nothing is left to be decided by the machine or the run."""
     model: str
     weights: str
     step: int | None
@@ -80,6 +55,14 @@ class Evaluation:
     out: Path
     images: Path | None = None
     """The folder that holds the images of a vision benchmark."""
+
+    @property
+    def variant(self) -> str:
+        return self.config.benchmark.prompt or self.benchmark.default_prompt
+
+    @property
+    def mode(self) -> Mode:
+        return self.config.benchmark.mode
 
     @property
     def json_file(self) -> Path:
@@ -95,9 +78,12 @@ class Evaluation:
             [problem.id, [[turn.role, turn.content] for turn in self.benchmark.prompt(problem, self.variant)]]
             for problem in self.problems
         ]
-        settings = asdict(self.settings)
+        settings = self.config.sampling.model_dump(mode="json")
+        # Results from before there was a choice are of this sampler, and of templates without arguments.
         if settings["sampler"] == "in-process":
-            del settings["sampler"]  # results from before there was a choice are of this one
+            del settings["sampler"]
+        if not settings["chat_template"]:
+            del settings["chat_template"]
         return {
             "model": self.model,
             "weights": self.weights,
@@ -106,19 +92,6 @@ class Evaluation:
             "prompts_sha256": hashlib.sha256(json.dumps(posed).encode()).hexdigest(),
             **settings,
         }
-
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """A result on disk, and how much of it this call drew."""
-
-    content: Mapping[str, Any]
-    """Of the JSON file."""
-    json_file: Path
-    samples_file: Path
-    drawn: int
-    found: int
-    """Samples that were there already."""
 
 
 def check(evaluation: Evaluation, *, replace_other: bool) -> bool:
@@ -154,12 +127,12 @@ def evaluate(
         UsageError: a result or chunks with other settings are there, or a prompt does not fit the model.
         RunError: a file could not be written; the finished chunks are kept.
     """
-    total = len(evaluation.problems) * evaluation.settings.samples
+    total = len(evaluation.problems) * evaluation.config.sampling.samples
     if check(evaluation, replace_other=replace_other):
         return _score_again(evaluation, judge, say)
     name, identity = evaluation.benchmark.name, evaluation.identity()
     model = load()
-    limit = evaluation.settings.max_response_tokens
+    limit = evaluation.config.sampling.max_response_tokens
     prompts, warning = benchmark_prompts(
         model, evaluation.benchmark, evaluation.problems, evaluation.variant, limit, evaluation.images
     )
@@ -183,7 +156,7 @@ def _draw(
     say: Callable[[str], None],
 ) -> tuple[list[StoredSample], int]:
     """Return all samples in the order of the problems, and how many of them are new."""
-    settings, name = evaluation.settings, evaluation.benchmark.name
+    settings, name = evaluation.config.sampling, evaluation.benchmark.name
     size, total = settings.chunk_problems, len(prompts) * settings.samples
     ids = [problem.id for problem in evaluation.problems]
     starts = range(0, len(prompts), size)
@@ -269,7 +242,7 @@ def _read_back(evaluation: Evaluation) -> list[StoredSample]:
         samples = read_samples(evaluation.samples_file)
     except (OSError, ValueError, KeyError):
         samples = []
-    if len(samples) != len(evaluation.problems) * evaluation.settings.samples:
+    if len(samples) != len(evaluation.problems) * evaluation.config.sampling.samples:
         raise RunError(
             f"{evaluation.samples_file} does not hold the samples of {evaluation.json_file.name}; remove both files,"
             " then the same command draws the samples again."
@@ -293,6 +266,7 @@ def _score(
     ]
     result = score_samples(benchmark, problems, to_grade, mode=evaluation.mode, variant=evaluation.variant)
     details: dict[str, Any] = {"benchmark_size": benchmark.size, "sampling": evaluation.identity()}
+    details["config"] = evaluation.config.stored()
     metrics = dict(result.metrics) | _length_metrics(samples, _in_order(result, samples))
     result = replace(result, metrics=metrics, details=details)
     if judge is not None and log is not None:

@@ -18,7 +18,7 @@ from typing import Any
 
 from luspo_cli.errors import RunError
 from luspo_cli.evaluation.benchmark import Benchmark, BenchmarkProblem, Mode
-from luspo_cli.evaluation.responses import ResponseReport, Sample, read_responses
+from luspo_cli.evaluation.responses import ResponseReport, Sample
 from luspo_cli.grading.maths.symbolic import is_for_sympy
 from luspo_cli.grading.pool import KillablePool, Outcome
 from luspo_cli.grading.verdict import NeedsSymbolic, Reason, Verdict
@@ -96,37 +96,19 @@ class EvaluationResult:
             raise RunError(f"{file} could not be written ({error.strerror or error}); choose another --out.") from error
 
 
-def score_responses(
-    benchmark: Benchmark,
-    data: Path,
-    responses: Path,
-    *,
-    mode: Mode = "rule",
-    variant: str | None = None,
-    workers: int = 0,
-    timeout_s: float = TIMEOUT_S,
-    on_progress: Callable[[int, int], None] | None = None,
-) -> EvaluationResult:
-    """Score a responses file against the benchmark in the folder or file `data`.
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A result, and how much of it this call drew."""
 
-    Raises:
-        UsageError: the data is not this benchmark, the mode or variant is unknown, or a line cannot be read.
-    """
-    benchmark.require_mode(mode)
-    problems = benchmark.problems(data)
-    report = ResponseReport()
-    samples = read_responses(responses, benchmark, problems, report)
-    return score_samples(
-        benchmark,
-        problems,
-        samples,
-        mode=mode,
-        variant=variant,
-        report=report,
-        workers=workers,
-        timeout_s=timeout_s,
-        on_progress=on_progress,
-    )
+    content: Mapping[str, Any]
+    """Of the JSON file."""
+    json_file: Path | None
+    """None where a scored responses file was not asked to be written."""
+    samples_file: Path | None
+    """Of drawn samples."""
+    drawn: int
+    found: int
+    """Samples that were there already."""
 
 
 def score_samples(

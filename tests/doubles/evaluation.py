@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from luspo_cli.config.eval import BenchmarkConfig, EvalRun, Mode, SamplingConfig
 from luspo_cli.evaluation.benchmarks.gsm8k import Gsm8k
-from luspo_cli.evaluation.runner import Evaluation, EvaluationSettings
+from luspo_cli.evaluation.runner import Evaluation
 from luspo_cli.evaluation.sampling import SamplingModel
 from luspo_cli.records import Prompt, Rollout, StopReason
 from luspo_cli.rollout.sampler import SamplingOptions
@@ -82,13 +83,15 @@ def five_problems(tmp_path: Path) -> Path:
     return file
 
 
-def evaluation_of(tmp_path: Path, out: Path, **settings: Any) -> Evaluation:
+def evaluation_of(tmp_path: Path, out: Path, mode: Mode = "rule", **settings: Any) -> Evaluation:
     """Five problems, 2 samples each, two problems a chunk: chunks [0, 1], [2, 3], [4]."""
     benchmark = FiveProblems()
-    chosen = EvaluationSettings(**{"samples": 2, "max_response_tokens": 8, "max_rows": 4} | settings)
+    usual = {"samples": 2, "max_response_tokens": 8, "max_rows": 4, "dtype": "float32", "sampler": "in-process"}
+    chosen = SamplingConfig(**usual | settings)
     problems = benchmark.problems(five_problems(tmp_path))
     limited = problems[: chosen.limit or None]
-    return Evaluation(benchmark, limited, "verl", "rule", chosen, "the model", "w" * 8, None, out)
+    config = EvalRun(benchmark=BenchmarkConfig(prompt="verl", mode=mode), sampling=chosen)
+    return Evaluation(benchmark, limited, config, "the model", "w" * 8, None, out)
 
 
 def aime_folder(folder: Path) -> Path:

@@ -201,8 +201,14 @@ def test_the_fingerprint_follows_the_weights_and_not_the_place(model, tmp_path) 
         (["MODEL", "--suite", "all"], "is a model for text only; choose --suite text"),
         (["MODEL", "--benchmark", "aime24,math500"], "no folder 'math500'"),
         (["MODEL", "--benchmark", "aime24", "--limit", "31"], "more than the 30 problems of AIME24"),
-        (["MODEL", "--benchmark", "aime24", "--top-p", "0"], "--top-p must be above 0"),
-        (["MODEL", "--benchmark", "aime24", "--dtype", "int8"], "--dtype must be auto"),
+        (
+            ["MODEL", "--benchmark", "aime24", "--top-p", "0"],
+            "--top-p: sampling.top_p = 0.0: input should be greater than 0",
+        ),
+        (
+            ["MODEL", "--benchmark", "aime24", "--dtype", "int8"],
+            "'int8': input should be 'auto', 'float32' or",
+        ),
         (["nothing/at/all", "--benchmark", "aime24"], "no run or model 'nothing/at/all'"),
         (["runs/none", "--benchmark", "aime24"], "no run or model 'runs/none'"),
         (["MODEL", "--benchmark", "aime24", "--judge-url", "http://x/v1"], "needs both"),
@@ -255,7 +261,7 @@ def test_responses_are_scored_without_torch(data, tmp_path) -> None:
     assert done.returncode == 0, done.stderr
     content = json.loads(out.read_text())
     assert set(content) == {
-        "benchmark", "version", "mode", "n_problems", "n_samples", "metrics", "responses", "problems",
+        "benchmark", "version", "mode", "n_problems", "n_samples", "metrics", "responses", "config", "problems",
     }  # fmt: skip
     assert (content["n_problems"], content["n_samples"], content["metrics"]["accuracy"]) == (30, 1, 0.4)
     assert "12/29" in done.stdout

@@ -153,7 +153,7 @@ def test_another_mode_scores_the_same_samples_without_the_model(tmp_path) -> Non
     evaluation = evaluation_of(tmp_path, tmp_path / "out")
     evaluate(evaluation, scripted(ScriptedSampler()))
     samples = [row["response"] for row in rows_of(evaluation)]
-    finished = evaluate(replace(evaluation, mode="official"), never)
+    finished = evaluate(evaluation_of(tmp_path, tmp_path / "out", mode="official"), never)
     # The official rule reads `#### 2` and no box: the second sample of problem 2 has no answer.
     assert [row["correct"] for row in rows_of(evaluation)[4:6]] == [True, False]
     assert finished.content["metrics"]["no_answer_fraction"] == 0.5

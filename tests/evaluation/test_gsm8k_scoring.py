@@ -10,7 +10,7 @@ from conftest import json_lines, write_json_lines
 
 from luspo_cli.evaluation.benchmark import BenchmarkProblem, Mode
 from luspo_cli.evaluation.benchmarks.gsm8k import GSM8K, GSM8K_TRAIN
-from luspo_cli.evaluation.scorer import score_responses
+from luspo_cli.evaluation.evaluate import score_responses
 from luspo_cli.grading.verdict import Verdict
 
 Folder = Callable[[str], Path]

@@ -11,9 +11,9 @@ from typer.testing import CliRunner
 from doubles.evaluation import ScriptedSampler, aime_folder, evaluation_of, never, scripted
 from doubles.judge import user_text
 from luspo_cli.app import app
-from luspo_cli.commands.eval import make_judge
+from luspo_cli.config.eval import resolve_eval
 from luspo_cli.errors import UsageError
-from luspo_cli.evaluation.judge import TIMEOUT_S, WORKERS, Judge
+from luspo_cli.evaluation.judge import Judge, make_judge
 from luspo_cli.evaluation.runner import evaluate
 
 
@@ -116,17 +116,16 @@ def test_another_judge_is_asked_everything(serve, tmp_path) -> None:
 
 
 def test_time_limit_and_requests_in_flight_are_set_on_the_command_line() -> None:
-    judge = make_judge("http://localhost:1/v1", "m", None, None, 2.5, 3)
-    assert judge is not None
+    named = {"judge_url": "http://localhost:1/v1", "judge_model": "m"}
+    judge = make_judge(resolve_eval(named | {"judge_timeout": 2.5, "judge_workers": 3}).judge)
     assert (judge.timeout_s, judge.workers) == (2.5, 3)
-    usual = make_judge("http://localhost:1/v1", "m", None, None)
-    assert usual is not None
-    assert (usual.timeout_s, usual.workers) == (TIMEOUT_S, WORKERS)
+    usual = make_judge(resolve_eval(named).judge)
+    assert (usual.timeout_s, usual.workers) == (60.0, 8)
     for seconds in (0.0, -1.0, float("inf"), float("nan")):
-        with pytest.raises(UsageError, match="above 0"):
-            make_judge("http://localhost:1/v1", "m", None, None, seconds)
+        with pytest.raises(UsageError, match=r"--judge-timeout: judge.timeout_s = .*(greater than 0|finite)"):
+            resolve_eval(named | {"judge_timeout": seconds})
     with pytest.raises(UsageError, match="--judge-workers goes with --judge-url"):
-        make_judge(None, None, None, None, None, 4)
+        resolve_eval({"judge_workers": 4})
 
 
 def test_no_more_requests_are_in_flight_than_asked_for(serve) -> None:

@@ -11,7 +11,7 @@ from conftest import json_lines, write_json_lines
 
 from luspo_cli.evaluation.benchmark import BenchmarkProblem
 from luspo_cli.evaluation.benchmarks.logicvista import LOGICVISTA
-from luspo_cli.evaluation.scorer import score_responses
+from luspo_cli.evaluation.evaluate import score_responses
 from luspo_cli.grading.free_text.labels import read_labels
 from luspo_cli.grading.verdict import Reason, Verdict
 

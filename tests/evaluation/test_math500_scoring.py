@@ -14,7 +14,7 @@ from conftest import json_lines, write_json_lines
 from luspo_cli.errors import UsageError
 from luspo_cli.evaluation.benchmark import BenchmarkProblem
 from luspo_cli.evaluation.benchmarks.math500 import MATH500
-from luspo_cli.evaluation.scorer import score_responses
+from luspo_cli.evaluation.evaluate import score_responses
 from luspo_cli.grading.maths.decide import decide
 from luspo_cli.grading.verdict import NeedsSymbolic, Reason
 

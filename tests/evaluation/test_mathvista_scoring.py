@@ -16,7 +16,7 @@ from luspo_cli.errors import UsageError
 from luspo_cli.evaluation.benchmark import BenchmarkProblem
 from luspo_cli.evaluation.benchmarks.mathvista import MATHVISTA, TABLES, MathVista, official_query
 from luspo_cli.evaluation.benchmarks.mathvista_official import IntegerRule, edit_distance, normalize_extraction
-from luspo_cli.evaluation.scorer import score_responses
+from luspo_cli.evaluation.evaluate import score_responses
 from luspo_cli.grading.verdict import Reason, Verdict
 
 SYSTEMS = [

@@ -15,8 +15,9 @@ from luspo_cli.evaluation.benchmark import BenchmarkProblem
 from luspo_cli.evaluation.benchmarks.aime24 import AIME24
 from luspo_cli.evaluation.benchmarks.math500 import MATH500, Math500
 from luspo_cli.evaluation.benchmarks.table import BENCHMARKS, SUITES, load_benchmark
+from luspo_cli.evaluation.evaluate import score_responses
 from luspo_cli.evaluation.responses import Sample
-from luspo_cli.evaluation.scorer import EvaluationResult, score_responses, score_samples
+from luspo_cli.evaluation.scorer import EvaluationResult, score_samples
 from luspo_cli.grading.verdict import NeedsSymbolic, Reason
 
 

@@ -12,7 +12,7 @@ from conftest import json_lines, write_json_lines
 from luspo_cli.evaluation.benchmark import BenchmarkProblem
 from luspo_cli.evaluation.benchmarks.fourdim import FourCounts, count_groups
 from luspo_cli.evaluation.benchmarks.wemath import WEMATH, four_dimensions, printed
-from luspo_cli.evaluation.scorer import score_responses
+from luspo_cli.evaluation.evaluate import score_responses
 from luspo_cli.grading.free_text.letters import official_letter, read_letter
 from luspo_cli.grading.free_text.options import split_options
 from luspo_cli.grading.verdict import Reason, Verdict
