@@ -26,7 +26,7 @@ from luspo_cli.grading.verdict import NeedsSymbolic, Reason, Verdict
 TIMEOUT_S = 3.0
 """Seconds for one comparison; Qwen2.5-Math's evaluation allows the same."""
 MAX_WORKERS = 8
-_DECIDE = "luspo_cli.grading.maths.decide:decide"
+_DECIDE = "luspo_cli.grading.maths.symbolic:decide_fully"
 _DECIDE_WITH_SYMPY = "luspo_cli.grading.maths.worker:decide"
 _LONGEST_STORED = 2_000
 _CACHED_VERDICTS = 200_000

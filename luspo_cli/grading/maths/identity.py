@@ -11,16 +11,16 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
-from luspo_cli.grading.maths.trees import Tree, constants, symbols
+from luspo_cli.grading.maths.expression import Tree, constants, mul, negative, number, symbols
 
 _DIGITS = (60, 120)
 _MAX_POWER_DIGITS = 3_000
 _MAX_EXACT_BITS = 60_000
-_MAX_FACTORIAL = 1_000
+_MAX_FACTORIAL = 3_000
 _MAX_EXPONENTIAL = 10_000
 
 
@@ -36,6 +36,24 @@ def same_function(first: Tree, second: Tree) -> bool:
     if exact is not None:
         return exact
     return _agree(first, second, _difference_vanishes)
+
+
+def real_value(tree: Tree) -> Any:
+    """Return the value of a tree without symbols at 120 digits, or an infinity; raises Undefined where it is not real."""
+    infinity = ("const", "inf")
+    evaluator = _Evaluator(_DIGITS[1])
+    if tree in (infinity, negative(infinity)):
+        return evaluator.context.inf if tree == infinity else -evaluator.context.inf
+    value = evaluator.value(tree, {})
+    if not evaluator.is_real(value):
+        raise Undefined
+    return evaluator.context.re(value)
+
+
+def same_number(first: Any, second: Any) -> bool:
+    """Return whether two values of `real_value` agree but for rounding in the last digits."""
+    scale = abs(first) + abs(second)
+    return bool(first == second or (scale != math.inf and abs(first - second) <= scale * type(first)("1e-90")))
 
 
 def proportional(first: Tree, second: Tree) -> bool:
@@ -58,6 +76,14 @@ def proportional(first: Tree, second: Tree) -> bool:
         except Undefined:
             return False
     return True
+
+
+def same_ratio(first: Sequence[Tree], second: Sequence[Tree]) -> bool:
+    """Return whether two lists of terms stand in one ratio, no term being 0."""
+    zero = number(0)
+    if any(same_function(term, zero) for term in (*first, *second)):
+        return False
+    return all(same_function(mul(first[0], b), mul(second[0], a)) for a, b in zip(first[1:], second[1:], strict=True))
 
 
 def _exact_pair(first: Tree, second: Tree) -> bool | None:
@@ -121,14 +147,14 @@ def _agree(first: Tree, second: Tree, vanishes: Any) -> bool:
     imaginary = "i" in constants(first) | constants(second)
     low, high = _Evaluator(_DIGITS[0]), _Evaluator(_DIGITS[1])
     compared = 0
-    for number, point in enumerate(_points(names, 9 if names else 1)):
+    for place, point in enumerate(_points(names, 9 if names else 1)):
         try:
             values = [evaluator.value(tree, point) for evaluator in (low, high) for tree in (first, second)]
         except Undefined:
             if not names:
                 return False
             continue
-        mixed_signs = number >= 4
+        mixed_signs = place >= 4
         if mixed_signs and not imaginary and not all(low.is_real(value) for value in values):
             continue
         if not vanishes(values, high):
@@ -153,8 +179,8 @@ def _points(names: list[str], count: int) -> list[Mapping[str, Fraction]]:
     """Return fixed points: four with positive values, then values of both signs; thousandths between 0.3 and 3."""
     source = random.Random(20260205)
     points: list[Mapping[str, Fraction]] = []
-    for number in range(count):
-        signs = (1,) if number < 4 else (-1, 1) if len(names) > 1 else (-1,)
+    for place in range(count):
+        signs = (1,) if place < 4 else (-1, 1) if len(names) > 1 else (-1,)
         points.append({name: Fraction(source.choice(signs) * source.randrange(311, 2999), 1000) for name in names})
     return points
 

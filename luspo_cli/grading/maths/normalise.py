@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from luspo_cli.grading.maths.spelling import OR, TEXT_CLOSE, TEXT_OPEN, plain_characters, rewrite_commands
-from luspo_cli.grading.maths.units import canonical_unit, split_unit
+from luspo_cli.grading.maths.units import canonical_unit, is_noun, multiplied, split_unit
 
 MAX_ANSWER_CHARACTERS = 2_000
 """A longer text is no short answer: it is compared as it stands and never parsed."""
@@ -24,12 +24,25 @@ _DEGREES = re.compile(r"\^\s{0,4}(?:\\circ|\{\s{0,4}\\circ\s{0,4}\}|\\degree|\{\
 _PLAIN_THOUSANDS = re.compile(r"(?<![0-9.,])([0-9]{1,3}(?:,[0-9]{3})+)(?![0-9,])")
 _SPACED_THOUSANDS = re.compile(r"[-+]?[0-9]{1,3}(?:, ?[0-9]{3})+")
 _MIXED = re.compile(r"(?<![0-9A-Za-z.)}/^_])([0-9]+) +([0-9]+) ?/ ?([0-9]+)(?![0-9.])")
+_SPACED_GROUPS = re.compile(r"(?<![0-9.,] )(?<![0-9.,])([1-9][0-9]{0,2}(?: [0-9]{3})+)(?! ?[0-9/])")
+_ORDINAL = re.compile(r"([0-9]+) ?[\^{ \ue000]{0,4}(?:st|nd|rd|th)[} \ue001]{0,4}")
+_TEMPERATURE = re.compile(r"[ {\ue000]{0,4}([CF])[ }\ue001]{0,4}")
+_TIME_OF_DAY = re.compile(r"([0-9]{1,2}(?::[0-9]{2})?)[ \ue000]*([AaPp])\.? ?[Mm][. \ue001]*")
+_TIMES_TEN = re.compile(r"(?<=[0-9]) ?[xX] ?(?=10 ?\^)")
+_DOTTED = re.compile(r"(?<=[.0-9])\\dot ?\{? ?([0-9])\}?(?:([0-9]{0,20})\\dot ?\{? ?([0-9])\}?)?$")
+_BARRED = re.compile("((?:[0-9]\u0305){1,20})")
+_IN_BRACKETS = re.compile(r"(?<=[0-9])(\.[0-9]{0,20})\(([0-9]{1,20})\)$")
+_AND_SO_ON = re.compile(r"(-?[0-9]{0,20}\.[0-9]{0,20}?)([0-9]{1,12}?)\2{1,20}\.\.\.")
+_REALS = re.compile(r"(?:the )?(?:set of )?(?:all )?real numbers|all reals", re.IGNORECASE)
+_EMPTY = re.compile(r"(?:the )?(?:empty|null) set|no (?:real )?solutions?", re.IGNORECASE)
 _SEPARATOR_WORD = re.compile(r"[ \ue000]+(and|or)[ \ue001]+|,[ \ue000]*(?:and|or)[ \ue001]+")
 _WORD = re.compile(r"[A-Za-z]{3,}")
+_OPTION = re.compile(r"(?:[Oo]ption|[Cc]hoice) (?=\(?[A-Z]\b)")
 _CHOICE = re.compile(r"[ \ue000]*\(([A-Z])\)[ \ue001.:]*(?P<rest>[^ \ue001].*)?", re.DOTALL)
 _EMPTY_GROUP = re.compile(r"(?<![A-Za-z}^_ ])\{\}")
 _LABEL = re.compile(r"(?:[Tt]he )?(?:[Ff]inal )?[Aa]nswer(?: is ?:?|[ \ue001]?:)[ \ue001]*")
 _TEXT_ONLY = re.compile(r"[A-Za-z][A-Za-z'\".\- ]*")
+_VALUE_END = re.compile(r"[0-9)}\]]$|(?<![A-Za-z\ue001])[A-Za-z]$|\\pi$")
 _LETTER_UNITS = frozenset("mshgLlCFKNJWVA")
 _NAMES_OF_MATHS = frozenset(
     (
@@ -75,26 +88,50 @@ def _normalise(answer: str) -> Normalised:
     text = plain_characters(answer)
     text, unit = _without_currency(text.strip())
     text = _THOUSANDS_MARK.sub("", text)
-    text, degrees = _DEGREES.subn("", text)
-    unit = unit or ("degree" if degrees else None)
+    text, degrees = _DEGREES.subn("\ue003", text)
     text = _EMPTY_GROUP.sub("", rewrite_commands(text)).strip()
-    text = _LABEL.sub("", _trim(text))
+    scale = _TEMPERATURE.fullmatch(text.rpartition("\ue003")[2]) if degrees else None
+    if scale is not None:
+        text, unit = text.rpartition("\ue003")[0], "celsius" if scale[1] == "C" else "fahrenheit"
+    text = text.replace("\ue003", "")
+    unit = unit or ("degree" if degrees else None)
+    text = _OPTION.sub("", _LABEL.sub("", _trim(text)))
     exact, _, rounded = text.partition(r"\approx ")
     if exact.strip() and rounded:  # 1/3 \approx 0.33: the exact side is the answer
         text = exact.strip()
     choice, text = _split_choice(text)
+    time = _TIME_OF_DAY.fullmatch(text)
+    if time is not None:
+        text, unit = time[1], time[2].lower() + "m"
+    ordinal = _ORDINAL.fullmatch(text)
+    if ordinal is not None:
+        text = ordinal[1]
     text, found = _take_off_unit(text)
     unit = unit or found
+    bare = " ".join(text.replace(TEXT_OPEN, " ").replace(TEXT_CLOSE, " ").split())
+    text = multiplied(bare) or text
     text = _SEPARATOR_WORD.sub(lambda match: OR if match.group(1) == "or" else ",", text)
     text = _trim(text.replace(TEXT_OPEN, "").replace(TEXT_CLOSE, ""))
     text = _unwrap_braces(text)
     spaced = ", " in text and _SPACED_THOUSANDS.fullmatch(text) is not None
     if is_words(text):
         text = " ".join(text.split()).rstrip(".")
+        text = r"\mathbb{R}" if _REALS.fullmatch(text) else r"\emptyset" if _EMPTY.fullmatch(text) else text
     else:
         text = _MIXED.sub(r"\1\\frac{\2}{\3}", text)
-        text = text if spaced else _join_thousands(_squeeze(text))
+        text = _SPACED_GROUPS.sub(lambda match: match[1].replace(" ", ""), text)
+        text = text if spaced else _join_thousands(_squeeze(_TIMES_TEN.sub("*", text)))
+        text = _repeating(text.replace(r"\mathbb R", r"\mathbb{R}"))
     return Normalised(text, unit, choice, spaced)
+
+
+def _repeating(text: str) -> str:
+    r"""Write 0.\dot{3}, 0.(3), 0.333... and a combining bar as 0.\overline{3}."""
+    text = _BARRED.sub(lambda match: rf"\overline{{{match[1].replace(chr(0x305), '')}}}", text)
+    text = _DOTTED.sub(lambda match: rf"\overline{{{match[1]}{match[2] or ''}{match[3] or ''}}}", text)
+    text = _IN_BRACKETS.sub(r"\1\\overline{\2}", text)
+    endless = _AND_SO_ON.fullmatch(text)
+    return text if endless is None else rf"{endless[1]}\overline{{{endless[2]}}}"
 
 
 def joined_thousands(normal: Normalised) -> str:
@@ -106,7 +143,13 @@ def _without_currency(text: str) -> tuple[str, str | None]:
     unit = None
     if r"\$" in text:
         unit, text = "dollar", text.replace(r"\$", "")
-    for sign, name in (("€", "euro"), ("£", "pound sterling"), (r"\euro", "euro"), (r"\pounds", "pound sterling")):
+    for sign, name in (
+        ("€", "euro"),
+        ("£", "pound sterling"),
+        (r"\euro", "euro"),
+        (r"\pounds", "pound sterling"),
+        ("¥", "yuan"),
+    ):
         if sign in text:
             unit, text = name, text.replace(sign, "")
     if unit is None and re.match(
@@ -143,24 +186,18 @@ def _split_choice(text: str) -> tuple[str | None, str]:
 
 
 def _take_off_unit(text: str) -> tuple[str, str | None]:
-    stem, fenced = _fenced_tail(text)
-    if stem is not None and re.search(r"[0-9)}\]]$|(?<![A-Za-z\ue001])[A-Za-z]$|\\pi$", stem):
-        return stem, canonical_unit(fenced)
-    return split_unit(text.replace(TEXT_OPEN, " ").replace(TEXT_CLOSE, " ").strip()) or (text, None)
-
-
-def _fenced_tail(text: str) -> tuple[str | None, str]:
-    """Split `stem\text{tail}^n` into stem and tail; (None, "") where the text does not end so."""
-    end = re.search(r"\ue001(?:\s{0,4}\^\s{0,4}(?:[0-9]|\{[0-9]\}))?\s*$", text)
-    if end is None:
-        return None, ""
-    start = text.rfind(TEXT_OPEN)
-    stem = text[:start].rstrip() if start >= 0 else ""
-    tail = text[start + 1 : end.start()].strip()
-    letter = len(tail) == 1 and tail not in _LETTER_UNITS  # 3\mathrm{i} is a product
-    if not stem or letter or tail in ("and", "or") or not re.search("[A-Za-z]", tail):
-        return None, ""
-    return stem, tail
+    bare = text.replace(TEXT_OPEN, " ").replace(TEXT_CLOSE, " ").strip()
+    for start in (text.find(TEXT_OPEN), text.rfind(TEXT_OPEN)):
+        stem, tail = text[:start].rstrip(), text[start:].replace(TEXT_OPEN, " ").replace(TEXT_CLOSE, " ").strip()
+        if start > 0 and _VALUE_END.search(stem):
+            unit = canonical_unit(" ".join(tail.split()))
+            letter = len(tail) == 1 and tail not in _LETTER_UNITS  # 3\mathrm{i} is a product
+            noun = text.rstrip().endswith(TEXT_CLOSE) and re.search("[A-Za-z]", tail) and is_noun(tail) and not letter
+            if unit is not None and not letter:
+                return stem, unit
+            if noun and start == text.rfind(TEXT_OPEN):
+                return stem, None
+    return split_unit(bare) or (text, None)
 
 
 def _unwrap_braces(text: str) -> str:

@@ -19,13 +19,16 @@ _CHARACTERS = {
     **dict.fromkeys("×·⋅∙⨯", r"\cdot "),
     "÷": "/", "∕": "/", "⁄": "/", "π": r"\pi ", "θ": r"\theta ", "√": "sqrt ", "∞": r"\infty ", "±": r"\pm ",
     "≤": r"\leq ", "⩽": r"\leq ", "≥": r"\geq ", "⩾": r"\geq ", "≠": r"\neq ", "≈": r"\approx ",
-    "∪": r"\cup ", "∩": r"\cap ",
+    "∪": r"\cup ", "∩": r"\cap ", "∖": r"\setminus ", "∠": r"\angle ",
     "∈": r"\in ", "∅": r"\emptyset ", "°": r"\degree ", "º": r"\degree ", "ℝ": r"\mathbb{R}", "′": "'", "’": "'",
     "⟨": "(", "⟩": ")", "\u00a0": " ", "“": '"', "”": '"',
 }  # fmt: skip
 _SUPERSCRIPTS = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ", "0123456789-+n", strict=True))
 _SUBSCRIPTS = dict(zip("₀₁₂₃₄₅₆₇₈₉", "0123456789", strict=True))
-_FRACTIONS = {"½": (1, 2), "⅓": (1, 3), "⅔": (2, 3), "¼": (1, 4), "¾": (3, 4), "⅕": (1, 5), "⅙": (1, 6), "⅛": (1, 8)}
+_FRACTIONS = {
+    "½": (1, 2), "⅓": (1, 3), "⅔": (2, 3), "¼": (1, 4), "¾": (3, 4), "⅕": (1, 5), "⅖": (2, 5), "⅗": (3, 5), "⅘": (4, 5),
+    "⅙": (1, 6), "⅚": (5, 6), "⅐": (1, 7), "⅛": (1, 8), "⅜": (3, 8), "⅝": (5, 8), "⅞": (7, 8), "⅑": (1, 9), "⅒": (1, 10),
+}  # fmt: skip
 
 _DROPPED = frozenset(
     (
@@ -42,7 +45,8 @@ _RENAMED = {
     "div": "/", "lbrace": r"\{", "rbrace": r"\}", "lbrack": "[", "rbrack": "]", "lparen": "(", "rparen": ")",
     "langle": "(", "simeq": r"\approx ", "rangle": ")", "lor": OR, "vee": OR, "R": r"\mathbb{R}",
     "varnothing": r"\emptyset ", "_": "_", "#": "#", "&": "and", "land": ",", "wedge": ",", "colon": ":",
-    "ldots": "...", "dots": "...", "cdots": "...", "leq": r"\leq ", "geq": r"\geq ", "backslash": r"\setminus ",
+    "ldots": "...", "dots": "...", "cdots": "...", "dotsc": "...", "bar": r"\overline ", "leq": r"\leq ",
+    "geq": r"\geq ", "backslash": r"\setminus ",
 }  # fmt: skip
 _PLAIN_WRAPPERS = frozenset(
     (
@@ -91,7 +95,8 @@ def plain_characters(text: str) -> str:
 def rewrite_commands(text: str) -> str:
     """Drop, rename and unwrap commands in one scan; text in words is fenced by two private characters."""
     out: list[str] = []
-    closers: list[str] = []  # for each open brace, what its end becomes
+    # For the whole text and each open brace: where its content starts in `out`, and what its end becomes.
+    groups: list[tuple[int, str]] = [(0, "")]
     at = 0
     while at < len(text):
         character = text[at]
@@ -106,8 +111,13 @@ def rewrite_commands(text: str) -> str:
                 if start < len(text) and text[start] == "{":
                     fence = name in _TEXT_WRAPPERS
                     out.append(TEXT_OPEN if fence else "")
-                    closers.append(TEXT_CLOSE if fence else "")
+                    groups.append((len(out), TEXT_CLOSE if fence else ""))
                     at = start + 1
+            elif name in ("over", "choose"):  # {14 \over 3}: what stands before it in the group is the first argument
+                start, closer = groups[-1]
+                out.insert(start, r"\frac{" if name == "over" else r"\binom{")
+                out.append("}{")
+                groups[-1] = (len(out), "}" + closer)
             elif name in _RENAMED:
                 out.append(_RENAMED[name])
             elif name in _SPACES:
@@ -115,15 +125,15 @@ def rewrite_commands(text: str) -> str:
             elif name not in _DROPPED:
                 out.append("\\" + name + (" " if name.isalpha() else ""))
         else:
-            if character == "{":
-                closers.append("}")
-            elif character == "}":
-                character = closers.pop() if closers else "}"
+            if character == "}" and len(groups) > 1:
+                character = groups.pop()[1]
             elif character == "~":
                 character = " "
             out.append(character)
+            if character == "{":
+                groups.append((len(out), "}"))
             at += 1
-    return "".join(out)
+    return "".join(out) + groups[0][1]
 
 
 def _skip_spaces(text: str, at: int) -> int:

@@ -45,6 +45,16 @@ class Unordered:
 
     items: tuple[str, ...]
     union: bool = False
+    braces: bool = False
+    r"""Written as a set, \{1,2\}: an element that is written twice counts once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ratio:
+    """Terms that stand in a ratio, 2:3; `clock` where they may be a time of day, 10:30."""
+
+    terms: tuple[str, ...]
+    clock: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +71,7 @@ class Equation:
     sides: tuple[str, ...]
 
 
-Shape = Expression | InBase | Ordered | Unordered | Matrix | Equation
+Shape = Expression | InBase | Ordered | Unordered | Ratio | Matrix | Equation
 
 _BASED = re.compile(r"\(?([0-9A-Za-z]+)\)?_\{?(?:base)?([0-9]{1,2}|[a-z]+)\}?")
 _BASE_IN_WORDS = re.compile(r"([0-9A-Za-z]+)\(?(?:in)?base-?\{?([0-9]{1,2}|[a-z]+)\}?\)?")
@@ -79,7 +89,7 @@ _BASE_NAMES = {
     "twelve": 12,
     "sixteen": 16,
 }
-_MATRIX = re.compile(r"\\begin\s?\{([a-zA-Z]*matrix|array)\}(.*)\\end\s?\{\1\}", re.DOTALL)
+_MATRIX = re.compile(r"\\begin\s?\{([pbB]?(?:small)?matrix|array)\}(.*)\\end\s?\{\1\}", re.DOTALL)
 _COLUMNS = re.compile(r"\{[clr|@{}\s]{1,40}\}")
 _ROW_GAP = re.compile(r"\\\\(?:\[[^\]]{0,16}\])?|\\cr\b|\\hline\b")
 _MEMBER = re.compile(r"[A-Za-z](?:_[0-9A-Za-z])?\\in ?(.+)", re.DOTALL)
@@ -87,6 +97,17 @@ _NAME = re.compile(r"\\?[A-Za-z]+'?(?:_(?:[0-9A-Za-z]|\{[0-9A-Za-z,]{1,8}\}))?(?
 _RELATION = re.compile(r"\\leq ?|\\geq ?|<=|>=|<|>")
 _PLUS_MINUS = re.compile(r"\\(pm|mp) ?")
 _SYMBOL = re.compile(r"\\?[A-Za-z]+(?:_[0-9A-Za-z])?")
+_CLOCK = re.compile(r"(?:[01]?[0-9]|2[0-4]):[0-5][0-9]")
+_APPLIED = re.compile(
+    # A function at a place: f(3), f'(2), f^{-1}(5), P(A), and a small letter at a number, a(10).
+    r"(?:(?:[fghpqA-Z]|\\[A-Za-z]+ ?)(?:'|_\{?[0-9a-z]\}?|\^\{?(?:-1|\([0-9]\))\}?){0,2}\((?:[^()=]|\([^()=]{0,40}\)){1,60}\)"
+    r"|[a-z](?:'|_\{?[0-9a-z]\}?)?\(-?[0-9./]+\))"
+)
+_FIGURE = re.compile(
+    # An angle, a segment, a length, an area, a function of an angle: \angle ABC, \overline{AB}, |AB|, [ABC], \sin A.
+    r"m?\\angle ?\{?[A-Z]{1,3}\}?|\\overline ?\{[A-Z]{2}\}|\|[A-Z]{2}\||\|[zwv]\||\[[A-Z]{3,4}\]"
+    r"|\\(?:sin|cos|tan|cot) ?(?:\\(?:theta|alpha|beta|gamma|angle ?[A-Z]{1,3})|\(?[A-C]\)?)"
+)
 _CLOSERS = {"(": ")", "[": "]"}
 
 
@@ -101,6 +122,8 @@ def read_shape(text: str) -> Shape:
     member = _MEMBER.fullmatch(text)
     if member:
         return read_shape(member.group(1))
+    if text == r"\emptyset":
+        return Unordered((), braces=True)
     parts = split_top(text, (",", ";"))
     if len(parts) > 1 and all(parts):
         return Unordered(_expand(parts))
@@ -110,13 +133,16 @@ def read_shape(text: str) -> Shape:
         if all(_is_region(shape) for shape in shapes):
             return Unordered(tuple(_region_text(shape) for shape in shapes), union=True)
         return Unordered(_expand(parts))
-    interval = _read_inequality(text)
+    interval = read_inequality(text)
     if interval is not None:
-        return interval
+        return interval[0]
+    parts = split_top(text, (":",))
+    if 2 <= len(parts) <= 4 and all(parts):
+        return Ratio(tuple(parts), _CLOCK.fullmatch(text) is not None)
     sides = split_top(text, ("=",))
     if len(sides) > 1 and all(sides):
         return Equation(tuple(sides))
-    return _read_brackets(text)
+    return read_brackets(text)
 
 
 def read_base(text: str) -> InBase | None:
@@ -134,6 +160,14 @@ def read_base(text: str) -> InBase | None:
 def is_name(text: str) -> bool:
     """Whether `text` names a value (x, y_1, f(x), \\theta, Area) and so may stand before an equals sign."""
     return _NAME.fullmatch(text) is not None
+
+
+def is_label(text: str) -> bool:
+    """Whether `text` names what is asked for other than by a letter: f(3), P(A), \\angle ABC, or (x,y)."""
+    if _APPLIED.fullmatch(text) or _FIGURE.fullmatch(text):
+        return True
+    shape = read_shape(text) if text.startswith(("(", "[")) else None
+    return isinstance(shape, Ordered) and all(is_name(item) for item in shape.items)
 
 
 def split_top(text: str, separators: tuple[str, ...]) -> list[str]:
@@ -184,17 +218,18 @@ def _matrix_of(rows: list[list[str]]) -> Matrix | None:
     return Matrix(tuple(tuple(row) for row in rows))
 
 
-def _read_brackets(text: str) -> Shape:
+def read_brackets(text: str) -> Shape:
+    """Return the set, matrix, tuple or interval that `text` is in its brackets, else an expression."""
     if text.startswith(r"\{") and text.endswith(r"\}"):
         inner = text[2:-2].strip()
         if _closes_at_end(text[1:-2] + "}"):
             items = [item for item in split_top(inner, (",", ";")) if item]
-            return Unordered(_expand(items))
+            return Unordered(_expand(items), braces=True)
     opener, closer = text[:1], text[-1:]
     if opener in _CLOSERS and closer in (")", "]") and len(text) > 2 and _closes_at_end(text):
         items = split_top(text[1:-1], (",", ";"))
         if 2 <= len(items) <= MAX_ITEMS and all(items):
-            rows = [_read_brackets(item) for item in items]
+            rows = [read_brackets(item) for item in items]
             if opener == "[" and all(isinstance(row, Ordered) and row.opener == "[" for row in rows):
                 matrix = _matrix_of([list(row.items) for row in rows if isinstance(row, Ordered)])
                 if matrix is not None:
@@ -239,8 +274,8 @@ def _region_text(shape: Shape) -> str:
     return shape.opener + ",".join(shape.items) + shape.closer
 
 
-def _read_inequality(text: str) -> Shape | None:
-    r"""Return the interval of `a<x`, `x\leq b` or `a<x\leq b` with one symbol x; None where `text` is none of these."""
+def read_inequality(text: str) -> tuple[Ordered, str] | None:
+    r"""Return (interval, x) of `a<x`, `x\leq b` or `a<x\leq b` with one symbol x; None where `text` is none of these."""
     relations = [match.group(0).strip() for match in _RELATION.finditer(text)]
     if not 1 <= len(relations) <= 2:
         return None
@@ -254,14 +289,14 @@ def _read_inequality(text: str) -> Shape | None:
         if upward[0] != upward[1] or not _SYMBOL.fullmatch(symbol) or _SYMBOL.fullmatch(low):
             return None
         first, last = (closed[0], closed[1]) if upward[0] else (closed[1], closed[0])
-        return Ordered("[" if first else "(", (low, high), "]" if last else ")")
+        return Ordered("[" if first else "(", (low, high), "]" if last else ")"), symbol
     left, right = sides
     if _SYMBOL.fullmatch(left) and left not in (r"\pi", r"\infty"):
-        bound, above = right, not upward[0]  # x > b lies above b
+        symbol, bound, above = left, right, not upward[0]  # x > b lies above b
     elif _SYMBOL.fullmatch(right):
-        bound, above = left, upward[0]
+        symbol, bound, above = right, left, upward[0]
     else:
         return None
     if above:
-        return Ordered("[" if closed[0] else "(", (bound, r"\infty"), ")")
-    return Ordered("(", (r"-\infty", bound), "]" if closed[0] else ")")
+        return Ordered("[" if closed[0] else "(", (bound, r"\infty"), ")"), symbol
+    return Ordered("(", (r"-\infty", bound), "]" if closed[0] else ")"), symbol

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import re
 
+from luspo_cli.grading.maths.decide import decide
+from luspo_cli.grading.verdict import Reason
+
 _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}")
 _KNOWN_TO_SYMPY = re.compile(r"\\(?:sum|prod|int|lim|frac\{d|det|bmod)(?![A-Za-z])")
 _DIFFERENTIAL = re.compile(r"d[a-z](?![a-z])")
@@ -39,6 +42,14 @@ def same_by_sympy(gold: str, answer: str) -> bool:
     except Exception:
         # Whatever a parser raises on text that it cannot read means "not shown equal"; the sample counts as different.
         return False
+
+
+def decide_fully(gold: str, answer: str) -> Reason:
+    """Return the reason of `decide`, and of sympy for what `decide` does not understand."""
+    reason = decide(gold, answer)
+    if reason is None:
+        return Reason.SYMBOLIC if same_by_sympy(gold, answer) else Reason.DIFFERENT
+    return reason
 
 
 def _brace_fractions(text: str) -> str:

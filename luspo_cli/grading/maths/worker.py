@@ -8,6 +8,6 @@ from __future__ import annotations
 import latex2sympy2_extended  # noqa: F401
 import sympy  # noqa: F401
 
-from luspo_cli.grading.maths.decide import decide
+from luspo_cli.grading.maths.symbolic import decide_fully as decide
 
 __all__ = ["decide"]
