@@ -20,6 +20,7 @@ SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".tsv")
 QUESTION_COLUMNS = ("question", "problem", "prompt", "query")
 ANSWER_COLUMNS = ("answer", "reward_model.ground_truth", "ground_truth", "final_answer", "gold")
 _BATCH_ROWS = 1024
+_SHOWN_COLUMNS = 20
 
 Row = Mapping[str, Any]
 
@@ -83,10 +84,16 @@ def choose_column(names: Sequence[str], wanted: str | None, usual: Sequence[str]
         found = name if name in names else lower.get(name.lower())
         if found is not None:
             return found
-    there = ", ".join(name for name in names if "." not in name)
+    there = _listed([name for name in names if "." not in name])
     if wanted:
         raise UsageError(f"{place} has no column '{wanted}'{nearest(wanted, names)}; it has {there}.")
     raise UsageError(f"{place} has none of the columns {', '.join(usual)}; it has {there}. Name one with {option}.")
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:_SHOWN_COLUMNS]) + (
+        f" and {more} more" if (more := len(names) - _SHOWN_COLUMNS) > 0 else ""
+    )
 
 
 def value_at(row: Row, column: str) -> Any:
@@ -124,7 +131,7 @@ def _json(file: Path, id_column: str | None) -> Iterator[Row]:
         raise UsageError(f"{file} is not JSON: {error.msg} in line {error.lineno}.") from error
     if isinstance(content, Mapping) and _is_by_columns(content):
         raise UsageError(
-            f"{file} is one object of columns ({', '.join(content)}), not of rows; write it by rows, in pandas with"
+            f"{file} is one object of columns ({_listed([*content])}), not of rows; write it by rows, in pandas with"
             " orient='records'."
         )
     if isinstance(content, Mapping) and content and all(isinstance(value, Mapping) for value in content.values()):

@@ -291,6 +291,11 @@ def test_gold_answer(value: Any, expected: str | None) -> None:
     assert gold_answer(value) == expected
 
 
+def test_the_boxes_of_published_solutions_are_the_published_answers() -> None:
+    rows = json.loads(needs(DATA / "math500/math500_test.json").read_text())
+    assert [row["answer"] for row in rows if gold_answer(row["solution"]) != row["answer"]] == []
+
+
 def test_gsm8k_row_without_its_mark_has_no_gold(tmp_path: Path) -> None:
     write_lines(
         tmp_path / "train.jsonl", [{"question": "a?", "answer": "x\n#### 5"}, {"question": "b?", "answer": "6"}]

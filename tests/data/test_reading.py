@@ -109,3 +109,5 @@ def test_choose_column_lists_what_there_is() -> None:
         choose_column(names, "Solutio", (), option="-a", place="x")
     with pytest.raises(UsageError, match="Name one with --answer-column"):
         choose_column(names, None, ("answer",), option="--answer-column", place="x")
+    with pytest.raises(UsageError, match=r"it has c0, .*c19 and 980 more\. Name one"):
+        choose_column([f"c{n}" for n in range(1000)], None, ("answer",), option="--answer-column", place="x")
