@@ -68,6 +68,8 @@ class Prompt:
     tokens: tuple[int, ...]  # [P], image tokens included
     image_inputs: dict[str, Any] | None = None
     """`pixel_values` [patches, values], `image_grid_thw` [images, 3] in patches, `mm_token_type_ids` [P] (1: image token)."""
+    thought_open: bool = False
+    """Whether the chat template opened a thought (`<think>`) and left it open: the response begins inside it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +84,8 @@ class Rollout:
     stop_reason: StopReason
     rollout_logprobs: tuple[float, ...] = ()
     """[R], natural log at the sampling temperature as the sampler saw them; empty where it was not asked for them."""
+    thought_open: bool = False
+    """The prompt's: whether the response begins inside a thought."""
 
     @property
     def response_length(self) -> int:

@@ -14,6 +14,7 @@ from pydantic import Field, field_validator, model_validator
 
 from luspo_cli.config.base import Section
 from luspo_cli.config.layers import merge, nested, parse_set, read_toml, validated
+from luspo_cli.config.rollout import TemplateArguments
 from luspo_cli.errors import UsageError
 
 Mode = Literal["rule", "official"]
@@ -75,7 +76,7 @@ class SamplingConfig(Section):
     """Responses in flight: on a CPU more of them cost memory and bring little, and a kill costs about so many."""
     sampler: Literal["auto", "in-process", "vllm"] = "auto"
     """auto: vLLM where there is a CUDA device and vllm is installed, in-process otherwise."""
-    chat_template: dict[str, Any] | None = None
+    chat_template: TemplateArguments | None = None
     """Arguments for the model's chat template, such as { enable_thinking = false }; left out: the run's own."""
 
     @property

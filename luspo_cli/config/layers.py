@@ -153,7 +153,7 @@ def all_keys(model: Any = TrainRun, prefix: str = "") -> Iterator[tuple[str, Any
         if isinstance(kind, type) and (is_dataclass(kind) or issubclass(kind, BaseModel)):
             yield from all_keys(kind, f"{prefix}{name}.")
         else:
-            yield f"{prefix}{name}", entry.default
+            yield f"{prefix}{name}", entry.get_default(call_default_factory=True)
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from luspo_cli.config.base import Section
+
+TemplateValue = bool | int | float | str
+"""Of an argument of a chat template."""
+OWN_ARGUMENTS = ("add_generation_prompt", "continue_final_message", "conversation", "messages", "tokenize", "tools")
+"""Arguments of `apply_chat_template` that decide what a prompt is here."""
+
+
+def _for_the_template(arguments: dict[str, TemplateValue]) -> dict[str, TemplateValue]:
+    for name in arguments:
+        if not name.isidentifier() or name in OWN_ARGUMENTS or name.startswith(("return_", "chat_template")):
+            raise ValueError(f"chat_template sets '{name}', which is not for a chat template to read")
+    return arguments
+
+
+TemplateArguments = Annotated[dict[str, TemplateValue], AfterValidator(_for_the_template)]
+"""Arguments for a model's chat template, by name."""
 
 
 class VllmConfig(Section):
@@ -53,6 +69,9 @@ class RolloutConfig(Section):
     """With dynamic sampling: rounds a step at most, the first one included; each samples at most `problems` problems."""
     stop_after_steps_without_signal: int = Field(default=3, ge=1)
     """With dynamic sampling: the run stops with a diagnosis after this many steps in a row in which no group had a signal."""
+    chat_template: TemplateArguments = Field(default_factory=dict)
+    """Arguments for the model's chat template, for example {enable_thinking = false}; in training, in the held-out evaluation
+    and in `luspo eval` of the run. One that the template does not read is refused."""
     max_rows: int = Field(default=256, ge=1)
     """Responses in flight in the sampler; a finished row's place goes to the next group."""
     sampler: Literal["auto", "in-process", "vllm", "vllm-server"] = "auto"

@@ -165,6 +165,7 @@ def _draw_and_score(
                     config.model.trust_remote_code,
                     sampler_name=sampling.sampler,
                     max_response_tokens=sampling.max_response_tokens,
+                    template_arguments=sampling.chat_template,
                 )
             )
         return found[0]
@@ -203,6 +204,7 @@ def resolved_sampling(sampling: SamplingConfig, weights: Weights) -> SamplingCon
         "max_response_tokens": limit,
         "dtype": choose_dtype(sampling.dtype, weights.compute_dtype),
         "sampler": sampler,
+        "chat_template": weights.template_arguments if sampling.chat_template is None else sampling.chat_template,
     }
     return sampling.model_copy(update=decided)
 

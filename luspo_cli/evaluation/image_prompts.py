@@ -5,10 +5,11 @@ Pixels are made when a prompt is asked for and not kept: those of a thousand pro
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
+from luspo_cli.config.rollout import TemplateValue
 from luspo_cli.data.images import image_file
 from luspo_cli.errors import UsageError
 from luspo_cli.evaluation.benchmark import Benchmark, BenchmarkProblem
@@ -23,12 +24,13 @@ def benchmark_prompt(
     tokenizer: Any,
     processor: Any | None = None,
     folder: Path | None = None,
+    template_arguments: Mapping[str, TemplateValue] | None = None,
 ) -> Prompt:
     """The prompt of `problem` in `variant`; `processor` is a vision model's, `folder` the one that holds the images.
 
     Raises UsageError where the model reads text only, or an image or a mark is not as it should be.
     """
-    return prompt_inputs(_asked(benchmark, problem, variant, folder), tokenizer, processor)
+    return prompt_inputs(asked_problem(benchmark, problem, variant, folder), tokenizer, processor, template_arguments)
 
 
 class ImagePrompts(Sequence[Prompt]):
@@ -42,9 +44,11 @@ class ImagePrompts(Sequence[Prompt]):
         tokenizer: Any,
         processor: Any,
         folder: Path,
+        template_arguments: Mapping[str, TemplateValue],
     ) -> None:
         self.benchmark, self.problems, self.variant = benchmark, problems, variant
         self.tokenizer, self.processor, self.folder = tokenizer, processor, folder
+        self.template_arguments = template_arguments
 
     def __len__(self) -> int:
         return len(self.problems)
@@ -62,14 +66,23 @@ class ImagePrompts(Sequence[Prompt]):
 
     def lengths(self) -> list[int]:
         """The length of each prompt in tokens, without decoding an image; raises UsageError for an unusable problem."""
-        asked = (_asked(self.benchmark, problem, self.variant, self.folder) for problem in self.problems)
-        return [prompt_length(problem, self.tokenizer, self.processor) for problem in asked]
+        asked = (asked_problem(self.benchmark, problem, self.variant, self.folder) for problem in self.problems)
+        return [prompt_length(problem, self.tokenizer, self.processor, self.template_arguments) for problem in asked]
 
     def _prompt(self, problem: BenchmarkProblem) -> Prompt:
-        return benchmark_prompt(self.benchmark, problem, self.variant, self.tokenizer, self.processor, self.folder)
+        return benchmark_prompt(
+            self.benchmark,
+            problem,
+            self.variant,
+            self.tokenizer,
+            self.processor,
+            self.folder,
+            self.template_arguments,
+        )
 
 
-def _asked(benchmark: Benchmark, problem: BenchmarkProblem, variant: str | None, folder: Path | None) -> Problem:
+def asked_problem(benchmark: Benchmark, problem: BenchmarkProblem, variant: str | None, folder: Path | None) -> Problem:
+    """The benchmark's problem as a prompt is made from it: its turns in `variant` and its images in `folder`."""
     turns = benchmark.prompt(problem, variant)
     try:
         images = tuple(image_file(path, folder or Path()) for path in problem.images)

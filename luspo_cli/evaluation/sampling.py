@@ -7,15 +7,17 @@ computes it in hardware, else float32.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from luspo_cli.config.model import ModelConfig
+from luspo_cli.config.rollout import TemplateValue
 from luspo_cli.errors import UsageError
 from luspo_cli.evaluation.benchmark import Benchmark, BenchmarkProblem
-from luspo_cli.evaluation.image_prompts import ImagePrompts, benchmark_prompt
+from luspo_cli.evaluation.image_prompts import ImagePrompts, asked_problem, benchmark_prompt
+from luspo_cli.policy.inputs import lost_fraction
 from luspo_cli.records import Prompt
 from luspo_cli.rollout.sampler import Sampler
 
@@ -36,6 +38,8 @@ class SamplingModel:
     """Positions that the model was made for, prompt and response together; None: unknown."""
     processor: Any | None = None
     """Of a vision-language model."""
+    template_arguments: Mapping[str, TemplateValue] = field(default_factory=dict)
+    """For the chat template, beside the turns."""
 
 
 def choose_dtype(asked: str, trained_in: str | None) -> Dtype:
@@ -64,8 +68,12 @@ def load_sampling_model(
     *,
     sampler_name: str = "in-process",
     max_response_tokens: int = 0,
+    template_arguments: Mapping[str, TemplateValue] | None = None,
 ) -> SamplingModel:
-    """Load a folder or hub id behind `in-process` or `vllm`; raises UsageError where it is no model that we can read."""
+    """Load a folder or hub id behind `in-process` or `vllm`; raises UsageError where it is no model that we can read.
+
+    `template_arguments` are for the chat template: `rollout.chat_template` of the run.
+    """
     import torch
     from transformers.utils import logging
 
@@ -77,8 +85,8 @@ def load_sampling_model(
     config = ModelConfig(path=path, compute_dtype=dtype, revision=revision, trust_remote_code=trust_remote_code)
     try:
         if sampler_name == "vllm":
-            return _load_vllm(config, max_rows, max_response_tokens)
-        loaded = load_model(config)
+            return _load_vllm(config, max_rows, max_response_tokens, template_arguments)
+        loaded = load_model(config, template_arguments)
     except UsageError as error:
         if trust_remote_code or "trust_remote_code" not in str(error.__cause__):
             raise
@@ -93,15 +101,21 @@ def load_sampling_model(
     elif dtype == "bfloat16":
         model = bfloat16_copy(model)
     sampler = InProcessSampler(model, loaded.tokenizer, loaded.end_tokens, max_rows)
-    return SamplingModel(sampler, loaded.tokenizer, context_of(loaded.model.config), loaded.processor)
+    context = context_of(loaded.model.config)
+    return SamplingModel(sampler, loaded.tokenizer, context, loaded.processor, loaded.template_arguments)
 
 
-def _load_vllm(config: ModelConfig, max_rows: int, max_response_tokens: int) -> SamplingModel:
+def _load_vllm(
+    config: ModelConfig,
+    max_rows: int,
+    max_response_tokens: int,
+    template_arguments: Mapping[str, TemplateValue] | None,
+) -> SamplingModel:
     """vLLM reads the weights itself; rows are bounded, since its cache must hold one of the longest at least."""
     from luspo_cli.policy.loading import context_of, load_without_weights
     from luspo_cli.rollout.vllm.engine import EngineSettings, VllmSampler
 
-    loaded = load_without_weights(config)
+    loaded = load_without_weights(config, template_arguments)
     longest = max_response_tokens + VLLM_PROMPT_TOKENS
     longest = min(longest, context_of(loaded.model) or longest)
     settings = EngineSettings(
@@ -115,7 +129,8 @@ def _load_vllm(config: ModelConfig, max_rows: int, max_response_tokens: int) -> 
         trust_remote_code=config.trust_remote_code,
         load_weights_of_folder=True,
     )
-    return SamplingModel(VllmSampler(settings, loaded.tokenizer, loaded.end_tokens), loaded.tokenizer, longest)
+    sampler = VllmSampler(settings, loaded.tokenizer, loaded.end_tokens)
+    return SamplingModel(sampler, loaded.tokenizer, longest, None, loaded.template_arguments)
 
 
 def benchmark_prompts(
@@ -134,11 +149,15 @@ def benchmark_prompts(
         UsageError: a prompt and the response limit do not fit into the model's context.
     """
     prompts: Sequence[Prompt]
+    arguments = model.template_arguments
     if model.processor is not None and folder is not None:
-        prompts = ImagePrompts(benchmark, problems, variant, model.tokenizer, model.processor, folder)
+        prompts = ImagePrompts(benchmark, problems, variant, model.tokenizer, model.processor, folder, arguments)
         lengths = prompts.lengths()
     else:
-        prompts = [benchmark_prompt(benchmark, problem, variant, model.tokenizer) for problem in problems]
+        prompts = [
+            benchmark_prompt(benchmark, problem, variant, model.tokenizer, template_arguments=arguments)
+            for problem in problems
+        ]
         lengths = [len(prompt.tokens) for prompt in prompts]
     longest = max(lengths)
     if model.context is not None and longest + max_response_tokens > model.context:
@@ -148,13 +167,9 @@ def benchmark_prompts(
             f"The prompt of {benchmark.name} '{problems[lengths.index(longest)].id}' has {longest} tokens and the model's"
             f" context {model.context}, so {max_response_tokens} response tokens do not fit; {advice}."
         )
-    unknown = getattr(model.tokenizer, "unk_token_id", None)
-    lost = (
-        0
-        if unknown is None or isinstance(prompts, ImagePrompts)
-        else sum(prompt.tokens.count(unknown) for prompt in prompts)
-    )
+    lost = lost_fraction([asked_problem(benchmark, problem, variant, folder) for problem in problems], model.tokenizer)
     if not lost:
         return prompts, None
-    total = sum(len(prompt.tokens) for prompt in prompts)
-    return prompts, f"the tokenizer does not know {lost:,} of the {total:,} prompt tokens of {benchmark.name}"
+    # Of so few characters nothing to read is left: the model was made for another text than this benchmark's.
+    advice = "; it was made for other text, and the result says little of the model" if lost > 0.5 else ""
+    return prompts, f"the tokenizer loses {lost:.1%} of the characters of the prompts of {benchmark.name}{advice}"

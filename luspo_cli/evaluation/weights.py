@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from luspo_cli.config.rollout import TemplateValue
 from luspo_cli.errors import UsageError
 from luspo_cli.policy.model_files import ADAPTER_CONFIG, hub_commit
 
@@ -47,6 +48,12 @@ class Weights:
         """The compute type of the run's training."""
         value = ((self.run_config or {}).get("model") or {}).get("compute_dtype")
         return value if isinstance(value, str) else None
+
+    @property
+    def template_arguments(self) -> dict[str, TemplateValue]:
+        """Arguments of the chat template in the run's training."""
+        value = ((self.run_config or {}).get("rollout") or {}).get("chat_template")
+        return value if isinstance(value, dict) else {}
 
     @property
     def base(self) -> str | None:

@@ -10,16 +10,18 @@ must not depend on a package that happens to be installed.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from luspo_cli.config.model import ModelConfig
+from luspo_cli.config.rollout import TemplateValue
 from luspo_cli.errors import UsageError
 from luspo_cli.policy import attention
-from luspo_cli.policy.inputs import prompt_inputs, prompt_length
+from luspo_cli.policy.inputs import check_template_arguments, prompt_inputs, prompt_length
 from luspo_cli.policy.model_files import ADAPTER_CONFIG, find_model, is_hub_id
 from luspo_cli.records import Problem, Prompt
 
@@ -42,24 +44,29 @@ class LoadedModel:
     """Tokens that end a response."""
     processor: Any | None = None
     """Of a vision-language model: the tokenizer together with the image processor."""
+    template_arguments: Mapping[str, TemplateValue] = field(default_factory=dict)
+    """For the chat template, beside the turns."""
 
     def prompt(self, problem: Problem) -> Prompt:
         """The problem as this model reads it; UsageError where the model reads text only, or an image or mark does not fit."""
-        return prompt_inputs(problem, self.tokenizer, self.processor)
+        return prompt_inputs(problem, self.tokenizer, self.processor, self.template_arguments)
 
     def prompt_length(self, problem: Problem) -> int:
         """Tokens of that prompt, without decoding an image; raises UsageError alike."""
-        return prompt_length(problem, self.tokenizer, self.processor)
+        return prompt_length(problem, self.tokenizer, self.processor, self.template_arguments)
 
 
-def load_model(config: ModelConfig) -> LoadedModel:
-    """Load weights (float32) and tokenizer; UsageError where there are none or the architecture does not fit."""
+def load_model(config: ModelConfig, template_arguments: Mapping[str, TemplateValue] | None = None) -> LoadedModel:
+    """Load weights (float32) and tokenizer; UsageError where there are none or the architecture does not fit.
+
+    `template_arguments` go to the chat template with every prompt; one that it does not read is a UsageError as well.
+    """
     from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
     folder = Path(config.path).expanduser()
     if (folder / ADAPTER_CONFIG).is_file():
-        return _load_adapted(folder, config)
+        return _load_adapted(folder, config, template_arguments)
     attention.register()
     no_progress_bars()
     source, options = _source(config)
@@ -105,11 +112,13 @@ def load_model(config: ModelConfig) -> LoadedModel:
         # It makes the embeddings' output ask for a gradient, which only the other kind of checkpointing needs, through a hook
         # that fails when the model is copied after its embedding was replaced.
         model.disable_input_require_grads()
-    _give_template(tokenizer)
-    return LoadedModel(model, tokenizer, end_tokens(model, tokenizer), processor)
+    check_template_arguments(processor or tokenizer, template_arguments or {}, config.path)
+    return LoadedModel(model, tokenizer, end_tokens(model, tokenizer), processor, template_arguments or {})
 
 
-def load_without_weights(config: ModelConfig) -> LoadedModel:
+def load_without_weights(
+    config: ModelConfig, template_arguments: Mapping[str, TemplateValue] | None = None
+) -> LoadedModel:
     """What talks to a text model, for a sampler that reads the weights itself; `model` is the model's configuration.
 
     UsageError where there is no such model or it reads images.
@@ -131,8 +140,8 @@ def load_without_weights(config: ModelConfig) -> LoadedModel:
         kind.generation_config = GenerationConfig.from_pretrained(source, revision=config.revision)
     except OSError:
         kind.generation_config = GenerationConfig.from_model_config(kind)
-    _give_template(tokenizer)
-    return LoadedModel(kind, tokenizer, end_tokens(kind, tokenizer))
+    check_template_arguments(tokenizer, template_arguments or {}, config.path)
+    return LoadedModel(kind, tokenizer, end_tokens(kind, tokenizer), None, template_arguments or {})
 
 
 def _source(config: ModelConfig) -> tuple[str, dict[str, Any]]:
@@ -157,15 +166,9 @@ def _refuse_altered_logits(kind: Any, path: str) -> None:
         )
 
 
-def _give_template(tokenizer: Any) -> None:
-    if tokenizer.chat_template is None:
-        # A base model: its prompt is the text of the messages.
-        tokenizer.chat_template = (
-            "{% for m in messages %}{{ m['content'] }}{% if not loop.last %}\n\n{% endif %}{% endfor %}"
-        )
-
-
-def _load_adapted(folder: Path, config: ModelConfig) -> LoadedModel:
+def _load_adapted(
+    folder: Path, config: ModelConfig, template_arguments: Mapping[str, TemplateValue] | None
+) -> LoadedModel:
     """A base model with the adapter of a peft folder folded into it: a plain model in float32."""
     from luspo_cli.policy.lora import fold_adapter, read_adapter_config
 
@@ -178,7 +181,7 @@ def _load_adapted(folder: Path, config: ModelConfig) -> LoadedModel:
     base = str(stored["base_model_name_or_path"])
     of_base = config.model_copy(update={"path": base, "revision": stored.get("revision") or config.revision})
     try:
-        loaded = load_model(of_base)
+        loaded = load_model(of_base, template_arguments)
     except UsageError as error:
         raise UsageError(
             f"the base model of the adapter in {folder} cannot be loaded: {error} (its place is base_model_name_or_path in"

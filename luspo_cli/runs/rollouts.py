@@ -32,6 +32,7 @@ def store_rollouts(folder: Path, step: int, groups: Sequence[ScoredGroup], batch
             "in_batch": id(group) in in_batch,
             "response_length": rollout.response_length,
             "stop_reason": str(rollout.stop_reason),
+            "thought_open": rollout.thought_open,
             "prompt_tokens": list(rollout.prompt_tokens),
             "response_tokens": list(rollout.response_tokens),
             "rollout_logprobs": list(rollout.rollout_logprobs),

@@ -136,7 +136,7 @@ def _train_together(
             reference = loaded.model if config.objective.kl_coefficient > 0 else None
             del loaded  # its weights would stay in memory beside the checkpoint's until the run ends
             weights = config.model.model_copy(update={"path": str(checkpoint.path / "model")})
-            loaded = ranks.together(lambda: load_model(weights))
+            loaded = ranks.together(lambda: load_model(weights, config.rollout.chat_template))
         stages = ranks.each(
             lambda: make_stages(
                 config,
@@ -216,7 +216,8 @@ def _start(config: TrainRun, starting: Path | None, say: Callable[[str], None]) 
     """The model that the run starts from, with new adapters where they are asked for."""
     if config.model.lora.rank:
         require_peft()
-    loaded = load_model(config.model.model_copy(update={"path": str(starting)}) if starting else config.model)
+    model = config.model.model_copy(update={"path": str(starting)}) if starting else config.model
+    loaded = load_model(model, config.rollout.chat_template)
     if config.model.lora.rank:
         number = add_adapters(loaded.model, config.model, config.run.seed, str(starting or config.model.path))
         say(f"training {number:,} weights of adapters; the base model stays as it is")
@@ -254,7 +255,7 @@ def _problems(config: TrainRun, loaded: LoadedModel, say: Callable[[str], None])
         longest = longest_prompt(first, [loaded.prompt_length(problem) for problem in first])
         return Problems(made, held_out, [], longest, longest_held_out)
     found = load_problems(data.train)
-    problems, lengths = fitting(found, loaded.tokenizer, data.max_prompt_tokens, loaded.processor)
+    problems, lengths = fitting(found, loaded.prompt_length, data.max_prompt_tokens)
     if too_long := len(found) - len(problems):
         say(f"{too_long} of {len(found)} problems have prompts over {data.max_prompt_tokens} tokens: left out")
     if not problems:

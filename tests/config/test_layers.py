@@ -202,7 +202,7 @@ def test_a_custom_objective_spells_out_its_parts() -> None:
 
 def test_all_keys_are_those_of_the_stored_configuration() -> None:
     def leaves(value: object, prefix: str = "") -> set[str]:
-        if isinstance(value, dict):
+        if isinstance(value, dict) and value:
             return {
                 leaf for key, inner in value.items() for leaf in leaves(inner, f"{prefix}.{key}" if prefix else key)
             }

@@ -178,12 +178,16 @@ def test_long_image_prompts_are_left_out_and_counted_never_cut(processor: Any, t
     noise_image(tmp_path / "large.png", 112, 112)  # 16 tokens
     problems = [problem("<image>", tmp_path / name, identity=name) for name in ("small.png", "large.png", "small.png")]
     problems.append(problem("words only", identity="text"))
-    lengths = [prompt_length(one, processor.tokenizer, processor) for one in problems]
+
+    def length_of(one: Problem) -> int:
+        return prompt_length(one, processor.tokenizer, processor)
+
+    lengths = [length_of(one) for one in problems]
     assert lengths[1] - lengths[0] == 12
-    kept, found = fitting(problems, processor.tokenizer, lengths[0] + 11, processor)
+    kept, found = fitting(problems, length_of, lengths[0] + 11)
     assert [one.id for one in kept] == ["small.png", "small.png", "text"]
     assert (found[0], len(found)) == (lengths[0], 3)
-    kept, found = fitting(problems, processor.tokenizer, lengths[1], processor)
+    kept, found = fitting(problems, length_of, lengths[1])
     assert (len(kept), max(found)) == (4, lengths[1])
 
 

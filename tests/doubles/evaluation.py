@@ -62,10 +62,13 @@ class ScriptedSampler:
 class WordTokenizer:
     """One token a character; knows every character."""
 
-    unk_token_id = None
+    chat_template = None
 
-    def apply_chat_template(self, messages: list[dict[str, str]], **_: Any) -> list[int]:
-        return [ord(character) for message in messages for character in message["content"]]
+    def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
+        return {"input_ids": [ord(character) for character in text]}
+
+    def decode(self, tokens: list[int], **_: Any) -> str:
+        return "".join(map(chr, tokens))
 
 
 def scripted(sampler: ScriptedSampler, context: int | None = None) -> Callable[[], SamplingModel]:

@@ -15,7 +15,7 @@ import torch
 
 from luspo_cli.config.model import ModelConfig
 from luspo_cli.errors import UsageError
-from luspo_cli.policy.inputs import fitting, prompt_tokens
+from luspo_cli.policy.inputs import fitting, prompt_length, prompt_tokens
 from luspo_cli.policy.loading import end_tokens, load_model
 from luspo_cli.policy.model_files import find_model
 from luspo_cli.records import Message, Problem
@@ -165,7 +165,7 @@ def test_a_base_model_without_a_template_reads_the_messages_as_text(folder: Path
 
 def test_problems_with_a_long_prompt_are_left_out_and_counted(made_tokenizer: Any) -> None:
     problems = [Problem(str(n), (Message("user", "1" * n),), "1", "t") for n in (3, 8, 5)]
-    kept, lengths = fitting(problems, made_tokenizer, 5)
+    kept, lengths = fitting(problems, lambda problem: prompt_length(problem, made_tokenizer), 5)
     assert [problem.id for problem in kept] == ["3", "5"]
     assert lengths == [3, 5]
 
@@ -185,7 +185,7 @@ def test_a_template_that_refuses_a_system_turn_is_one_sentence(made_tokenizer: A
     user = Message("user", "1")
     assert prompt_tokens(Problem("p1", (user,), "1", "t"), tokenizer) == tuple(made_tokenizer.encode("1"))
     with pytest.raises(UsageError) as caught:
-        fitting([Problem("p2", (Message("system", "0"), user), "1", "t")], tokenizer, 5)
+        prompt_length(Problem("p2", (Message("system", "0"), user), "1", "t"), tokenizer)
     assert str(caught.value) == (
         "problem 'p2': the model's chat template refuses its prompt (System role not supported); take another --prompt in"
         " luspo prepare-data or luspo eval, for example boxed-suffix, which has no system turn"

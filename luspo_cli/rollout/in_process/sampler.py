@@ -75,6 +75,7 @@ class InProcessSampler:
                 response=texts[row],
                 stop_reason=batch.stop_reasons[row],
                 rollout_logprobs=tuple(batch.logprobs[row]),
+                thought_open=prompts[row // size].thought_open,
             )
             for row in range(len(texts))
         ]

@@ -105,6 +105,7 @@ def to_rollout(
         response="",
         stop_reason=StopReason.END if tokens[-1] in end_tokens else StopReason.LENGTH,
         rollout_logprobs=tuple(logprobs) if keep_logprobs else (),
+        thought_open=prompt.thought_open,
     )
 
 
