@@ -10,37 +10,19 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from luspo_cli.config.eval import Mode
 from luspo_cli.errors import UsageError, nearest
+from luspo_cli.evaluation.problems import BenchmarkProblem
+from luspo_cli.evaluation.scores import summarise
 from luspo_cli.grading.verdict import NeedsSymbolic, Reason, Verdict
 from luspo_cli.records import Message
 
 AnswerForm = Literal["boxed", "answer-line", "hash"]
 """Where a prompt asks for the answer, which is looked for there first: `\\boxed{}`, `Answer: ...`, or `#### N`."""
-
-
-@dataclass(frozen=True, slots=True)
-class BenchmarkProblem:
-    """One problem. `gold` went through the same normaliser as a prediction; `raw_gold` is what the file holds.
-
-    Example:
-        BenchmarkProblem("60", "Every morning Aya goes ...", "204", raw_gold="204", aliases=("0",))
-    """
-
-    id: str
-    question: str
-    gold: str
-    raw_gold: Any
-    images: tuple[str, ...] = ()
-    """Paths below the data folder, in the order of the prompt's `<image>` marks."""
-    extra: Mapping[str, Any] = field(default_factory=dict)
-    """What the metrics need: level, subject, question type, skills."""
-    aliases: tuple[str, ...] = ()
-    """Other ids under which a response may be handed in, such as the 0-based row index."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +57,11 @@ class Benchmark(ABC):
     @abstractmethod
     def problems(self, source: Path) -> list[BenchmarkProblem]:
         """Read all problems from a folder or file; raises UsageError where the file is not this benchmark."""
+
+    def from_hub(self) -> list[BenchmarkProblem]:
+        """Return all problems from the hub; UsageError where they cannot be had there."""
+        published = f" (published as {self.hub_ids[0].partition(':')[0]})" if self.hub_ids else ""
+        raise UsageError(f"{self.name} needs its files{published}: give their folder with --data.")
 
     def prompt(self, problem: BenchmarkProblem, variant: str | None = None) -> tuple[Message, ...]:
         """Return the turns for `problem` in the prompt `variant` (None: the default); raises UsageError if unknown."""
@@ -111,8 +98,6 @@ class Benchmark(ABC):
         self, problems: Sequence[BenchmarkProblem], graded: Mapping[str, Sequence[Verdict]]
     ) -> dict[str, Any]:
         """Return the metrics over all `problems`; a problem without verdicts in `graded` (by id) is wrong."""
-        from luspo_cli.evaluation.scores import summarise
-
         return summarise(problems, graded, answer_key=self.answer_key)
 
     def answer_key(self, extracted: str) -> str:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from luspo_cli.config.eval import BenchmarkConfig, EvalRun, Mode, SamplingConfig
 from luspo_cli.errors import UsageError, nearest
-from luspo_cli.evaluation.benchmark import Benchmark, BenchmarkProblem
+from luspo_cli.evaluation.benchmark import Benchmark
 from luspo_cli.evaluation.benchmarks.table import SUITES, load_benchmark
-from luspo_cli.evaluation.problem_source import benchmark_data, benchmark_problems, first_problems
+from luspo_cli.evaluation.problems import BenchmarkProblem, benchmark_data, first_problems
 from luspo_cli.evaluation.responses import ResponseReport, read_responses
 from luspo_cli.evaluation.scorer import EvaluationResult, Finished, score_samples
 
@@ -114,7 +114,7 @@ def _score_file(
     out = Path(config.output.path) if config.output.path else None
     result = score_responses(
         benchmark,
-        benchmark_problems(name, benchmark, _data(config), several=False),
+        _problems(config, name, benchmark, several=False),
         Path(config.responses.file),
         mode=config.benchmark.mode,
         variant=config.benchmark.prompt or None,
@@ -140,12 +140,12 @@ def _draw_and_score(
     from luspo_cli.evaluation.weights import find_weights
 
     weights = find_weights(config.model.path, config.model.step, config.model.revision or None)
-    data, several = _data(config), len(loaded) > 1
+    several = len(loaded) > 1
     for benchmark in loaded.values():
         _require_readable(benchmark, weights)
     problems = {}
     for name, benchmark in loaded.items():
-        whole = benchmark_problems(name, benchmark, data, several=several)
+        whole = _problems(config, name, benchmark, several=several)
         problems[name] = first_problems(whole, config.sampling.limit, benchmark.name)
     if judge is not None:
         judge.check()
@@ -240,6 +240,11 @@ def _evaluation(
 
 def _data(config: EvalRun) -> Path | None:
     return Path(config.benchmark.data) if config.benchmark.data else None
+
+
+def _problems(config: EvalRun, name: str, benchmark: Benchmark, *, several: bool) -> list[BenchmarkProblem]:
+    data = _data(config)
+    return benchmark.from_hub() if data is None else benchmark.problems(benchmark_data(name, data, several=several))
 
 
 def _checked(benchmark: Benchmark, chosen: BenchmarkConfig) -> Benchmark:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -22,7 +21,7 @@ from luspo_cli.evaluation.benchmark import Benchmark, BenchmarkProblem
 from luspo_cli.evaluation.judge import Judge
 from luspo_cli.evaluation.judging import JudgeLog, judge_samples, known_replies
 from luspo_cli.evaluation.responses import Sample
-from luspo_cli.evaluation.sample_store import (
+from luspo_cli.evaluation.samples import (
     PartialSamples,
     StoredSample,
     is_same,
@@ -33,6 +32,7 @@ from luspo_cli.evaluation.sample_store import (
 )
 from luspo_cli.evaluation.sampling import SamplingModel, benchmark_prompts
 from luspo_cli.evaluation.scorer import EvaluationResult, Finished, score_samples
+from luspo_cli.metrics.rollout_metrics import length_statistics, lengths_by_verdict
 from luspo_cli.records import Prompt, StopReason
 from luspo_cli.rollout.sampler import SamplingOptions
 
@@ -267,7 +267,9 @@ def _score(
     result = score_samples(benchmark, problems, to_grade, mode=evaluation.mode, variant=evaluation.variant)
     details: dict[str, Any] = {"benchmark_size": benchmark.size, "sampling": evaluation.identity()}
     details["config"] = evaluation.config.stored()
-    metrics = dict(result.metrics) | _length_metrics(samples, _in_order(result, samples))
+    lengths = [sample.response_length for sample in samples]
+    right = [result.graded[sample.id][sample.sample].correct for sample in samples]
+    metrics = {**result.metrics, **length_statistics(lengths), **lengths_by_verdict(lengths, right)}
     result = replace(result, metrics=metrics, details=details)
     if judge is not None and log is not None:
         result = judge_samples(judge, benchmark, result, to_grade, log, say=say)
@@ -277,10 +279,6 @@ def _score(
     write_results(evaluation.samples_file, _rows(result, samples))
     result.write(evaluation.json_file)
     return result.to_json()
-
-
-def _in_order(result: EvaluationResult, samples: Sequence[StoredSample]) -> list[bool]:
-    return [result.graded[sample.id][sample.sample].correct for sample in samples]
 
 
 def _rows(result: EvaluationResult, samples: Sequence[StoredSample]) -> list[dict[str, Any]]:
@@ -295,17 +293,3 @@ def _rows(result: EvaluationResult, samples: Sequence[StoredSample]) -> list[dic
             | {"reason": str(verdict.reason), **judged}
         )
     return rows
-
-
-def _length_metrics(samples: Sequence[StoredSample], correct: Sequence[bool]) -> dict[str, float | None]:
-    """`response_length/{p50,p90,max,correct,incorrect}` in tokens, as in metrics.jsonl; None where nothing counts."""
-    lengths = sorted(sample.response_length for sample in samples)
-    right = [sample.response_length for sample, good in zip(samples, correct, strict=True) if good]
-    wrong = [sample.response_length for sample, good in zip(samples, correct, strict=True) if not good]
-    return {
-        "response_length/p50": statistics.median(lengths),
-        "response_length/p90": lengths[max(0, -(-9 * len(lengths) // 10) - 1)],
-        "response_length/max": lengths[-1],
-        "response_length/correct": statistics.fmean(right) if right else None,
-        "response_length/incorrect": statistics.fmean(wrong) if wrong else None,
-    }

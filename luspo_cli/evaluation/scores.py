@@ -1,4 +1,4 @@
-"""Reducers over repeated samples: avg@k, unbiased pass@k, maj@k, and bootstrap intervals over problems.
+"""From verdicts to numbers: avg@k, unbiased pass@k, maj@k, bootstrap intervals over problems, tables by group.
 
 Decided here: every mean divides by the problems of the benchmark, never by the answers found; a problem without a
 response is wrong. pass@k is the unbiased estimate of Chen et al. (arXiv 2107.03374), in exact integers; it is not the
@@ -10,18 +10,22 @@ problems; where all problems scored alike the interval is Wilson's.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from math import comb
 from typing import Any
 
-from luspo_cli.evaluation.benchmark import BenchmarkProblem
+from luspo_cli.evaluation.problems import BenchmarkProblem
 from luspo_cli.grading.verdict import Reason, Verdict
 from luspo_cli.metrics.intervals import wilson_interval
 
 RESAMPLES = 2_000
 SEED = 0
 _GOLD = "\0gold"
+
+Graded = Mapping[str, Sequence[Verdict]]
+"""Verdicts by problem id."""
 
 
 def pass_at_k(n: int, correct: int, k: int) -> Fraction:
@@ -71,7 +75,7 @@ def sample_counts(n: int) -> list[int]:
 
 def summarise(
     problems: Sequence[BenchmarkProblem],
-    graded: Mapping[str, Sequence[Verdict]],
+    graded: Graded,
     *,
     answer_key: Callable[[str], str],
 ) -> dict[str, Any]:
@@ -82,7 +86,7 @@ def summarise(
     """
     verdicts = [[v for v in graded.get(problem.id, ()) if v.reason is not Reason.MISSING] for problem in problems]
     answered = [row for row in verdicts if row]
-    shares = [Fraction(sum(v.correct for v in row), len(row)) if row else Fraction(0) for row in verdicts]
+    shares = [share_correct(row) for row in verdicts]
     handed = sum(map(len, verdicts))
     total = max(1, len(problems))
     metrics: dict[str, Any] = {
@@ -105,24 +109,55 @@ def summarise(
     return metrics
 
 
-def by_group(
-    problems: Sequence[BenchmarkProblem],
-    graded: Mapping[str, Sequence[Verdict]],
-    key: str,
-) -> dict[str, dict[str, Any]]:
-    """Return problems, right answers (a mean over samples, maybe a fraction) and accuracy by value of `extra[key]`."""
-    shares: dict[Any, list[Fraction]] = {}
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One line of a table; a problem with several samples counts with the share of them that is right."""
+
+    correct: Fraction
+    total: int
+    """Problems, never responses."""
+
+    @property
+    def accuracy(self) -> float:
+        """In [0, 1]."""
+        return float(self.correct / self.total) if self.total else 0.0
+
+    def as_dict(self) -> dict[str, float]:
+        """Return accuracy, correct and total for a result file."""
+        correct = float(self.correct) if self.correct.denominator > 1 else int(self.correct)
+        return {"accuracy": self.accuracy, "correct": correct, "total": self.total}
+
+
+def share_correct(verdicts: Sequence[Verdict]) -> Fraction:
+    """The share of a problem's samples that are right; 0 without samples."""
+    return Fraction(sum(verdict.correct for verdict in verdicts), max(1, len(verdicts)))
+
+
+def overall(problems: Sequence[BenchmarkProblem], graded: Graded) -> Cell:
+    """Accuracy over all problems; one without a verdict is wrong."""
+    return Cell(sum((share_correct(graded.get(problem.id, ())) for problem in problems), Fraction(0)), len(problems))
+
+
+def accuracy_by(
+    problems: Sequence[BenchmarkProblem], graded: Graded, values_of: Callable[[BenchmarkProblem], Iterable[str]]
+) -> dict[str, Cell]:
+    """One cell per value, sorted by value; a problem with several values counts once in each."""
+    members: dict[str, list[BenchmarkProblem]] = {}
     for problem in problems:
-        group = problem.extra.get(key)
-        if group is not None:
-            row = [v for v in graded.get(problem.id, ()) if v.reason is not Reason.MISSING]
-            share = Fraction(sum(v.correct for v in row), len(row)) if row else Fraction(0)
-            shares.setdefault(group, []).append(share)
+        for value in dict.fromkeys(values_of(problem)):
+            members.setdefault(value, []).append(problem)
+    return {value: overall(members[value], graded) for value in sorted(members)}
+
+
+def as_dicts(cells: Mapping[str, Cell]) -> dict[str, dict[str, float]]:
+    """The cells of one table for a result file."""
+    return {value: cell.as_dict() for value, cell in cells.items()}
+
+
+def by_group(problems: Sequence[BenchmarkProblem], graded: Graded, key: str) -> dict[str, dict[str, Any]]:
+    """Return problems, right answers (a mean over samples, maybe a fraction) and accuracy by value of `extra[key]`."""
+    having = [problem for problem in problems if problem.extra.get(key) is not None]
     return {
-        str(group): {
-            "problems": len(row),
-            "correct": float(sum(row, Fraction(0))),
-            "accuracy": float(sum(row, Fraction(0)) / len(row)),
-        }
-        for group, row in sorted(shares.items(), key=lambda item: str(item[0]))
+        group: {"problems": cell.total, "correct": float(cell.correct), "accuracy": cell.accuracy}
+        for group, cell in accuracy_by(having, graded, lambda problem: (str(problem.extra[key]),)).items()
     }

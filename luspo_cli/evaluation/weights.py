@@ -80,7 +80,7 @@ class Weights:
 
     def reads_images(self) -> bool | None:
         """Return whether the configuration names a vision part; None where it is not on the disk."""
-        from luspo_cli.evaluation.sample_store import read_object
+        from luspo_cli.evaluation.samples import read_object
 
         config = read_object(Path(self.base or self.path).expanduser() / "config.json")
         return None if config is None else "vision_config" in config
@@ -93,7 +93,7 @@ def find_weights(model_or_run: str, step: int | None, revision: str | None = Non
         UsageError: nothing is there, a run has no whole checkpoint (or not that step), --step goes with no run, or
             --revision with no hub id.
     """
-    from luspo_cli.evaluation.sample_store import read_object
+    from luspo_cli.evaluation.samples import read_object
 
     folder = Path(model_or_run).expanduser()
     if revision is not None and folder.exists():

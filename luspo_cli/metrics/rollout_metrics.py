@@ -13,13 +13,30 @@ from luspo_cli.records import Rollout, ScoredGroup, VerificationStatus
 
 def length_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
     """`response_length/{mean,p50,p90,max}` in tokens and `response/truncated_fraction`."""
-    lengths = sorted(rollout.response_length for rollout in rollouts)
     return {
-        "response_length/mean": statistics.fmean(lengths),
-        "response_length/p50": statistics.median(lengths),
-        "response_length/p90": lengths[max(0, -(-9 * len(lengths) // 10) - 1)],
-        "response_length/max": lengths[-1],
+        **length_statistics([rollout.response_length for rollout in rollouts]),
         "response/truncated_fraction": statistics.fmean(rollout.truncated for rollout in rollouts),
+    }
+
+
+def length_statistics(lengths: Sequence[int]) -> dict[str, float]:
+    """`response_length/{mean,p50,p90,max}` of at least one length; p90 is the smallest that 90 % do not exceed."""
+    ordered = sorted(lengths)
+    return {
+        "response_length/mean": statistics.fmean(ordered),
+        "response_length/p50": statistics.median(ordered),
+        "response_length/p90": ordered[max(0, -(-9 * len(ordered) // 10) - 1)],
+        "response_length/max": ordered[-1],
+    }
+
+
+def lengths_by_verdict(lengths: Sequence[int], correct: Sequence[bool]) -> dict[str, float | None]:
+    """`response_length/{correct,incorrect}`: mean lengths of right and of wrong responses."""
+    right = [length for length, good in zip(lengths, correct, strict=True) if good]
+    wrong = [length for length, good in zip(lengths, correct, strict=True) if not good]
+    return {
+        "response_length/correct": statistics.fmean(right) if right else None,
+        "response_length/incorrect": statistics.fmean(wrong) if wrong else None,
     }
 
 
@@ -28,16 +45,13 @@ def reward_metrics(groups: Sequence[ScoredGroup]) -> dict[str, float | None]:
     rewards = [reward for group in groups for reward in group.rewards]
     lengths = [rollout.response_length for group in groups for rollout in group.rollouts]
     correct = [reward.status is VerificationStatus.CORRECT for reward in rewards]
-    right = [length for length, good in zip(lengths, correct, strict=True) if good]
-    wrong = [length for length, good in zip(lengths, correct, strict=True) if not good]
     counts = [sum(r.status is VerificationStatus.CORRECT for r in group.rewards) for group in groups]
     full = [count == len(group.rewards) for count, group in zip(counts, groups, strict=True)]
     empty = [count == 0 for count in counts]
     mixed = [0 < count < len(group.rewards) for count, group in zip(counts, groups, strict=True)]
     statuses = [reward.status for reward in rewards]
     return {
-        "response_length/correct": statistics.fmean(right) if right else None,
-        "response_length/incorrect": statistics.fmean(wrong) if wrong else None,
+        **lengths_by_verdict(lengths, correct),
         "reward/total/mean": statistics.fmean(reward.total for reward in rewards),
         "reward/accuracy/mean": statistics.fmean(reward.accuracy for reward in rewards),
         "reward/format/mean": statistics.fmean(reward.format for reward in rewards),

@@ -15,7 +15,7 @@ import pytest
 from doubles.evaluation import ScriptedSampler, evaluation_of, never, scripted
 from luspo_cli.errors import RunError, UsageError
 from luspo_cli.evaluation.runner import Evaluation, check, chunk_seed, evaluate
-from luspo_cli.evaluation.sample_store import PartialSamples
+from luspo_cli.evaluation.samples import PartialSamples
 
 
 def rows_of(evaluation: Evaluation) -> list[dict[str, Any]]:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import json_lines, write_json_lines
 
 from luspo_cli.evaluation.benchmark import BenchmarkProblem
-from luspo_cli.evaluation.benchmarks.fourdim import FourCounts, count_groups
-from luspo_cli.evaluation.benchmarks.wemath import WEMATH, four_dimensions, printed
+from luspo_cli.evaluation.benchmarks.wemath import WEMATH, FourCounts, count_groups, four_dimensions
 from luspo_cli.evaluation.evaluate import score_responses
 from luspo_cli.grading.free_text.letters import official_letter, read_letter
 from luspo_cli.grading.free_text.options import split_options
@@ -19,6 +19,24 @@ from luspo_cli.grading.verdict import Reason, Verdict
 
 RIGHT, WRONG = Verdict("A", True, Reason.EXACT), Verdict("B", False, Reason.DIFFERENT)
 OPTIONS = {"A": "4 cm", "B": "6 cm", "C": "8 cm", "D": "No correct answer"}
+
+
+def printed(metrics: Mapping[str, Any]) -> dict[str, str]:
+    """The rows as the official scripts print them: percent with two decimals, counts in parentheses."""
+    rows = {}
+    for setting in ("strict", "loose"):
+        table, label = metrics[setting], setting.capitalize()
+        rows[f"Score ({label})"] = f"{table['score']:.2%}"
+        for key, name in (
+            ("ik", "InsufficientKnowledge"),
+            ("ig", "InadequateGeneralization"),
+            ("cm", "CompleteMastery"),
+            ("rm", "RoteMemorization"),
+        ):
+            rows[f"{name} ({label})"] = f"{table[f'{key}_rate']:.2%} ({table[key]:g})"
+    names = {"one": "One-step(S1)", "two": "Two-step(S2)", "three": "Three-step(S3)"}
+    rows |= {names[step]: f"{cell['accuracy']:.2%}" for step, cell in metrics["steps"].items()}
+    return rows | {domain: f"{accuracy:.2%}" for domain, accuracy in metrics["domains"].items()}
 
 
 @pytest.fixture(scope="module")

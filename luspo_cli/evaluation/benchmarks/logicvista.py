@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from luspo_cli.evaluation.benchmark import Benchmark, BenchmarkProblem, Mode, PromptTemplate
-from luspo_cli.evaluation.tables import accuracy_by, as_dicts, overall
+from luspo_cli.evaluation.scores import accuracy_by, as_dicts, overall
 from luspo_cli.evaluation.vision_files import check_rows, data_file, read_rows
 from luspo_cli.grading.free_text.labels import assistant_part, labels_in, read_labels
 from luspo_cli.grading.verdict import Reason, Verdict

@@ -26,7 +26,7 @@ from luspo_cli.evaluation.benchmarks.mathvista_official import (
     short_extraction,
     unread_answer,
 )
-from luspo_cli.evaluation.tables import accuracy_by, as_dicts, overall
+from luspo_cli.evaluation.scores import accuracy_by, as_dicts, overall
 from luspo_cli.evaluation.vision_files import check_rows, data_file, read_rows
 from luspo_cli.grading.free_text.choices import choice_position, read_choice
 from luspo_cli.grading.free_text.numbers import decimal, list_items, number_in, read_list, read_number, rounded

@@ -6,19 +6,28 @@ Abstract: each composed problem comes with the one-step problems it is made of, 
     understanding. `official` is the benchmark's string rule for the letter; `rule` reads every stated letter.
 Paper: We-Math: Does Your Large Multimodal Model Achieve Human-like Mathematical Reasoning?, arXiv 2407.01284.
 Licence: CC BY-NC 4.0, non-commercial.
+
+The four-dimensional metrics say what a model knows of a problem's parts against what it makes of the whole.
+Per group of n one-step problems and the problem composed of them, with s one-step problems right and m whether the
+composed one is: IK (insufficient knowledge) m = 0, s < n; IG (inadequate generalisation) m = 0, s = n; CM (complete
+mastery) m = 1 and s = n, or s >= 1 in the loose setting; RM (rote memorisation) the rest of m = 1. The rate of RM
+is RM / (CM + RM), all others are over the groups; Score = (CM + 0.5 IG) / groups.
+
+Groups come from the benchmark, never from the responses: in the official script a missing row removes its group
+from the counts and is credited in the score. Where no composed problem is right the RM rate is 0 (the script stops).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from luspo_cli.errors import UsageError
 from luspo_cli.evaluation.benchmark import Benchmark, BenchmarkProblem, Mode, PromptTemplate
-from luspo_cli.evaluation.benchmarks.fourdim import count_groups
-from luspo_cli.evaluation.tables import Cell, accuracy_by, as_dicts, overall
+from luspo_cli.evaluation.scores import Cell, accuracy_by, as_dicts, overall
 from luspo_cli.evaluation.vision_files import check_rows, data_file, read_rows
 from luspo_cli.grading.free_text.letters import official_letter, read_letter, short_letter
 from luspo_cli.grading.free_text.options import split_options
@@ -112,6 +121,55 @@ class WeMath(Benchmark):
         return f"{row['ID']}/{row['key']}" if "ID" in row and "key" in row else None
 
 
+@dataclass(frozen=True, slots=True)
+class FourCounts:
+    """Groups in each category, for one setting."""
+
+    ik: int
+    ig: int
+    cm: int
+    rm: int
+
+    @property
+    def groups(self) -> int:
+        return self.ik + self.ig + self.cm + self.rm
+
+    @property
+    def score(self) -> float:
+        """(CM + 0.5 IG) / groups."""
+        return (self.cm + 0.5 * self.ig) / self.groups if self.groups else 0.0
+
+    @property
+    def rm_rate(self) -> float:
+        """RM / (CM + RM), 0 where no composed problem is right."""
+        mastered = self.cm + self.rm
+        return self.rm / mastered if mastered else 0.0
+
+    def as_dict(self) -> dict[str, float]:
+        """Score, the four rates in [0, 1] and the four counts, for a result file."""
+        groups = self.groups or 1
+        rates = {"ik_rate": self.ik / groups, "ig_rate": self.ig / groups, "cm_rate": self.cm / groups}
+        counts = {"ik": self.ik, "ig": self.ig, "cm": self.cm, "rm": self.rm}
+        return {"score": self.score, **rates, "rm_rate": self.rm_rate, **counts}
+
+
+def count_groups(groups: Iterable[tuple[tuple[bool, ...], bool]]) -> Mapping[str, FourCounts]:
+    """Count (one-step verdicts, composed verdict) pairs into the `strict` and the `loose` setting."""
+    ik = ig = 0
+    strict_cm = loose_cm = right = 0
+    for steps, composed in groups:
+        if not composed:
+            ik, ig = (ik, ig + 1) if all(steps) else (ik + 1, ig)
+            continue
+        right += 1
+        strict_cm += all(steps)
+        loose_cm += any(steps)
+    return {
+        "strict": FourCounts(ik, ig, strict_cm, right - strict_cm),
+        "loose": FourCounts(ik, ig, loose_cm, right - loose_cm),
+    }
+
+
 def four_dimensions(
     problems: Sequence[BenchmarkProblem], graded: Mapping[str, Sequence[Verdict]]
 ) -> dict[str, dict[str, float]]:
@@ -137,24 +195,6 @@ def four_dimensions(
         tables = [count[setting].as_dict() for count in counts]
         settings[setting] = {key: _mean([table[key] for table in tables]) for key in tables[0]}
     return settings
-
-
-def printed(metrics: Mapping[str, Any]) -> dict[str, str]:
-    """The rows as the official scripts print them: percent with two decimals, counts in parentheses."""
-    rows = {}
-    for setting in ("strict", "loose"):
-        table, label = metrics[setting], setting.capitalize()
-        rows[f"Score ({label})"] = f"{table['score']:.2%}"
-        for key, name in (
-            ("ik", "InsufficientKnowledge"),
-            ("ig", "InadequateGeneralization"),
-            ("cm", "CompleteMastery"),
-            ("rm", "RoteMemorization"),
-        ):
-            rows[f"{name} ({label})"] = f"{table[f'{key}_rate']:.2%} ({table[key]:g})"
-    names = {"one": "One-step(S1)", "two": "Two-step(S2)", "three": "Three-step(S3)"}
-    rows |= {names[step]: f"{cell['accuracy']:.2%}" for step, cell in metrics["steps"].items()}
-    return rows | {domain: f"{accuracy:.2%}" for domain, accuracy in metrics["domains"].items()}
 
 
 def _steps(problems: Sequence[BenchmarkProblem], graded: Mapping[str, Sequence[Verdict]]) -> dict[str, Cell]:

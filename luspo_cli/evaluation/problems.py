@@ -1,4 +1,4 @@
-"""Where the problems of a benchmark come from: a folder of the user's, else the hub; whole, then cut by `--limit`.
+"""One problem of a benchmark, and where its data lies: a folder of the user's, else the hub; whole, then cut by `--limit`.
 
 The benchmark itself refuses another number of rows than it has, so a limit is always a stated part of the whole and
 never half a file by accident.
@@ -6,12 +6,32 @@ never half a file by accident.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from luspo_cli.errors import UsageError
-from luspo_cli.evaluation.benchmark import Benchmark, BenchmarkProblem
-from luspo_cli.evaluation.text_benchmark import TextBenchmark
+
+
+@dataclass(frozen=True, slots=True)
+class BenchmarkProblem:
+    """One problem. `gold` went through the same normaliser as a prediction; `raw_gold` is what the file holds.
+
+    Example:
+        BenchmarkProblem("60", "Every morning Aya goes ...", "204", raw_gold="204", aliases=("0",))
+    """
+
+    id: str
+    question: str
+    gold: str
+    raw_gold: Any
+    images: tuple[str, ...] = ()
+    """Paths below the data folder, in the order of the prompt's `<image>` marks."""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """What the metrics need: level, subject, question type, skills."""
+    aliases: tuple[str, ...] = ()
+    """Other ids under which a response may be handed in, such as the 0-based row index."""
 
 
 def benchmark_data(name: str, data: Path, *, several: bool) -> Path:
@@ -28,20 +48,6 @@ def benchmark_data(name: str, data: Path, *, several: bool) -> Path:
     if not data.exists():
         raise UsageError(f"There is no data file or folder {data}; give the one with the files of {name} to --data.")
     return data
-
-
-def benchmark_problems(name: str, benchmark: Benchmark, data: Path | None, *, several: bool) -> list[BenchmarkProblem]:
-    """Return all problems of a benchmark from `data`, or from the hub where it is None.
-
-    Raises:
-        UsageError: the data is not there or is not this benchmark.
-    """
-    if data is not None:
-        return benchmark.problems(benchmark_data(name, data, several=several))
-    if isinstance(benchmark, TextBenchmark):
-        return benchmark.from_hub()
-    published = f" (published as {benchmark.hub_ids[0].partition(':')[0]})" if benchmark.hub_ids else ""
-    raise UsageError(f"{benchmark.name} needs its files{published}: give their folder with --data.")
 
 
 def first_problems(problems: Sequence[BenchmarkProblem], limit: int, name: str) -> list[BenchmarkProblem]:
