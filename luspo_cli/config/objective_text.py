@@ -1,7 +1,7 @@
 """An objective in words, as an equation and in the spelling of TRL and verl, for people and for `--json`.
 
 Words and equation are composed from the four parts and the values actually set, so they follow every override; only the
-paper is looked up by name. The spellings are those of TRL 1.x (paper index) and verl 0.9.1.
+paper is looked up by name. The spellings are written from the settings in `luspo_cli.config.peers`.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from luspo_cli.config.objective import ObjectiveConfig
+from luspo_cli.config.peers import trl_settings, trl_text, verl_settings, verl_text
 
 PAPERS = {
     "grpo": "DeepSeekMath, arXiv 2402.03300, equation 3",
@@ -59,12 +60,6 @@ _SUMS = {
     "seq-mean-token-sum": ("(1/N) Σ_i Σ_t ", "(1/N) Σ_i |y_i| · "),
     "seq-mean-token-sum-norm": ("(1/N) Σ_i (1/L) Σ_t ", "(1/N) Σ_i (|y_i|/L) · "),
 }
-_TRL_LOSS_TYPES = {
-    "token-mean": "dapo",
-    "seq-mean-token-mean": "grpo",
-    "seq-mean-token-sum": "luspo",
-    "seq-mean-token-sum-norm": "dr_grpo",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +95,8 @@ def describe(config: ObjectiveConfig) -> ObjectiveText:
         equation=_equation(config),
         definitions=_definitions(config),
         paper=PAPERS[config.name],
-        trl=_trl(config),
-        verl=_verl(config),
+        trl=trl_text(trl_settings(config)),
+        verl=verl_text(verl_settings(config)),
     )
 
 
@@ -171,75 +166,3 @@ def _definitions(config: ObjectiveConfig) -> tuple[str, ...]:
     if config.entropy_coefficient > 0:
         lines.append("H_it entropy of the policy's next-token distribution, in nats")
     return tuple(lines)
-
-
-def _trl(config: ObjectiveConfig) -> str:
-    if config.advantage == "leave_one_out":
-        return "no setting: GRPOTrainer has no leave-one-out baseline"
-    low, high = _number(config.clip_low), _number(config.clip_high)
-    settings = [f'scale_rewards="{"group" if config.advantage == "group_mean_std" else "none"}"']
-    if config.ratio == "sequence":
-        settings.append('importance_sampling_level="sequence"')
-    loss_type = _TRL_LOSS_TYPES[config.aggregation or ""]
-    if config.surrogate == "gmpo":
-        if config.aggregation != "seq-mean-token-mean":
-            return "no setting: its GMPOTrainer averages over sequences only"
-        return f"trl.experimental.gmpo.GMPOConfig(epsilon={low}, epsilon_high={high}, {settings[0]})"
-    if config.surrogate == "cispo":
-        if config.aggregation != "token-mean":
-            return "no setting: its cispo averages over tokens only"
-        # TRL's epsilon_high is the cap itself, and there is no lower bound.
-        settings += ['loss_type="cispo"', f"epsilon_high={_number(1 + (config.clip_high or 0))}"]
-        if config.clip_low != 1:
-            settings.append(f"(no lower bound, ours is {_number(1 - (config.clip_low or 0))})")
-    elif config.surrogate == "sapo":
-        if config.aggregation != "seq-mean-token-mean":
-            return "no setting: its sapo averages over the tokens of a sequence, then over sequences"
-        positive, negative = _number(config.sapo_temperature_positive), _number(config.sapo_temperature_negative)
-        settings += ['loss_type="sapo"', f"sapo_temperature_pos={positive}", f"sapo_temperature_neg={negative}"]
-    elif loss_type == "luspo" and config.ratio == "token":
-        return "no setting: its luspo needs the sequence ratio"
-    else:
-        settings += [f'loss_type="{loss_type}"', f"epsilon={low}", f"epsilon_high={high}"]
-        if config.dual_clip is not None:
-            settings.append(f"delta={_number(config.dual_clip)}")
-    if config.kl_coefficient > 0:
-        settings.append(
-            f"beta={_number(config.kl_coefficient)}" + ("" if config.kl_estimator == "k3" else " (k3 only)")
-        )
-    if config.entropy_coefficient > 0:
-        settings.append("(no entropy term)")
-    return ", ".join(settings)
-
-
-def _verl(config: ObjectiveConfig) -> str:
-    actor = "actor_rollout_ref.actor"
-    estimator = "rloo" if config.advantage == "leave_one_out" else "grpo"
-    settings = [f"algorithm.adv_estimator={estimator}"]
-    if estimator == "grpo":
-        settings.append(f"algorithm.norm_adv_by_std_in_grpo={config.advantage == 'group_mean_std'}")
-    modes = {"clip": "gspo" if config.ratio == "sequence" else "vanilla", "gmpo": "geo_mean"}
-    mode = modes.get(config.surrogate or "", config.surrogate)
-    if config.ratio == "sequence" and config.surrogate != "clip":
-        return f"no setting: its {mode} has token ratios only"
-    settings += [f"{actor}.policy_loss.loss_mode={mode}", f"{actor}.loss_agg_mode={config.aggregation}"]
-    if config.aggregation == "seq-mean-token-sum-norm":
-        settings.append(f"{actor}.loss_scale_factor=<the response limit>")
-    if config.surrogate == "sapo":
-        settings.append(f"{actor}.tau_pos={_number(config.sapo_temperature_positive)}")
-        settings.append(f"{actor}.tau_neg={_number(config.sapo_temperature_negative)}")
-    else:
-        settings.append(f"{actor}.clip_ratio_low={_number(config.clip_low)}")
-        settings.append(f"{actor}.clip_ratio_high={_number(config.clip_high)}")
-    if mode == "vanilla":
-        # verl's vanilla loss always has a dual clip, 3.0 unless set; a very large one is none.
-        settings.append(f"{actor}.clip_ratio_c={_number(config.dual_clip) if config.dual_clip else '1e9'}")
-    elif mode == "gspo" and config.dual_clip is not None:
-        settings.append("(no dual clip)")
-    if config.kl_coefficient > 0:
-        kinds = {"k1": "kl", "k2": "mse", "k3": "low_var_kl"}
-        settings.append(f"{actor}.use_kl_loss=True {actor}.kl_loss_coef={_number(config.kl_coefficient)}")
-        settings.append(f"{actor}.kl_loss_type={kinds[config.kl_estimator or 'k3']}")
-    if config.entropy_coefficient > 0:
-        settings.append(f"{actor}.entropy_coeff={_number(config.entropy_coefficient)}")
-    return " ".join(settings)

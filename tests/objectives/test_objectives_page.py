@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from luspo_cli.commands.objectives import OBJECTIVES_EXAMPLES, chosen_names, objectives_cli
 from luspo_cli.config.objective import NAMED_OBJECTIVES, ObjectiveConfig, resolve
 from luspo_cli.config.objective_text import PAPERS, describe
+from luspo_cli.config.peers import trl_settings, verl_settings
 from luspo_cli.errors import UsageError
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "objectives.md").read_text(encoding="utf-8")
@@ -81,7 +82,8 @@ def test_equation_and_spellings_follow_the_values_set() -> None:
         " + 0.1 · (1/N) Σ_i Σ_t k2_it − 0.01 · (1/N) Σ_i Σ_t H_it"
     )
     assert "epsilon=0.003" in text.trl
-    assert "beta=0.1 (k3 only)" in text.trl
+    assert "beta=0.1, use_bias_correction_kl=False, entropy_coef=0.01" in text.trl
+    assert "(its KL term is k3 only)" in text.trl
     assert "kl_loss_type=mse" in text.verl
     assert "clip_ratio_low=0.003" in text.verl
     dual = describe(resolve("grpo", dual_clip=3.0))
@@ -105,6 +107,36 @@ def test_luspo_spellings() -> None:
     assert 'importance_sampling_level="sequence", loss_type="luspo", epsilon=0.002, epsilon_high=0.0025' in text.trl
     assert "loss_mode=gspo actor_rollout_ref.actor.loss_agg_mode=seq-mean-token-sum" in text.verl
     assert "epsilon_high=5" in describe(resolve("cispo")).trl
+
+
+def custom(**parts: object) -> ObjectiveConfig:
+    clip = {"clip_low": 0.2, "clip_high": 0.2} if parts.get("surrogate") != "sapo" else {}
+    temperatures = {} if clip else {"sapo_temperature_positive": 1.0, "sapo_temperature_negative": 1.1}
+    base = {"advantage": "group_mean", "ratio": "token", "surrogate": "clip", "aggregation": "token-mean"}
+    return resolve("custom", **(base | clip | temperatures | parts))
+
+
+@pytest.mark.parametrize(
+    ("config", "trl", "verl"),
+    [
+        (custom(advantage="leave_one_out"), "GRPOTrainer has no leave-one-out baseline", None),
+        (custom(surrogate="sapo"), "its sapo averages over", "its sapo ignores loss_agg_mode"),
+        (custom(surrogate="gmpo"), "its GMPOTrainer averages", "its geo_mean ignores loss_agg_mode"),
+        (custom(surrogate="cispo", aggregation="seq-mean-token-sum"), "its cispo averages over tokens only", None),
+        (custom(surrogate="cispo", ratio="sequence"), None, "its cispo has token ratios only"),
+        (custom(aggregation="seq-mean-token-sum"), None, None),
+    ],
+)
+def test_settings_are_data_and_say_what_is_missing(config: ObjectiveConfig, trl: str | None, verl: str | None) -> None:
+    for found, reason in ((trl_settings(config), trl), (verl_settings(config), verl)):
+        assert bool(found.values) is (reason is None)
+        assert found.missing.startswith(reason) if reason else not found.missing
+
+
+def test_the_response_limit_is_a_number_where_it_is_known() -> None:
+    assert verl_settings(resolve("dr_grpo"), 8192).values["actor_rollout_ref.actor.loss_scale_factor"] == 8192
+    assert trl_settings(resolve("dr_grpo"), 8192).values["max_completion_length"] == 8192
+    assert "loss_scale_factor=<the response limit>" in describe(resolve("dr_grpo")).verl
 
 
 def test_command_prints_every_name() -> None:

@@ -1,0 +1,174 @@
+"""Settings of TRL and verl that give the loss of an objective, as data: what is printed and what is run read the same tables.
+
+They are those of TRL 1.16 (`GRPOConfig`, `trl.experimental.gmpo.GMPOConfig`) and verl 0.9.1 (Hydra overrides). Tests marked `trl`
+and `verl` run both peers' own code with them. Older releases read some of them otherwise: docs/objectives.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from luspo_cli.config.objective import ObjectiveConfig
+
+Value = str | float | int | bool
+
+ACTOR = "actor_rollout_ref.actor"
+RESPONSE_LIMIT = "<the response limit>"
+"""Stands for the number where it is not known."""
+NO_DUAL_CLIP = 1e9
+"""verl's vanilla loss always has a dual clip, 3.0 unless set; a very large one is none."""
+
+_TRL_LOSS_TYPES = {
+    "token-mean": "dapo",
+    "seq-mean-token-mean": "grpo",
+    "seq-mean-token-sum": "luspo",
+    "seq-mean-token-sum-norm": "dr_grpo",
+}
+_VERL_KL = {"k1": "kl", "k2": "mse", "k3": "low_var_kl"}
+
+
+@dataclass(frozen=True, slots=True)
+class PeerSettings:
+    """What to set in a peer for an objective."""
+
+    values: Mapping[str, Value] = field(default_factory=dict)
+    """Option → value; empty where the peer has no such objective."""
+    differences: tuple[str, ...] = ()
+    """What the peer cannot do or does otherwise even so, in words."""
+    missing: str = ""
+    """Why no settings give this objective; empty where some do."""
+    config_class: str = "GRPOConfig"
+    """Of TRL: the class that takes these options."""
+
+
+def trl_settings(config: ObjectiveConfig, response_limit: int | None = None) -> PeerSettings:
+    """TRL's options for the objective's loss; `response_limit`: of `seq-mean-token-sum-norm`, its `max_completion_length`."""
+    if missing := _missing_in_trl(config):
+        return PeerSettings(missing=missing)
+    values: dict[str, Value] = {"scale_rewards": "group" if config.advantage == "group_mean_std" else "none"}
+    differences: list[str] = []
+    low, high = config.clip_low or 0.0, config.clip_high or 0.0
+    if config.surrogate == "gmpo":
+        values |= {"epsilon": low, "epsilon_high": high}
+    else:
+        values["importance_sampling_level"] = config.ratio or ""
+    if config.surrogate == "clip":
+        values |= {"loss_type": _TRL_LOSS_TYPES[config.aggregation or ""], "epsilon": low, "epsilon_high": high}
+        if config.dual_clip is not None:
+            values["delta"] = config.dual_clip
+        if config.aggregation == "seq-mean-token-sum-norm":
+            values["max_completion_length"] = RESPONSE_LIMIT if response_limit is None else response_limit
+    elif config.surrogate == "cispo":
+        values |= {"loss_type": "cispo", "epsilon_high": 1 + high}  # there it is the cap itself
+        if low != 1:
+            differences.append(f"no lower bound, ours is {1 - low:g}")
+    elif config.surrogate == "sapo":
+        values |= {
+            "loss_type": "sapo",
+            "sapo_temperature_pos": config.sapo_temperature_positive or 0.0,
+            "sapo_temperature_neg": config.sapo_temperature_negative or 0.0,
+        }
+    if config.kl_coefficient > 0:
+        values["beta"] = config.kl_coefficient
+        if config.surrogate != "gmpo":
+            values["use_bias_correction_kl"] = False  # on by default: it multiplies the KL term by the importance ratio
+        if config.kl_estimator != "k3":
+            differences.append("its KL term is k3 only")
+    if config.entropy_coefficient > 0 and config.surrogate == "gmpo":
+        differences.append("no entropy term")
+    elif config.entropy_coefficient > 0:
+        values["entropy_coef"] = config.entropy_coefficient
+        if config.aggregation != "token-mean":
+            differences.append("its entropy term is a mean over the tokens of each micro-batch")
+    return PeerSettings(
+        values, tuple(differences), config_class="GMPOConfig" if config.surrogate == "gmpo" else "GRPOConfig"
+    )
+
+
+def verl_settings(config: ObjectiveConfig, response_limit: int | None = None) -> PeerSettings:
+    """verl's overrides for the objective's loss; `response_limit`: of `seq-mean-token-sum-norm`, its `loss_scale_factor`."""
+    if missing := _missing_in_verl(config):
+        return PeerSettings(missing=missing)
+    values: dict[str, Value] = {"algorithm.adv_estimator": "grpo"}
+    if config.advantage == "leave_one_out":
+        values["algorithm.adv_estimator"] = "rloo"
+    else:
+        values["algorithm.norm_adv_by_std_in_grpo"] = config.advantage == "group_mean_std"
+    mode = _verl_loss_mode(config)
+    values |= {f"{ACTOR}.policy_loss.loss_mode": mode, f"{ACTOR}.loss_agg_mode": config.aggregation or ""}
+    differences: list[str] = []
+    if config.aggregation == "seq-mean-token-sum-norm":
+        values[f"{ACTOR}.loss_scale_factor"] = RESPONSE_LIMIT if response_limit is None else response_limit
+    if mode == "sapo":
+        values[f"{ACTOR}.tau_pos"] = config.sapo_temperature_positive or 0.0
+        values[f"{ACTOR}.tau_neg"] = config.sapo_temperature_negative or 0.0
+    else:
+        values[f"{ACTOR}.clip_ratio_low"] = config.clip_low or 0.0
+        values[f"{ACTOR}.clip_ratio_high"] = config.clip_high or 0.0
+    if mode == "vanilla":
+        values[f"{ACTOR}.clip_ratio_c"] = config.dual_clip or NO_DUAL_CLIP
+    elif mode == "gspo" and config.dual_clip is not None:
+        differences.append("no dual clip")
+    if mode == "geo_mean":
+        differences.append("a mean over the rows of each micro-batch")
+    if config.kl_coefficient > 0:
+        values |= {
+            f"{ACTOR}.use_kl_loss": True,
+            f"{ACTOR}.kl_loss_coef": config.kl_coefficient,
+            f"{ACTOR}.kl_loss_type": _VERL_KL[config.kl_estimator or "k3"],
+        }
+    if config.entropy_coefficient > 0:
+        values[f"{ACTOR}.entropy_coeff"] = config.entropy_coefficient
+    return PeerSettings(values, tuple(differences))
+
+
+def trl_text(settings: PeerSettings) -> str:
+    """The settings as arguments of TRL's configuration class."""
+    if settings.missing:
+        return f"no setting: {settings.missing}"
+    words = [
+        f'{key}="{value}"' if isinstance(value, str) else f"{key}={_plain(value)}"
+        for key, value in settings.values.items()
+    ]
+    text = ", ".join([*words, *(f"({difference})" for difference in settings.differences)])
+    return f"trl.experimental.gmpo.GMPOConfig({text})" if settings.config_class == "GMPOConfig" else text
+
+
+def verl_text(settings: PeerSettings) -> str:
+    """The settings as overrides on verl's command line."""
+    if settings.missing:
+        return f"no setting: {settings.missing}"
+    words = [f"{key}={_plain(value)}" for key, value in settings.values.items()]
+    return " ".join([*words, *(f"({difference})" for difference in settings.differences)])
+
+
+def _plain(value: Value) -> str:
+    return str(value) if isinstance(value, str | bool) else f"{value:g}"
+
+
+def _missing_in_trl(config: ObjectiveConfig) -> str:
+    if config.advantage == "leave_one_out":
+        return "GRPOTrainer has no leave-one-out baseline"
+    averages = {
+        "gmpo": ("seq-mean-token-mean", "its GMPOTrainer averages over sequences only"),
+        "cispo": ("token-mean", "its cispo averages over tokens only"),
+        "sapo": ("seq-mean-token-mean", "its sapo averages over the tokens of a sequence, then over sequences"),
+    }
+    aggregation, reason = averages.get(config.surrogate or "", (config.aggregation, ""))
+    return "" if config.aggregation == aggregation else reason
+
+
+def _verl_loss_mode(config: ObjectiveConfig) -> str:
+    if config.surrogate == "clip":
+        return "gspo" if config.ratio == "sequence" else "vanilla"
+    return "geo_mean" if config.surrogate == "gmpo" else config.surrogate or ""
+
+
+def _missing_in_verl(config: ObjectiveConfig) -> str:
+    mode = _verl_loss_mode(config)
+    if config.ratio == "sequence" and config.surrogate != "clip":
+        return f"its {mode} has token ratios only"
+    if mode in ("sapo", "geo_mean") and config.aggregation != "seq-mean-token-mean":
+        return f"its {mode} ignores loss_agg_mode and averages over sequences"
+    return ""
