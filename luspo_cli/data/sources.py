@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -110,8 +110,8 @@ class _Published:
     data_source: str
     prompt: str
     splits: tuple[str, ...]
-    gold: Callable[[Any], str | None] = field(repr=False)
-    file_stem: str
+    gold: Callable[[Any], str | None] = gold_answer
+    file_stem: str = ".*"
     """Pattern of the upstream files' names; GSM8K's folder holds others beside them."""
 
 
@@ -119,24 +119,12 @@ def _gsm8k_gold(value: Any) -> str | None:
     return gold_answer(value) if isinstance(value, str) and "####" in value else None
 
 
-_PUBLISHED: dict[str, _Published] = {
+_PUBLISHED = {
     "gsm8k": _Published(
-        "openai/gsm8k",
-        "main",
-        "gsm8k",
-        "qwen-boxed",
-        ("train", "test"),
-        _gsm8k_gold,
-        r"(?:train|test)(?:-\d+-of-\d+)?",
+        "openai/gsm8k", "main", "gsm8k", "qwen-boxed", ("train", "test"), _gsm8k_gold, r"(?:train|test)(?:-\d+-of-\d+)?"
     ),
     "dapo-math-17k": _Published(
-        "BytedTsinghua-SIA/DAPO-Math-17k",
-        None,
-        "math_dapo",
-        "dapo",
-        ("train",),
-        gold_answer,
-        r"(?i:(?!.*aime).*)",
+        "BytedTsinghua-SIA/DAPO-Math-17k", None, "math_dapo", "dapo", ("train",), file_stem=r"(?i:(?!.*aime).*)"
     ),
 }
 SOURCE_NAMES = (*_PUBLISHED, "arithmetic", "virl39k")
@@ -165,7 +153,7 @@ def open_source(name: str, options: SourceOptions) -> Source:
         return _open_local(path, options)
     if name.count("/") == 1 and not name.startswith((".", "/", "~")) and path.suffix.lower() not in SUFFIXES:
         hub_id, _, config = name.partition(":")
-        return _open_hub(name, hub_id, config or None, options, hub_id, "qwen-boxed", ("train", "test"), gold_answer)
+        return _open_hub(name, _Published(hub_id, config or None, hub_id, "qwen-boxed", ("train", "test")), options)
     raise UsageError(
         f"'{name}' is neither a file or folder nor a known source{nearest(name, SOURCE_NAMES)}; the known sources are "
         f"{', '.join(SOURCE_NAMES)}, and a hub data set is written owner/name."
@@ -174,16 +162,7 @@ def open_source(name: str, options: SourceOptions) -> Source:
 
 def _open_published(name: str, published: _Published, options: SourceOptions) -> Source:
     if options.from_path is None:
-        return _open_hub(
-            name,
-            published.hub_id,
-            published.hub_config,
-            options,
-            published.data_source,
-            published.prompt,
-            published.splits,
-            published.gold,
-        )
+        return _open_hub(name, published, options)
     by_split = {
         split: files
         for split, files in _files_by_split(options.from_path, published.file_stem).items()
@@ -213,14 +192,18 @@ def split_of(name: str) -> str:
 
     Words decide and not letters: `interval` is no validation. Where two words disagree, the data is not for training.
     """
-    words = [word.rstrip("0123456789") for word in re.split(r"[^a-z0-9]+", name.lower())]
-    said = {_SPLIT_WORDS[word] for word in words if word in _SPLIT_WORDS}
+    said = _splits_said(name)
     return next((split for split in ("test", "validation") if split in said), "train")
 
 
 def says_train(name: str) -> bool:
     """Whether a name says `train` itself, and no other split."""
-    return split_of(name) == "train" and re.search(r"(?<![a-z])train(?:ing)?(?![a-z])", name.lower()) is not None
+    return _splits_said(name) == {"train"}
+
+
+def _splits_said(name: str) -> set[str]:
+    words = (word.rstrip("0123456789") for word in re.split(r"[^a-z0-9]+", name.lower()))
+    return {_SPLIT_WORDS[word] for word in words if word in _SPLIT_WORDS}
 
 
 def _files_by_split(path: Path, stem: str = ".*") -> dict[str, list[Path]]:
@@ -294,20 +277,12 @@ class _Columns:
         return SourceRow(question.text, answer, number, unfit, question.system, question.earlier_turns, solution)
 
 
-def _open_hub(
-    name: str,
-    hub_id: str,
-    config: str | None,
-    options: SourceOptions,
-    data_source: str,
-    prompt: str,
-    wanted: tuple[str, ...],
-    gold: Callable[[Any], str | None],
-) -> Source:
+def _open_hub(name: str, published: _Published, options: SourceOptions) -> Source:
+    hub_id = published.hub_id
     try:
         import datasets
 
-        loaded = datasets.load_dataset(hub_id, config, revision=options.revision)
+        loaded = datasets.load_dataset(hub_id, published.hub_config, revision=options.revision)
     except Exception as error:  # the hub client raises dozens of kinds; each one means "no data"
         reason = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
         how = f"give its files with --from PATH (`luspo prepare-data {name} --from PATH ...`)"
@@ -320,9 +295,9 @@ def _open_hub(
     for split, table in loaded.items():
         names = list(table.column_names)
         names += [f"{column}.{inner}" for column in names for inner in _inner_names(table.features[column])]
-        splits[str(split)] = _table_rows(table, _Columns.chosen(names, options, f"{hub_id} ({split})", gold))
-    ordered = {split: splits[split] for split in (*wanted, *splits) if split in splits}
-    return Source(name, data_source, prompt, ordered, _commit(loaded) or options.revision)
+        splits[str(split)] = _table_rows(table, _Columns.chosen(names, options, f"{hub_id} ({split})", published.gold))
+    ordered = {split: splits[split] for split in (*published.splits, *splits) if split in splits}
+    return Source(name, published.data_source, published.prompt, ordered, _commit(loaded) or options.revision)
 
 
 def _commit(loaded: Mapping[Any, Any]) -> str | None:
