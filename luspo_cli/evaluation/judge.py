@@ -13,13 +13,13 @@ import os
 import re
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
+
+import httpx
 
 from luspo_cli.config.eval import JudgeConfig, JudgeTask
 from luspo_cli.errors import UsageError
@@ -149,6 +149,9 @@ class Judge:
         self.model, self.task, self.prompt = model, task, PROMPTS[task]
         self.workers, self.timeout_s, self.attempts, self.max_tokens = workers, timeout_s, attempts, max_tokens
         self._key = key
+        # Connections stay open between requests. httpx repeats nothing by itself, and its time limits are a socket's, so
+        # attempts, waits and the bounds of one reply are counted below.
+        self._client = httpx.Client(limits=httpx.Limits(max_connections=workers))
         self._stop = threading.Event()
 
     def identity(self) -> dict[str, Any]:
@@ -220,36 +223,23 @@ class Judge:
     def _complete(self, messages: Sequence[Mapping[str, str]], max_tokens: int) -> str:
         """Send one chat completion and return the reply's text."""
         body = {"model": self.model, "messages": list(messages), "temperature": 0, "max_tokens": max_tokens}
-        headers = {"Content-Type": "application/json", "User-Agent": "luspo"}
-        if self._key:
-            headers["Authorization"] = f"Bearer {self._key}"
-        request = urllib.request.Request(self.url, json.dumps(body).encode(), headers, method="POST")
+        headers = {"User-Agent": "luspo", **({"Authorization": f"Bearer {self._key}"} if self._key else {})}
         deadline = time.monotonic() + self.timeout_s
         try:
-            with urllib.request.urlopen(request, timeout=self.timeout_s) as response:
+            with self._client.stream("POST", self.url, json=body, headers=headers, timeout=self.timeout_s) as response:
                 raw = _read(response, deadline)
-        except urllib.error.HTTPError as error:
-            raise self._http_failure(error) from None
-        except _Failure:
-            raise
-        except (OSError, ValueError) as error:  # refused, reset, timed out, no such host, a broken status line
-            reason = getattr(error, "reason", None) or error
-            timed_out = isinstance(reason, TimeoutError)
-            text = f"no reply in {self.timeout_s:g} s" if timed_out else f"no connection: {reason}"
-            raise _Failure(self._shown(text), again=True) from None
-        except Exception as error:  # http.client's own errors: an answer cut short, or no HTTP at all
+        except httpx.TimeoutException:
+            raise _Failure(f"no reply in {self.timeout_s:g} s", again=True) from None
+        except httpx.ConnectError as error:
+            raise _Failure(self._shown(f"no connection: {error}"), again=True) from None
+        except (httpx.HTTPError, httpx.InvalidURL) as error:  # reset, cut short, or no HTTP at all
             raise _Failure(self._shown(f"broken reply: {type(error).__name__}"), again=True) from None
-        return _content(raw)
-
-    def _http_failure(self, error: urllib.error.HTTPError) -> _Failure:
-        try:
-            said = error.read(2_000).decode("utf-8", "replace")
-        except OSError:
-            said = ""
-        wait = error.headers.get("Retry-After", "") if error.headers else ""
-        return _Failure(
-            self._shown(f"HTTP {error.code}: {' '.join(said.split())}"),
-            again=error.code in (408, 409, 425, 429) or error.code >= 500,
+        if response.is_success:
+            return _content(raw)
+        said, wait = raw[:2_000].decode("utf-8", "replace"), response.headers.get("Retry-After", "")
+        raise _Failure(
+            self._shown(f"HTTP {response.status_code}: {' '.join(said.split())}"),
+            again=response.status_code in (408, 409, 425, 429) or response.status_code >= 500,
             wait_s=float(wait) if re.fullmatch(r"\d{1,6}(\.\d+)?", wait) else None,
         )
 
@@ -285,17 +275,16 @@ def read_reply(text: str, task: JudgeTask) -> Reply:
     return Reply(extracted, verdicts[-1].lower() == "correct")
 
 
-def _read(response: Any, deadline: float) -> bytes:
+def _read(response: httpx.Response, deadline: float) -> bytes:
     """Read a body in pieces: the socket's own time limit starts again with every byte."""
-    parts, size = [], 0
-    while part := response.read1(1 << 16):
-        parts.append(part)
-        size += len(part)
-        if size > LONGEST_BODY:
+    raw = b""
+    for part in response.iter_bytes():
+        raw += part
+        if len(raw) > LONGEST_BODY:
             raise _Failure(f"a reply of more than {LONGEST_BODY:,} bytes", again=False)
         if time.monotonic() > deadline:
-            raise TimeoutError
-    return b"".join(parts)
+            raise httpx.ReadTimeout("")
+    return raw
 
 
 def _content(raw: bytes) -> str:
