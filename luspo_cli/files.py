@@ -157,7 +157,9 @@ def append(path: Path, content: bytes, then: str = GO_ON) -> None:
                 _write(descriptor, content)
                 os.fsync(descriptor)  # some file systems say only here that the disk is full
             except OSError:
-                with contextlib.suppress(OSError):  # a torn line that stays is left out by readers, and removed by --resume
+                with contextlib.suppress(
+                    OSError
+                ):  # a torn line that stays is left out by readers, and removed by --resume
                     os.ftruncate(descriptor, start)
                 raise
         finally:
@@ -175,8 +177,7 @@ def write_failure(error: BaseException) -> str | None:
 
     Libraries that write by themselves wrap it in exceptions of their own, of which only the text shows where it came from.
     """
-    if isinstance(error, RunError) and error.__cause__ is not None:  # a file in the midst of a folder, said already
-        error = error.__cause__
+    error = _cause(error)
     if isinstance(error, KnownError):
         return None
     first = next(iter(str(error).strip().splitlines()), type(error).__name__)
@@ -185,22 +186,28 @@ def write_failure(error: BaseException) -> str | None:
     return first if _IN_A_LIBRARYS_WORDS.search(str(error)) else None
 
 
-def cannot_write(what: object, error: BaseException, then: str = GO_ON) -> RunError:
-    """The sentence for what could not be written: what the system said, what to do about it, and `then`."""
+def _cause(error: BaseException) -> BaseException:
+    """A file that could not be written in the midst of a folder has its sentence already; the folder's says the same cause."""
+    return error.__cause__ if isinstance(error, RunError) and error.__cause__ is not None else error
+
+
+def cannot_write(what: object, error: BaseException, then: str = GO_ON, left: str = "") -> RunError:
+    """The sentence for what could not be written: what the system said, what is `left`, what to do about it, and `then`."""
     reason = write_failure(error) or str(error)
-    full = getattr(error, "errno", None) in _DISK_FULL or "No space left" in reason or "(os error 28)" in reason
-    return RunError(f"cannot write {what}: {reason}; {'free some space' if full else 'mend that'}, {then}")
+    full = getattr(_cause(error), "errno", None) in _DISK_FULL or "No space left" in reason or "(os error 28)" in reason
+    advice = "free some space" if full else "mend that"
+    return RunError(f"cannot write {what}: {reason}; {f'{left}; ' if left else ''}{advice}, {then}")
 
 
 @contextlib.contextmanager
-def said_in_one_sentence(what: object, then: str = GO_ON) -> Iterator[None]:
+def said_in_one_sentence(what: object, then: str = GO_ON, left: str = "") -> Iterator[None]:
     """Within this block a disk or file system that fails is a RunError: `cannot_write`."""
     try:
         yield
     except Exception as error:
         if write_failure(error) is None:
             raise
-        raise cannot_write(what, error, then) from error
+        raise cannot_write(what, error, then, left) from error
 
 
 def lock(path: Path, *, wait: bool = False, shared: bool = False) -> int:
@@ -255,5 +262,5 @@ def require_object(file: Path, advice: str) -> dict[str, Any]:
     except ValueError:
         raise UsageError(f"{file} is not readable JSON; {advice}") from None
     if not isinstance(content, dict):
-        raise UsageError(f"{file} holds no JSON object; {advice}")
+        raise UsageError(f"{file} is not readable JSON: it holds no JSON object; {advice}")
     return content

@@ -8,7 +8,6 @@ a curve with a hidden gap is worse than no curve.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from luspo_cli.analysis.logs import no_step, read_json_lines, read_log
 from luspo_cli.errors import UsageError, nearest
+from luspo_cli.files import require_object
 from luspo_cli.metrics.names import METRICS
 
 if TYPE_CHECKING:
@@ -252,15 +252,7 @@ def _step(row: Mapping[str, Any], log: Path, place: int) -> int:
 
 
 def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_bytes())
-    except OSError as failure:
-        raise UsageError(f"{path} cannot be read: {failure.strerror}.") from None
-    except ValueError:
-        raise UsageError(f"{path} is not valid JSON; restore it or leave this run out.") from None
-    if not isinstance(content, dict):
-        raise UsageError(f"{path} holds no JSON object; restore it or leave this run out.")
-    return content
+    return require_object(path, "restore it or leave this run out.")
 
 
 def _section(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:

@@ -30,7 +30,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 
 from luspo_cli.analysis.history import RunHistory
 from luspo_cli.analysis.variants import ClipRange, Variant, clip_ranges, clip_sentence, split_into_variants
-from luspo_cli.errors import RunError, UsageError, nearest
+from luspo_cli.errors import UsageError, nearest
 from luspo_cli.files import replace_file
 from luspo_cli.metrics.names import METRICS
 
@@ -354,10 +354,4 @@ def _write(figure: Figure, out: Path) -> None:
     metadata = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}[kind]
     drawn = io.BytesIO()
     figure.savefig(drawn, format=kind, metadata=metadata)
-    try:
-        replace_file(out, drawn.getvalue())
-    except (OSError, RunError) as failure:
-        # A RunError tells of a write that failed half-way, and how to go on with a training; here there is none.
-        reason = failure if isinstance(failure, OSError) else failure.__cause__
-        words = getattr(reason, "strerror", None) or str(failure)
-        raise RunError(f"{out} could not be written: {words}; free some space or name another file.") from None
+    replace_file(out, drawn.getvalue(), "or name another file")

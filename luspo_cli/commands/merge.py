@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from luspo_cli.errors import RunError, UsageError
+from luspo_cli.errors import UsageError
 
 MERGE_EXAMPLES = [
     "luspo merge runs/gsm8k-lora --out models/gsm8k-lora",
@@ -49,19 +48,13 @@ def merge_cli(
 def merge(adapter: Path, out: Path) -> None:
     """Write the merged model of a peft folder to `out`, whole or not at all; RunError on a full disk."""
     from luspo_cli.config.model import ModelConfig
+    from luspo_cli.files import replacing_folder, said_in_one_sentence
     from luspo_cli.policy.loading import load_model
 
     loaded = load_model(ModelConfig(path=str(adapter)))
-    partial = out.with_name(f".{out.name}.partial")
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        loaded.model.save_pretrained(partial, safe_serialization=True)
-        (loaded.processor or loaded.tokenizer).save_pretrained(partial)
-        partial.rename(out)
-    except BaseException as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        if isinstance(error, OSError) or "No space" in str(error):
-            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-            raise RunError(f"cannot write {out}: {reason}; nothing half-written was left") from error
-        raise
+    with (
+        said_in_one_sentence(out, "or choose another --out", "nothing half-written was left"),
+        replacing_folder(out) as folder,
+    ):
+        loaded.model.save_pretrained(folder, safe_serialization=True)
+        (loaded.processor or loaded.tokenizer).save_pretrained(folder)

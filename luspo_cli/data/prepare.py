@@ -19,7 +19,6 @@ from typing import Any
 
 from luspo_cli import __version__
 from luspo_cli.data.overlap import ExcludedQuestions, question_digest
-from luspo_cli.data.problems import file_sha256
 from luspo_cli.data.prompts import build_prompt, prompt_template
 from luspo_cli.data.reading import QUESTION_COLUMNS, choose_column, column_names, data_files, read_rows, value_at
 from luspo_cli.data.sources import (
@@ -34,6 +33,7 @@ from luspo_cli.data.sources import (
 from luspo_cli.data.values import is_readable_gold, question_text
 from luspo_cli.data.writing import MANIFEST, IfExists, SplitWriter, check_output, new_folder, write_manifest
 from luspo_cli.errors import UsageError, nearest
+from luspo_cli.files import file_sha256
 
 _CHECKED_AT_ONCE = 512
 _EVALUATION_SPLITS = {"test": LeftOut.IN_TEST_SPLIT, "validation": LeftOut.IN_VALIDATION_SPLIT}

@@ -20,6 +20,7 @@ from luspo_cli.data.images import image_file
 from luspo_cli.data.prompts import IMAGE_MARK
 from luspo_cli.data.values import answer_text
 from luspo_cli.errors import UsageError, nearest
+from luspo_cli.files import file_sha256
 from luspo_cli.records import Message, Problem
 
 _COLUMNS = ("data_source", "prompt", "images", "reward_model", "extra_info")
@@ -62,12 +63,6 @@ def load_problems(path: str | Path, *, split: str = "train", deduplicate: bool =
 def fingerprint(path: str | Path, *, split: str = "train") -> str:
     """Return the sha256, in hex, of the file that `load_problems` reads for the same arguments."""
     return file_sha256(_data_file(Path(path), split))
-
-
-def file_sha256(file: Path) -> str:
-    """Return the sha256 of a file, in hex."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _data_file(path: Path, split: str) -> Path:

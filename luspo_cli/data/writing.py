@@ -1,4 +1,4 @@
-"""The data folder appears whole or not at all: everything is written beside it and renamed at the end.
+"""The data folder appears whole or not at all.
 
 Rows go out in verl's layout, one row group at a time. The folder that a new one replaces is only ever one that
 `luspo prepare-data` wrote itself (it holds a manifest.json).
@@ -6,11 +6,7 @@ Rows go out in verl's layout, one row group at a time. The folder that a new one
 
 from __future__ import annotations
 
-import errno
 import json
-import os
-import shutil
-import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +15,8 @@ from typing import Any, Literal, Self
 import pyarrow
 import pyarrow.parquet
 
-from luspo_cli.errors import RunError, UsageError
+from luspo_cli.errors import UsageError
+from luspo_cli.files import replacing_folder, said_in_one_sentence
 from luspo_cli.records import Message
 
 MANIFEST = "manifest.json"
@@ -121,59 +118,13 @@ def new_folder(out: Path, if_exists: IfExists) -> Iterator[Path]:
         RunError: the disk is full or cannot be written.
     """
     check_output(out, if_exists)
-    parent, name = out.absolute().parent, out.absolute().name
-    partial = parent / f".{name}.partial-{socket.gethostname()}-{os.getpid()}"
-    try:
-        _remove_abandoned(parent, f".{name}.partial-{socket.gethostname()}-")
-        partial.mkdir(parents=True)
-        yield partial
+    then, left = "then give the same command again", "nothing half-written is left"
+    with said_in_one_sentence(out, then, left), replacing_folder(out.absolute()) as folder:
+        yield folder
         check_output(out, if_exists)  # it may have appeared meanwhile
-        _exchange(partial, out.absolute())
-    except OSError as error:
-        if error.errno == errno.ENOSPC or "No space left" in str(error):
-            message = f"The disk is full: {out} was not written and nothing half-written is left; free some space."
-        else:
-            message = f"{out} could not be written ({error.strerror or error}); nothing half-written is left."
-        raise RunError(message) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Write manifest.json, keys sorted: the same content gives the same bytes."""
     text = json.dumps(manifest, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
     (folder / MANIFEST).write_text(text, encoding="utf-8")
-
-
-def _remove_abandoned(parent: Path, prefix: str) -> None:
-    """Remove what a killed preparation of the same folder left behind on this machine."""
-    for path in parent.iterdir() if parent.is_dir() else ():
-        process = path.name.removeprefix(prefix)
-        if path.name.startswith(prefix) and process.isdigit() and not _is_running(int(process)):
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def _is_running(process: int) -> bool:
-    if process == os.getpid():
-        return False
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def _exchange(new: Path, out: Path) -> None:
-    if not out.exists():
-        new.rename(out)
-        return
-    old = out.parent / f".{out.name}.replaced-{os.getpid()}"
-    out.rename(old)
-    try:
-        new.rename(out)
-    except OSError:
-        old.rename(out)
-        raise
-    shutil.rmtree(old, ignore_errors=True)

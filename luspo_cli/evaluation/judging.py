@@ -22,6 +22,7 @@ from luspo_cli.evaluation.judge import Judge, Question, Reply
 from luspo_cli.evaluation.responses import Sample
 from luspo_cli.evaluation.scorer import EvaluationResult, score_samples
 from luspo_cli.evaluation.scores import bootstrap_interval
+from luspo_cli.files import append
 
 
 class JudgeLog:
@@ -47,9 +48,8 @@ class JudgeLog:
         if self._file is not None and reply.error is None:
             row = {"judge": self._judge, "key": key, "extracted": reply.extracted, "correct": reply.correct}
             self._file.parent.mkdir(parents=True, exist_ok=True)
-            with self._file.open("ab") as stream:
-                # The line feed comes first, so a line that a kill tore apart does not spoil the next one.
-                stream.write(b"\n" + json.dumps(row).encode())
+            # The line feed comes first, so a line that a kill tore apart does not spoil the next one.
+            append(self._file, b"\n" + json.dumps(row).encode(), "then the same command goes on")
 
     def _take(self, line: bytes) -> None:
         try:

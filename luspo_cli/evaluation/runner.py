@@ -25,13 +25,13 @@ from luspo_cli.evaluation.samples import (
     PartialSamples,
     StoredSample,
     is_same,
-    read_object,
     read_samples,
     require_same,
     write_results,
 )
 from luspo_cli.evaluation.sampling import SamplingModel, benchmark_prompts
 from luspo_cli.evaluation.scorer import EvaluationResult, Finished, score_samples
+from luspo_cli.files import read_object
 from luspo_cli.metrics.rollout_metrics import length_statistics, lengths_by_verdict
 from luspo_cli.records import Prompt, StopReason
 from luspo_cli.rollout.sampler import SamplingOptions

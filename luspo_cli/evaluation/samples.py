@@ -8,8 +8,6 @@ settings are refused: samples of two models in one score would be a number about
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import json
 import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,8 +16,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from luspo_cli.errors import RunError, UsageError
-from luspo_cli.files import replacing, write_json
+from luspo_cli.errors import UsageError
+from luspo_cli.files import lock, read_object, replacing, said_in_one_sentence, write_json
 from luspo_cli.runs.folder import differing_keys
 
 PARTIAL = ".partial"
@@ -61,11 +59,9 @@ class PartialSamples:
             UsageError: they have other settings and `replace` is not given, or another process is at work.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = os.open(self._lock_path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._release()
+            self._lock = lock(self._lock_path)
+        except BlockingIOError:
             raise UsageError(
                 f"Another process evaluates {self.path.name} into {self.path.parents[1]}; wait for it or choose --out."
             ) from None
@@ -144,15 +140,6 @@ def read_samples(file: Path) -> list[StoredSample]:
         return [StoredSample(**row) for row in parquet.read(columns=names).to_pylist()]
 
 
-def read_object(file: Path) -> dict[str, Any] | None:
-    """Return the JSON object in `file`, or None where it is absent or is none."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return content if isinstance(content, dict) else None
-
-
 def write_results(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write every sample with its verdicts, whole or not at all; raises RunError where it cannot be written."""
     write_parquet(file, list(rows), _SAMPLE_SCHEMA + _VERDICT_SCHEMA)
@@ -164,13 +151,8 @@ def write_parquet(file: Path, rows: Sequence[Mapping[str, Any]], columns: Sequen
     import pyarrow.parquet
 
     schema = pyarrow.schema([(name, pyarrow.type_for_alias(kind)) for name, kind in columns])
-    try:
-        with replacing(file) as stream:
-            pyarrow.parquet.write_table(pyarrow.Table.from_pylist([dict(row) for row in rows], schema=schema), stream)
-    except OSError as error:
-        raise RunError(
-            f"{file} could not be written ({error.strerror or error}); mend that, then the same command goes on."
-        ) from error
+    with said_in_one_sentence(file, "then the same command goes on"), replacing(file) as stream:
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist([dict(row) for row in rows], schema=schema), stream)
 
 
 def _short(value: Any) -> str:

@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from luspo_cli.errors import RunError
 from luspo_cli.evaluation.benchmark import Benchmark, BenchmarkProblem, Mode
 from luspo_cli.evaluation.responses import ResponseReport, Sample
+from luspo_cli.files import replace_file
 from luspo_cli.grading.maths.symbolic import is_for_sympy
 from luspo_cli.grading.pool import KillablePool, Outcome
 from luspo_cli.grading.verdict import NeedsSymbolic, Reason, Verdict
@@ -82,18 +81,7 @@ class EvaluationResult:
     def write(self, file: Path) -> None:
         """Write `to_json` to `file`, whole or not at all; raises RunError where it cannot be written."""
         text = json.dumps(self.to_json(), indent=1, ensure_ascii=True, allow_nan=False) + "\n"
-        partial = ""
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            handle, partial = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
-            with os.fdopen(handle, "w", encoding="utf-8") as stream:
-                stream.write(text)
-            os.chmod(partial, 0o644)
-            os.replace(partial, file)
-        except OSError as error:
-            if partial:
-                Path(partial).unlink(missing_ok=True)
-            raise RunError(f"{file} could not be written ({error.strerror or error}); choose another --out.") from error
+        replace_file(file, text.encode(), "or choose another --out")
 
 
 @dataclass(frozen=True, slots=True)

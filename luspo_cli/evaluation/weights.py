@@ -13,6 +13,7 @@ from typing import Any
 
 from luspo_cli.config.rollout import TemplateValue
 from luspo_cli.errors import UsageError
+from luspo_cli.files import file_sha256, read_object
 from luspo_cli.policy.model_files import ADAPTER_CONFIG, hub_commit
 
 WEIGHT_FILES = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.model", "*.txt", "*.py")
@@ -74,14 +75,11 @@ class Weights:
         if self.base is not None:
             total.update(f"{Weights(self.base, self.base, self.out).fingerprint()}\n".encode())
         for file in sorted({file for pattern in WEIGHT_FILES for file in folder.glob(pattern)}):
-            with file.open("rb") as stream:
-                total.update(f"{file.name} {hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
+            total.update(f"{file.name} {file_sha256(file)}\n".encode())
         return total.hexdigest()
 
     def reads_images(self) -> bool | None:
         """Return whether the configuration names a vision part; None where it is not on the disk."""
-        from luspo_cli.evaluation.samples import read_object
-
         config = read_object(Path(self.base or self.path).expanduser() / "config.json")
         return None if config is None else "vision_config" in config
 
@@ -93,8 +91,6 @@ def find_weights(model_or_run: str, step: int | None, revision: str | None = Non
         UsageError: nothing is there, a run has no whole checkpoint (or not that step), --step goes with no run, or
             --revision with no hub id.
     """
-    from luspo_cli.evaluation.samples import read_object
-
     folder = Path(model_or_run).expanduser()
     if revision is not None and folder.exists():
         raise UsageError(f"--revision is of a hub id, and {model_or_run} is a folder on this machine; leave it out.")

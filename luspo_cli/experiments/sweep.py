@@ -24,6 +24,7 @@ from typing import Any, Literal, Protocol
 
 from luspo_cli.config.stored import with_defaults
 from luspo_cli.errors import RunError, UsageError
+from luspo_cli.files import require_object
 from luspo_cli.runs.folder import differing_keys
 
 CONSOLE_LOG = "console.log"
@@ -274,13 +275,8 @@ def _state_of(run: Path, wanted: Configuration) -> Literal["fresh", "unfinished"
         if any(run.iterdir()) if run.is_dir() else run.exists():
             raise UsageError(f"{run} exists and is not a run folder; move it away or choose another --out.")
         return "fresh"
-    try:
-        found = json.loads((run / "config.json").read_bytes())
-        if not isinstance(found, dict):
-            raise ValueError
-    except ValueError:
-        raise UsageError(f"{run / 'config.json'} is not valid JSON; move {run} away and repeat the command.") from None
-    found = with_defaults(found)  # a run of an older version lacks the keys that came later
+    # A run of an older version lacks the keys that came later.
+    found = with_defaults(require_object(run / "config.json", f"move {run} away and repeat the command"))
     different = [f"{key} ({was!r} there, {now!r} now)" for key, was, now in differing_keys(found, wanted)]
     if different:
         more = f" and {len(different) - 3} more" if len(different) > 3 else ""

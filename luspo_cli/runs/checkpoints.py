@@ -7,7 +7,6 @@ names its base model. `luspo merge` makes a plain folder of the two.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from luspo_cli.errors import UsageError
-from luspo_cli.files import PARTIAL
+from luspo_cli.files import PARTIAL, file_sha256
 
 MANIFEST = "checkpoint.json"
 MODEL, ADAPTER = "model", "adapter"
@@ -108,5 +107,4 @@ def outdated(checkpoints: Path, step: int, keep: int) -> list[Checkpoint]:
 
 def digest(path: Path) -> dict[str, Any]:
     """Size and sha256 of a file, as the manifest lists them."""
-    with path.open("rb") as file:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    return {"bytes": path.stat().st_size, "sha256": file_sha256(path)}

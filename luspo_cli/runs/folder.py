@@ -6,7 +6,6 @@ checkpoint's step: the steps after it are computed again, and no step stands the
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -17,7 +16,7 @@ from typing import Any, Literal
 
 from luspo_cli.config.stored import with_defaults
 from luspo_cli.errors import RunError, UsageError
-from luspo_cli.files import PARTIAL, append, replace_file, write_json
+from luspo_cli.files import PARTIAL, append, holds, lock, read_object, replace_file, require_object, write_json
 
 IfExists = Literal["refuse", "resume", "replace"]
 BEFORE_STEP_1 = frozenset({"config.json", "provenance.json", "tracking.json", "run.log", "console.log", ".lock"})
@@ -104,12 +103,7 @@ class RunFolder:
         """RunError where the folder was moved or deleted since `open`: a second one would grow under the old name."""
         if self._lock is None:
             return
-        held = os.fstat(self._lock)
-        try:
-            now = os.stat(self.path / ".lock")
-        except OSError:
-            now = None
-        if now is None or (now.st_dev, now.st_ino) != (held.st_dev, held.st_ino):
+        if not holds(self._lock, self.path / ".lock"):
             raise RunError(
                 f"run folder {self.path} was moved or deleted while this process trained in it; nothing was written after"
                 " that: where it was moved, go on from its last checkpoint with --run NEW-PLACE --resume"
@@ -143,26 +137,19 @@ class RunFolder:
         return int(records[-1]["tokens/total"]) if records else 0
 
     def _take_lock(self) -> None:
-        descriptor = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._lock = lock(self.path / ".lock")
         except BlockingIOError:
-            os.close(descriptor)
             raise self._in_use() from None
-        self._lock = descriptor
 
     def _check_free(self) -> None:
         """UsageError where another process holds the lock now; takes it for no longer than the look."""
         try:
-            descriptor = os.open(self.path / ".lock", os.O_RDONLY)
-        except OSError:  # no lock, or none that this process may read: `open` says what is wrong
-            return
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            os.close(lock(self.path / ".lock", shared=True))
         except BlockingIOError:
             raise self._in_use() from None
-        finally:
-            os.close(descriptor)
+        except OSError:  # no lock, or none that this process may read: `open` says what is wrong
+            return
 
     def _in_use(self) -> UsageError:
         return UsageError(f"another process is training in {self.path}; wait for it or choose another --run")
@@ -196,16 +183,10 @@ class RunFolder:
 
     def stored_config(self) -> Mapping[str, Any] | None:
         """The content of config.json; None where it is not an object."""
-        try:
-            stored = json.loads((self.path / "config.json").read_bytes())
-        except (OSError, ValueError):
-            return None
-        return stored if isinstance(stored, Mapping) else None
+        return read_object(self.path / "config.json")
 
     def _check_same(self, config: Mapping[str, Any]) -> None:
-        stored = self.stored_config()
-        if stored is None:
-            raise UsageError(f"{self.path / 'config.json'} is not readable JSON; choose another --run")
+        stored = require_object(self.path / "config.json", "choose another --run")
         different = differing_keys(with_defaults(stored), config)
         if different:
             shown = ", ".join(f"{key} ({was!r} there, {now!r} now)" for key, was, now in different[:3])

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from luspo_cli.errors import RunError
-from luspo_cli.files import replacing
+from luspo_cli.files import replacing, said_in_one_sentence
 from luspo_cli.records import ScoredGroup
 
 
@@ -41,10 +40,5 @@ def store_rollouts(folder: Path, step: int, groups: Sequence[ScoredGroup], batch
         for rollout, reward, advantage in zip(group.rollouts, group.rewards, group.advantages, strict=True)
     ]
     final = folder / f"step-{step:06d}.parquet"
-    try:
-        with replacing(final) as stream:
-            pq.write_table(pa.Table.from_pylist(rows), stream)
-    except OSError as error:
-        raise RunError(
-            f"cannot write {final}: {error.strerror or error}; free some space, then go on with --resume"
-        ) from error
+    with said_in_one_sentence(final), replacing(final) as stream:
+        pq.write_table(pa.Table.from_pylist(rows), stream)

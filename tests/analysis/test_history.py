@@ -133,10 +133,10 @@ def test_an_empty_log_is_refused(write_run) -> None:
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        ("config.json", "{", r"config\.json is not valid JSON"),
-        ("config.json", "[]", r"config\.json holds no JSON object"),
+        ("config.json", "{", r"config\.json is not readable JSON"),
+        ("config.json", "[]", r"config\.json is not readable JSON: it holds no JSON object"),
         ("config.json", "{}", "names no objective"),
-        ("provenance.json", "x", r"provenance\.json is not valid JSON"),
+        ("provenance.json", "x", r"provenance\.json is not readable JSON"),
         ("config.json", None, r"has no config\.json"),
         ("metrics.jsonl", None, r"has no metrics\.jsonl"),
     ],

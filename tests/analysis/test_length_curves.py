@@ -295,10 +295,11 @@ def test_a_failed_write_is_one_sentence_and_leaves_the_old_figure(
         raise failure
 
     with monkeypatch.context() as patch:
-        patch.setattr(f"luspo_cli.runs.folder.os.{call}", failing)
+        patch.setattr(f"luspo_cli.files.os.{call}", failing)
         with pytest.raises(RunError) as caught:
             plot_length(runs, out)
-    assert str(caught.value) == f"{out} could not be written: {failure.strerror}; free some space or name another file."
+    advice = "free some space" if failure.errno == 28 else "mend that"
+    assert str(caught.value) == f"cannot write {out}: {failure.strerror}; {advice}, or name another file"
     assert out.read_bytes() == b"old"
     assert sorted(tmp_path.iterdir()) == before
 
@@ -306,7 +307,7 @@ def test_a_failed_write_is_one_sentence_and_leaves_the_old_figure(
 @pytest.mark.parametrize("suffix", [".png", ".svg", ".pdf"])
 def test_a_folder_that_is_a_file_is_one_sentence(runs, tmp_path, suffix) -> None:
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(RunError, match="could not be written"):
+    with pytest.raises(RunError, match=r"^cannot write .*; mend that, or name another file$"):
         plot_length(runs, tmp_path / "file" / "sub" / f"a{suffix}")
 
 

@@ -171,7 +171,7 @@ def test_the_result_file_is_whole_and_the_same_every_time(score, tmp_path: Path)
 
 def test_a_result_that_cannot_be_written_leaves_nothing(score, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(RunError, match="could not be written"):
+    with pytest.raises(RunError, match=r"^cannot write .*; mend that, or choose another --out$"):
         score([{"id": 60, "response": "x"}]).write(tmp_path / "file" / "OUT.json")
 
 

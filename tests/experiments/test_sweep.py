@@ -220,7 +220,7 @@ def test_folders_that_are_no_runs_are_refused(tmp_path) -> None:
     with pytest.raises(UsageError, match="is not a run folder"):
         _plan(tmp_path)
     (run / "config.json").write_text("{")
-    with pytest.raises(UsageError, match="is not valid JSON"):
+    with pytest.raises(UsageError, match="is not readable JSON"):
         _plan(tmp_path)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from luspo_cli import files
 from luspo_cli.errors import RunError, UsageError
 from luspo_cli.runs.checkpoints import Checkpoint, damage, find_checkpoints, newest_whole, remove_leftovers
 from luspo_cli.training import checkpoint as module
@@ -88,7 +89,7 @@ def test_only_the_newest_are_kept(trained: Trained, tmp_path: Path) -> None:
     assert visible(tmp_path) == ["step-000006", "step-000010"]
 
 
-@pytest.mark.parametrize("moment", ["save_optimizer", "digest", "_flush"])
+@pytest.mark.parametrize("moment", ["save_optimizer", "digest", "sync"])
 @pytest.mark.parametrize("error", [ValueError("injected"), KeyboardInterrupt()], ids=["error", "interrupt"])
 def test_a_write_that_dies_leaves_what_was_there(
     trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str, error: BaseException
@@ -98,7 +99,7 @@ def test_a_write_that_dies_leaves_what_was_there(
     def die(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(module, moment, die)
+    monkeypatch.setattr(files if moment == "sync" else module, moment, die)
     with pytest.raises(type(error)):
         trained.save(tmp_path, 4, keep=1)
     monkeypatch.undo()

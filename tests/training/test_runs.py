@@ -156,19 +156,19 @@ DRIVER = textwrap.dedent(
     """
     import os, signal, sys
     from luspo_cli.runs.folder import RunFolder
-    from luspo_cli.training import checkpoint
+    from luspo_cli import files
     moment, step, number = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     sys.argv[1:4] = []
-    append, flush = RunFolder.append_metrics, checkpoint._flush
+    append, sync = RunFolder.append_metrics, files.sync
     def appended(self, record):
         append(self, record)
         if moment == "metrics" and record["step"] == step:
             os.kill(os.getpid(), number)
-    def flushed(folder):
-        flush(folder)
+    def synced(folder):  # a folder's own names come last, when all its files are on the disk
+        sync(folder)
         if moment == "checkpoint" and folder.name == f".step-{step:06d}.partial":
             os.kill(os.getpid(), number)
-    RunFolder.append_metrics, checkpoint._flush = appended, flushed
+    RunFolder.append_metrics, files.sync = appended, synced
     from luspo_cli.__main__ import main
     main()
     """

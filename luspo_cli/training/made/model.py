@@ -7,13 +7,11 @@ starting where no conclusion could be drawn (docs/experiments.md).
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import math
 import os
 import random
-import shutil
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,6 +21,7 @@ import torch
 
 from luspo_cli.config.run import TrainRun
 from luspo_cli.errors import RunError
+from luspo_cli.files import lock, replacing_folder, said_in_one_sentence, write_json
 from luspo_cli.policy import attention
 from luspo_cli.policy.inputs import prompt_tokens
 from luspo_cli.records import Problem, Prompt, Rollout, VerificationStatus
@@ -61,24 +60,22 @@ def made_model(config: TrainRun, say: Callable[[str], None]) -> Path:
     }
     key = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()[:16]
     folder = cache_folder() / "made" / key
-    try:
+    with said_in_one_sentence(
+        f"the made model in {folder.parent}", "or set LUSPO_CACHE to a folder that can be written and has space"
+    ):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with (folder.parent / f"{key}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        held = lock(folder.parent / f"{key}.lock", wait=True)
+        try:
             if not (folder / "warmup.json").is_file():
                 threads = torch.get_num_threads()
-                torch.set_num_threads(
-                    1
-                )  # sums in another order would make another model: the cache must not depend on it
+                # Sums in another order would make another model, and the cache must not depend on that.
+                torch.set_num_threads(1)
                 try:
                     _make(config, wanted, folder, say)
                 finally:
                     torch.set_num_threads(threads)
-    except OSError as error:
-        raise RunError(
-            f"cannot write the made model in {folder.parent}: {error.strerror or error};"
-            " set LUSPO_CACHE to a folder that can be written and has space"
-        ) from error
+        finally:
+            os.close(held)
     report = json.loads((folder / "warmup.json").read_text())["result"]
     missed = missed_gates(report, config)
     if missed and config.warmup.gate:
@@ -153,13 +150,10 @@ def _make(config: TrainRun, wanted: dict[str, Any], folder: Path, say: Callable[
         f"warm-up done after {result['steps']} steps: accuracy {result['accuracy']:.2f}, mean length {result['length_mean']:.1f},"
         f" {result['mixed_fraction']:.0%} of groups mixed"
     )
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    model.save_pretrained(partial)
-    tokenizer.save_pretrained(partial)
-    (partial / "warmup.json").write_text(json.dumps({"made_from": wanted, "result": result}, indent=2) + "\n")
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+    with replacing_folder(folder) as partial:
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        write_json(partial / "warmup.json", {"made_from": wanted, "result": result})
 
 
 def _warm_up(model: Any, tokenizer: Any, config: TrainRun, say: Callable[[str], None]) -> dict[str, float]:

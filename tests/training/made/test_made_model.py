@@ -259,5 +259,7 @@ def test_a_cache_that_cannot_be_written(
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("LUSPO_CACHE", str(tmp_path / "file"))
-    with pytest.raises(RunError, match=r"cannot write the made model in .*: Not a directory; set LUSPO_CACHE"):
+    with pytest.raises(
+        RunError, match=r"cannot write the made model in .*: Not a directory; mend that, or set LUSPO_CACHE"
+    ):
         made_model(small_run(), print)
