@@ -19,8 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from luspo_cli.config.peers import PEER_KEYS
 from luspo_cli.errors import UsageError
-from luspo_cli.metrics.names import METRICS, PEER_KEYS
+from luspo_cli.metrics.names import METRICS
 
 LENGTH = "response_length/mean"
 STEP_KEYS = (

@@ -1,13 +1,15 @@
 """Settings of TRL and verl that give the loss of an objective, as data: what is printed and what is run read the same tables.
 
 They are those of TRL 1.16 (`GRPOConfig`, `trl.experimental.gmpo.GMPOConfig`) and verl 0.9.1 (Hydra overrides). Tests marked `trl`
-and `verl` run both peers' own code with them. Older releases read some of them otherwise: docs/objectives.md.
+and `verl` run both peers' own code with them. Older releases read some of them otherwise: docs/objectives.md. `PEER_KEYS` spells
+the numbers of `metrics.jsonl` in the words of other trainers, for reading their logs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from luspo_cli.config.objective import ObjectiveConfig
 
@@ -172,3 +174,57 @@ def _missing_in_verl(config: ObjectiveConfig) -> str:
     if mode in ("sapo", "geo_mean") and config.aggregation != "seq-mean-token-mean":
         return f"its {mode} ignores loss_agg_mode and averages over sequences"
     return ""
+
+
+PEER_KEYS: Mapping[str, Mapping[str, str]] = MappingProxyType(
+    {
+        "trl": MappingProxyType(
+            {
+                "completions/mean_length": "response_length/mean",
+                "completions/max_length": "response_length/max",
+                "completions/clipped_ratio": "response/truncated_fraction",
+                "reward": "reward/total/mean",
+                "loss": "objective/loss",
+                "grad_norm": "update/grad_norm",
+                "learning_rate": "update/learning_rate",
+                "entropy": "policy/entropy",
+                "clip_ratio/low_mean": "objective/clip_low_fraction",
+                "clip_ratio/high_mean": "objective/clip_high_fraction",
+                "step_time": "time/total",
+            }
+        ),
+        "trl-before-0.17": MappingProxyType(
+            {
+                "completion_length": "response_length/mean",
+                "reward": "reward/total/mean",
+                "loss": "objective/loss",
+                "grad_norm": "update/grad_norm",
+                "learning_rate": "update/learning_rate",
+            }
+        ),
+        "verl": MappingProxyType(
+            {
+                "response_length/mean": "response_length/mean",
+                "response_length/max": "response_length/max",
+                "response_length/clip_ratio": "response/truncated_fraction",
+                "critic/score/mean": "reward/total/mean",
+                "actor/pg_loss": "objective/loss",
+                "actor/grad_norm": "update/grad_norm",
+                "actor/lr": "update/learning_rate",
+                "actor/entropy": "policy/entropy",
+                "timing_s/gen": "time/rollout",
+                "timing_s/step": "time/total",
+            }
+        ),
+        "openrlhf": MappingProxyType(
+            {
+                "response_length": "response_length/mean",
+                "response_clip_ratio": "response/truncated_fraction",
+                "reward": "reward/total/mean",
+                "policy_loss": "objective/loss",
+                "actor_lr": "update/learning_rate",
+            }
+        ),
+    }
+)
+"""Framework -> its key, without a leading `train/` -> ours, for the numbers that mean the same. ms-swift has TRL's keys."""

@@ -2,7 +2,7 @@
 
 The names follow `<what>/<which>`. A number that a step does not have (the mean length of correct rollouts where none
 was correct, an evaluation in a step without one) is null or left out, never 0. docs/run-folder.md shows this table and
-a test keeps the two equal. `PEER_KEYS` spells the same numbers in the words of other trainers, for reading their logs.
+a test keeps the two equal.
 """
 
 from __future__ import annotations
@@ -119,59 +119,6 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
         "evaluation/problems": Metric("problems", "Held-out problems that were evaluated."),
     }
 )
-
-PEER_KEYS: Mapping[str, Mapping[str, str]] = MappingProxyType(
-    {
-        "trl": MappingProxyType(
-            {
-                "completions/mean_length": "response_length/mean",
-                "completions/max_length": "response_length/max",
-                "completions/clipped_ratio": "response/truncated_fraction",
-                "reward": "reward/total/mean",
-                "loss": "objective/loss",
-                "grad_norm": "update/grad_norm",
-                "learning_rate": "update/learning_rate",
-                "entropy": "policy/entropy",
-                "clip_ratio/low_mean": "objective/clip_low_fraction",
-                "clip_ratio/high_mean": "objective/clip_high_fraction",
-                "step_time": "time/total",
-            }
-        ),
-        "trl-before-0.17": MappingProxyType(
-            {
-                "completion_length": "response_length/mean",
-                "reward": "reward/total/mean",
-                "loss": "objective/loss",
-                "grad_norm": "update/grad_norm",
-                "learning_rate": "update/learning_rate",
-            }
-        ),
-        "verl": MappingProxyType(
-            {
-                "response_length/mean": "response_length/mean",
-                "response_length/max": "response_length/max",
-                "response_length/clip_ratio": "response/truncated_fraction",
-                "critic/score/mean": "reward/total/mean",
-                "actor/pg_loss": "objective/loss",
-                "actor/grad_norm": "update/grad_norm",
-                "actor/lr": "update/learning_rate",
-                "actor/entropy": "policy/entropy",
-                "timing_s/gen": "time/rollout",
-                "timing_s/step": "time/total",
-            }
-        ),
-        "openrlhf": MappingProxyType(
-            {
-                "response_length": "response_length/mean",
-                "response_clip_ratio": "response/truncated_fraction",
-                "reward": "reward/total/mean",
-                "policy_loss": "objective/loss",
-                "actor_lr": "update/learning_rate",
-            }
-        ),
-    }
-)
-"""Framework -> its key, without a leading `train/` -> ours, for the numbers that mean the same. ms-swift has TRL's keys."""
 
 
 def unknown_metrics(names: Iterable[str]) -> list[str]:

@@ -7,7 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from luspo_cli.metrics.names import METRICS, PEER_KEYS, unknown_metrics
+from luspo_cli.config.peers import PEER_KEYS
+from luspo_cli.metrics.names import METRICS, unknown_metrics
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "run-folder.md"
 CONTRACT = """step tokens/total response_length/mean response_length/p50 response_length/p90 response_length/max
