@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from itertools import pairwise
 
 FRAGMENTS = (
     "\\boxed{", "\\boxed{{{", "}", "\\fbox{", "\\boxed 25", "\\boxed", "Answer: ", "**Answer:** ", "the answer is ",
@@ -54,3 +55,25 @@ def megabytes() -> list[str]:
         start + body * (size // len(body)) for start in starts for body in (" ", "$ x ", "\\(", "1", "1,", ". A", "*")
     ]
     return whole + mixed
+
+
+def hostile_answers() -> list[str]:
+    """Return answers, without a box, of every shape that could cost a comparison time or memory."""
+    count, roots = range(60), [rf"\sqrt{{{n}}}" for n in range(60)]
+    return [
+        "9^{9^{9^{9}}}", "2^{" * 35 + "2" + "}" * 35, "x^{x^{x^{x}}}", "i^i^i^i^i", "e^{10000}", r"\tan(10^{2000})",
+        "3000!", "100000!", "1000!!", r"(\pi)!!!", r"\binom{3000}{1500}", r"\binom{10^9}{5\cdot10^8}",
+        r"\binom{2999.5}{1400.3}", r"\gcd(3000!,2999!)", r"\log_{1.0000001}(2)", "1e999", "9" * 1000, "9" * 5000,
+        "1/" + "9" * 990, "0." + "3" * 900 + "...", "0." + "12" * 18 + "...", "3\u0305" * 900, "1 000 " * 300,
+        "(" * 900 + "1" + ")" * 900, r"\sqrt{" * 300 + "2" + "}" * 300, r"\sin" * 400 + "x", "-" * 1500, "'" * 1500,
+        "|" * 1500, r"\frac" + "-" * 700, r"x\in " * 300 + "1", "[1," * 300, "f(" * 300 + "3" + ")" * 300 + "=9",
+        "f(" + "(" * 30 + "a" * 60 + ")" * 29 + "=9", "P(" + "(a)" * 60 + "(=3", r"{1 \over " * 200 + "2" + "}" * 200,
+        ",".join(map(str, range(600))), ",".join(roots), ",".join(root + "+0" for root in reversed(roots)),
+        r"\{" + ",".join(roots) + r"\}", ",".join(rf"\binom{{x+{n}}}{{y}}" for n in count),
+        ",".join(rf"\binom{{x+{n}}}{{y}}+0" for n in reversed(count)), ",".join(f"x_{n}=1" for n in count),
+        r"\cup".join(f"({n},{n + 1})" for n in count), r"\cup".join(f"({a},{b})" for a, b in pairwise(roots)),
+        "+".join(roots), "+".join(f"x_{n}" for n in range(250)), "*".join(f"({letter}+1)" for letter in "abcdfghjklmnopq"),
+        r"\begin{pmatrix}" + r"\\".join(["&".join([r"\sqrt{2}"] * 8)] * 8) + r"\end{pmatrix}", "1:2:3:4", "a:" * 400,
+        "7 " + "red " * 400 + "apples", "5 " + "cm/" * 300, r"\text{" * 300 + "a" + "}" * 300, r"\text{ cm}" * 150,
+        "\u0303" * 1900, "\ue000" * 1000, "\U0001f600" * 1900, "１２３４" * 400, r"\sum_{k=1}^{10^9} k", "7" * 1_000_000,
+    ]  # fmt: skip

@@ -14,7 +14,8 @@ from typing import Any
 from luspo_cli.grading.maths.numbers import MAX_DIGITS
 from luspo_cli.grading.maths.tokens import CONSTANTS, FUNCTIONS, GREEK, NotUnderstood, Token, tokenise
 
-MAX_DEPTH = 40
+MAX_DEPTH = 50
+"""Brackets, powers, roots and functions inside of one another; what is deeper is no short answer."""
 
 Tree = tuple[Any, ...]
 """("num", Fraction) · ("sym", name) · ("const", name) · ("add", trees) · ("mul", trees) · ("inv", tree) ·
@@ -64,13 +65,9 @@ class _Parser:
             raise NotUnderstood(f"{value} is missing")
 
     def sum(self) -> Tree:
-        self.depth += 1
-        if self.depth > MAX_DEPTH:
-            raise NotUnderstood("too deep")
         terms = [self.signed_term()]
         while self.peek() in (("char", "+"), ("char", "-")):
             terms.append(self.signed_term())
-        self.depth -= 1
         return add(*terms)
 
     def signed_term(self) -> Tree:
@@ -110,15 +107,22 @@ class _Parser:
     def power(self) -> Tree:
         base = self.postfix()
         if self.accept("^"):
-            self.depth += 1
-            if self.depth > MAX_DEPTH:
-                raise NotUnderstood("too deep")
-            exponent = self.exponent()
+            self.deeper()
+            base = self.factorial(("pow", base, self.exponent()))
             self.depth -= 1
-            base = ("pow", base, exponent)
-            while self.accept("!"):
-                base = ("call", "factorial", (base,))
         return base
+
+    def deeper(self) -> None:
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise NotUnderstood("too deep")
+
+    def factorial(self, tree: Tree) -> Tree:
+        if not self.accept("!"):
+            return tree
+        if self.peek() == ("char", "!"):  # 5!! is the double factorial to one and (5!)! to another
+            raise NotUnderstood("!!")
+        return ("call", "factorial", (tree,))
 
     def exponent(self) -> Tree:
         """One TeX argument, or in plain text a signed power: 2^10, 2^-1, 2^{10}, 2^x."""
@@ -129,13 +133,19 @@ class _Parser:
         return negative(exponent) if minus else exponent
 
     def postfix(self) -> Tree:
+        return self.factorial(self.inside())
+
+    def inside(self) -> Tree:
+        """An atom, one level deeper: whatever lies inside of something else is read from here."""
+        self.deeper()
         tree = self.atom()
-        while self.accept("!"):
-            tree = ("call", "factorial", (tree,))
+        self.depth -= 1
         return tree
 
     def atom(self) -> Tree:
         kind, value = self.next()
+        if (kind, value) == ("char", "-"):  # \frac-1 2
+            return negative(self.inside())
         if kind == "num":
             return self.number_or_mixed(value)
         if kind == "letter":
@@ -207,7 +217,7 @@ class _Parser:
                 self.expect("]")
             return ("call", "root", (self.argument(), index))
         if name == "plainsqrt":  # sqrt13 and sqrt(13), where \\sqrt13 is \\sqrt{1}3
-            return ("call", "root", (self.atom(), number(2)))
+            return ("call", "root", (self.inside(), number(2)))
         if name == "binom":
             return ("call", "binom", (self.argument(), self.argument()))
         if name in ("lfloor", "lceil"):
@@ -287,10 +297,7 @@ class _Parser:
                 self.at -= 1
                 return number(int(value[0]))
             return number(Fraction(value + "0" if value.endswith(".") else value))
-        if kind == "char" and value == "-":
-            self.next()
-            return negative(self.argument())
-        return self.atom()
+        return self.inside()
 
 
 def _is_plain_integer(tree: Tree) -> bool:

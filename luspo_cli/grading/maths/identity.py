@@ -13,6 +13,7 @@ import math
 import random
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
+from functools import lru_cache
 from typing import Any
 
 from luspo_cli.grading.maths.expression import Tree, constants, mul, negative, number, symbols
@@ -41,7 +42,7 @@ def same_function(first: Tree, second: Tree) -> bool:
 def real_value(tree: Tree) -> Any:
     """Return the value of a tree without symbols at 120 digits, or an infinity; raises Undefined where it is not real."""
     infinity = ("const", "inf")
-    evaluator = _Evaluator(_DIGITS[1])
+    evaluator = _evaluator(_DIGITS[1])
     if tree in (infinity, negative(infinity)):
         return evaluator.context.inf if tree == infinity else -evaluator.context.inf
     value = evaluator.value(tree, {})
@@ -63,7 +64,7 @@ def proportional(first: Tree, second: Tree) -> bool:
         return False
     anchor = _points(names, 1)[0]
     for digits in _DIGITS:
-        evaluator = _Evaluator(digits)
+        evaluator = _evaluator(digits)
         try:
             a0, b0 = evaluator.value(first, anchor), evaluator.value(second, anchor)
             if _negligible(evaluator, a0) or _negligible(evaluator, b0):
@@ -145,7 +146,7 @@ def _bounded(value: Fraction) -> Fraction:
 def _agree(first: Tree, second: Tree, vanishes: Any) -> bool:
     names = sorted(symbols(first) | symbols(second))
     imaginary = "i" in constants(first) | constants(second)
-    low, high = _Evaluator(_DIGITS[0]), _Evaluator(_DIGITS[1])
+    low, high = _evaluator(_DIGITS[0]), _evaluator(_DIGITS[1])
     compared = 0
     for place, point in enumerate(_points(names, 9 if names else 1)):
         try:
@@ -183,6 +184,12 @@ def _points(names: list[str], count: int) -> list[Mapping[str, Fraction]]:
         signs = (1,) if place < 4 else (-1, 1) if len(names) > 1 else (-1,)
         points.append({name: Fraction(source.choice(signs) * source.randrange(311, 2999), 1000) for name in names})
     return points
+
+
+@lru_cache(maxsize=len(_DIGITS))
+def _evaluator(digits: int) -> _Evaluator:
+    """One for each precision: making a context takes longer than most comparisons."""
+    return _Evaluator(digits)
 
 
 class _Evaluator:
