@@ -33,6 +33,8 @@ class Sample:
     """Whether the response limit cut it; None: unknown."""
     response_length: int | None = None
     """In tokens, the end-of-sequence token included; None: unknown."""
+    thought_open: bool = False
+    """Whether the prompt ended inside a thought, so that the response begins there."""
 
 
 @dataclass(slots=True)
@@ -78,6 +80,12 @@ def read_responses(
         raise UsageError(f"The responses file {file} cannot be read: {error.strerror or error}.") from error
     if report.lines == 0:
         raise UsageError(f"The responses file {file} is empty; it needs lines such as {_SHAPE}.")
+    if not report.lines_of:
+        first, wanted = ", ".join(list(report.unknown)[:3]), ", ".join(problem.id for problem in problems[:3])
+        raise UsageError(
+            f"No id in {file} is one of {benchmark.name}: it has {first}, ..., and the benchmark {wanted}, ...; name the"
+            " benchmark that the responses are for, or give each line its problem's id."
+        )
 
 
 def _row(line: bytes, number: int, file: Path) -> Mapping[str, Any]:
@@ -116,8 +124,12 @@ def _samples(
     for response in responses:
         if response is not None and not isinstance(response, str):
             raise UsageError(f"{place} has a response that is not text; it must be {_SHAPE}.")
-    columns = {key: _column(row, key, len(responses), several, place) for key in ("extraction", "truncated")}
-    lengths = _column(row, "response_length", len(responses), several, place)
+    keys = ("extraction", "truncated", "response_length", "thought_open")
+    columns = {key: _column(row, key, len(responses), several, place) for key in keys}
+    for key in ("truncated", "thought_open"):
+        if any(value is not None and not isinstance(value, bool) for value in columns[key]):
+            raise UsageError(f"{place}: '{key}' must be true or false, not {row[key]!r}.")
+    lengths = [_length(value, place) for value in columns["response_length"]]
     problem_id = names.get(identity)
     if problem_id is None:
         report.unknown[identity] += 1
@@ -125,14 +137,23 @@ def _samples(
     report.lines_of[problem_id] += 1
     for at, response in enumerate(responses):
         report.empty += not (response or "").strip()
-        extraction, truncated, length = columns["extraction"][at], columns["truncated"][at], lengths[at]
+        extraction = columns["extraction"][at]
         yield Sample(
             problem_id,
             response or "",
             None if extraction is None else benchmark.read_extraction(extraction),
-            truncated if isinstance(truncated, bool) else None,
-            length if isinstance(length, int) and not isinstance(length, bool) else None,
+            columns["truncated"][at],
+            lengths[at],
+            columns["thought_open"][at] is True,
         )
+
+
+def _length(value: Any, place: str) -> int | None:
+    if isinstance(value, float) and value.is_integer():  # tables write whole numbers as 12.0
+        value = int(value)
+    if value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 0):
+        return value
+    raise UsageError(f"{place}: 'response_length' must be a number of tokens, 0 or more, not {value!r}.")
 
 
 def _column(row: Mapping[str, Any], key: str, count: int, several: bool, place: str) -> list[Any]:

@@ -29,7 +29,7 @@ from luspo_cli.evaluation.samples import (
     require_same,
     write_results,
 )
-from luspo_cli.evaluation.sampling import SamplingModel, benchmark_prompts
+from luspo_cli.evaluation.sampling import BenchmarkPrompts, SamplingModel
 from luspo_cli.evaluation.scorer import EvaluationResult, Finished, score_samples
 from luspo_cli.files import read_object
 from luspo_cli.metrics.rollout_metrics import length_statistics, lengths_by_verdict
@@ -132,12 +132,10 @@ def evaluate(
         return _score_again(evaluation, judge, say)
     name, identity = evaluation.benchmark.name, evaluation.identity()
     model = load()
-    limit = evaluation.config.sampling.max_response_tokens
-    prompts, warning = benchmark_prompts(
-        model, evaluation.benchmark, evaluation.problems, evaluation.variant, limit, evaluation.images
-    )
-    if warning:
-        say(f"warning: {warning}")
+    prompts = BenchmarkPrompts(model, evaluation.benchmark, evaluation.problems, evaluation.variant, evaluation.images)
+    prompts.require_room(evaluation.config.sampling.max_response_tokens)
+    if lost := prompts.lost_text():
+        say(f"warning: {lost}")
     with PartialSamples(evaluation.out, name) as partial:
         partial.open(identity, replace=replace_other)
         samples, drawn = _draw(evaluation, model, prompts, partial, on_progress, say)
@@ -192,6 +190,7 @@ def _draw(
                 response_length=rollout.response_length,
                 stop_reason=str(rollout.stop_reason),
                 seed=settings.seed,
+                thought_open=rollout.thought_open,
             )
             for group in groups
             for number, rollout in enumerate(group)
@@ -261,7 +260,13 @@ def _score(
     benchmark, problems = evaluation.benchmark, evaluation.problems
     truncated = [sample.stop_reason == StopReason.LENGTH for sample in samples]
     to_grade = [
-        Sample(sample.id, sample.response, truncated=cut, response_length=sample.response_length)
+        Sample(
+            sample.id,
+            sample.response,
+            truncated=cut,
+            response_length=sample.response_length,
+            thought_open=sample.thought_open,
+        )
         for sample, cut in zip(samples, truncated, strict=True)
     ]
     result = score_samples(benchmark, problems, to_grade, mode=evaluation.mode, variant=evaluation.variant)

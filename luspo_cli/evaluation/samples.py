@@ -38,6 +38,8 @@ class StoredSample:
     """In tokens, the end-of-sequence token included."""
     stop_reason: str
     seed: int
+    thought_open: bool = False
+    """Whether the prompt ended inside a thought, so that the response begins there."""
 
 
 class PartialSamples:
@@ -135,8 +137,9 @@ def read_samples(file: Path) -> list[StoredSample]:
     """Return the samples of a chunk or of a finished evaluation, in file order."""
     import pyarrow.parquet
 
-    names = [column.name for column in fields(StoredSample)]
     with pyarrow.parquet.ParquetFile(file) as parquet:
+        # Samples from before a column was there have its default.
+        names = [column.name for column in fields(StoredSample) if column.name in parquet.schema_arrow.names]
         return [StoredSample(**row) for row in parquet.read(columns=names).to_pylist()]
 
 
@@ -168,6 +171,7 @@ _SAMPLE_SCHEMA = (
     ("response_length", "int32"),
     ("stop_reason", "string"),
     ("seed", "int64"),
+    ("thought_open", "bool"),
 )
 _VERDICT_SCHEMA = (
     ("gold", "string"),

@@ -10,15 +10,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 from luspo_cli.config.model import ModelConfig
 from luspo_cli.config.rollout import TemplateValue
+from luspo_cli.data.images import image_file
 from luspo_cli.errors import UsageError
 from luspo_cli.evaluation.benchmark import Benchmark, BenchmarkProblem
-from luspo_cli.evaluation.image_prompts import ImagePrompts, asked_problem, benchmark_prompt
-from luspo_cli.policy.inputs import lost_fraction
-from luspo_cli.records import Prompt
+from luspo_cli.policy.inputs import lost_fraction, prompt_inputs, prompt_length
+from luspo_cli.records import Problem, Prompt
 from luspo_cli.rollout.sampler import Sampler
 
 Dtype = Literal["float32", "bfloat16"]
@@ -42,12 +42,10 @@ class SamplingModel:
     """For the chat template, beside the turns."""
 
 
-def choose_dtype(asked: str, trained_in: str | None) -> Dtype:
-    """Return the compute type for `asked` (`auto`, `float32` or `bfloat16`); raises UsageError for another."""
-    if asked in ("float32", "bfloat16"):
-        return asked  # type: ignore[return-value]
+def choose_dtype(asked: Literal["auto", "float32", "bfloat16"], trained_in: str | None) -> Dtype:
+    """Return the compute type for `asked`; `trained_in` is that of the run's training, None for a model from elsewhere."""
     if asked != "auto":
-        raise UsageError(f"--dtype must be auto, float32 or bfloat16, not '{asked}'.")
+        return asked
     if trained_in in ("float32", "bfloat16"):
         return trained_in  # type: ignore[return-value]
     import torch
@@ -133,43 +131,73 @@ def _load_vllm(
     return SamplingModel(sampler, loaded.tokenizer, longest, None, loaded.template_arguments)
 
 
-def benchmark_prompts(
-    model: SamplingModel,
-    benchmark: Benchmark,
-    problems: Sequence[BenchmarkProblem],
-    variant: str | None,
-    max_response_tokens: int,
-    folder: Path | None = None,
-) -> tuple[Sequence[Prompt], str | None]:
-    """Return one prompt a problem, and a warning where the tokenizer cannot spell them.
+class BenchmarkPrompts(Sequence[Prompt]):
+    """The prompts of many problems, each made when it is asked for; a slice makes its own prompts only.
 
-    `folder` holds the images of a vision benchmark, whose prompts are made when they are asked for.
-
-    Raises:
-        UsageError: a prompt and the response limit do not fit into the model's context.
+    Pixels are not kept: those of a thousand problems at once would fill the memory.
     """
-    prompts: Sequence[Prompt]
-    arguments = model.template_arguments
-    if model.processor is not None and folder is not None:
-        prompts = ImagePrompts(benchmark, problems, variant, model.tokenizer, model.processor, folder, arguments)
-        lengths = prompts.lengths()
-    else:
-        prompts = [
-            benchmark_prompt(benchmark, problem, variant, model.tokenizer, template_arguments=arguments)
-            for problem in problems
-        ]
-        lengths = [len(prompt.tokens) for prompt in prompts]
-    longest = max(lengths)
-    if model.context is not None and longest + max_response_tokens > model.context:
-        room = model.context - longest
+
+    def __init__(
+        self,
+        model: SamplingModel,
+        benchmark: Benchmark,
+        problems: Sequence[BenchmarkProblem],
+        variant: str | None = None,
+        folder: Path | None = None,
+    ) -> None:
+        self.model, self.benchmark, self.problems, self.variant = model, benchmark, problems, variant
+        self.folder = folder
+        """The one that holds the images."""
+
+    def __len__(self) -> int:
+        return len(self.problems)
+
+    @overload
+    def __getitem__(self, index: int) -> Prompt: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Prompt]: ...
+
+    def __getitem__(self, index: int | slice) -> Prompt | list[Prompt]:
+        """UsageError where the model reads text only, or an image or a mark is not as it should be."""
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
+        model = self.model
+        return prompt_inputs(self.asked(index), model.tokenizer, model.processor, model.template_arguments)
+
+    def asked(self, index: int) -> Problem:
+        """The problem as a prompt is made from it: its turns in `variant`, its images as absolute paths."""
+        problem = self.problems[index]
+        turns = self.benchmark.prompt(problem, self.variant)
+        try:
+            images = tuple(image_file(path, self.folder or Path()) for path in problem.images)
+        except UsageError as error:
+            raise UsageError(f"problem '{problem.id}': {error}") from error
+        return Problem(problem.id, turns, problem.gold, self.benchmark.name, images)
+
+    def lengths(self) -> list[int]:
+        """The length of each prompt in tokens, without decoding an image; raises UsageError for an unusable problem."""
+        tokenizer, processor, arguments = self.model.tokenizer, self.model.processor, self.model.template_arguments
+        return [prompt_length(self.asked(place), tokenizer, processor, arguments) for place in range(len(self))]
+
+    def require_room(self, max_response_tokens: int) -> None:
+        """UsageError where the longest prompt and the response limit do not fit into the model's context."""
+        lengths = self.lengths()
+        longest, context = max(lengths), self.model.context
+        if context is None or longest + max_response_tokens <= context:
+            return
+        room = context - longest
         advice = f"lower --max-response-tokens to {room} or less" if room > 0 else "take a model with a longer context"
         raise UsageError(
-            f"The prompt of {benchmark.name} '{problems[lengths.index(longest)].id}' has {longest} tokens and the model's"
-            f" context {model.context}, so {max_response_tokens} response tokens do not fit; {advice}."
+            f"The prompt of {self.benchmark.name} '{self.problems[lengths.index(longest)].id}' has {longest} tokens and the"
+            f" model's context {context}, so {max_response_tokens} response tokens do not fit; {advice}."
         )
-    lost = lost_fraction([asked_problem(benchmark, problem, variant, folder) for problem in problems], model.tokenizer)
-    if not lost:
-        return prompts, None
-    # Of so few characters nothing to read is left: the model was made for another text than this benchmark's.
-    advice = "; it was made for other text, and the result says little of the model" if lost > 0.5 else ""
-    return prompts, f"the tokenizer loses {lost:.1%} of the characters of the prompts of {benchmark.name}{advice}"
+
+    def lost_text(self) -> str | None:
+        """What a user should know where the tokenizer cannot spell the prompts; None where it can."""
+        lost = lost_fraction([self.asked(place) for place in range(len(self))], self.model.tokenizer)
+        if not lost:
+            return None
+        # Of so few characters nothing to read is left: the model was made for another text than this benchmark's.
+        advice = "; it was made for other text, and the result says little of the model" if lost > 0.5 else ""
+        return f"the tokenizer loses {lost:.1%} of the characters of the prompts of {self.benchmark.name}{advice}"

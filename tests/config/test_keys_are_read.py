@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import luspo_cli
+from luspo_cli.config.eval import OPTIONS, EvalRun
 from luspo_cli.config.layers import all_keys
 from luspo_cli.config.model import ShapeConfig
 from luspo_cli.config.run import TrainRun
@@ -32,14 +33,12 @@ def sections(model: Any = TrainRun, prefix: str = "") -> Iterator[tuple[str, str
                 yield from sections(kind, f"{prefix}{name}.")
 
 
-BY_CLASS = {kind: name for name, kind in sections()}
-BY_LAST_PART = {name.rpartition(".")[2]: name for name, _ in sections()}
-
-
 class Reads:
     """The keys that one file reads, as section.key."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, root: Any = TrainRun) -> None:
+        self.by_class = {kind: name for name, kind in sections(root)}
+        self.by_last_part = {name.rpartition(".")[2]: name for name, _ in sections(root)}
         self.bound: defaultdict[str, set[str]] = defaultdict(set)  # a name, or .name of an attribute -> sections
         nodes = list(ast.walk(ast.parse(text)))
         for node in nodes:
@@ -58,9 +57,9 @@ class Reads:
     def _bind_annotated(self, node: ast.arg | ast.AnnAssign) -> None:
         name = node.arg if isinstance(node, ast.arg) else getattr(node.target, "id", "")
         for part in ast.walk(node.annotation or node):
-            if isinstance(part, ast.Name) and part.id in BY_CLASS:
-                self.bound[name].add(BY_CLASS[part.id])
-                self.bound[f".{name}"].add(BY_CLASS[part.id])  # the field of a dataclass
+            if isinstance(part, ast.Name) and part.id in self.by_class:
+                self.bound[name].add(self.by_class[part.id])
+                self.bound[f".{name}"].add(self.by_class[part.id])  # the field of a dataclass
 
     def _bind_assigned(self, node: ast.Assign) -> None:
         for target in node.targets:
@@ -71,8 +70,8 @@ class Reads:
                     self.bound[_name(to)] |= self._sections_of(value)
 
     def _sections_of(self, value: ast.expr) -> set[str]:
-        if isinstance(value, ast.Attribute) and value.attr in BY_LAST_PART:
-            return {BY_LAST_PART[value.attr]}
+        if isinstance(value, ast.Attribute) and value.attr in self.by_last_part:
+            return {self.by_last_part[value.attr]}
         if isinstance(value, ast.Call) and isinstance(value.func, ast.Attribute) and value.func.attr == "model_copy":
             return self._sections_of(value.func.value)
         return self.bound[_name(value)] if isinstance(value, ast.Name | ast.Attribute) else set()
@@ -82,15 +81,23 @@ def _name(node: ast.Name | ast.Attribute) -> str:
     return node.id if isinstance(node, ast.Name) else f".{node.attr}"
 
 
-def keys_read() -> set[str]:
-    """Every section.key that the package's code outside `config/` reads."""
-    files = (file for file in PACKAGE.rglob("*.py") if file.parent.name != "config")
-    return {key for file in files for key in Reads(file.read_text()).keys}
+def keys_read(root: Any = TrainRun, folder: Path = PACKAGE) -> set[str]:
+    """Every section.key of `root` that the code in `folder` outside `config/` reads."""
+    files = (file for file in folder.rglob("*.py") if file.parent.name != "config")
+    return {key for file in files for key in Reads(file.read_text(), root).keys}
 
 
 def test_every_key_is_read_somewhere() -> None:
     unread = {key for key, _ in all_keys()} - keys_read()
     assert not unread, f"keys that change nothing: {sorted(unread)}"
+
+
+def test_every_key_of_an_evaluation_is_read_by_the_evaluation() -> None:
+    keys = {key for key, _ in all_keys(EvalRun)}
+    read = keys_read(EvalRun, PACKAGE / "evaluation")
+    assert not keys - read, f"keys that change nothing: {sorted(keys - read)}"
+    assert set(OPTIONS.values()) <= keys
+    assert len(set(OPTIONS.values())) == len(OPTIONS)
 
 
 def test_the_search_would_notice_a_dead_key() -> None:

@@ -13,9 +13,10 @@ import pyarrow.parquet
 import pytest
 
 from doubles.evaluation import ScriptedSampler, evaluation_of, never, scripted
+from luspo_cli.config.eval import EvalRun
 from luspo_cli.errors import RunError, UsageError
 from luspo_cli.evaluation.runner import Evaluation, check, chunk_seed, evaluate
-from luspo_cli.evaluation.samples import PartialSamples
+from luspo_cli.evaluation.samples import PartialSamples, read_samples
 
 
 def rows_of(evaluation: Evaluation) -> list[dict[str, Any]]:
@@ -79,6 +80,49 @@ def test_going_on_draws_only_the_missing_chunks_and_gives_the_same_bytes(tmp_pat
     assert evaluation.samples_file.read_bytes() == whole.samples_file.read_bytes()
     assert evaluation.json_file.read_bytes() == whole.json_file.read_bytes()
     assert not (tmp_path / "out" / ".partial").exists()
+
+
+def test_whether_a_thought_was_open_is_stored_with_each_sample(tmp_path) -> None:
+    class Thinking(ScriptedSampler):
+        @staticmethod
+        def _rollout(prompt, options, row, number):
+            return replace(ScriptedSampler._rollout(prompt, options, row, number), thought_open=number == 1)
+
+    evaluation = evaluation_of(tmp_path, tmp_path / "out")
+    evaluate(evaluation, scripted(Thinking()))
+    assert [row["thought_open"] for row in rows_of(evaluation)] == [False, True] * 5
+    assert [sample.thought_open for sample in read_samples(evaluation.samples_file)] == [False, True] * 5
+
+
+def test_samples_of_a_version_without_a_column_have_its_default(tmp_path) -> None:
+    evaluation = evaluation_of(tmp_path, tmp_path / "out")
+    evaluate(evaluation, scripted(ScriptedSampler()))
+    table = pyarrow.parquet.read_table(evaluation.samples_file)
+    pyarrow.parquet.write_table(table.drop_columns(["thought_open"]), evaluation.samples_file)
+    finished = evaluate(evaluation_of(tmp_path, tmp_path / "out", mode="official"), never)
+    assert (finished.drawn, finished.found) == (0, 10)
+    assert [row["thought_open"] for row in rows_of(evaluation)] == [False] * 10
+
+
+def test_the_result_holds_its_configuration_resolved_and_without_its_place(tmp_path) -> None:
+    evaluation = evaluation_of(tmp_path, tmp_path / "out", seed=3)
+    finished = evaluate(evaluation, scripted(ScriptedSampler()))
+    stored = json.loads(evaluation.json_file.read_text())["config"]
+    assert stored == finished.content["config"]
+    assert (stored["sampling"]["seed"], stored["benchmark"]["prompt"]) == (3, "verl")
+    assert "output" not in stored
+    assert EvalRun.model_validate_json(json.dumps(stored)).sampling == evaluation.config.sampling
+
+
+def test_chat_template_arguments_belong_to_the_samples(tmp_path) -> None:
+    evaluation = evaluation_of(tmp_path, tmp_path / "out")
+    evaluate(evaluation, scripted(ScriptedSampler()))
+    assert (
+        "chat_template" not in evaluation.identity()
+    )  # results from before the key are of templates without arguments
+    other = evaluation_of(tmp_path, tmp_path / "out", chat_template={"enable_thinking": False})
+    with pytest.raises(UsageError, match="other settings: chat_template"):
+        evaluate(other, never)
 
 
 def test_another_seed_draws_other_samples(tmp_path) -> None:

@@ -116,6 +116,11 @@ def test_truncation_and_length_are_reported_where_known(score) -> None:
         ('{"id": 60, "responses": "x"}', "not a list"),
         ('{"id": 60, "response": 5}', "not text"),
         ('{"id": 60, "responses": ["x"], "extraction": ["1", "2"]}', "one entry for each of the 1 responses"),
+        ('{"id": 60, "response": "x", "response_length": -5}', "'response_length' must be .* not -5"),
+        ('{"id": 60, "responses": ["x"], "response_length": [2.5]}', "'response_length' must be .* not 2.5"),
+        ('{"id": 60, "response": "x", "response_length": true}', "'response_length' must be .* not True"),
+        ('{"id": 60, "response": "x", "truncated": "no"}', "'truncated' must be true or false, not 'no'"),
+        ('{"id": 60, "response": "x", "thought_open": 1}', "'thought_open' must be true or false, not 1"),
         ("[" * 100_000, "not JSON"),
         ('{"id": ' + "9" * 5_000 + "}", "not JSON"),
     ],
@@ -125,6 +130,18 @@ def test_a_bad_line_stops_with_its_number(data: Path, tmp_path: Path, line: str,
     file.write_text('{"id": 60, "response": "fine"}\n\n' + line + "\n", encoding="utf-8")
     with pytest.raises(UsageError, match=rf"(?s)Line 3 of .*{sentence}"):
         score_responses(AIME24, data, file)
+
+
+def test_a_file_of_another_benchmark_is_no_score_of_0(score) -> None:
+    with pytest.raises(
+        UsageError, match=r"No id in .* is one of AIME24: it has test/1, test/2, .* the benchmark 60, 61, 62"
+    ):
+        score([{"id": f"test/{n}", "response": right(1)} for n in (1, 2)])
+    assert score([{"id": "test/1", "response": right(1)}, {"id": 60, "response": right(0)}]).metrics["correct"] == 1
+
+
+def test_lengths_that_a_table_wrote_as_decimals_are_read(score) -> None:
+    assert score([{"id": 60, "response": "a", "response_length": 12.0}]).metrics["response_length/mean"] == 12
 
 
 def test_other_bad_files(data: Path, tmp_path: Path) -> None:

@@ -5,21 +5,21 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 
 from doubles.vision import IMAGE_TOKENS, noise_image, vision_model, vision_processor
 from luspo_cli.evaluation.benchmark import Benchmark, BenchmarkProblem
-from luspo_cli.evaluation.image_prompts import ImagePrompts, benchmark_prompt
+from luspo_cli.evaluation.sampling import BenchmarkPrompts, SamplingModel
 from luspo_cli.policy.inputs import prompt_inputs
 from luspo_cli.policy.packing import Row, policy_batch
 from luspo_cli.policy.policy import Policy
 from luspo_cli.records import Message, Problem, Prompt, Rollout
 from luspo_cli.rollout.in_process.packed import bfloat16_copy
 from luspo_cli.rollout.in_process.sampler import InProcessSampler, image_tokens
-from luspo_cli.rollout.sampler import SamplingOptions
+from luspo_cli.rollout.sampler import Sampler, SamplingOptions
 
 # Text and image sizes (width, height): tall, wide, small, two at once, none, one at the very start.
 PROMPTS = [
@@ -220,14 +220,15 @@ def test_a_real_problem_from_its_picture_to_its_score(name: str, qwen_processor:
     problems: list[BenchmarkProblem] = benchmark.problems(folder)
     tokenizer = qwen_processor.tokenizer
     asked = [problems[0], problems[7], problems[-1]]
-    prompts = [benchmark_prompt(benchmark, one, None, tokenizer, qwen_processor, folder) for one in asked]
+    sampler = InProcessSampler(qwen_sized_model, tokenizer, (151645, 151643), 4)
+    model = SamplingModel(sampler, tokenizer, None, qwen_processor)
+    prompts = list(BenchmarkPrompts(model, benchmark, asked, folder=folder))
     for one, prompt in zip(asked, prompts, strict=True):
         assert prompt.image_inputs is not None
         assert 4 <= prompt.tokens.count(151655) <= 64
         text = tokenizer.decode(prompt.tokens)
         assert one.question in text
         assert "<image>" not in text
-    sampler = InProcessSampler(qwen_sized_model, tokenizer, (151645, 151643), 4)
     groups = sampler.sample_groups(prompts, SamplingOptions(group_size=2, max_response_tokens=6, seed=1))
     rows = [Row(r, 1.0, prompt.image_inputs) for prompt, group in zip(prompts, groups, strict=True) for r in group]
     with torch.no_grad():
@@ -263,7 +264,8 @@ def test_every_picture_of_a_benchmark_is_read_when_its_turn_comes(
 
     monkeypatch.setattr(inputs, "load_image", counted)
     problems = benchmark.problems(folder)
-    prompts = ImagePrompts(benchmark, problems, None, qwen_processor.tokenizer, qwen_processor, folder)
+    model = SamplingModel(cast(Sampler, None), qwen_processor.tokenizer, None, qwen_processor)
+    prompts = BenchmarkPrompts(model, benchmark, problems, folder=folder)
     lengths = prompts.lengths()
     assert (len(prompts), len(lengths), decoded) == (448, 448, [])
     chunk = prompts[3:400:60]
