@@ -18,7 +18,6 @@ from typing import Any
 
 from luspo_cli.analysis.differences import compared_parts, scoring_warnings, session_warnings
 from luspo_cli.analysis.history import RunHistory
-from luspo_cli.analysis.intervals import Estimate, estimate
 from luspo_cli.analysis.variants import (
     ClipRange,
     Variant,
@@ -30,6 +29,7 @@ from luspo_cli.analysis.variants import (
     split_into_variants,
 )
 from luspo_cli.errors import UsageError
+from luspo_cli.metrics.intervals import Estimate, estimate
 
 LENGTH = "response_length/mean"
 ACCURACY = "reward/accuracy/mean"

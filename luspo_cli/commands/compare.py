@@ -130,7 +130,8 @@ def train_runs(
     from rich.console import Console
 
     from luspo_cli.commands.display.trainings import choose_display
-    from luspo_cli.experiments.sweep import available_cores, plan_trainings, train_command, train_missing
+    from luspo_cli.experiments.sweep import plan_trainings, train_command, train_missing
+    from luspo_cli.machine import has_cuda, usable_cores
 
     for setting in sets:
         if setting.partition("=")[0].strip() in ("run.seed", "objective.name"):
@@ -147,7 +148,7 @@ def train_runs(
         soft_wrap=True,
     )
     if missing:
-        side_by_side = processes or (1 if Path("/dev/nvidia0").exists() else min(2, available_cores()))
+        side_by_side = processes or (1 if has_cuda() else min(2, usable_cores()))
         with choose_display(console) as display:
             train_missing(
                 trainings,

@@ -21,8 +21,8 @@ from luspo_cli.evaluation.benchmark import Benchmark
 from luspo_cli.evaluation.judge import Judge, Question, Reply
 from luspo_cli.evaluation.responses import Sample
 from luspo_cli.evaluation.scorer import EvaluationResult, score_samples
-from luspo_cli.evaluation.scores import bootstrap_interval
 from luspo_cli.files import append
+from luspo_cli.metrics.intervals import bootstrap_interval
 
 
 class JudgeLog:

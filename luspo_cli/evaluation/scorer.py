@@ -8,7 +8,6 @@ wrong, as `timeout`. The result keeps every sample beside the score, so it can b
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -21,6 +20,7 @@ from luspo_cli.files import replace_file
 from luspo_cli.grading.maths.symbolic import is_for_sympy
 from luspo_cli.grading.pool import KillablePool, Outcome
 from luspo_cli.grading.verdict import NeedsSymbolic, Reason, Verdict
+from luspo_cli.machine import usable_cores
 
 TIMEOUT_S = 3.0
 """Seconds for one comparison; Qwen2.5-Math's evaluation allows the same."""
@@ -213,7 +213,7 @@ def _settle(
 ) -> dict[tuple[str, str], Reason]:
     if not pairs:
         return {}
-    count = workers or min(os.cpu_count() or 1, MAX_WORKERS)
+    count = workers or min(usable_cores(), MAX_WORKERS)
     tasks = list(pairs)
     report = None if on_progress is None else lambda done: on_progress(done, len(tasks))
     function = _DECIDE_WITH_SYMPY if any(map(is_for_sympy, chain.from_iterable(tasks))) else _DECIDE

@@ -18,10 +18,8 @@ from typing import Any
 
 from luspo_cli.evaluation.problems import BenchmarkProblem
 from luspo_cli.grading.verdict import Reason, Verdict
-from luspo_cli.metrics.intervals import wilson_interval
+from luspo_cli.metrics.intervals import bootstrap_interval
 
-RESAMPLES = 2_000
-SEED = 0
 _GOLD = "\0gold"
 
 Graded = Mapping[str, Sequence[Verdict]]
@@ -45,26 +43,6 @@ def majority_is_correct(verdicts: Sequence[Verdict], answer_key: Callable[[str],
             # Right answers are one cluster however they are written: each was shown equal to the gold.
             sizes[_GOLD if verdict.correct else answer_key(verdict.extracted)] += 1
     return bool(sizes) and max(sizes, key=lambda key: sizes[key]) == _GOLD  # max keeps the first of equals
-
-
-def bootstrap_interval(
-    values: Sequence[float], *, resamples: int = RESAMPLES, seed: int = SEED
-) -> tuple[float, float] | None:
-    """Return the percentile interval of the mean of `values` under resampling; None for fewer than two.
-
-    Where all values are equal resampling gives a point, which is not certainty: then it is Wilson's interval (at 95 %).
-    """
-    if len(values) < 2:
-        return None
-    if len(set(values)) == 1:
-        return wilson_interval(values[0], len(values))
-    import numpy
-
-    generator = numpy.random.Generator(numpy.random.PCG64(seed))
-    array = numpy.asarray(values, dtype=numpy.float64)
-    means = numpy.array([array[generator.integers(0, len(array), len(array))].mean() for _ in range(resamples)])
-    low, high = numpy.quantile(means, [0.025, 0.975])
-    return float(low), float(high)
 
 
 def sample_counts(n: int) -> list[int]:

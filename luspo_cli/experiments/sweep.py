@@ -25,6 +25,7 @@ from typing import Any, Literal, Protocol
 from luspo_cli.config.stored import with_defaults
 from luspo_cli.errors import RunError, UsageError
 from luspo_cli.files import require_object
+from luspo_cli.machine import usable_cores
 from luspo_cli.runs.folder import differing_keys
 
 CONSOLE_LOG = "console.log"
@@ -118,12 +119,8 @@ def train_missing(
     After a failure the running ones finish and no further one starts: RunError names the failed run with the end of its
     log. Interrupted after SIGINT, SIGTERM or SIGHUP, once every child has ended.
     """
-    runner = _Runner(trainings, command, display, threads=max(1, (cores or available_cores()) // processes))
+    runner = _Runner(trainings, command, display, threads=max(1, (cores or usable_cores()) // processes))
     runner.run(processes)
-
-
-def available_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def last_metrics(run: Path) -> dict[str, Any] | None:

@@ -8,7 +8,6 @@ remembered for one call only, since a loaded machine can cause it.
 
 from __future__ import annotations
 
-import os
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -18,6 +17,7 @@ from types import TracebackType
 from typing import Self
 
 from luspo_cli.grading.pool import KillablePool
+from luspo_cli.machine import usable_cores
 from luspo_cli.records import VerificationStatus
 
 MOST_WORKERS = 8
@@ -104,7 +104,7 @@ class MathVerifier:
 
     def __init__(self, *, workers: int = 0, timeout_s: float = 5.0, memory_bytes: int = 2 << 30) -> None:
         """`workers` 0 is one a core, at most 8; `timeout_s` bounds one comparison, `memory_bytes` one worker."""
-        self._workers = workers or min(_usable_cores(), MOST_WORKERS)
+        self._workers = workers or min(usable_cores(), MOST_WORKERS)
         self._timeout_s = timeout_s
         self._memory_bytes = memory_bytes
         self._pool: KillablePool | None = None
@@ -189,13 +189,6 @@ class MathVerifier:
         self._verdicts[pair] = status
         if len(self._verdicts) > _REMEMBERED_PAIRS:
             self._verdicts.popitem(last=False)
-
-
-def _usable_cores() -> int:
-    """Return the cores this process may run on, which in a container can be fewer than the machine has."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _exact_number(text: str) -> Fraction | None:

@@ -21,6 +21,7 @@ from datetime import timedelta
 from typing import Any, TypeVar
 
 from luspo_cli.errors import KnownError, PeerLost, RunError, UsageError
+from luspo_cli.machine import usable_cores
 from luspo_cli.processes.place import BY_LUSPO, Place, read_place
 
 T = TypeVar("T")
@@ -116,8 +117,7 @@ class Ranks:
 
     def cores(self) -> int:
         """Processor cores for this process: its share of the machine's."""
-        usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return max(1, usable // self.on_machine)
+        return max(1, usable_cores() // self.on_machine)
 
     def _from_first(self, value: Any) -> Any:
         import torch.distributed as dist

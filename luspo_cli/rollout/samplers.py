@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from luspo_cli.config.rollout import VllmConfig
 from luspo_cli.errors import UsageError
+from luspo_cli.machine import has_cuda
 from luspo_cli.rollout.sampler import Sampler, SamplingOptions
 
 SamplerName = Literal["in-process", "vllm", "vllm-server"]
@@ -22,7 +23,7 @@ INSTALL_VLLM = (
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class ChosenSampler:
     """A sampler and the reason for it, as a clause."""
 
     name: SamplerName
@@ -42,23 +43,23 @@ class SamplerModel:
     trust_remote_code: bool = False
 
 
-def choose_sampler(asked: str, *, reads_images: bool = False) -> Choice:
+def choose_sampler(asked: str, *, reads_images: bool = False) -> ChosenSampler:
     """The sampler for `asked` (`auto` or a name); UsageError where it cannot read the model's images."""
     if asked == "in-process":
-        return Choice("in-process", "asked for")
+        return ChosenSampler("in-process", "asked for")
     if asked in ("vllm", "vllm-server"):
         if reads_images:
             raise UsageError(
                 "the vLLM sampler reads text only and this model reads images: set the sampler to in-process"
             )
-        return Choice("vllm" if asked == "vllm" else "vllm-server", "asked for")
+        return ChosenSampler("vllm" if asked == "vllm" else "vllm-server", "asked for")
     if reads_images:
-        return Choice("in-process", "the model reads images")
+        return ChosenSampler("in-process", "the model reads images")
     if not vllm_is_installed():
-        return Choice("in-process", "vllm is not installed")
-    if not _has_cuda():
-        return Choice("in-process", "no CUDA device")
-    return Choice("vllm", "a CUDA device and vllm are there")
+        return ChosenSampler("in-process", "vllm is not installed")
+    if not has_cuda():
+        return ChosenSampler("in-process", "no CUDA device")
+    return ChosenSampler("vllm", "a CUDA device and vllm are there")
 
 
 def vllm_is_installed() -> bool:
@@ -72,21 +73,21 @@ def folder_reads_images(path: str) -> bool:
     return file.is_file() and '"vision_config"' in file.read_text(errors="replace")
 
 
-def check_sampler(choice: Choice, *, longest: int, draws: SamplingOptions, vllm: VllmConfig) -> None:
+def check_sampler(chosen: ChosenSampler, *, longest: int, draws: SamplingOptions, vllm: VllmConfig) -> None:
     """UsageError for what can be known before anything is loaded: vLLM that is not installed, servers that are too few or unfit.
 
     Changes nothing, on the servers either; `longest` and `draws` as for `make_sampler`.
     """
-    if choice.name == "vllm" and not vllm_is_installed():
+    if chosen.name == "vllm" and not vllm_is_installed():
         raise UsageError(f"the vLLM sampler needs vllm, which is not installed: {INSTALL_VLLM}")
-    if choice.name == "vllm-server":
+    if chosen.name == "vllm-server":
         from luspo_cli.rollout.vllm.server import checked_servers
 
         checked_servers(_servers_of_this_process(vllm), longest, vllm.timeout_s, draws)
 
 
 def make_sampler(
-    choice: Choice,
+    chosen: ChosenSampler,
     model: SamplerModel,
     policy: Any,
     *,
@@ -104,7 +105,7 @@ def make_sampler(
     computes, by default where the weights are; `apart` asks for weights of the sampler's own.
     Raises UsageError where vllm is not installed or cannot run the model, RunError where a server does not answer.
     """
-    if choice.name == "in-process":
+    if chosen.name == "in-process":
         from luspo_cli.rollout.in_process.packed import bfloat16_copy
         from luspo_cli.rollout.in_process.sampler import InProcessSampler
 
@@ -114,14 +115,14 @@ def make_sampler(
         elif apart:
             own = copy.deepcopy(policy).requires_grad_(False).to(device)
         return InProcessSampler(own, model.tokenizer, model.end_tokens, max_rows)
-    if choice.name == "vllm-server":
+    if chosen.name == "vllm-server":
         from luspo_cli.rollout.vllm.server import VllmServerSampler
 
         servers = _servers_of_this_process(vllm)
         return VllmServerSampler(
             servers, model.tokenizer, model.end_tokens, model.compute_dtype, max_rows, longest, vllm.timeout_s, draws
         )
-    check_sampler(choice, longest=longest, draws=draws, vllm=vllm)
+    check_sampler(chosen, longest=longest, draws=draws, vllm=vllm)
     from luspo_cli.rollout.vllm.engine import EngineSettings, VllmSampler
 
     settings = EngineSettings(
@@ -155,16 +156,8 @@ def _servers_of_this_process(vllm: VllmConfig) -> tuple[str, ...]:
 
 def device_memory() -> int | None:
     """Bytes of the GPU that a run would take first; None where there is none."""
-    if not _has_cuda():
+    if not has_cuda():
         return None
     import torch
 
     return int(torch.cuda.get_device_properties(0).total_memory)
-
-
-def _has_cuda() -> bool:
-    try:
-        import torch
-    except ImportError:
-        return False
-    return torch.cuda.is_available()

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from luspo_cli.files import replace_file
-from luspo_cli.metrics.intervals import Z_95, wilson_interval
+from luspo_cli.metrics.intervals import accuracy_interval
 from luspo_cli.metrics.rollout_metrics import length_metrics
 from luspo_cli.processes.ranks import ALONE, Ranks
 from luspo_cli.records import Problem, Prompt, Rollout, VerificationStatus
@@ -45,7 +44,7 @@ class HeldOut:
         right = [reward.status is VerificationStatus.CORRECT for reward in rewards]
         size = self.options.group_size
         per_problem = [statistics.fmean(right[i : i + size]) for i in range(0, len(right), size)]
-        low, high = interval(per_problem, samples=size)
+        low, high = accuracy_interval(per_problem, samples=size)
         lengths = length_metrics(rollouts)
         statuses = [reward.status for reward in rewards]
         return {
@@ -59,15 +58,6 @@ class HeldOut:
             "evaluation/failed_verifications": statuses.count(VerificationStatus.TIMEOUT)
             + statuses.count(VerificationStatus.CRASHED),
         }
-
-
-def interval(per_problem: Sequence[float], samples: int) -> tuple[float, float]:
-    """95 % interval of mean accuracy over problems: normal over their means, with one sample or equal means Wilson's."""
-    n, mean = len(per_problem), statistics.fmean(per_problem)
-    if samples == 1 or n == 1 or len(set(per_problem)) == 1:  # equal means have no spread, which is not certainty
-        return wilson_interval(mean, n)
-    half = Z_95 * statistics.stdev(per_problem) / math.sqrt(n)
-    return max(0.0, mean - half), min(1.0, mean + half)
 
 
 def record(folder: RunFolder, step: int, result: dict[str, Any]) -> None:

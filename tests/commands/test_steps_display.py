@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from luspo_cli.commands.display.steps import ROWS, Pace, StepLines, StepTable, choose_step_display, clock
+from luspo_cli.commands.display.format import clock
+from luspo_cli.commands.display.steps import ROWS, Pace, StepLines, StepTable, choose_step_display
 
 
 def record(step: int, seconds: float = 2.0, **more: Any) -> dict[str, Any]:

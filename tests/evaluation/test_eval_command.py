@@ -21,7 +21,8 @@ from typer.testing import CliRunner, Result
 from doubles.evaluation import aime_folder
 from doubles.models import character_model
 from luspo_cli.app import app
-from luspo_cli.commands.display.drawing import LineProgress, clock_time, seconds_left
+from luspo_cli.commands.display.drawing import LineProgress, seconds_left
+from luspo_cli.commands.display.format import clock
 from luspo_cli.commands.eval import EVAL_EXAMPLES
 from luspo_cli.errors import UsageError
 from luspo_cli.evaluation.benchmarks.table import BENCHMARKS
@@ -312,4 +313,4 @@ def test_progress_counts_only_what_this_session_drew() -> None:
     progress("AIME24", 200, 200, 100)
     assert lines == ["AIME24: 120 of 200 samples, about 1:20 left", "AIME24: 200 of 200 samples"]
     assert seconds_left(3.0, 0, 5) is None
-    assert clock_time(3725) == "1:02:05"
+    assert clock(3725) == "1:02:05"

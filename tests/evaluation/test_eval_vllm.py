@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from doubles.evaluation import aime_folder
 from luspo_cli.app import app
 from luspo_cli.errors import UsageError
-from luspo_cli.rollout import samplers as choice
+from luspo_cli.rollout import samplers
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -37,7 +37,7 @@ def refused(*words: str) -> str:
 
 
 def test_the_sampler_is_checked_before_anything_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choice, "vllm_is_installed", lambda: False)
+    monkeypatch.setattr(samplers, "vllm_is_installed", lambda: False)
     (tmp_path / "model").mkdir()
     (tmp_path / "model/config.json").write_text("{}")
     data = aime_folder(tmp_path / "aime24")

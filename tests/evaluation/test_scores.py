@@ -9,7 +9,6 @@ import pytest
 
 from luspo_cli.evaluation.benchmark import BenchmarkProblem
 from luspo_cli.evaluation.scores import (
-    bootstrap_interval,
     by_group,
     majority_is_correct,
     pass_at_k,
@@ -17,6 +16,7 @@ from luspo_cli.evaluation.scores import (
     summarise,
 )
 from luspo_cli.grading.verdict import Reason, Verdict
+from luspo_cli.metrics.intervals import bootstrap_interval
 
 
 def verdict(answer: str | None, gold: str = "g") -> Verdict:

@@ -10,7 +10,7 @@ import pytest
 from luspo_cli.config.layers import resolve_train
 from luspo_cli.config.rollout import VllmConfig
 from luspo_cli.errors import UsageError
-from luspo_cli.rollout import samplers as choice
+from luspo_cli.rollout import samplers
 from luspo_cli.rollout.sampler import SamplingOptions
 from luspo_cli.rollout.samplers import (
     SamplerModel,
@@ -35,8 +35,8 @@ from luspo_cli.training.dry_run import make_plan
 def test_auto(
     monkeypatch: pytest.MonkeyPatch, installed: bool, cuda: bool, images: bool, name: str, reason: str
 ) -> None:
-    monkeypatch.setattr(choice, "vllm_is_installed", lambda: installed)
-    monkeypatch.setattr(choice, "_has_cuda", lambda: cuda)
+    monkeypatch.setattr(samplers, "vllm_is_installed", lambda: installed)
+    monkeypatch.setattr(samplers, "has_cuda", lambda: cuda)
     chosen = choose_sampler("auto", reads_images=images)
     assert (chosen.name, chosen.reason) == (name, reason)
 
@@ -67,7 +67,7 @@ def test_the_dry_run_says_which_and_what_is_missing(monkeypatch: pytest.MonkeyPa
 
 
 def test_without_vllm_the_way_to_get_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choice, "vllm_is_installed", lambda: False)
+    monkeypatch.setattr(samplers, "vllm_is_installed", lambda: False)
     model = SamplerModel("nowhere", None, (1,), "float32")
     draws, wanted = SamplingOptions(2, 4), choose_sampler("vllm")
     with pytest.raises(UsageError, match="make vllm"):

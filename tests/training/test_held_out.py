@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 
 from luspo_cli.config.reward import RewardConfig
+from luspo_cli.metrics.intervals import accuracy_interval
 from luspo_cli.records import Message, Problem, Prompt, Rollout, StopReason
 from luspo_cli.rewards.rubric import Rubric
 from luspo_cli.rollout.sampler import SamplingOptions
 from luspo_cli.runs.folder import RunFolder
-from luspo_cli.training.held_out import HeldOut, interval, record, recorded_steps
+from luspo_cli.training.held_out import HeldOut, record, recorded_steps
 
 
 class Scripted:
@@ -69,15 +70,15 @@ def test_accuracy_length_and_truncation_by_hand() -> None:
     ],
 )
 def test_one_sample_a_problem_has_wilsons_interval(right: int, number: int, low: float, high: float) -> None:
-    found = interval([1.0] * right + [0.0] * (number - right), samples=1)
+    found = accuracy_interval([1.0] * right + [0.0] * (number - right), samples=1)
     assert found == pytest.approx((low, high), abs=1e-4)
 
 
 def test_several_samples_have_the_interval_of_problem_means() -> None:
     """Means 0.2, 0.4, 0.6: standard deviation 0.2, half width 1.96 * 0.2 / sqrt(3)."""
-    assert interval([0.2, 0.4, 0.6], samples=5) == pytest.approx((0.4 - 0.22632, 0.4 + 0.22632), abs=1e-4)
-    assert interval([0.0, 0.0, 1.0], samples=5)[0] == 0.0  # stays within 0 and 1
-    low, high = interval([0.5], samples=8)  # one problem has no spread to go by
+    assert accuracy_interval([0.2, 0.4, 0.6], samples=5) == pytest.approx((0.4 - 0.22632, 0.4 + 0.22632), abs=1e-4)
+    assert accuracy_interval([0.0, 0.0, 1.0], samples=5)[0] == 0.0  # stays within 0 and 1
+    low, high = accuracy_interval([0.5], samples=8)  # one problem has no spread to go by
     assert low < 0.5 < high
 
 

@@ -14,7 +14,7 @@ import torch
 from luspo_cli.config.layers import resolve_train
 from luspo_cli.config.run import TrainRun
 from luspo_cli.errors import RunError, UsageError
-from luspo_cli.rollout import samplers as choice
+from luspo_cli.rollout import samplers
 from luspo_cli.training import session
 from luspo_cli.training.preflight import LongestPrompt, check_stages
 
@@ -82,7 +82,7 @@ def test_an_old_run_is_not_replaced_by_one_that_cannot_start(
     variables: dict[str, str],
     sentence: str,
 ) -> None:
-    monkeypatch.setattr(choice, "vllm_is_installed", lambda: False)
+    monkeypatch.setattr(samplers, "vllm_is_installed", lambda: False)
     config = configure(*(one.replace("SERVER", f'"{nobody()}"') for one in sets))
     monkeypatch.setattr(session, "joined", alone)
     for name, value in variables.items():

@@ -17,10 +17,10 @@ from rich.table import Table
 from rich.text import Text
 
 from luspo_cli.analysis.comparison import Comparison, Measure, PairedDifference, RunSummary, VariantSummary
-from luspo_cli.analysis.intervals import LEVEL, Estimate
 from luspo_cli.analysis.variants import clip_sentence
+from luspo_cli.commands.display.format import DASH
+from luspo_cli.metrics.intervals import LEVEL, Estimate
 
-DASH = "–"
 TERMINAL_WIDTH = 100
 VARIANTS_A_TABLE = 3
 """Columns of means that fit `TERMINAL_WIDTH`; more variants continue in a table below."""

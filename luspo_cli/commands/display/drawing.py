@@ -13,6 +13,8 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from luspo_cli.commands.display import format as shown
+
 LINE_EVERY_S = 10.0
 
 
@@ -39,7 +41,7 @@ class LineProgress:
             return
         self._told = now
         left = seconds_left(now - self._started, done - found, total - done)
-        rest = "" if left is None or done == total else f", about {clock_time(left)} left"
+        rest = "" if left is None or done == total else f", about {shown.clock(left)} left"
         self.say(f"{benchmark}: {done:,} of {total:,} samples{rest}")
 
 
@@ -75,20 +77,13 @@ class BarProgress:
             self._tasks[benchmark] = self._progress.add_task(benchmark, total=total, left=""), self._clock()
         task, started = self._tasks[benchmark]
         left = seconds_left(self._clock() - started, done - found, total - done)
-        text = "" if left is None or done == total else f"{clock_time(left)} left"
+        text = "" if left is None or done == total else f"{shown.clock(left)} left"
         self._progress.update(task, completed=done, left=text)
 
 
 def seconds_left(elapsed: float, drawn: int, left: int) -> float | None:
     """Return the estimate from the pace so far; None before the first sample."""
     return elapsed / drawn * left if drawn > 0 else None
-
-
-def clock_time(seconds: float) -> str:
-    """Return seconds as m:ss or h:mm:ss."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def choose_progress(console: Console) -> LineProgress | BarProgress:

@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from luspo_cli.commands.display.format import DASH, percent
 from luspo_cli.evaluation.benchmark import Benchmark
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-_NONE = "–"
 
 
 def result_table(results: Sequence[Mapping[str, Any]]) -> Table:
@@ -45,12 +44,12 @@ def _cells(content: Mapping[str, Any], judged: bool) -> list[str]:
         percent(metrics.get(f"pass@{samples}")),
         percent(metrics.get(f"maj@{samples}")),
         f"{metrics['correct']:,}/{metrics['samples']:,}",
-        f"{length:.1f}" if (length := metrics.get("response_length/mean")) is not None else _NONE,
+        f"{length:.1f}" if (length := metrics.get("response_length/mean")) is not None else DASH,
         percent(metrics.get("truncated_fraction")),
         percent(metrics["no_answer_fraction"]),
     ]
     if judged:
-        cells += [percent(judge and judge["accuracy"]), f"{judge['failed']:,}" if judge else _NONE]
+        cells += [percent(judge and judge["accuracy"]), f"{judge['failed']:,}" if judge else DASH]
     return cells
 
 
@@ -74,14 +73,9 @@ def warnings(content: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def percent(value: float | None) -> str:
-    """Return 0.4333 as 43.3, and a dash for None."""
-    return _NONE if value is None else f"{100 * value:.1f}"
-
-
 def interval(bounds: Sequence[float] | None) -> str:
     """Return an interval in percent, and a dash for None."""
-    return _NONE if bounds is None else f"{100 * bounds[0]:.1f} to {100 * bounds[1]:.1f}"
+    return DASH if bounds is None else f"{100 * bounds[0]:.1f} to {100 * bounds[1]:.1f}"
 
 
 def benchmark_json(name: str, benchmark: Benchmark) -> dict[str, Any]:
@@ -119,7 +113,7 @@ def benchmark_table(rows: Sequence[Mapping[str, Any]]) -> Table:
             ", ".join(row["modes"]),
             ", ".join(prompts),
             row["licence"],
-            "\n".join(row["hub_ids"]) or _NONE,
+            "\n".join(row["hub_ids"]) or DASH,
         )
         table.add_row(*map(Text, cells))
     return table

@@ -15,7 +15,8 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-from luspo_cli.commands.display.trainings import LiveTable, number
+from luspo_cli.commands.display.format import clock, number
+from luspo_cli.commands.display.trainings import LiveTable
 
 ROWS = 12
 """Steps that the table shows."""
@@ -142,10 +143,3 @@ def _fitting(columns: Sequence[Column], widths: Sequence[int], room: int) -> lis
 def choose_step_display(console: Console, run: str, steps: int) -> StepLines | StepTable:
     """Return the live table for a terminal, plain lines otherwise."""
     return StepTable(console, run, steps) if console.is_terminal else StepLines(steps)
-
-
-def clock(seconds: float) -> str:
-    """`m:ss`, or `h:mm:ss` from an hour on."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

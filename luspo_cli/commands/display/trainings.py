@@ -15,6 +15,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from luspo_cli.commands.display.format import number
 from luspo_cli.experiments.sweep import Progress, State
 
 LINE_EVERY_S = 10.0
@@ -100,11 +101,6 @@ def choose_display(console: Console) -> LineDisplay | LiveDisplay:
     if console.is_terminal:
         return LiveDisplay(console)
     return LineDisplay(lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True))
-
-
-def number(value: float | None, form: str) -> str:
-    """A number for a table's cell; nothing where there is none."""
-    return "" if value is None else format(value, form)
 
 
 def _numbers(one: Progress) -> str:
