@@ -88,6 +88,9 @@ check: $(INSTALLED)
 	$(BIN)/lint-imports
 	$(BIN)/python tests/command_help.py --check
 
+wheel: $(INSTALLED)
+	.ci/wheel $(BIN)/python
+
 fix: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .

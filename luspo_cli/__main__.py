@@ -9,6 +9,7 @@ import sys
 
 def main() -> None:
     """Run the command line and exit."""
+    _refuse_windows()
     _open_missing_streams()
     _spell_what_streams_can()
     try:
@@ -17,6 +18,13 @@ def main() -> None:
         if os.environ.get("RANK", "0") == "0":
             print("luspo: interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def _refuse_windows() -> None:
+    """A folder's lock, a kill that reaches every process of a run and the memory limits of workers are POSIX calls."""
+    if sys.platform == "win32":
+        print("luspo: Windows is not supported; run it under WSL (Windows Subsystem for Linux)", file=sys.stderr)
+        sys.exit(2)
 
 
 def _open_missing_streams() -> None:

@@ -45,6 +45,21 @@ def test_ctrl_c_is_one_line_and_130(tmp_path: Path, setting: str, said: str) -> 
     assert done.returncode == 130
 
 
+def test_windows_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    """Before anything is imported that Windows lacks: here those modules cannot be imported either."""
+    code = """
+import sys
+sys.platform = "win32"
+sys.modules.update(dict.fromkeys(("fcntl", "resource", "termios", "pwd")))
+from luspo_cli.__main__ import main
+sys.argv = ["luspo", "train", "--preset", "tiny"]
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert done.stderr == "luspo: Windows is not supported; run it under WSL (Windows Subsystem for Linux)\n"
+
+
 def test_closed_streams_are_opened_before_a_file_takes_their_numbers(tmp_path: Path) -> None:
     """Started with `<&- >&- 2>&-`: what is printed must not end up in the next file that is opened."""
     code = f"""
