@@ -59,7 +59,7 @@ def only_sentence(error: str) -> str:
         (["--preset", "tiny", "--set", "run.stepz=3"], "--set: unknown key 'run.stepz' (did you mean 'run.steps'?)"),
         (["--preset", "tiny", "--set", "run.steps=x"], "--set: run.steps = 'x': input should be a valid integer"),
         (["--preset", "tiny", "--set", "update.mini_batches=3"], "must be a multiple of update.mini_batches (3)"),
-        (["--preset", "tiny", "--set", "model.revision=v1"], "'v1' is of a hub id, and model.path = 'made' is none"),
+        (["--preset", "tiny", "--set", "model.revision=v1"], "'v1' applies to hub ids only, and model.path = 'made' is not one"),
         (["--config", "own.toml"], "cannot read configuration file own.toml: No such file or directory"),
         (["--preset", "tiny", "--if-exists", "overwrite"], "--if-exists must be refuse, resume or replace, not 'overwrite'"),
         ([], "say what to train: --preset NAME ("),

@@ -21,20 +21,20 @@ def attention(
     module: nn.Module,
     query: Tensor,  # [B, H, Q, D]
     key: Tensor,  # [B, K, S, D]
-    value: Tensor,  # [B, K, S, D]
+    value: Tensor,  # [B, K, S, E]; E is D but for latent attention
     attention_mask: Tensor | None,  # [B, 1, Q, S], additive; None: causal over right-padded rows
     scaling: float | None = None,
     dropout: float = 0.0,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Scaled dot-product attention with grouped key/value heads; returns ([B, Q, H, D], None)."""
+    """Scaled dot-product attention with grouped key/value heads; returns ([B, Q, H, E], None)."""
     batch, heads, queries, width = query.shape
     shared = heads // key.shape[1]
     if queries == 1 and attention_mask is not None:
         folded = query.reshape(batch, key.shape[1], shared, width)
         mask = attention_mask.expand(batch, 1, shared, key.shape[2])
         out = scaled_dot_product_attention(folded, key, value, attn_mask=mask, scale=scaling)
-        return out.reshape(batch, heads, 1, width).transpose(1, 2), None
+        return out.reshape(batch, heads, 1, value.shape[-1]).transpose(1, 2), None
     if shared > 1:
         key, value = _repeat(key, shared), _repeat(value, shared)
     out = scaled_dot_product_attention(
@@ -51,14 +51,3 @@ def _repeat(states: Tensor, times: int) -> Tensor:
 def register() -> None:
     """Make `attn_implementation="luspo"` known to transformers; calling it again changes nothing."""
     AttentionInterface.register(NAME, attention)
-
-
-def causal_only(model: nn.Module) -> bool:
-    """Whether every layer attends to all earlier positions: what `attention` and the in-process sampler assume."""
-    config: Any = model.config
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    kinds = getattr(text, "layer_types", None)
-    if kinds:
-        return all(kind == "full_attention" for kind in kinds)
-    # Mistral, Phi-3 and Starcoder2 list no layers: one window, where it is set, holds for all of them.
-    return not (getattr(text, "sliding_window", None) and getattr(text, "use_sliding_window", True))

@@ -22,16 +22,12 @@ from luspo_cli.config.rollout import TemplateValue
 from luspo_cli.errors import UsageError
 from luspo_cli.policy import attention
 from luspo_cli.policy.inputs import check_template_arguments, prompt_inputs, prompt_length
-from luspo_cli.policy.model_files import ADAPTER_CONFIG, find_model, is_hub_id
+from luspo_cli.policy.model_files import ADAPTER_CONFIG, config_file, find_model, is_hub_id
+from luspo_cli.policy.supported import VISION_MODELS, unsupported
+from luspo_cli.policy.whole import unfit_weights
 from luspo_cli.records import Problem, Prompt
 
-VISION_MODELS = {"qwen2_vl": "Qwen2VLProcessor", "qwen2_5_vl": "Qwen2_5_VLProcessor"}
-"""Model types whose image tokens and rotary positions the engine knows, with their processors in transformers."""
 VISION_ATTENTION = {"text_config": attention.NAME, "vision_config": "sdpa"}
-FACTORS = ("logits_scaling", "logit_scale", "lm_head_multiplier", "output_multiplier")
-"""Configuration entries by which some models multiply or divide their logits; 1 changes nothing."""
-CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap", "attn_logit_softcapping")
-"""Entries by which some models bound their logits or attention scores through a tanh."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,31 +69,40 @@ def load_model(config: ModelConfig, template_arguments: Mapping[str, TemplateVal
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
         kind = AutoConfig.from_pretrained(source, **options)
-        _refuse_altered_logits(kind, config.path)
+        if reason := unsupported(kind.to_dict(), config.path):  # with the defaults that config.json leaves out
+            raise UsageError(reason)
         processor = _processor(kind, source, tokenizer, config) if hasattr(kind, "vision_config") else None
         architecture: Any = AutoModelForImageTextToText if processor else AutoModelForCausalLM
-        model = architecture.from_pretrained(
+        model, report = _read_quietly(
+            architecture,
             source,
             # A base that stays in bfloat16 is read in the type it is stored in: it is rounded once, if at all.
             dtype="auto" if config.lora.rank and config.compute_dtype == "bfloat16" else torch.float32,
             attn_implementation=VISION_ATTENTION if processor else attention.NAME,
             use_safetensors=True,  # the other format is a pickle, which can run code
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # so that the report names them; they are refused below
             **options,
         )
+        reshaped = [str(entry[0]) for entry in report["mismatched_keys"]]
+        if reason := unfit_weights(config.path, report["missing_keys"], report["unexpected_keys"], reshaped):
+            raise UsageError(reason)
+        if is_hub_id(config.path) and (reason := find_model(config.path, config.revision)):  # it is here only now
+            raise UsageError(reason)
+        if not tokenizer("0", add_special_tokens=False)["input_ids"]:
+            raise UsageError(f"the tokenizer of model '{config.path}' has no tokens; take a complete copy")
     except UsageError:
         raise
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if isinstance(error, KeyError):
+            first = f"its files lack the entry {first}"
         advice = "set model.path to a complete local folder or a hub id"
         if "custom code" in first or "trust_remote_code" in str(error):
             advice = (
                 "it wants to run Python code of its own: read that, then set model.trust_remote_code=true, or leave it"
             )
         raise UsageError(f"cannot load model '{config.path}': {first} ({advice})") from error
-    if not attention.causal_only(model):
-        raise UsageError(
-            f"model '{config.path}' uses sliding-window or linear attention, which is not supported yet; choose another model"
-        )
     if not hasattr(model, "lm_head") or getattr(model.lm_head, "bias", None) is not None:
         raise UsageError(
             f"model '{config.path}' has no plain vocabulary head, which the chunked log-probs need; choose another model"
@@ -147,23 +152,23 @@ def load_without_weights(
 def _source(config: ModelConfig) -> tuple[str, dict[str, Any]]:
     """What `from_pretrained` is given for this model, folder or hub id; UsageError for a folder that is no model's."""
     hub = is_hub_id(config.path)
-    reason = None if hub else find_model(config.path)
-    if reason:
+    reason = find_model(config.path, config.revision)
+    if reason and not (hub and config_file(config.path, config.revision) is None):  # else the hub is asked
         raise UsageError(reason)
     options = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
     return config.path if hub else str(Path(config.path).expanduser()), options
 
 
-def _refuse_altered_logits(kind: Any, path: str) -> None:
-    """UsageError for a model that does more than attention and head: log-probs and rollouts would leave that out."""
-    text = kind.get_text_config()
-    factors = [name for name in FACTORS if getattr(text, name, None) not in (None, 1)]
-    caps = [name for name in CAPS if getattr(text, name, None) is not None]
-    for name in (*factors, *caps):
-        raise UsageError(
-            f"model '{path}' computes with {name} = {getattr(text, name)}, which log-probs and rollouts here would leave out;"
-            " choose another model"
-        )
+def _read_quietly(architecture: Any, source: str, **options: Any) -> Any:
+    """`from_pretrained` without its table of weights that do not fit: one sentence of ours says it."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        return architecture.from_pretrained(source, **options)
+    finally:
+        logging.set_verbosity(before)
 
 
 def _load_adapted(
@@ -203,9 +208,6 @@ def _processor(kind: Any, source: str, tokenizer: Any, config: ModelConfig) -> A
     import transformers
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-    if kind.model_type not in VISION_MODELS:
-        known = " and ".join(sorted(VISION_MODELS))
-        raise UsageError(f"model '{config.path}' is a vision model of type {kind.model_type}; supported are {known}")
     if tokenizer.chat_template is None:
         raise UsageError(f"model '{config.path}' has no chat template, which says where an image stands in a prompt")
     images = Qwen2VLImageProcessorPil.from_pretrained(source, revision=config.revision)

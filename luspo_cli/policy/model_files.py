@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
+
+from luspo_cli.policy.supported import unsupported
+from luspo_cli.policy.whole import broken_tokenizer, broken_weights
 
 ADAPTER_CONFIG = "adapter_config.json"
 """What makes a folder a peft folder: adapters that belong to a base model elsewhere."""
@@ -26,30 +30,44 @@ def hub_commit(path: str, revision: str) -> str | None:
 
 
 def unread_revision(path: str, revision: str) -> str | None:
-    """Say in one sentence that a revision has no meaning for `model.path`, or None where it has or is the default."""
+    """Say in one sentence that `model.revision` is set and cannot be read for a local folder; None otherwise."""
     if revision == "main" or is_hub_id(path):
         return None
-    return f"model.revision = '{revision}' is of a hub id, and model.path = '{path}' is none: leave model.revision out"
+    return f"model.revision = '{revision}' applies to hub ids only, and model.path = '{path}' is not one: remove model.revision"
 
 
-def find_model(path: str) -> str | None:
-    """Say in one sentence why `model.path` cannot be read from this machine's disk, or None where it can."""
+def find_model(path: str, revision: str = "main") -> str | None:
+    """Say in one sentence why the model at `model.path` cannot be used, as far as files on this disk tell; None otherwise."""
+    folder = Path(path).expanduser()
     if is_hub_id(path):
+        file = config_file(path, revision)
+        if file is not None:
+            return _unfit(file.parent, path)
         if _cached_model(path).is_dir():
             return None
         return f"model.path '{path}' is not on this machine; the hub would be asked, or set a local folder"
-    folder = Path(path).expanduser()
     if folder.is_dir():
         return _unfit(folder, path)
-    return f"model.path '{path}' is not a folder; set it to a folder with config.json or a hub id (owner/name)"
+    place = "" if folder.is_absolute() else f" in {Path.cwd()}, which it is relative to"
+    return f"model.path '{path}' is not a folder{place}; set it to a folder with config.json or a hub id (owner/name)"
 
 
 def _unfit(folder: Path, path: str) -> str | None:
-    """Weights are read from safetensors alone: the older formats are pickles, and a pickle can run code when it is read."""
+    """Why the files in `folder` are no model that can be used. Weights are read from safetensors alone: the older formats are
+    pickles, and a pickle can run code when it is read."""
+    if (folder / ADAPTER_CONFIG).is_file():
+        return None  # loading looks at its base model and its kind
     if not (folder / "config.json").exists():
         return f"model.path '{path}' has no config.json"
+    try:
+        config = json.loads((folder / "config.json").read_bytes())
+        reason = unsupported(config, path)
+    except (OSError, ValueError, AttributeError):
+        return f"cannot load model '{path}': its config.json does not hold one JSON object; take a complete copy"
+    if reason:
+        return reason
     if any(folder.glob("*.safetensors")):
-        return None
+        return broken_weights(folder, config, path) or broken_tokenizer(folder, config, path)
     pickles = sorted(file.name for kind in PICKLED for file in folder.glob(kind))
     if pickles:
         return (

@@ -25,6 +25,23 @@ class Policy(nn.Module):
         self.model = model
         self.temperature = temperature
 
+    def train(self, mode: bool = True) -> Policy:
+        """Passes with gradients, in which nothing is random all the same.
+
+        Old and new log-probs are compared, and responses are sampled from this very model, so dropout, layer drop and the noise
+        of routers would stand between them. Every module therefore stays in evaluation mode. Only those that recompute their
+        activations are told that they are trained, since transformers looks for that; their own dropout is set to 0.
+        """
+        super().train(False)
+        self.training = mode
+        for module in self.model.modules():
+            if mode and getattr(module, "gradient_checkpointing", False):
+                module.training = True
+                for name, value in vars(module).items():
+                    if isinstance(value, float) and ("drop" in name or "jitter" in name):
+                        setattr(module, name, 0.0)
+        return self
+
     def forward(self, batch: PolicyBatch, with_entropy: bool = False) -> tuple[Tensor, Tensor]:
         """Log-probs and, on request, entropies [B, R] (float32, nats) of the batch's response tokens; 0 where masked."""
         hidden = self.model.model(

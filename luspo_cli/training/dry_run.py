@@ -96,7 +96,7 @@ def missing_inputs(config: TrainRun) -> list[str]:
     """One sentence for every file or model that the run needs and this machine does not have, or that makes no sense."""
     found: list[str] = []
     if config.model.path != MADE:
-        reason = find_model(config.model.path)
+        reason = find_model(config.model.path, config.model.revision)
         if reason:
             found.append(reason)
     if unread := unread_revision(config.model.path, config.model.revision):

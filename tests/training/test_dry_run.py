@@ -81,9 +81,12 @@ def test_everything_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
     (tmp_path / "data/aime24/train.parquet").touch()
     assert make_plan(resolve_train(preset="qwen2.5-7b")).missing == []
     assert make_plan(resolve_train(preset="qwen2.5-7b", sets=["model.revision=v1"])).missing == []
-    (tmp_path / "hub/config.json").touch()
+    (tmp_path / "hub/config.json").write_text('{"model_type": "qwen2"}')
     (unread,) = missing_inputs(resolve_train(preset="qwen2.5-7b", sets=["model.path=./hub", "model.revision=v1"]))
-    assert unread == "model.revision = 'v1' is of a hub id, and model.path = './hub' is none: leave model.revision out"
+    assert (
+        unread
+        == "model.revision = 'v1' applies to hub ids only, and model.path = './hub' is not one: remove model.revision"
+    )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "hub"]  # the plan itself made nothing
 
 

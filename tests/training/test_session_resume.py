@@ -53,7 +53,7 @@ def test_a_revision_that_nothing_reads_is_refused_in_a_new_run_alone(
     small_run: Callable[..., TrainRun], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = small_run(*TWO_STEPS, "model.revision=v1")
-    with pytest.raises(UsageError, match=r"model\.revision = 'v1' is of a hub id"):
+    with pytest.raises(UsageError, match=r"model\.revision = 'v1' applies to hub ids only"):
         train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
     monkeypatch.setattr(session, "unread_revision", lambda *_: None)  # as an older version

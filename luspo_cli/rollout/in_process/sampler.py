@@ -58,13 +58,14 @@ class InProcessSampler:
     ) -> list[list[Rollout]]:
         if not prompts:
             return []
-        was_training = self.model.training
-        self.model.eval()
+        modes = [(module, module.training) for module in self.model.modules()]
+        self.model.eval()  # a module that recomputes its activations would write no cache
         try:
             batch = _DecodeBatch(self.model, prompts, options, self.end_tokens, self.max_rows)
             batch.run(on_progress)
         finally:
-            self.model.train(was_training)
+            for module, training in modes:
+                module.training = training
         texts = self.tokenizer.batch_decode(batch.responses, skip_special_tokens=True)
         size = options.group_size
         rollouts = [

@@ -1,0 +1,105 @@
+"""Which models the engine trains, told from a model's configuration alone; without torch, so the dry run asks this too.
+
+What a model type does is read in the source of the installed transformers, which is not imported for it: whether there is such
+a type, whether its attention can be replaced by ours, and where it keeps its layers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+FACTORS = ("logits_scaling", "logit_scale", "lm_head_multiplier", "output_multiplier")
+"""Configuration entries by which some models multiply or divide their logits; 1 changes nothing."""
+CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap", "attn_logit_softcapping")
+"""Entries by which some models bound their logits or attention scores through a tanh."""
+VISION_MODELS = {"qwen2_vl": "Qwen2VLProcessor", "qwen2_5_vl": "Qwen2_5_VLProcessor"}
+"""Model types whose image tokens and rotary positions the engine knows, with their processors in transformers."""
+OTHER_TASKS = ("ForMaskedLM", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
+"""Ends of the names of architectures that do not write text."""
+
+
+def unsupported(config: Mapping[str, Any], path: str) -> str | None:
+    """One sentence why the model at `path` with this config.json cannot be trained here; None where nothing is known."""
+    text = config.get("text_config") or config
+    stored = config.get("quantization_config") or text.get("quantization_config") or config.get("compression_config")
+    if stored:
+        method = stored.get("quant_method") or stored.get("quantization_type") or "an unnamed method"
+        return f"the weights of model '{path}' are quantised ({method}), which cannot be trained; take the unquantised model"
+    for name in FACTORS + CAPS:
+        value = text.get(name)
+        if value is not None and not (name in FACTORS and value == 1):
+            return (
+                f"model '{path}' computes with {name} = {value}, which log-probs and rollouts here would leave out;"
+                " choose another model"
+            )
+    if not causal_only(text):
+        return (
+            f"model '{path}' uses sliding-window or linear attention, which is not supported yet; choose another model"
+        )
+    return _of_its_type(config, path)
+
+
+def causal_only(text: Mapping[str, Any]) -> bool:
+    """Whether every layer attends to all earlier positions: what our attention and the in-process sampler assume.
+
+    `text`: the configuration of the language model.
+    """
+    kinds = text.get("layer_types")
+    if kinds:
+        return all(kind == "full_attention" for kind in kinds)
+    # Mistral, Phi-3 and Starcoder2 list no layers: one window, where it is set, holds for all of them.
+    return not (text.get("sliding_window") and text.get("use_sliding_window", True))
+
+
+def _of_its_type(config: Mapping[str, Any], path: str) -> str | None:
+    kind, architectures = config.get("model_type"), [str(name) for name in config.get("architectures") or ()]
+    if config.get("is_encoder_decoder"):
+        return f"model '{path}' is an encoder-decoder model, which is not supported; choose a causal language model"
+    if architectures and all(name.endswith(OTHER_TASKS) for name in architectures):
+        return f"model '{path}' is a {architectures[0]}, which does not write text; choose a causal language model"
+    if not kind:
+        return f"the config.json of model '{path}' names no model_type; take a folder that transformers can load"
+    if config.get("vision_config") and kind not in VISION_MODELS:
+        known = " and ".join(sorted(VISION_MODELS))
+        return f"model '{path}' is a vision model of type {kind}; supported are {known}"
+    if config.get("auto_map"):  # its code comes with the model and is not read here
+        return None
+    entry = f'("{kind}", '
+    if entry not in _source("auto/configuration_auto.py") + _source("auto/auto_mappings.py"):
+        return f"model '{path}' is of type {kind}, which the installed transformers does not know; choose another model"
+    if entry not in _causal_models() and kind not in VISION_MODELS:
+        return f"model '{path}' is of type {kind}, which is no causal language model; choose another one"
+    folder = str(kind).replace("-", "_")
+    source = _source(f"{folder}/modeling_{folder}.py")
+    if source and "ALL_ATTENTION_FUNCTIONS" not in source:
+        return (
+            f"model '{path}' is of type {kind}, whose attention cannot be replaced by the engine's and is not supported;"
+            " choose a model of the Llama or Qwen kind"
+        )
+    if source and "self.model = " not in source:
+        return (
+            f"model '{path}' is a {(architectures or [kind])[0]}, which keeps its layers under another name than `model`;"
+            " choose a model of the Llama or Qwen kind"
+        )
+    return None
+
+
+def _causal_models() -> str:
+    """The part of transformers' table of models that lists the causal language models."""
+    found = re.search(r"MODEL_FOR_CAUSAL_LM_MAPPING_NAMES = .*?\n\)", _source("auto/modeling_auto.py"), re.DOTALL)
+    return found[0] if found else ""
+
+
+@cache
+def _source(file: str) -> str:
+    """The text of a file of transformers' models; empty where it is not there."""
+    spec = find_spec("transformers")
+    if spec is None or spec.origin is None:
+        return ""
+    place = Path(spec.origin).parent / "models" / file
+    return place.read_text(encoding="utf-8") if place.is_file() else ""
