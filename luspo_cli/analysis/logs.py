@@ -179,9 +179,15 @@ def _whole_json(content: bytes, path: Path) -> tuple[list[dict[str, Any]] | None
 
 
 def _flat(row: dict[str, Any]) -> dict[str, Any]:
-    """Return a row with the numbers of verl's file logger, which stand under `data`, beside its step."""
+    """Return a row without nesting: verl's file logger has the numbers under `data`, others have `{"actor": {"lr": ...}}`."""
     data = row.get("data")
-    return {"step": row.get("step"), **data} if isinstance(data, dict) else row
+    flat: dict[str, Any] = {}
+    for key, value in ({"step": row.get("step"), **data} if isinstance(data, dict) else row).items():
+        if isinstance(value, dict):
+            flat |= {f"{key}/{inner}": found for inner, found in _flat(value).items()}
+        else:
+            flat[key] = value
+    return flat
 
 
 def _console_rows(text: str, path: Path) -> tuple[list[dict[str, Any]], str | None]:

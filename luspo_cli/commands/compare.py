@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from luspo_cli.errors import UsageError, nearest
+from luspo_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from luspo_cli.experiments.sweep import Configuration, Training
@@ -97,17 +97,14 @@ def compare_cli(
 
 def chosen_objectives(text: str) -> list[str]:
     """Return the names between the commas; UsageError for an unknown, a repeated or no name."""
-    from luspo_cli.config.objective import NAMED_OBJECTIVES
+    from luspo_cli.commands.objectives import chosen_names
 
     names = [name.strip() for name in text.split(",") if name.strip()]
-    for name in names:
-        if name not in NAMED_OBJECTIVES:
-            known = ", ".join(NAMED_OBJECTIVES)
-            raise UsageError(f"Unknown objective '{name}'{nearest(name, NAMED_OBJECTIVES)}: choose from {known}.")
-        if names.count(name) > 1:
-            raise UsageError(f"--objectives names {name} twice; name each objective once.")
     if not names:
         raise UsageError(f"--objectives is empty; give names, for example {DEFAULT_OBJECTIVES}.")
+    for name in chosen_names(names):
+        if names.count(name) > 1:
+            raise UsageError(f"--objectives names {name} twice; name each objective once.")
     return names
 
 

@@ -185,7 +185,7 @@ def _refuse_repeated(names: Sequence[str], place: str) -> None:
     """Raise UsageError where a name occurs twice: the last of its values would be taken without a word."""
     for name, count in Counter(names).items():
         if count > 1:
-            raise UsageError(f"{place} names '{name}' {count} times; keep one of them.")
+            raise UsageError(f"{place} names '{name}' more than once; keep one of them.")
 
 
 def _csv(file: Path, delimiter: str) -> Iterator[Row]:

@@ -51,9 +51,10 @@ def answer_text(value: Any) -> str | None:
             return None
         return str(int(value)) if value.is_integer() else repr(value)
     if isinstance(value, Decimal):
-        if not value.is_finite():
-            return None
-        return str(int(value)) if value == value.to_integral_value() else f"{value.normalize():f}"
+        # By its digits: arithmetic would round a decimal of many places.
+        digits = f"{value:f}" if value.is_finite() else ""
+        digits = digits.rstrip("0").rstrip(".") if "." in digits else digits
+        return "0" if digits == "-0" else digits or None
     if isinstance(value, list | tuple) and len(value) == 1:
         return answer_text(value[0])
     if isinstance(value, int):
@@ -93,7 +94,7 @@ def is_readable_gold(answer: str) -> bool:
 def is_missing(value: Any) -> bool:
     """Whether a column holds nothing for a row: null, NaN, blank text, an empty list or object."""
     if isinstance(value, float | Decimal):
-        return value != value
+        return math.isnan(value) if isinstance(value, float) else value.is_nan()
     if isinstance(value, str):
         return not value.strip()
     return value is None or (isinstance(value, Sequence | Mapping) and not value)

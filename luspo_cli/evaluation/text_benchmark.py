@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from luspo_cli.data import prompts as templates
-from luspo_cli.data.reading import Row, data_files, read_rows, value_at
+from luspo_cli.data.reading import ANSWER_COLUMNS, QUESTION_COLUMNS, Row, data_files, read_rows, value_at
+from luspo_cli.data.values import question_text
 from luspo_cli.errors import UsageError
 from luspo_cli.evaluation.benchmark import AnswerForm, Benchmark, BenchmarkProblem, Mode, PromptTemplate
 from luspo_cli.grading.answers import Form, extract_answer
 from luspo_cli.grading.verdict import NeedsSymbolic, Reason, Verdict
 
-_QUESTIONS = ("problem", "question", "prompt", "query")
-_ANSWERS = ("answer", "reward_model.ground_truth", "ground_truth", "final_answer", "gold")
 _IDS = ("unique_id", "id", "extra_info.index", "extra_info.id", "index")
 _FORMS: dict[AnswerForm, tuple[Form, ...]] = {
     "boxed": (Form.BOXED, Form.ANSWER_LINE),
@@ -124,8 +123,8 @@ class TextBenchmark(Benchmark):
         return {}
 
     def _problem(self, row: Mapping[str, Any], own: Any, number: int, place: str) -> BenchmarkProblem:
-        question = _question(next((row[name] for name in _QUESTIONS if row.get(name) is not None), None))
-        raw = next((found for name in _ANSWERS if (found := value_at(row, name)) is not None), None)
+        question = question_text(next((row[name] for name in QUESTION_COLUMNS if row.get(name) is not None), None))
+        raw = next((found for name in ANSWER_COLUMNS if (found := value_at(row, name)) is not None), None)
         if not question or raw is None:
             lacking = "question" if not question else "gold answer"
             raise UsageError(
@@ -170,14 +169,6 @@ def _merge(problem: BenchmarkProblem, ids: list[str | None], number: int) -> Ben
     """One problem for rows that repeat it; the rows' own ids all lead to it, unless they are mere row numbers."""
     named = [identity for identity in dict.fromkeys(ids) if identity is not None]
     return replace(problem, id=named[0] if named else str(number), aliases=tuple(named[1:]))
-
-
-def _question(value: Any) -> str:
-    """Return the bare question of a text or of a verl prompt (its last user turn without the template)."""
-    if isinstance(value, list):
-        turns = [turn for turn in value if isinstance(turn, Mapping) and turn.get("role") == "user"]
-        value = turns[-1].get("content") if turns else None
-    return templates.strip_prompt(value).strip() if isinstance(value, str) else ""
 
 
 def _hub_rows(name: str) -> Iterator[Row]:

@@ -75,6 +75,19 @@ def test_compare_prints_the_table_and_writes_the_figure_on_wish(call, two_runs, 
     assert figure.is_file()
 
 
+def test_a_figure_that_cannot_be_written_does_not_cost_the_table(call, two_runs, tmp_path) -> None:
+    result = call("compare", *two_runs, "--figure", tmp_path / "lengths.gif")
+    assert isinstance(result.exception, UsageError)
+    assert "luspo − gspo" in result.stdout
+    assert "figure:" not in result.stdout
+
+
+def test_a_parent_folder_is_compared_with_a_note(call, two_runs, tmp_path) -> None:
+    result = call("compare", tmp_path)
+    assert result.exit_code == 0, result.output
+    assert f"warning: 2 runs found below {tmp_path}." in result.stdout
+
+
 def test_compare_as_json_prints_nothing_else(call, two_runs) -> None:
     report = json.loads(call("compare", *two_runs, "--json").stdout)
     assert [variant["label"] for variant in report["variants"]] == ["gspo", "luspo"]

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from luspo_cli.analysis.logs import read_log
 from luspo_cli.errors import UsageError
@@ -58,6 +60,7 @@ LOGS = {
         lines([{"step": 0, "data": {"val-core/acc": 0.1}}] + [{"step": s, "data": {LENGTH: v}} for s, v in STEPS.items()]),
     ),
     "verl file, flat": ("verl", lines([{"step": s, LENGTH: v} for s, v in STEPS.items()])),
+    "verl's fork, nested": ("verl", lines([{"step": s, "response_length": {"mean": v, "max": 9}} for s, v in STEPS.items()])),
     "verl console": ("verl", verl_console("", "{}")),
     "verl console under Ray": ("verl", verl_console("\x1b[36m(TaskRunner pid=87031, ip=10.0.0.1)\x1b[0m ", "{}")),
     "verl console, numpy 2": ("verl", verl_console("(main_task pid=51520) ", "np.float64({})")),
@@ -191,6 +194,28 @@ def test_what_is_no_log_is_one_sentence(tmp_path: Path, text: str, message: str)
         read_log(tmp_path / "log")
     assert str(tmp_path / "log") in str(refusal.value)
     assert "\n" not in str(refusal.value)
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers(-5, 5) | st.floats() | st.text(max_size=3),
+        lambda inner: (
+            st.lists(inner, max_size=4)
+            | st.dictionaries(
+                st.sampled_from(["step", "_step", LENGTH, "data", "log_history", "completions/mean_length"]), inner
+            )
+        ),
+    )
+)
+def test_any_json_is_a_log_or_one_sentence(tmp_path_factory: pytest.TempPathFactory, content: Any) -> None:
+    file = tmp_path_factory.mktemp("any") / "log"
+    for text in (json.dumps(content), json.dumps(content) + "\n" + json.dumps(content) + "\n", str(content)):
+        file.write_text(text, encoding="utf-8", errors="replace")
+        try:
+            log = read_log(file)
+        except UsageError:
+            continue
+        assert len(log.rows) == len(log.steps) == len(set(log.steps))
 
 
 def test_bytes_that_are_no_text_are_one_sentence(tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def test_objects_that_look_like_columns_are_rows(tmp_path: Path) -> None:
 def test_a_parquet_column_named_twice_is_refused(tmp_path: Path) -> None:
     table = pyarrow.table([pyarrow.array(["1"]), pyarrow.array(["2"])], names=["answer", "answer"])
     pyarrow.parquet.write_table(table, tmp_path / "x.parquet")
-    with pytest.raises(UsageError, match="names 'answer' 2 times"):
+    with pytest.raises(UsageError, match="names 'answer' more than once"):
         list(read_rows(tmp_path / "x.parquet"))
 
 
@@ -86,8 +86,8 @@ def test_parquet_with_nested_columns(tmp_path: Path) -> None:
         ("x.json", b'{"a": [1, 2], "b": [3, 4]}', r"columns \(a, b\), not of rows"),
         ("x.json", b'[{"a": ' + b"9" * 5000 + b"}]", "too many digits"),
         ("x.jsonl", b'{"a": 1}\n{"a": ' + b"9" * 5000 + b"}\n", r"line 2 of .* too many digits; write it as text"),
-        ("x.jsonl", b'{"a": 1}\n{"a": 1, "a": 2}\n', r"line 2 of .* names 'a' 2 times"),
-        ("x.csv", b"a,b,a\n1,2,3\n", r"header of .* names 'a' 2 times"),
+        ("x.jsonl", b'{"a": 1}\n{"a": 1, "a": 2}\n', r"line 2 of .* names 'a' more than once"),
+        ("x.csv", b"a,b,a\n1,2,3\n", r"header of .* names 'a' more than once"),
         ("x.csv", b"a,b\n1,2,3\n", "more fields"),
         ("x.csv", b'a,b\n"1,2\n', "not CSV"),
         ("x.parquet", b"nothing", "cannot be read as parquet"),

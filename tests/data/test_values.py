@@ -9,6 +9,8 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from luspo_cli.data.prepare import prepare
 from luspo_cli.data.problems import load_problems
@@ -27,7 +29,11 @@ PART = {"type": "text", "text": "What is 2 + 3?"}
         (Decimal("2.50"), "2.5"),
         (Decimal("1E+3"), "1000"),
         (Decimal("-0.125"), "-0.125"),
+        (Decimal("-0.00"), "0"),
+        (Decimal("12345678901234567890123456789012345678.50"), "12345678901234567890123456789012345678.5"),
+        (Decimal("1E+5000"), "1" + "0" * 5000),
         (Decimal("NaN"), None),
+        (Decimal("sNaN"), None),
         ([Decimal("4.0")], "4"),
         ([{"type": "text", "text": " 7 "}], "7"),
         ({"type": "text", "text": "7"}, "7"),
@@ -42,7 +48,7 @@ def test_gold_answers_of_other_types(value: Any, expected: str | None) -> None:
     assert answer_text(value) == expected
 
 
-@pytest.mark.parametrize("value", [None, "", " \n", b"", [], {}, float("nan"), Decimal("NaN")])
+@pytest.mark.parametrize("value", [None, "", " \n", b"", [], {}, float("nan"), Decimal("NaN"), Decimal("sNaN")])
 def test_what_is_missing(value: Any) -> None:
     assert is_missing(value)
     assert read_question(value).text == ""
@@ -103,6 +109,30 @@ def test_a_cell_with_an_image(value: Any) -> None:
 @pytest.mark.parametrize("value", [None, [], "", [None], {"bytes": None, "path": None}, float("nan"), 3])
 def test_a_cell_without_an_image(value: Any) -> None:
     assert not has_image(value)
+
+
+ANY = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=4)
+    | st.binary(max_size=3)
+    | st.decimals(),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["role", "content", "type", "text", "image"]), inner)
+    ),
+)
+
+
+@given(ANY)
+def test_any_value_is_read_or_named(value: Any) -> None:
+    question, gold = read_question(value), gold_answer(value)
+    assert question.text == question.text.strip()
+    assert question.is_text or not question.text
+    assert gold is None or gold.strip() == gold != ""
+    assert not (is_missing(value) and (gold or question.text or has_image(value)))
 
 
 def write(file: Path, rows: list[dict[str, Any]]) -> str:

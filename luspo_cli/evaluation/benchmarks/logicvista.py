@@ -16,9 +16,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from luspo_cli.data.reading import read_rows
 from luspo_cli.evaluation.benchmark import Benchmark, BenchmarkProblem, Mode, PromptTemplate
 from luspo_cli.evaluation.scores import accuracy_by, as_dicts, overall
-from luspo_cli.evaluation.vision_files import check_rows, data_file, read_rows
+from luspo_cli.evaluation.vision_files import check_rows, data_file
 from luspo_cli.grading.free_text.labels import assistant_part, labels_in, read_labels
 from luspo_cli.grading.verdict import Reason, Verdict
 
@@ -55,7 +56,7 @@ class LogicVista(Benchmark):
     def problems(self, source: Path) -> list[BenchmarkProblem]:
         """Read dataset.json (object keyed by id)."""
         path = data_file(source, ("dataset.json", "dataset.jsonl"), self.name)
-        rows = read_rows(path, "id")
+        rows = list(read_rows(path, id_column="id"))
         columns = ("id", "imagename", "question", "answer", "skill", "broad_capability", "specific_capability")
         check_rows(rows, (str(row.get("id")) for row in rows), columns, self.size, path, self.name)
         return [_problem(row) for row in rows]

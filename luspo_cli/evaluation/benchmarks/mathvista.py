@@ -18,6 +18,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+from luspo_cli.data.reading import read_rows
 from luspo_cli.evaluation.benchmark import Benchmark, BenchmarkProblem, Mode, PromptTemplate
 from luspo_cli.evaluation.benchmarks.mathvista_official import (
     IntegerRule,
@@ -27,7 +28,7 @@ from luspo_cli.evaluation.benchmarks.mathvista_official import (
     unread_answer,
 )
 from luspo_cli.evaluation.scores import accuracy_by, as_dicts, overall
-from luspo_cli.evaluation.vision_files import check_rows, data_file, read_rows
+from luspo_cli.evaluation.vision_files import check_rows, data_file
 from luspo_cli.grading.free_text.choices import choice_position, read_choice
 from luspo_cli.grading.free_text.numbers import decimal, list_items, number_in, read_list, read_number, rounded
 from luspo_cli.grading.verdict import Reason, Verdict
@@ -74,7 +75,7 @@ class MathVista(Benchmark):
     def problems(self, source: Path) -> list[BenchmarkProblem]:
         """Read testmini.json (object keyed by pid) or a table with its columns."""
         path = data_file(source, ("testmini.json", "testmini.jsonl", "testmini.parquet"), self.name)
-        rows = read_rows(path, "pid")
+        rows = list(read_rows(path, id_column="pid"))
         columns = ("pid", "question", "image", "answer", "question_type", "answer_type", "metadata")
         check_rows(rows, (str(row.get("pid")) for row in rows), columns, self.size, path, self.name)
         return [_problem(row) for row in rows]

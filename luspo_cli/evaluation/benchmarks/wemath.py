@@ -25,10 +25,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from luspo_cli.data.reading import read_rows
 from luspo_cli.errors import UsageError
 from luspo_cli.evaluation.benchmark import Benchmark, BenchmarkProblem, Mode, PromptTemplate
 from luspo_cli.evaluation.scores import Cell, accuracy_by, as_dicts, overall
-from luspo_cli.evaluation.vision_files import check_rows, data_file, read_rows
+from luspo_cli.evaluation.vision_files import check_rows, data_file
 from luspo_cli.grading.free_text.letters import official_letter, read_letter, short_letter
 from luspo_cli.grading.free_text.options import split_options
 from luspo_cli.grading.verdict import Reason, Verdict
@@ -62,7 +63,7 @@ class WeMath(Benchmark):
     def problems(self, source: Path) -> list[BenchmarkProblem]:
         """Read testmini.json and, beside it, the concept tree that gives the domains."""
         path = data_file(source, ("testmini.json", "testmini.jsonl", "testmini.parquet"), self.name)
-        rows = read_rows(path, "ID")
+        rows = list(read_rows(path, id_column="ID"))
         columns = ("ID", "key", "question", "option", "answer", "image_path", "knowledge concept", "question number")
         ids = (f"{row.get('ID')}/{row.get('key')}" for row in rows)
         check_rows(rows, ids, columns, self.size, path, self.name)
@@ -211,7 +212,7 @@ def _mean(values: Sequence[float]) -> float:
 def _domains(path: Path) -> dict[str, str]:
     if not path.is_file():
         raise UsageError(f"{path} is missing and gives the domains of We-Math; put it beside testmini.json.")
-    return {node["full node"].rpartition("_")[2]: node["root2"] for node in read_rows(path, "full node")}
+    return {node["full node"].rpartition("_")[2]: node["root2"] for node in read_rows(path, id_column="full node")}
 
 
 def _problem(row: Mapping[str, Any], domains: Mapping[str, str]) -> BenchmarkProblem:
