@@ -99,7 +99,7 @@ def measure(task: dict[str, Any]) -> None:
     from luspo_cli.training.session import run_training
 
     torch.set_num_threads(min(2, os.cpu_count() or 1))
-    run_training(configuration(task["sets"]), Path(task["run"]), "refuse", lambda _: None, lambda _: None)
+    run_training(configuration(task["sets"]), Path(task["run"]), "refuse", lambda _: None)
     gpu = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(json.dumps({"resident": resident, "gpu": gpu}))

@@ -49,7 +49,7 @@ def _spell_what_streams_can() -> None:
 
 def _run() -> None:
     from luspo_cli.app import app  # takes long enough for a Ctrl-C
-    from luspo_cli.errors import KnownError, PeerLost
+    from luspo_cli.errors import KnownError, PeerFailed, PeerLost
     from luspo_cli.processes.place import BY_LUSPO, LOST_STATUS
 
     try:
@@ -59,11 +59,7 @@ def _run() -> None:
             raise
         if isinstance(error, PeerLost) and os.environ.get(BY_LUSPO):
             sys.exit(LOST_STATUS)  # the launcher knows which process ended first, and says it
-        # Before several processes have met, what is wrong is wrong for each of them: one a machine says it.
-        another_says = (
-            os.environ.get("LOCAL_RANK", "0") != "0" if error.said_elsewhere is None else error.said_elsewhere
-        )
-        if not another_says:
+        if not isinstance(error, PeerFailed):
             print(f"luspo: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except SystemExit as ended:

@@ -15,8 +15,6 @@ class KnownError(Exception):
     """Base of the failures that are shown as one sentence; `exit_code` is the process's exit status."""
 
     exit_code = 1
-    said_elsewhere: bool | None = None
-    """With several processes: whether another one says it; None where they have not met."""
 
 
 class UsageError(KnownError):
@@ -27,6 +25,14 @@ class UsageError(KnownError):
 
 class RunError(KnownError):
     """The request was fine and the work failed; the message says what is left and how to go on."""
+
+
+class PeerFailed(KnownError):
+    """Another process of the run failed and prints the sentence; this one ends with the same exit status and prints nothing."""
+
+    def __init__(self, sentence: str, exit_code: int) -> None:
+        super().__init__(sentence)
+        self.exit_code = exit_code
 
 
 class PeerLost(RunError):

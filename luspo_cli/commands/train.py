@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import shlex
 import signal
-import sys
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
 from luspo_cli.errors import UsageError
 from luspo_cli.processes.local import check_processes, launch, stop_with_launcher
-from luspo_cli.processes.place import is_first_process
+from luspo_cli.processes.place import is_first_process, one_of_a_machine_speaks
 
 if TYPE_CHECKING:
     from luspo_cli.config.run import TrainRun
     from luspo_cli.training.dry_run import Plan
+
+logger = logging.getLogger(__name__)
 
 TRAIN_EXAMPLES = [
     "luspo train --preset tiny --objective luspo",
@@ -67,27 +68,28 @@ def train_cli(
     as_json: Annotated[bool, typer.Option("--json", help="Answer as one JSON object.")] = False,
 ) -> None:
     """Train one model with one objective; the run folder holds every number and how it was made."""
-    if if_exists not in ("refuse", "resume", "replace"):
-        raise UsageError(f"--if-exists must be refuse, resume or replace, not '{if_exists}'")
-    if allow_changed and not resume and if_exists != "resume":
-        raise UsageError("--allow-changed is for going on with a run: give --resume as well")
-    choice = cast(Literal["refuse", "resume", "replace"], "resume" if resume else if_exists)
-    copies = check_processes(processes)
-    resolved = _resolve(objective, preset, config, sets or [], run, resume)
-    if dry_run:
-        from luspo_cli.training.dry_run import make_plan
+    with one_of_a_machine_speaks():
+        if if_exists not in ("refuse", "resume", "replace"):
+            raise UsageError(f"--if-exists must be refuse, resume or replace, not '{if_exists}'")
+        if allow_changed and not resume and if_exists != "resume":
+            raise UsageError("--allow-changed is for going on with a run: give --resume as well")
+        choice = cast(Literal["refuse", "resume", "replace"], "resume" if resume else if_exists)
+        copies = check_processes(processes)
+        resolved = _resolve(objective, preset, config, sets or [], run, resume)
+        if dry_run:
+            from luspo_cli.training.dry_run import make_plan
 
-        plan = make_plan(resolved, copies)
-        _print_plan(plan, as_json)
-        return
-    name = preset or (config.stem if config else "run")
-    path = run or Path("runs") / f"{name}-{resolved.objective.name}-seed{resolved.run.seed}"
-    if copies > 1:
-        from luspo_cli.runs.folder import RunFolder
+            plan = make_plan(resolved, copies)
+            _print_plan(plan, as_json)
+            return
+        name = preset or (config.stem if config else "run")
+        path = run or Path("runs") / f"{name}-{resolved.objective.name}-seed{resolved.run.seed}"
+        if copies > 1:
+            from luspo_cli.runs.folder import RunFolder
 
-        RunFolder(path).check(resolved.model_dump(mode="json"), choice)
-        launch(copies, path)
-        return
+            RunFolder(path).check(resolved.model_dump(mode="json"), choice)
+            launch(copies, path)
+            return
     stop_with_launcher()
     train(resolved, path, choice, as_json=as_json, allow_changed=allow_changed)
 
@@ -105,26 +107,25 @@ def train(
 
     from luspo_cli.commands.display.steps import choose_step_display
     from luspo_cli.processes.signals import lasting_stderr
+    from luspo_cli.runs.log import RunLogHandler, StderrHandler, messages_to
     from luspo_cli.training.session import run_training
 
-    first = is_first_process()
-    say = _speaker(path) if first else _silent
-    with lasting_stderr():
-        shown = (
-            choose_step_display(Console(stderr=True), str(path), config.run.steps)
-            if first
-            else contextlib.nullcontext()
-        )
+    with one_of_a_machine_speaks():
+        first = is_first_process()
+    handlers: list[logging.Handler] = [StderrHandler(), RunLogHandler(path)] if first else []
+    with lasting_stderr(), messages_to(handlers):
+        console = Console(stderr=True)
+        shown = choose_step_display(console, str(path), config.run.steps) if first else contextlib.nullcontext()
         with shown as display:
-            on_step = display.show if display else _silent
-            outcome = run_training(config, path, if_exists, say, on_step, allow_changed)
+            on_step = display.show if display else _show_nothing
+            outcome = run_training(config, path, if_exists, on_step, allow_changed)
         if as_json and first:
             typer.echo(json.dumps({"run": str(path), "last_step": outcome.last_step, "finished": outcome.finished}))
         if not outcome.finished:
             go_on = f"luspo train --run {shlex.quote(str(path))} --resume"
-            say(f"stopped after step {outcome.last_step}; go on with: {go_on}")
+            logger.info(f"stopped after step {outcome.last_step}; go on with: {go_on}")
             raise typer.Exit(128 + (outcome.stopped_by or signal.SIGINT))
-        say(f"done: {path}")
+        logger.info(f"done: {path}")
 
 
 def _resolve(
@@ -167,8 +168,8 @@ def _resolve(
     return resolve_train(preset=preset, objective=objective, sets=sets, config_file=config)
 
 
-def _silent(_: object) -> None:
-    """What the first of several processes says already."""
+def _show_nothing(_: object) -> None:
+    """The display of a process that is not the run's first."""
 
 
 def _version_of(run: Path) -> str:
@@ -177,19 +178,6 @@ def _version_of(run: Path) -> str:
         return f"version {json.loads((run / 'provenance.json').read_bytes())['luspo']}"
     except (OSError, ValueError, KeyError, TypeError):
         return "provenance.json names its version"
-
-
-def _speaker(path: Path) -> Any:
-    """Messages go to stderr and, once the run folder is there, to its run.log."""
-
-    def say(text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
-        # The log is a copy: a disk too full for it must not hide the sentence that says so.
-        if (path / "config.json").exists():
-            with contextlib.suppress(OSError), (path / "run.log").open("a") as log:
-                log.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {text}\n")
-
-    return say
 
 
 def _print_plan(plan: Plan, as_json: bool) -> None:

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
-from luspo_cli.errors import UsageError
+from luspo_cli.errors import KnownError, PeerFailed, UsageError
 
 BY_LUSPO = "LUSPO_LAUNCHED"
 """Set for the processes that `luspo train --processes` starts: their launcher speaks for those that were lost."""
@@ -75,6 +76,20 @@ def is_first_process(environment: Mapping[str, str] | None = None) -> bool:
     """Whether this process speaks for its run: it was started alone, or as number 0."""
     place = read_place(environment)
     return place is None or place.rank == 0
+
+
+@contextmanager
+def one_of_a_machine_speaks() -> Iterator[None]:
+    """Within this block, before the processes of a run have met, a failure is printed by the first process of each machine only.
+
+    What is wrong then, a key of the configuration or the address to meet at, is wrong for each of them.
+    """
+    try:
+        yield
+    except KnownError as error:
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            raise
+        raise PeerFailed(str(error), error.exit_code) from error
 
 
 def first_host(nodes: str) -> str:

@@ -3,7 +3,7 @@
 Decided here:
 - Every process knows everything that decides the course of the run (problems, scored groups, diagnostics); only the work is
   split. So all of them take every branch alike, and none waits in a place that the others never reach.
-- The first process alone owns the run folder. What it does there it does in `first`, and its failure becomes everybody's.
+- The first process alone owns the run folder. What it does there it does in a `phase`, and its failure becomes everybody's.
 - Objects travel in a gloo group of their own, also beside NCCL: gloo notices a closed connection at once, so a process that died
   ends the others at the next exchange and not after a timeout.
 
@@ -14,15 +14,15 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
-from luspo_cli.errors import KnownError, PeerLost, RunError, UsageError
+from luspo_cli.errors import KnownError, PeerFailed, PeerLost, RunError, UsageError
 from luspo_cli.machine import usable_cores
-from luspo_cli.processes.place import BY_LUSPO, Place, read_place
+from luspo_cli.processes.place import BY_LUSPO, Place, one_of_a_machine_speaks, read_place
 
 T = TypeVar("T")
 _CLOSED = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "gloo/transport", "Socket closed")
@@ -64,46 +64,44 @@ class Ranks:
         """Whether the flag is set on any process."""
         return any(self.gather(flag))
 
-    def together(self, work: Callable[[], T]) -> T:
-        """Do this process's part; a known failure on any process is raised on all of them, and the first one says it.
+    def broadcast(self, value: T) -> T:
+        """The first process's value, on every process; what the others pass is ignored."""
+        if self.size == 1:
+            return value
+        import torch.distributed as dist
 
-        `work` must not exchange anything itself: the others would wait for a process that failed before its turn.
+        box: list[Any] = [value]
+        with self.guarded():
+            dist.broadcast_object_list(box, src=0, group=self.objects)
+        return box[0]
+
+    @contextmanager
+    def phase(self) -> Iterator[None]:
+        """Work that may fail on one process: at the end of the block all processes go on, or none does.
+
+        A `KnownError` within the block is raised on every process at its end: that of the lowest rank, as itself on the first
+        process, which prints it, and as `PeerFailed` on the others. Every process enters the block, also where only
+        `if ranks.is_first` does something in it.
+
+        Within the block nothing may be exchanged between processes: the others would wait for one that failed before its turn.
         """
         if self.size == 1:
-            return work()
-        result, failure = None, None
+            yield
+            return
+        own: KnownError | None = None
         try:
-            result = work()
+            yield
         except PeerLost:
             raise
         except KnownError as error:
-            failure = error
-        failures = self.gather(None if failure is None else (type(failure), str(failure)))
-        self._raise_first(failures, failure)
-        return result  # type: ignore[return-value]
-
-    def first(self, work: Callable[[], T]) -> T:
-        """Do what only the first process does, and hand its result, or its known failure, to all of them."""
-        if self.size == 1:
-            return work()
-        result, failure = None, None
-        try:
-            result = work() if self.is_first else None
-        except KnownError as error:
-            failure = error
-        told = self._from_first((result, None if failure is None else (type(failure), str(failure))))
-        self._raise_first([told[1]], failure)
-        return told[0]
-
-    def each(self, work: Callable[[], T]) -> T:
-        """Do what may fail on this process alone or alike on all, and may exchange something: the first to fail so says it."""
-        try:
-            return work()
-        except PeerLost:
-            raise
-        except KnownError as error:
-            error.said_elsewhere = not self._fails_first(str(error))
-            raise
+            own = error
+        failures = self.gather(None if own is None else (type(own), str(own)))
+        kind, sentence = next((failure for failure in failures if failure is not None), (None, ""))
+        if kind is None:
+            return
+        if not self.is_first:
+            raise PeerFailed(sentence, kind.exit_code) from own
+        raise own if own is not None and str(own) == sentence else kind(sentence)
 
     @contextmanager
     def guarded(self) -> Iterator[None]:
@@ -119,33 +117,20 @@ class Ranks:
         """Processor cores for this process: its share of the machine's."""
         return max(1, usable_cores() // self.on_machine)
 
-    def _from_first(self, value: Any) -> Any:
-        import torch.distributed as dist
+    def fails_first(self, sentence: str) -> bool:
+        """Whether this process is the first of the run to fail with this sentence, and so the one that prints it.
 
-        box = [value]
-        with self.guarded():
-            dist.broadcast_object_list(box, src=0, group=self.objects)
-        return box[0]
-
-    def _fails_first(self, sentence: str) -> bool:
-        """Whether no other process has failed with this sentence yet; True where none can be asked: better twice than never."""
+        True also where that cannot be asked any more, since the first process, which keeps the list, has ended: the sentence may
+        then be printed twice, which is better than not at all.
+        """
         if self.size == 1:
             return True
         from torch.distributed.distributed_c10d import _get_default_store
 
         try:
             return int(_get_default_store().add(f"failed: {sentence}", 1)) == 1
-        except RuntimeError:  # the first process keeps the store, and has ended
+        except RuntimeError:
             return True
-
-    def _raise_first(self, failures: list[Any], own: KnownError | None) -> None:
-        """Raise the failure of the lowest rank that has one, if any has."""
-        kind, sentence = next((failure for failure in failures if failure is not None), (None, ""))
-        if kind is None:
-            return
-        error = own if own is not None and str(own) == sentence else kind(sentence)
-        error.said_elsewhere = not self.is_first
-        raise error
 
     def _loss(self, reason: str) -> str:
         late = any(word in reason for word in _LATE) and not any(word in reason for word in _CLOSED[:3])
@@ -175,30 +160,35 @@ def joined(wait_s: float) -> Iterator[Ranks]:
 
     os.environ.update(place.variables())  # accelerate reads them as well
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    _check_devices(place, gpus)
+    with one_of_a_machine_speaks():
+        _check_devices(place, gpus)
     if gpus:
         torch.cuda.set_device(place.local_rank % gpus)
     wait = timedelta(seconds=wait_s)
-    try:
-        dist.init_process_group("nccl" if gpus else "gloo", "env://", timeout=wait)
-        objects = dist.new_group(backend="gloo", timeout=wait)
-        machines: list[Any] = [None] * place.size
-        dist.all_gather_object(machines, socket.gethostname(), group=objects)
-    except (RuntimeError, ValueError) as error:
-        raise RunError(
-            f"process {place.rank} of {place.size} did not meet the others at {place.address}:{place.port}"
-            f" ({str(error).strip().splitlines()[0]}); see that all {place.size} were started and reach that address"
-        ) from error
+    machines: list[Any] = [None] * place.size
+    with one_of_a_machine_speaks():
+        try:
+            dist.init_process_group("nccl" if gpus else "gloo", "env://", timeout=wait)
+            objects = dist.new_group(backend="gloo", timeout=wait)
+            dist.all_gather_object(machines, socket.gethostname(), group=objects)
+        except (RuntimeError, ValueError) as error:
+            raise RunError(
+                f"process {place.rank} of {place.size} did not meet the others at {place.address}:{place.port}"
+                f" ({str(error).strip().splitlines()[0]}); see that all {place.size} were started and reach that address"
+            ) from error
     ranks = Ranks(place.rank, place.size, machines.count(socket.gethostname()), wait_s, objects)
     os.environ.setdefault("OMP_NUM_THREADS", str(ranks.cores()))  # accelerate sets and warns of a number of its own
     try:
         with ranks.guarded():
             yield ranks
             ranks.any(False)  # the first process keeps the meeting point: it leaves when all have come to the end
-    except KnownError as error:
-        if error.said_elsewhere is None:
-            error.said_elsewhere = False  # a failure of this process alone, which no other one says
+    except (PeerFailed, PeerLost):
         raise
+    except KnownError as error:
+        # A failure outside a phase: of this process alone, or, as for a loss that is not finite, alike on all.
+        if ranks.fails_first(str(error)):
+            raise
+        raise PeerFailed(str(error), error.exit_code) from error
     finally:
         dist.destroy_process_group()
 

@@ -12,15 +12,18 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 GONE = (errno.EPIPE, errno.EIO, errno.EBADF)
 """The reader will not come back: everything from here on goes nowhere."""
+
+logger = logging.getLogger(__name__)
 
 
 class StopRequest:
@@ -34,7 +37,7 @@ class StopRequest:
 
 
 @contextlib.contextmanager
-def stop_on_signals(say: Callable[[str], None]) -> Iterator[StopRequest]:
+def stop_on_signals() -> Iterator[StopRequest]:
     """Within this block a signal asks for a stop after the step; the handlers before it are back afterwards.
 
     But after a stop SIGTERM and SIGHUP stay ignored: the process is on its way out, and one more of them, as launchers send it,
@@ -52,7 +55,7 @@ def stop_on_signals(say: Callable[[str], None]) -> Iterator[StopRequest]:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         # The signal may come in the middle of a print, which cannot be entered twice.
         with contextlib.suppress(RuntimeError, OSError):
-            say("stopping after this step, with a checkpoint; Ctrl-C again stops at once without one")
+            logger.info("stopping after this step, with a checkpoint; Ctrl-C again stops at once without one")
 
     wanted = [signal.SIGINT, signal.SIGTERM]
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:

@@ -36,6 +36,10 @@ class RunFolder:
         return self.path / "metrics.jsonl"
 
     @property
+    def held_out_path(self) -> Path:
+        return self.path / "evals" / "held-out.jsonl"
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
@@ -116,7 +120,7 @@ class RunFolder:
         """
         self._remove_partial()
         self._check_steps([found for found, _ in _numbered_lines(self.metrics_path) if found <= step], step)
-        for path in (self.metrics_path, self.path / "evals" / "held-out.jsonl"):
+        for path in (self.metrics_path, self.held_out_path):
             kept = b"".join(line + b"\n" for found, line in _numbered_lines(path) if found <= step)
             if path.exists() and path.read_bytes() != kept:
                 replace_file(path, kept)
@@ -130,6 +134,15 @@ class RunFolder:
         if not self.metrics_path.exists():
             return []
         return [json.loads(line) for line in self.metrics_path.read_bytes().split(b"\n") if line.strip()]
+
+    def append_evaluation(self, step: int, result: Mapping[str, Any]) -> None:
+        """Add one held-out evaluation; `step` is the number of training steps behind the policy."""
+        before = self.held_out_path.read_bytes() if self.held_out_path.exists() else b""
+        replace_file(self.held_out_path, before + (json.dumps({"step": step, **result}) + "\n").encode())
+
+    def evaluated_steps(self) -> set[int]:
+        """Steps that have an evaluation already: a resumed run does not repeat the one before training."""
+        return {step for step, _ in _numbered_lines(self.held_out_path)}
 
     def last_tokens_total(self) -> int:
         """`tokens/total` of the last recorded step, 0 before the first."""

@@ -13,6 +13,7 @@ when a writer is opened and not before.
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 import secrets
 from collections.abc import Callable, Mapping, Sequence
@@ -140,6 +141,9 @@ def numbers_of(record: Mapping[str, Any]) -> dict[str, float]:
     return {name: value for name, value in record.items() if name != "step" and value is not None}
 
 
+logger = logging.getLogger(__name__)
+
+
 def check_writers(names: Sequence[str]) -> None:
     """Raise UsageError where a writer's package is missing."""
     missing = missing_packages(names)
@@ -152,9 +156,9 @@ def check_writers(names: Sequence[str]) -> None:
 class Tracking:
     """Use it in a `with` block, after `RunFolder.open` and `cut_back`; call `write` with each step's record."""
 
-    def __init__(self, config: TrainRun, folder: RunFolder, say: Callable[[str], None]) -> None:
+    def __init__(self, config: TrainRun, folder: RunFolder) -> None:
         self._names = config.run.track
-        self._config, self._folder, self._say = config, folder, say
+        self._config, self._folder = config, folder
         self._path = folder.path / STATE
         self._state: dict[str, Any] = {"key": "", "last_step": {}}
         self._writers: dict[str, Writer] = {}
@@ -209,8 +213,8 @@ class Tracking:
             if new:
                 write_json(self._path, self._state)
         except Exception as error:
-            self._say(
-                f"warning: {name} failed at step {new[0]['step']} ({_short(error)}) and is left out from here on;"
+            logger.warning(
+                f"{name} failed at step {new[0]['step']} ({_short(error)}) and is left out from here on;"
                 " metrics.jsonl has every step, and --resume hands over what is missing"
             )
             self._close_one(name, failed=True, quiet=True)
@@ -225,7 +229,7 @@ class Tracking:
             writer.close(failed)
         except Exception as error:
             if not quiet:
-                self._say(f"warning: {name} could not be closed ({_short(error)}); its last steps may be missing there")
+                logger.warning(f"{name} could not be closed ({_short(error)}); its last steps may be missing there")
 
 
 def _read_state(path: Path) -> dict[str, Any] | None:

@@ -12,6 +12,7 @@ Decided here, where the paper leaves room:
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from luspo_cli.records import Problem, ScoredGroup
 
 Sample = Callable[[Sequence[Problem], int], Sequence[ScoredGroup]]
 """From problems and the number of the round, counted from 0, to their scored groups."""
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +89,9 @@ def is_mixed(group: ScoredGroup) -> bool:
 class SignalWatch:
     """Reads the records of the steps; says once that a batch stayed short, and ends a run that finds no mixed group."""
 
-    def __init__(self, config: TrainRun, say: Callable[[str], None], before: Iterable[Mapping[str, Any]] = ()) -> None:
+    def __init__(self, config: TrainRun, before: Iterable[Mapping[str, Any]] = ()) -> None:
         """`before`: the records of the steps before a resumed run goes on."""
-        self._config, self._say = config, say
+        self._config = config
         self._said = False
         self._empty: list[Mapping[str, Any]] = []
         for record in before:
@@ -107,8 +110,8 @@ class SignalWatch:
             self._said = True
             rounds = record["group/rounds"]
             bound = f"{rounds} rounds" if rounds == settings.max_sampling_rounds else "every problem of the data"
-            self._say(
-                f"warning: step {record['step']}: {mixed} of {settings.problems} groups are mixed (some responses right, some"
+            logger.warning(
+                f"step {record['step']}: {mixed} of {settings.problems} groups are mixed (some responses right, some"
                 f" wrong) after {bound} ({record['group/sampled']} groups sampled); the batch is filled with others. Said once;"
                 " group/set_aside in metrics.jsonl counts such groups"
             )
@@ -116,6 +119,22 @@ class SignalWatch:
     def _count(self, record: Mapping[str, Any]) -> None:
         empty = record.get("group/sampled") is not None and record["group/sampled"] == record["group/set_aside"]
         self._empty = [*self._empty, record] if empty else []
+
+
+class TruncationWatch:
+    """Reads the records of the steps; says once that a step had truncated responses only."""
+
+    def __init__(self) -> None:
+        self._said = False
+
+    def __call__(self, record: Mapping[str, Any]) -> None:
+        """Take in one record."""
+        if record["response/truncated_fraction"] == 1 and not self._said:
+            self._said = True
+            logger.warning(
+                f"step {record['step']}: every response reached the limit, so none was finished; a longer"
+                " rollout.max_response_tokens may help. Said once; response/truncated_fraction in metrics.jsonl counts them"
+            )
 
 
 def diagnosis(records: Sequence[Mapping[str, Any]]) -> str:

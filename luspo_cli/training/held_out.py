@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from luspo_cli.files import replace_file
 from luspo_cli.metrics.intervals import accuracy_interval
 from luspo_cli.metrics.rollout_metrics import length_metrics
 from luspo_cli.processes.ranks import ALONE, Ranks
 from luspo_cli.records import Problem, Prompt, Rollout, VerificationStatus
 from luspo_cli.rewards.rubric import Rubric
 from luspo_cli.rollout.sampler import Sampler, SamplingOptions
-from luspo_cli.runs.folder import RunFolder
 from luspo_cli.training.sampling import sample_and_score
-
-SEED_OFFSET = 1_000_003
-"""Keeps the draws of the evaluation apart from those of training."""
 
 
 class HeldOut:
@@ -58,18 +52,3 @@ class HeldOut:
             "evaluation/failed_verifications": statuses.count(VerificationStatus.TIMEOUT)
             + statuses.count(VerificationStatus.CRASHED),
         }
-
-
-def record(folder: RunFolder, step: int, result: dict[str, Any]) -> None:
-    """Add one evaluation to evals/held-out.jsonl; `step` is the number of training steps behind the policy."""
-    path = folder.path / "evals" / "held-out.jsonl"
-    before = path.read_bytes() if path.exists() else b""
-    replace_file(path, before + (json.dumps({"step": step, **result}) + "\n").encode())
-
-
-def recorded_steps(folder: RunFolder) -> set[int]:
-    """Steps that have an evaluation already (a resumed run does not repeat the one before training)."""
-    path = folder.path / "evals" / "held-out.jsonl"
-    if not path.exists():
-        return set()
-    return {int(json.loads(line)["step"]) for line in path.read_bytes().split(b"\n") if line.strip()}

@@ -14,7 +14,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from luspo_cli.config.run import TrainRun
@@ -29,7 +28,8 @@ from luspo_cli.rollout.sampler import Sampler
 from luspo_cli.runs.folder import RunFolder
 from luspo_cli.runs.rollouts import store_rollouts
 from luspo_cli.training.dynamic_sampling import sample_step
-from luspo_cli.training.held_out import HeldOut, record, recorded_steps
+from luspo_cli.training.held_out import HeldOut
+from luspo_cli.training.noise_floor import noise_floor
 from luspo_cli.training.optimizer import learning_rate
 from luspo_cli.training.sampling import StepSampler
 from luspo_cli.training.update import Updater
@@ -65,25 +65,30 @@ def train(
 ) -> int:
     """Run steps `first_step`+1 to `run.steps`; returns the last finished step, earlier than the last one if asked to stop."""
     ranks = stages.ranks
-    tokens_total = ranks.first(folder.last_tokens_total)
+    tokens_total = ranks.broadcast(folder.last_tokens_total() if ranks.is_first else 0)
     stages.refresh_sampler()
-    if first_step == 0:
-        _evaluate(config, stages, folder, 0)
+    if first_step == 0 and not ranks.broadcast(ranks.is_first and 0 in folder.evaluated_steps()):
+        evaluation = _evaluate(config, stages, 0)
+        with ranks.phase():
+            if ranks.is_first and evaluation:
+                folder.append_evaluation(0, evaluation)
     for step in range(first_step + 1, config.run.steps + 1):
         started = time.perf_counter()
         sampler = StepSampler(config, step, stages.sampler, stages.rubric, stages.to_prompt, ranks)
         groups = sample_step(stages.problems, step, config.rollout, sampler.sample)
-        scored = groups.batch
+        batch = groups.batch
 
         every = config.update.noise_floor_every
-        noise = {"ratio/noise_floor": stages.updater.noise_floor(scored)} if every and step % every == 1 % every else {}
-        rate = learning_rate(step - 1, config.run.steps, config.update)
-        updated = ranks.each(partial(stages.updater.update, scored, rate))
+        noise = {}
+        if every and step % every == 1 % every:
+            policy, budget = stages.updater.policy, config.update.tokens_per_micro_batch
+            noise = {"ratio/noise_floor": noise_floor(policy, batch, budget)}
+        updated = stages.updater.update(batch, learning_rate(step - 1, config.run.steps, config.update))
         pushing = time.perf_counter()
         stages.refresh_sampler()
         pushed = time.perf_counter() - pushing
 
-        folder.check_still_here()
+        evaluation = _evaluate(config, stages, step)
         rollouts = [rollout for group in groups.sampled for rollout in group.rollouts]
         tokens_total += sum(rollout.response_length for rollout in rollouts)
         metrics = {
@@ -92,24 +97,30 @@ def train(
             **length_metrics(rollouts),
             **reward_metrics(groups.sampled),
             **(groups.metrics() if config.rollout.dynamic_sampling else {}),
-            **_pressures(scored),
+            **_pressures(batch),
             **updated,
             **noise,
-            **_evaluate(config, stages, folder, step),
+            **{key: value for key, value in evaluation.items() if key in METRICS},
             "time/rollout": sampler.rollout_s,
             "time/reward": sampler.reward_s,
             "time/weights": pushed,
         }
-        if config.run.rollouts_every and (step == 1 or step % config.run.rollouts_every == 0):
-            ranks.first(partial(store_rollouts, folder.rollouts, step, groups.sampled, scored))
-        metrics["time/total"] = time.perf_counter() - started
-        ordered = in_order(metrics)
-        ranks.first(partial(folder.append_metrics, ordered))
-        stop = ranks.any(stop_requested())
+        with ranks.phase():
+            if ranks.is_first:
+                folder.check_still_here()
+                if evaluation:
+                    folder.append_evaluation(step, evaluation)
+                if config.run.rollouts_every and (step == 1 or step % config.run.rollouts_every == 0):
+                    store_rollouts(folder.rollouts, step, groups.sampled, batch)
+                metrics["time/total"] = time.perf_counter() - started
+                folder.append_metrics(in_order(metrics))
+        stop = ranks.any(stop_requested())  # one process is asked, all of them stop after the same step
         last = step == config.run.steps
         if last or stop or (config.run.checkpoint_every and step % config.run.checkpoint_every == 0):
             stages.save(step)
-        ranks.first(partial(on_step, ordered))
+        with ranks.phase():
+            if ranks.is_first:
+                on_step(in_order(metrics))  # after the checkpoint: it may end the run
         if stop:
             return step
     return config.run.steps
@@ -129,12 +140,9 @@ def _pressures(groups: Sequence[ScoredGroup]) -> dict[str, float]:
     return {f"length_pressure/{name}": length_pressure(advantages, lengths, name) for name in PRESSURES}
 
 
-def _evaluate(config: TrainRun, stages: Stages, folder: RunFolder, step: int) -> dict[str, Any]:
-    """Evaluate where the plan says so; returns what belongs into the step's record."""
+def _evaluate(config: TrainRun, stages: Stages, step: int) -> dict[str, Any]:
+    """What the held-out check finds after `step`; empty where none is due."""
     every = config.evaluation.every
-    due = stages.held_out is not None and every and (step % every == 0 or step == config.run.steps)
-    if not due or stages.held_out is None or step in stages.ranks.first(partial(recorded_steps, folder)):
+    if stages.held_out is None or not every or (step % every and step != config.run.steps):
         return {}
-    result = stages.held_out.evaluate(stages.sampler, stages.ranks)
-    stages.ranks.first(partial(record, folder, step, result))
-    return {key: value for key, value in result.items() if key in METRICS}
+    return stages.held_out.evaluate(stages.sampler, stages.ranks)

@@ -1,35 +1,81 @@
-"""What can be known to fail before the run folder is touched: an old run is replaced only by one that could start.
+"""Before the run folder is touched: load the model and the data, and refuse what could not start.
 
-Nothing is loaded, started or changed here; what an engine says when it starts comes later.
+An old run is replaced only by one that could start. What an engine says when it starts comes later.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
-from luspo_cli.config.run import TrainRun
+from luspo_cli.config.run import MADE, TrainRun
 from luspo_cli.errors import UsageError
-from luspo_cli.policy.loading import LoadedModel, context_of
-from luspo_cli.processes.accelerate import refuse_foreign_wrapping
+from luspo_cli.policy import attention
+from luspo_cli.policy.loading import LoadedModel, context_of, load_model, no_progress_bars
+from luspo_cli.policy.lora import add_adapters, require_peft
+from luspo_cli.policy.model_files import unread_revision
+from luspo_cli.processes.accelerate import refuse_foreign_wrapping, set_threads
+from luspo_cli.processes.ranks import Ranks
 from luspo_cli.processes.sharding import refuse_trained_tower
-from luspo_cli.records import Problem
+from luspo_cli.rewards.rubric import Rubric
 from luspo_cli.rollout.samplers import check_sampler, choose_sampler
+from luspo_cli.runs.folder import IfExists, RunFolder
+from luspo_cli.runs.tracking import check_writers
+from luspo_cli.training.made.model import made_model
+from luspo_cli.training.optimizer import check_optimizer
+from luspo_cli.training.problems import LongestPrompt, RunProblems, problems_of
+from luspo_cli.training.provenance import Change, changed_inputs, configuration_fingerprint, provenance, refuse_changed
 from luspo_cli.training.sampling import held_out_limit, longest_row, training_draws
 
-
-@dataclass(frozen=True, slots=True)
-class LongestPrompt:
-    """The longest of some prompts, in tokens, and whose it is."""
-
-    tokens: int
-    problem_id: str
+logger = logging.getLogger(__name__)
 
 
-def longest_prompt(problems: Sequence[Problem], lengths: Sequence[int]) -> LongestPrompt | None:
-    """The longest of the problems' prompts, which have these lengths; None of no problems."""
-    longest = max(zip(lengths, problems, strict=True), key=lambda pair: pair[0], default=None)
-    return None if longest is None else LongestPrompt(longest[0], longest[1].id)
+@dataclass(slots=True)
+class Prepared:
+    """A run that could start."""
+
+    config: TrainRun
+    loaded: LoadedModel
+    """What the run trains; after a resume the checkpoint's weights take the place of those it began with."""
+    problems: RunProblems
+    origin: dict[str, Any] = field(default_factory=dict)
+    """What provenance.json will say; on the first process, as the next."""
+    changes: list[Change] = field(default_factory=list)
+    """What is not as it was when the run began, and was allowed."""
+
+
+def prepare(
+    config: TrainRun, path: Path, if_exists: IfExists, rubric: Rubric, ranks: Ranks, allow_changed: bool = False
+) -> Prepared:
+    """Load the model and the data and check what can be checked; UsageError where the run could not start. Writes nothing."""
+    goes_on, starting = False, None
+    with ranks.phase():  # what is known before minutes of loading or warming up
+        check_optimizer(config.update)
+        if ranks.is_first:
+            check_writers(config.run.track)
+            goes_on = RunFolder(path).check(config.model_dump(mode="json"), if_exists) and if_exists == "resume"
+            # A run of an older version may hold a revision that nothing read, and must resume.
+            if not goes_on and (reason := unread_revision(config.model.path, config.model.revision)):
+                raise UsageError(reason)
+    set_threads(config.run.threads, ranks)
+    attention.register()
+    no_progress_bars()  # a made model is saved before one is loaded
+    with ranks.phase():
+        if ranks.is_first:
+            starting = _starting_folder(config)
+    with ranks.phase():
+        # The others find it in the cache, or make the same one where they are on another machine.
+        starting = starting if ranks.is_first else _starting_folder(config)
+        loaded = _start(config, starting)
+        problems = problems_of(config, loaded)
+        check_stages(config, loaded, problems.longest, problems.longest_held_out, ranks.size)
+        prepared = Prepared(config, loaded, problems)
+        if ranks.is_first:
+            prepared.origin, prepared.changes = _origin(config, path, starting, ranks.size, goes_on, allow_changed)
+            problems.check_golds(rubric)
+    return prepared
 
 
 def check_stages(
@@ -70,3 +116,33 @@ def _check_context(
             f"the {kind} prompt of problem '{prompt.problem_id}' has {prompt.tokens} tokens and the model's context {context},"
             f" so {limit} response tokens do not fit: {advice}"
         )
+
+
+def _start(config: TrainRun, starting: Path | None) -> LoadedModel:
+    """The model that the run starts from, with new adapters where they are asked for."""
+    if config.model.lora.rank:
+        require_peft()
+    model = config.model.model_copy(update={"path": str(starting)}) if starting else config.model
+    loaded = load_model(model, config.rollout.chat_template)
+    if config.model.lora.rank:
+        number = add_adapters(loaded.model, config.model, config.run.seed, str(starting or config.model.path))
+        logger.info(f"training {number:,} weights of adapters; the base model stays as it is")
+    return loaded
+
+
+def _origin(
+    config: TrainRun, path: Path, starting: Path | None, processes: int, goes_on: bool, allow_changed: bool
+) -> tuple[dict[str, Any], list[Change]]:
+    """What the run is made with, and what of it is not as it was when the run began; UsageError unless that is allowed."""
+    origin = provenance(config, starting, processes)
+    began_with = RunFolder(path).stored_config() if goes_on else None
+    origin["configuration"] = configuration_fingerprint(began_with or config.model_dump(mode="json"))
+    changes = changed_inputs(path / "provenance.json", origin) if began_with else []
+    if not allow_changed:
+        refuse_changed(changes)
+    return origin, changes
+
+
+def _starting_folder(config: TrainRun) -> Path | None:
+    """The folder of a made model, made now if it is not cached; None for another."""
+    return made_model(config) if config.model.path == MADE else None

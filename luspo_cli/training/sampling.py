@@ -23,6 +23,7 @@ from luspo_cli.rollout.sampler import Sampler, SamplingOptions
 SEED_STRIDE = 1_000_000_007
 ROUND_STRIDE = 618_033_989_000_003
 """Far above SEED_STRIDE: below 2000 seeds and 100 rounds, no round of one run draws what a step of another one does."""
+HELD_OUT_SEED_OFFSET = 1_000_003
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,14 +78,12 @@ def sample_and_score(
     # A row's draws follow its place among the rows of all processes.
     draws = replace(options, first_row=options.first_row + share.start * options.group_size)
 
-    def work() -> Scored:
+    with ranks.phase():
         prompts = [to_prompt(problem) for problem in own]
         groups = sampler.sample_groups(prompts, draws)
         sampled = time.perf_counter()
         rewards = rubric.score_groups(own, groups)
-        return Scored(prompts, groups, rewards, sampled - started, time.perf_counter() - sampled)
-
-    parts = ranks.gather(ranks.together(work))
+    parts = ranks.gather(Scored(prompts, groups, rewards, sampled - started, time.perf_counter() - sampled))
     return Scored(
         prompts=[prompt for part in parts for prompt in part.prompts],
         groups=[group for part in parts for group in part.groups],
@@ -118,6 +117,17 @@ def training_draws(config: TrainRun) -> SamplingOptions:
 def held_out_limit(config: TrainRun) -> int:
     """The response limit of the evaluation during training."""
     return config.evaluation.max_response_tokens or config.rollout.max_response_tokens
+
+
+def held_out_draws(config: TrainRun) -> SamplingOptions:
+    """How the held-out responses are drawn: the same each time, and apart from those of training."""
+    settings = config.evaluation
+    return SamplingOptions(
+        group_size=settings.samples,
+        max_response_tokens=held_out_limit(config),
+        temperature=settings.temperature,
+        seed=config.run.seed + HELD_OUT_SEED_OFFSET,
+    )
 
 
 def longest_row(config: TrainRun, model: Any, held_out_tokens: int) -> int:

@@ -7,54 +7,64 @@ takes its memory first leaves the rest to training.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from luspo_cli.config.run import TrainRun
-from luspo_cli.data.batches import BatchSource
 from luspo_cli.policy.loading import LoadedModel, freeze_vision
 from luspo_cli.policy.lora import BasePolicy
 from luspo_cli.policy.policy import Policy
 from luspo_cli.processes.accelerate import make_accelerator, prepare
 from luspo_cli.processes.ranks import Ranks
 from luspo_cli.processes.sharding import gather_state, shard
-from luspo_cli.records import Problem
 from luspo_cli.rewards.rubric import Rubric
-from luspo_cli.rollout.sampler import Sampler, SamplingOptions
 from luspo_cli.rollout.samplers import SamplerModel, choose_sampler, make_sampler
 from luspo_cli.runs.checkpoints import Checkpoint
 from luspo_cli.runs.folder import RunFolder
 from luspo_cli.training.checkpoint import save_checkpoint
-from luspo_cli.training.held_out import SEED_OFFSET, HeldOut
+from luspo_cli.training.held_out import HeldOut
 from luspo_cli.training.loop import Stages
 from luspo_cli.training.optimizer import load_optimizer, make_optimizer
-from luspo_cli.training.sampling import held_out_limit, longest_row, training_draws
+from luspo_cli.training.problems import RunProblems
+from luspo_cli.training.sampling import held_out_draws, longest_row, training_draws
 from luspo_cli.training.update import Updater
 
 
 def make_stages(
     config: TrainRun,
     loaded: LoadedModel,
-    source: BatchSource,
-    held_out_problems: Sequence[Problem],
-    held_out_tokens: int,
+    problems: RunProblems,
     rubric: Rubric,
     folder: RunFolder,
     checkpoint: Checkpoint | None,
     reference_model: Any,
     ranks: Ranks,
 ) -> Stages:
-    """Build every stage.
-
-    `held_out_tokens` are those of the longest held-out prompt, 0 where there is none; `checkpoint` gives the optimizer's state,
-    `reference_model` a KL term's starting weights.
-    """
+    """Build every stage; `checkpoint` gives the optimizer's state, `reference_model` a KL term's starting weights."""
     sharded = ranks.size > 1 and config.model.sharding == "full"
     low_precision = config.model.compute_dtype == "bfloat16"
     accelerator = make_accelerator(low_precision, images=loaded.processor is not None, sharded=sharded)
-    held_out = _held_out_check(config, loaded, held_out_problems, rubric)
-    sampler = _sampler(config, loaded, held_out_tokens, accelerator.device, sharded)
+    held_out = None
+    if config.evaluation.every:
+        held_out = HeldOut(problems.held_out, loaded.prompt, held_out_draws(config), rubric)
+    sampler = make_sampler(
+        choose_sampler(config.rollout.sampler, reads_images=loaded.processor is not None),
+        SamplerModel(
+            path=str(loaded.model.config.name_or_path),
+            tokenizer=loaded.tokenizer,
+            end_tokens=loaded.end_tokens,
+            compute_dtype=config.model.compute_dtype,
+            revision=config.model.revision,
+            trust_remote_code=config.model.trust_remote_code,
+        ),
+        loaded.model,
+        device=accelerator.device,
+        apart=sharded,
+        max_rows=config.rollout.max_rows,
+        longest=longest_row(config, loaded.model, problems.longest_held_out.tokens if problems.longest_held_out else 0),
+        draws=training_draws(config),
+        seed=config.run.seed,
+        vllm=config.rollout.vllm,
+    )
     adapted, has_reference = config.model.lora.rank > 0, config.objective.kl_coefficient > 0
     reference: Policy | BasePolicy | None = None
     if has_reference and not adapted:
@@ -74,24 +84,16 @@ def make_stages(
     if has_reference and adapted:
         reference = BasePolicy(prepared, policy.model)
 
-    def save(step: int) -> Path:
-        ranks.first(folder.check_still_here)
+    def save(step: int) -> None:
         gathered = gather_state(policy.model, optimizer, ranks.is_first) if sharded else None
-        return ranks.first(
-            lambda: save_checkpoint(
-                folder.checkpoints,
-                step,
-                policy.model,
-                loaded.processor or loaded.tokenizer,
-                optimizer,
-                names,
-                config.run.keep_checkpoints,
-                gathered,
-            )
-        )
+        talker, keep = loaded.processor or loaded.tokenizer, config.run.keep_checkpoints
+        with ranks.phase():
+            if ranks.is_first:
+                folder.check_still_here()
+                save_checkpoint(folder.checkpoints, step, policy.model, talker, optimizer, names, keep, gathered)
 
     return Stages(
-        problems=source,
+        problems=problems.source,
         to_prompt=loaded.prompt,
         sampler=sampler,
         rubric=rubric,
@@ -100,42 +102,4 @@ def make_stages(
         refresh_sampler=lambda: sampler.load_weights(policy.model),
         save=save,
         ranks=ranks,
-    )
-
-
-def _held_out_check(
-    config: TrainRun, loaded: LoadedModel, problems: Sequence[Problem], rubric: Rubric
-) -> HeldOut | None:
-    if not config.evaluation.every:
-        return None
-    settings = config.evaluation
-    options = SamplingOptions(
-        group_size=settings.samples,
-        max_response_tokens=held_out_limit(config),
-        temperature=settings.temperature,
-        seed=config.run.seed + SEED_OFFSET,
-    )
-    return HeldOut(problems, loaded.prompt, options, rubric)
-
-
-def _sampler(config: TrainRun, loaded: LoadedModel, held_out_tokens: int, device: Any, apart: bool) -> Sampler:
-    model = SamplerModel(
-        path=str(loaded.model.config.name_or_path),
-        tokenizer=loaded.tokenizer,
-        end_tokens=loaded.end_tokens,
-        compute_dtype=config.model.compute_dtype,
-        revision=config.model.revision,
-        trust_remote_code=config.model.trust_remote_code,
-    )
-    return make_sampler(
-        choose_sampler(config.rollout.sampler, reads_images=loaded.processor is not None),
-        model,
-        loaded.model,
-        device=device,
-        apart=apart,
-        max_rows=config.rollout.max_rows,
-        longest=longest_row(config, loaded.model, held_out_tokens),
-        draws=training_draws(config),
-        seed=config.run.seed,
-        vllm=config.rollout.vllm,
     )

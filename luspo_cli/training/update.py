@@ -32,8 +32,6 @@ from luspo_cli.policy.packing import (
     Row,
     own_pieces,
     policy_batch,
-    rows_of,
-    split_micro_batches,
     split_mini_batches,
 )
 from luspo_cli.policy.policy import Policy
@@ -41,7 +39,6 @@ from luspo_cli.processes.ranks import ALONE, Ranks
 from luspo_cli.processes.sharding import whole_weight
 from luspo_cli.records import ScoredGroup
 
-NOISE_FLOOR_ROWS = 16
 _SUMMED_OVER_TRAINED_ROWS = (
     "objective/clip_low_fraction",
     "objective/clip_high_fraction",
@@ -68,49 +65,61 @@ class Updater:
         self._mismatch = SamplerMismatch()
 
     def update(self, groups: Sequence[ScoredGroup], learning_rate: float) -> dict[str, float]:
-        """Run the batch's mini-batches; returns the step's objective, ratio, policy, update and time metrics."""
-        settings = self.config.update
+        """Run the batch's mini-batches; returns the step's objective, ratio, policy, update and time metrics.
+
+        All processes of a run call this together, with the same groups. RunError after `update.stop_after_bad_steps` steps in a
+        row that were not finite, or where a correction lacks the sampler's log-probs.
+        """
+        settings, objective = self.config.update, self.config.objective
         for parameters in self.optimizer.param_groups:
             parameters["lr"] = learning_rate
         mini_batches = split_mini_batches(groups, settings.mini_batches, settings.tokens_per_micro_batch)
         self._mismatch = SamplerMismatch()
         start = time.perf_counter()
-        old = [None, *(self._old_logprobs(batch) for batch in mini_batches[1:])]
+        # Before any step moves the weights. The first mini-batch needs none: its own log-probs are the old ones.
+        old_logprobs = [None, *(self._old_logprobs(batch) for batch in mini_batches[1:])]
         between = time.perf_counter()
-        parts = [self._step(batch, logprobs) for batch, logprobs in zip(mini_batches, old, strict=True)]
-        metrics = _mean_over_steps(parts) | self._sampler_metrics()
+        steps = []
+        for batch, old_of_batch in zip(mini_batches, old_logprobs, strict=True):
+            counts = Counts(batch.sequences, batch.response_tokens)
+            pieces, diagnostics = self._pieces(batch), []
+            self._zero_gradients()
+            for i, piece in enumerate(pieces):
+                tensors = policy_batch(piece.rows, self.accelerator.device)
+                with self._reduced(last=i + 1 == len(pieces)):
+                    logprobs, entropy = self.policy(tensors, with_entropy=True)
+                    old = logprobs.detach() if old_of_batch is None else old_of_batch[i]
+                    # A filler's rows are measured by the process that trains on them.
+                    measured = SamplerMismatch() if piece.filler else self._mismatch
+                    result = policy_loss(
+                        objective,
+                        logprobs,
+                        old,
+                        tensors.advantages,
+                        tensors.response_mask,
+                        max_response_length=self.config.rollout.max_response_tokens,
+                        counts=counts,
+                        ref_logprobs=self._reference_logprobs(tensors),
+                        entropy=entropy if objective.entropy_coefficient > 0 else entropy.detach(),
+                        rollout_weights=self._rollout_weights(tensors, old, measured),
+                    )
+                    finite = math.isfinite(result.diagnostics["objective/loss"])
+                    # The other processes wait for this one's backward pass, whatever its loss; the step is refused below.
+                    if result.loss.requires_grad and (finite or self.ranks.size > 1):
+                        # Gradients are averaged over processes, and the loss is a sum: times their number.
+                        self.accelerator.backward(result.loss * (0.0 if piece.filler else self.ranks.size))
+                if not piece.filler:
+                    diagnostics.append(result.diagnostics)
+            steps.append(self._finish_step(batch, diagnostics))
+        metrics = _mean_over_steps(steps) | self._sampler_metrics()
         trained = sum(len(rows) for batch in mini_batches for rows in self._micro_batches(batch))
-        metrics |= {
+        return metrics | {
             "update/learning_rate": learning_rate,
             "update/rows_trained": trained,
             "update/rows_skipped": sum(len(group.rollouts) for group in groups) - trained,
             "time/logprobs": between - start,
             "time/update": time.perf_counter() - between,
         }
-        return metrics
-
-    @torch.no_grad()
-    def noise_floor(self, groups: Sequence[ScoredGroup]) -> float | None:
-        """Mean |log sequence ratio| between two computations with the same weights: together, and row by row, padded.
-
-        This is the part of every ratio that is arithmetic and not learning. None where no row has a response, or where
-        log-probs are not finite.
-        """
-        rows = [row for group in groups for row in rows_of(group) if row.rollout.response_length]
-        rows.sort(key=lambda row: row.advantage == 0.0)  # stable: rows that will be trained come first
-        rows = rows[:NOISE_FLOOR_ROWS]
-        if not rows:
-            return None
-        batches = split_micro_batches(rows, self.config.update.tokens_per_micro_batch)
-        together = [self._sequence_means(batch, 0) for batch in batches]
-        alone = [self._sequence_means([row], 3) for batch in batches for row in batch]
-        floor = float((torch.cat(together) - torch.cat(alone)).abs().mean())
-        return floor if math.isfinite(floor) else None
-
-    def _sequence_means(self, rows: Sequence[Row], padding: int) -> Tensor:
-        batch = policy_batch(rows, self.accelerator.device, padding)
-        logprobs, _ = self.policy(batch)
-        return logprobs.double().sum(-1) / batch.response_mask.sum(-1)
 
     def _micro_batches(self, batch: MiniBatch) -> tuple[tuple[Row, ...], ...]:
         """What has to be computed: everything, if a term beside the policy's needs it or skipping is off."""
@@ -128,7 +137,10 @@ class Updater:
         return [piece for part in parts for piece in own_pieces(part, self.ranks.rank, self.ranks.size, budget)]
 
     def _reduced(self, last: bool) -> AbstractContextManager[Any]:
-        """DDP adds gradients up over processes once, in the last pass; FSDP in every pass, and one process never."""
+        """Whether the gradients of this pass are summed over the processes: with DDP only in the last pass of a mini-batch.
+
+        FSDP has no such switch and sums in every pass; one process has nothing to sum.
+        """
         no_sync = getattr(self.policy, "no_sync", None)
         return nullcontext() if last or no_sync is None else no_sync()
 
@@ -137,23 +149,17 @@ class Updater:
         device = self.accelerator.device
         return [self.policy(policy_batch(piece.rows, device))[0] for piece in self._pieces(batch)]
 
-    def _step(self, batch: MiniBatch, old: list[Tensor] | None) -> dict[str, float]:
-        pieces, several = self._pieces(batch), self.ranks.size > 1
-        counts = Counts(batch.sequences, batch.response_tokens)
-        self._zero_gradients()
-        diagnostics = []
-        for i, piece in enumerate(pieces):
-            tensors = policy_batch(piece.rows, self.accelerator.device)
-            with self._reduced(last=i + 1 == len(pieces)):
-                logprobs, entropy = self.policy(tensors, with_entropy=True)
-                measured = SamplerMismatch() if piece.filler else self._mismatch
-                loss, report = self._loss(tensors, logprobs, entropy, None if old is None else old[i], counts, measured)
-                # The other processes wait for this one's backward pass, whatever its loss; the step is refused below.
-                if loss.requires_grad and (several or math.isfinite(report["objective/loss"])):
-                    # Gradients are averaged over processes, and the loss is a sum: times their number.
-                    self.accelerator.backward(loss * (0.0 if piece.filler else self.ranks.size))
-            if not piece.filler:
-                diagnostics.append(report)
+    @torch.no_grad()
+    def _reference_logprobs(self, batch: PolicyBatch) -> Tensor | None:
+        """[B, R] under the weights that a KL term refers to; None where there is no such term."""
+        if self.reference is None:
+            return None
+        with self.accelerator.autocast():
+            logprobs, _ = self.reference(batch)
+        return logprobs
+
+    def _finish_step(self, batch: MiniBatch, diagnostics: Sequence[dict[str, float]]) -> dict[str, float]:
+        """Put the diagnostics of all processes together, then move the weights or refuse to; the numbers of this step."""
         metrics = combine_diagnostics(self.ranks.gather(combine_diagnostics(diagnostics)))
         computed = self._micro_batches(batch)
         metrics = _per_trained_row(metrics, batch, computed, self.config.objective.ratio == "sequence")
@@ -178,35 +184,6 @@ class Updater:
         found = mismatch.metrics()
         # All or none: the largest of 0 and NaN may be 0.
         return found if all(map(math.isfinite, found.values())) else {}
-
-    def _loss(
-        self,
-        batch: PolicyBatch,
-        logprobs: Tensor,
-        entropy: Tensor,
-        old: Tensor | None,
-        counts: Counts,
-        measured: SamplerMismatch,
-    ) -> tuple[Tensor, dict[str, float]]:
-        objective = self.config.objective
-        old = logprobs.detach() if old is None else old
-        ref_logprobs = None
-        if self.reference is not None:
-            with torch.no_grad(), self.accelerator.autocast():
-                ref_logprobs, _ = self.reference(batch)
-        result = policy_loss(
-            objective,
-            logprobs,
-            old,
-            batch.advantages,
-            batch.response_mask,
-            max_response_length=self.config.rollout.max_response_tokens,
-            counts=counts,
-            ref_logprobs=ref_logprobs,
-            entropy=entropy if objective.entropy_coefficient > 0 else entropy.detach(),
-            rollout_weights=self._rollout_weights(batch, old, measured),
-        )
-        return result.loss, result.diagnostics
 
     @torch.no_grad()
     def _rollout_weights(self, batch: PolicyBatch, old: Tensor, measured: SamplerMismatch) -> Tensor | None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from doubles.messages import heard
 from luspo_cli.config.run import TrainRun
 from luspo_cli.errors import KnownError, PeerLost, RunError, UsageError
 from luspo_cli.policy import attention
@@ -23,6 +24,8 @@ from luspo_cli.policy.policy import Policy
 from luspo_cli.processes.accelerate import make_accelerator, prepare
 from luspo_cli.processes.ranks import ALONE, Ranks, joined
 from luspo_cli.processes.sharding import shard, whole_weight
+from luspo_cli.runs.log import messages_to
+from luspo_cli.training.noise_floor import noise_floor
 from luspo_cli.training.optimizer import make_optimizer
 from luspo_cli.training.update import Updater
 
@@ -58,7 +61,7 @@ def found(case: dict[str, Any], ranks: Ranks = ALONE) -> dict[str, Any]:
         "weights": {name: whole_weight(weight.detach()).clone() for name, weight in model.named_parameters()},
         "elements": sum(getattr(w, "to_local", lambda w=w: w)().numel() for w in model.parameters()),
         "metrics": [{k: v for k, v in part.items() if not k.startswith("time/")} for part in metrics],
-        "noise_floor": updater.noise_floor(case["updates"][-1][0]),
+        "noise_floor": noise_floor(updater.policy, case["updates"][-1][0], settings.tokens_per_micro_batch),
         "pieces": [updater._pieces(batch) for batch in batches],
     }
 
@@ -66,25 +69,25 @@ def found(case: dict[str, Any], ranks: Ranks = ALONE) -> dict[str, Any]:
 def exchanges(ranks: Ranks) -> dict[str, Any]:
     """What `Ranks` hands around, and whose failure is whose."""
 
-    def fail_on(rank: int, kind: type[KnownError]) -> Any:
-        if ranks.rank == rank:
-            raise kind(f"process {rank} cannot")
-        return ranks.rank
-
-    def outcome(work: Any) -> Any:
+    def failed_in_a_phase(rank: int, kind: type[KnownError]) -> Any:
         try:
-            return work()
+            with ranks.phase():
+                if ranks.rank == rank:
+                    raise kind(f"process {rank} cannot")
         except KnownError as error:
-            return type(error).__name__, str(error), error.said_elsewhere
+            return type(error).__name__, str(error), error.exit_code
+        return None
 
+    with ranks.phase():
+        mine = ranks.rank
     return {
         "shares": [list(ranks.share(n)) for n in (0, 1, 5, 7)],
         "gathered": ranks.gather({"rank": ranks.rank}),
         "any": (ranks.any(ranks.rank == 1), ranks.any(False)),
-        "first": ranks.first(lambda: f"from {ranks.rank}"),
-        "together": ranks.together(lambda: ranks.rank),
-        "first fails": outcome(lambda: ranks.first(lambda: fail_on(0, UsageError))),
-        "second fails": outcome(lambda: ranks.together(lambda: fail_on(1, RunError))),
+        "broadcast": ranks.broadcast(f"from {ranks.rank}"),
+        "phase": mine,
+        "first fails": failed_in_a_phase(0, UsageError),
+        "second fails": failed_in_a_phase(1, RunError),
         "after that": ranks.gather(ranks.rank),
         "on machine": ranks.on_machine,
     }
@@ -113,10 +116,12 @@ def run_session(config: str, path: Path, crash_after: int, variables: dict[str, 
             raise RunError("stopped by the test")
 
     said: list[str] = []
+    first = variables["RANK"] == "0"
     try:
-        run_training(TrainRun.model_validate_json(config), path, "resume", said.append, on_step)
-    except RunError as error:
-        said.append(f"{error} {error.said_elsewhere}")
+        with heard(said) if first else messages_to([]):
+            run_training(TrainRun.model_validate_json(config), path, "resume", on_step)
+    except KnownError as error:
+        said.append(f"{type(error).__name__} {error}")
     (path / f"said-{variables['RANK']}.txt").write_text("\n".join(said))
 
 
@@ -163,21 +168,23 @@ def push_sharded(folder: Path, servers: list[str], variables: dict[str, str]) ->
 
 
 def fail_apart(folder: Path, variables: dict[str, str]) -> None:
-    """The second process fails alone, the first alone, both alike; stores who says it each time, None where none failed."""
+    """The second process fails alone, the first alone, both alike; stores who prints it each time, None where none failed."""
     os.environ.update(variables)
     found: list[bool | None] = []
     with joined(60) as ranks:
-
-        def fail(failing: tuple[int, ...]) -> None:
-            if ranks.rank in failing:
-                raise UsageError(f"the engine of {failing} cannot start")
-
         for failing in ((1,), (0,), (0, 1)):
-            says = None
-            try:
-                ranks.each(lambda failing=failing: fail(failing))
-            except UsageError as error:
-                says = not error.said_elsewhere
-            found.append(says)
+            prints = ranks.fails_first(f"the engine of {failing} cannot start") if ranks.rank in failing else None
+            found.append(prints)
             ranks.gather("all have come through")
     torch.save(found, folder / f"{variables['RANK']}.found")
+
+
+def fail_outside_a_phase(folder: Path, variables: dict[str, str]) -> None:
+    """All processes fail alike in the middle of their work; stores as what each of them leaves the run."""
+    os.environ.update(variables)
+    try:
+        with joined(60) as ranks:
+            ranks.gather("all are here")
+            raise RunError("the loss was not finite")
+    except KnownError as error:
+        torch.save((type(error).__name__, str(error), error.exit_code), folder / f"{variables['RANK']}.found")

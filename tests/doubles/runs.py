@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from doubles.messages import heard
 from luspo_cli.config.run import TrainRun
 from luspo_cli.records import Message, Problem, Reward, Rollout, ScoredGroup, StopReason, VerificationStatus
 
@@ -49,14 +50,13 @@ def train(config: TrainRun, path: Path, how: str = "refuse", crash_after: int = 
 
     from luspo_cli.training.session import run_training
 
-    said: list[str] = []
-
     def on_step(metrics: dict[str, Any]) -> None:
         if metrics["step"] == crash_after:
             raise ZeroDivisionError
 
     AcceleratorState._reset_state()  # accelerate keeps the first mixed precision of a process
-    run_training(config, path, how, said.append, on_step)  # type: ignore[arg-type]
+    with heard() as said:
+        run_training(config, path, how, on_step)  # type: ignore[arg-type]
     return said
 
 
@@ -95,7 +95,7 @@ def weight_bytes(path: Path, step: int) -> bytes:
     return (path / f"checkpoints/step-{step:06d}/model/model.safetensors").read_bytes()
 
 
-def problem(name: str = "p", answer: str = "1", text: str = "?", images: tuple[str, ...] = ()) -> Problem:
+def problem(name: str = "p", answer: str = "1", text: str = "?", images: tuple[Path, ...] = ()) -> Problem:
     """A problem with one question by the user."""
     return Problem(name, (Message("user", text),), answer, "test", images)
 

@@ -17,6 +17,7 @@ import torch
 from doubles import rank_cases
 from doubles.processes import run_processes
 from luspo_cli.config.layers import resolve_train
+from luspo_cli.errors import UsageError
 from luspo_cli.policy.packing import balanced_shares, own_pieces
 from luspo_cli.processes.ranks import ALONE
 from luspo_cli.processes.sharding import whole_weight
@@ -225,10 +226,11 @@ def test_what_processes_hand_around(several: dict[str, list[Any]]) -> None:
     for rank, own in enumerate(found):
         assert own["gathered"] == [{"rank": other} for other in range(size)]
         assert own["any"] == (True, False)
-        assert own["first"] == "from 0"
-        assert own["together"] == rank
-        assert own["first fails"] == ("UsageError", "process 0 cannot", rank != 0)
-        assert own["second fails"] == ("RunError", "process 1 cannot", rank != 0)
+        assert own["broadcast"] == "from 0"
+        assert own["phase"] == rank
+        # The first process prints it, as what it is; the others end silently, with the same status.
+        assert own["first fails"] == ("PeerFailed" if rank else "UsageError", "process 0 cannot", 2)
+        assert own["second fails"] == ("PeerFailed" if rank else "RunError", "process 1 cannot", 1)
         assert own["after that"] == list(range(size))
         assert own["on machine"] == size
     for number, shares in zip((0, 1, 5, 7), zip(*(own["shares"] for own in found), strict=True), strict=True):
@@ -259,7 +261,9 @@ def test_one_process_keeps_its_micro_batches(make_groups: Callable[..., list[Sco
 
 def test_one_process_exchanges_nothing() -> None:
     assert ALONE.gather(3) == [3]
-    assert ALONE.first(lambda: "x") == ALONE.together(lambda: "x") == "x"
+    assert ALONE.broadcast("x") == "x"
+    with pytest.raises(UsageError, match="as it is"), ALONE.phase():
+        raise UsageError("as it is")
     weight = torch.ones(2)
     assert whole_weight(weight) is weight
 
@@ -270,3 +274,10 @@ def test_a_failure_that_may_be_one_process_s_own_is_said_once(tmp_path: Path) ->
     assert (first[0], second[0]) == (None, True)
     assert (first[1], second[1]) == (True, None)
     assert sorted([first[2], second[2]]) == [False, True]
+
+
+def test_what_fails_alike_on_all_processes_is_printed_by_one(tmp_path: Path) -> None:
+    assert run_processes(2, rank_cases.fail_outside_a_phase, tmp_path) == [0, 0]
+    found = [torch.load(tmp_path / f"{rank}.found", weights_only=False) for rank in range(2)]
+    assert sorted(name for name, _, _ in found) == ["PeerFailed", "RunError"]
+    assert {(sentence, status) for _, sentence, status in found} == {("the loss was not finite", 1)}

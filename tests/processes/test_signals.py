@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
 
 import pytest
 
+from doubles.messages import heard
 from luspo_cli.processes.signals import stop_on_signals
+from luspo_cli.runs.log import messages_to
 
 ALL = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -21,9 +24,8 @@ def _hangup_as_in_a_terminal(_signals_as_before: None) -> None:
 
 @pytest.mark.parametrize("number", ALL)
 def test_the_first_signal_asks_and_a_ctrl_c_after_it_interrupts(number: signal.Signals) -> None:
-    said: list[str] = []
     before = [signal.getsignal(one) for one in ALL]
-    with stop_on_signals(said.append) as stop_requested:
+    with heard() as said, stop_on_signals() as stop_requested:
         assert not stop_requested()
         os.kill(os.getpid(), number)
         assert stop_requested()
@@ -37,13 +39,13 @@ def test_the_first_signal_asks_and_a_ctrl_c_after_it_interrupts(number: signal.S
 
 def test_without_a_stop_the_handlers_are_back() -> None:
     before = [signal.getsignal(one) for one in ALL]
-    with stop_on_signals(lambda _: None):
+    with stop_on_signals():
         pass
     assert [signal.getsignal(one) for one in ALL] == before
 
 
 def test_a_signal_on_the_way_out_changes_nothing() -> None:
-    with stop_on_signals(lambda _: None) as stop_requested:
+    with stop_on_signals() as stop_requested:
         os.kill(os.getpid(), signal.SIGTERM)
     os.kill(os.getpid(), signal.SIGTERM)
     os.kill(os.getpid(), signal.SIGHUP)
@@ -51,8 +53,7 @@ def test_a_signal_on_the_way_out_changes_nothing() -> None:
 
 
 def test_a_signal_that_a_launcher_passes_on_once_more_changes_nothing() -> None:
-    said: list[str] = []
-    with stop_on_signals(said.append) as stop_requested:
+    with heard() as said, stop_on_signals() as stop_requested:
         for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGHUP):
             os.kill(os.getpid(), number)
         assert stop_requested.signal == signal.SIGTERM
@@ -61,7 +62,7 @@ def test_a_signal_that_a_launcher_passes_on_once_more_changes_nothing() -> None:
 
 def test_nohup_keeps_a_hangup_ignored() -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    with stop_on_signals(lambda _: None) as stop_requested:
+    with stop_on_signals() as stop_requested:
         os.kill(os.getpid(), signal.SIGHUP)
         assert not stop_requested()
 
@@ -69,10 +70,11 @@ def test_nohup_keeps_a_hangup_ignored() -> None:
 def test_a_signal_in_the_middle_of_a_print_does_not_end_the_run() -> None:
     """A buffered stream cannot be entered twice and says so with RuntimeError."""
 
-    def reentered(text: str) -> None:
-        raise RuntimeError("reentrant call")
+    class Reentered(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            raise RuntimeError("reentrant call")
 
-    with stop_on_signals(reentered) as stop_requested:
+    with messages_to([Reentered()]), stop_on_signals() as stop_requested:
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop_requested()
 
@@ -81,7 +83,7 @@ def test_outside_the_main_thread_no_handler_is_set() -> None:
     answers: list[bool] = []
 
     def use() -> None:
-        with stop_on_signals(lambda _: None) as stop_requested:
+        with stop_on_signals() as stop_requested:
             answers.append(stop_requested())
 
     thread = threading.Thread(target=use)

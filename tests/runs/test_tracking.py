@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from doubles.messages import heard
 from doubles.runs import records, train
 from luspo_cli.config.layers import resolve_train
 from luspo_cli.config.run import TrainRun
@@ -73,7 +74,7 @@ CONFIG = resolve_train(preset="tiny", sets=['run.track=["tensorboard", "wandb"]'
 def session(folder: RunFolder, steps: range, said: list[str] | None = None, crash: bool = False) -> None:
     """One process: cut back to before `steps`, then record and track them."""
     folder.cut_back(steps.start - 1)
-    with Tracking(CONFIG, folder, (said if said is not None else []).append) as tracker:
+    with heard(said), Tracking(CONFIG, folder) as tracker:
         for step in steps:
             record = {"step": step, "tokens/total": 10 * step, "response_length/correct": None}
             folder.append_metrics(record)
@@ -167,7 +168,7 @@ def test_a_damaged_state_is_refused_in_one_sentence(folder: RunFolder, services:
 
 
 def test_without_writers_nothing_is_left_behind(folder: RunFolder) -> None:
-    with Tracking(resolve_train(preset="tiny"), folder, print) as tracker:
+    with Tracking(resolve_train(preset="tiny"), folder) as tracker:
         tracker.write({"step": 1})
     assert not (folder.path / "tracking.json").exists()
 
@@ -231,7 +232,7 @@ def test_tensorboard_shows_each_step_once_after_a_crash_before_the_first_checkpo
     config = resolve_train(preset="tiny", sets=['run.track=["tensorboard"]'])
     for steps in (range(1, 3), range(1, 4)):
         folder.cut_back(0)
-        with Tracking(config, folder, print) as tracker:
+        with Tracking(config, folder) as tracker:
             for step in steps:
                 folder.append_metrics({"step": step, "tokens/total": 10 * step})
                 tracker.write({"step": step, "tokens/total": 10 * step})

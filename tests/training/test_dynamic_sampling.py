@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from doubles.messages import heard
 from luspo_cli.config.layers import resolve_train
 from luspo_cli.config.rollout import RolloutConfig
 from luspo_cli.config.run import TrainRun
@@ -18,6 +19,7 @@ from luspo_cli.records import Message, Problem, Reward, Rollout, ScoredGroup, St
 from luspo_cli.training.dynamic_sampling import (
     SignalWatch,
     StepGroups,
+    TruncationWatch,
     choose_batch,
     diagnosis,
     further_problems,
@@ -159,32 +161,42 @@ def dynamic(*sets: str) -> TrainRun:
 
 
 def test_a_batch_that_stays_short_is_said_once() -> None:
-    said: list[str] = []
-    watch = SignalWatch(dynamic(), said.append)
-    for one in (record(1, 16), record(2, 5), record(3, 4), record(4, 0)):
-        watch(one)
+    watch = SignalWatch(dynamic())
+    with heard() as said:
+        for one in (record(1, 16), record(2, 5), record(3, 4), record(4, 0)):
+            watch(one)
     (text,) = said
     assert text.startswith(
         "warning: step 2: 5 of 16 groups are mixed (some responses right, some wrong) after 8 rounds (24 groups sampled)"
     )
-    watch = SignalWatch(dynamic(), said.append)
-    watch(record(1, 5, **{"group/rounds": 2}))
-    assert "5 of 16 groups are mixed (some responses right, some wrong) after every problem of the data" in said[1]
+    watch = SignalWatch(dynamic())
+    with heard() as said:
+        watch(record(1, 5, **{"group/rounds": 2}))
+    assert "5 of 16 groups are mixed (some responses right, some wrong) after every problem of the data" in said[0]
+
+
+def test_a_step_of_truncated_responses_only_is_said_once() -> None:
+    watch = TruncationWatch()
+    with heard() as said:
+        for step, cut in ((1, 0.99), (2, 1.0), (3, 1.0)):
+            watch({"step": step, "response/truncated_fraction": cut})
+    (text,) = said
+    assert text.startswith("warning: step 2: every response reached the limit, so none was finished")
 
 
 def test_steps_in_a_row_without_a_mixed_group_end_the_run_also_across_a_resume() -> None:
-    watch = SignalWatch(dynamic(), lambda text: None)
+    watch = SignalWatch(dynamic())
     for one in (record(1, 0), record(2, 0), record(3, 1), record(4, 0), record(5, 0)):
         watch(one)
     with pytest.raises(RunError, match="no group of 3 steps in a row was mixed"):
         watch(record(6, 0))
-    resumed = SignalWatch(dynamic(), lambda text: None, [record(3, 1), record(4, 0), record(5, 0)])
+    resumed = SignalWatch(dynamic(), [record(3, 1), record(4, 0), record(5, 0)])
     with pytest.raises(RunError, match="no group of 3 steps in a row"):
         resumed(record(6, 0))
-    patient = SignalWatch(dynamic("rollout.stop_after_steps_without_signal=4"), lambda text: None)
+    patient = SignalWatch(dynamic("rollout.stop_after_steps_without_signal=4"))
     for step in range(1, 4):
         patient(record(step, 0))
-    without = SignalWatch(resolve_train(preset="tiny"), lambda text: None)
+    without = SignalWatch(resolve_train(preset="tiny"))
     for step in range(1, 9):
         without({"step": step})  # nothing is counted without dynamic sampling
 
@@ -243,14 +255,13 @@ def train(config: TrainRun, path: Path, how: str = "refuse", crash_after: int = 
 
     from luspo_cli.training.session import run_training
 
-    said: list[str] = []
-
     def on_step(metrics: dict[str, Any]) -> None:
         if metrics["step"] == crash_after:
             raise ZeroDivisionError
 
     AcceleratorState._reset_state()
-    run_training(config, path, how, said.append, on_step)  # type: ignore[arg-type]
+    with heard() as said:
+        run_training(config, path, how, on_step)  # type: ignore[arg-type]
     return said
 
 

@@ -15,7 +15,7 @@ from luspo_cli.records import Message, Problem, Prompt, Rollout, StopReason
 from luspo_cli.rewards.rubric import Rubric
 from luspo_cli.rollout.sampler import SamplingOptions
 from luspo_cli.runs.folder import RunFolder
-from luspo_cli.training.held_out import HeldOut, record, recorded_steps
+from luspo_cli.training.held_out import HeldOut
 
 
 class Scripted:
@@ -84,9 +84,9 @@ def test_several_samples_have_the_interval_of_problem_means() -> None:
 
 def test_evaluations_are_recorded_once_and_read_back(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
-    assert recorded_steps(folder) == set()
-    record(folder, 0, {"evaluation/accuracy": 0.25})
-    record(folder, 20, {"evaluation/accuracy": 0.5})
-    assert recorded_steps(folder) == {0, 20}
+    assert folder.evaluated_steps() == set()
+    folder.append_evaluation(0, {"evaluation/accuracy": 0.25})
+    folder.append_evaluation(20, {"evaluation/accuracy": 0.5})
+    assert folder.evaluated_steps() == {0, 20}
     lines = (tmp_path / "evals/held-out.jsonl").read_text().splitlines()
     assert [json.loads(line)["evaluation/accuracy"] for line in lines] == [0.25, 0.5]

@@ -10,6 +10,7 @@ import pandas
 import pytest
 import torch
 
+from doubles.messages import heard
 from doubles.vision import noise_image, vision_model, vision_processor
 from luspo_cli.config.layers import resolve_train
 from luspo_cli.config.model import ModelConfig
@@ -67,9 +68,9 @@ def train(folder: Path, name: str, *sets: str, steps: int = 2, resume: bool = Fa
             *sets,
         ],
     )
-    said: list[str] = []
     steps_seen: list[Any] = []
-    run_training(config, folder / name, "resume" if resume else "refuse", said.append, steps_seen.append)
+    with heard() as said:
+        run_training(config, folder / name, "resume" if resume else "refuse", steps_seen.append)
     return said, steps_seen
 
 

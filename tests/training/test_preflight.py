@@ -16,7 +16,8 @@ from luspo_cli.config.run import TrainRun
 from luspo_cli.errors import RunError, UsageError
 from luspo_cli.rollout import samplers
 from luspo_cli.training import session
-from luspo_cli.training.preflight import LongestPrompt, check_stages
+from luspo_cli.training.preflight import check_stages
+from luspo_cli.training.problems import LongestPrompt
 
 Configure = Callable[..., TrainRun]
 
@@ -51,7 +52,7 @@ def old_run(tmp_path: Path) -> Path:
 
 
 def replace(config: TrainRun, run: Path) -> None:
-    session.run_training(config, run, "replace", lambda _: None, lambda _: None)
+    session.run_training(config, run, "replace", lambda _: None)
 
 
 def nobody() -> str:
@@ -172,7 +173,7 @@ def test_a_gpu_without_memory_is_a_sentence(
 
     monkeypatch.setattr(session, "make_stages", full)
     with pytest.raises(RunError, match=r"is used up \(tried to allocate 1\.16 GiB\): lower .*--resume") as caught:
-        session.run_training(configure(), tmp_path / "new", "refuse", lambda _: None, lambda _: None)
+        session.run_training(configure(), tmp_path / "new", "refuse", lambda _: None)
     for key in ("update.tokens_per_micro_batch", "model.gradient_checkpointing", "rollout.max_rows"):
         assert key in str(caught.value)
     assert "rollout.vllm.memory_share" in str(caught.value)

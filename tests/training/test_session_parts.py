@@ -9,15 +9,16 @@ from typing import Any
 
 import pytest
 
+from doubles.messages import heard
 from luspo_cli.config.layers import resolve_train
 from luspo_cli.errors import RunError
 from luspo_cli.policy.policy import Policy
 from luspo_cli.records import Prompt, ScoredGroup
 from luspo_cli.runs.rollouts import store_rollouts
 from luspo_cli.training.loop import in_order
+from luspo_cli.training.noise_floor import NoiseWatch
 from luspo_cli.training.optimizer import make_optimizer
 from luspo_cli.training.sampling import Scored, with_advantages
-from luspo_cli.training.session import _NoiseWatch
 
 
 @pytest.mark.parametrize(
@@ -34,11 +35,11 @@ from luspo_cli.training.session import _NoiseWatch
 def test_noise_above_a_fifth_of_the_clip_range_is_warned_about_once(
     objective: str, noise: float | None, warned: bool
 ) -> None:
-    said: list[str] = []
-    watch = _NoiseWatch(resolve_train(preset="qwen2.5-0.5b", objective=objective), said.append)
-    for _ in range(2):
-        watch({"ratio/noise_floor": noise})
-        watch({})
+    watch = NoiseWatch(resolve_train(preset="qwen2.5-0.5b", objective=objective))
+    with heard() as said:
+        for _ in range(2):
+            watch({"ratio/noise_floor": noise})
+            watch({})
     assert len(said) == warned
     assert all("part of the clipping is arithmetic" in text for text in said)
 

@@ -12,8 +12,12 @@ import torch
 from luspo_cli.errors import RunError
 from luspo_cli.policy.packing import policy_batch, split_mini_batches
 from luspo_cli.records import ScoredGroup
+from luspo_cli.training import update
+from luspo_cli.training.noise_floor import noise_floor
 
 LENGTHS = [[3, 9, 1], [5, 5, 12], [2, 7, 4], [6, 1, 8]]
+BUDGET = 16384
+"""Tokens of a micro-batch: as in a run."""
 ADVANTAGES = [[1.0, -0.5, -0.5], [0.0, 0.0, 0.0], [0.0, 1.0, -1.0], [0.5, 0.2, -0.7]]
 
 
@@ -201,31 +205,30 @@ def test_float32_weights_move_at_a_millionth_where_bfloat16_ones_do_not(
 
 
 class Poison:
-    """Replaces the gradient's or the loss's numbers in chosen optimizer steps, counted from 1."""
+    """Replaces the gradient's or the loss's numbers in chosen passes, counted from 1."""
 
-    def __init__(self, updater: Any, steps: set[int], what: str) -> None:
-        self.inner, self.steps, self.what, self.step, self.updater = updater._loss, steps, what, 0, updater
-        updater._loss = self
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, passes: set[int], what: str) -> None:
+        self.inner, self.passes, self.what, self.count = update.policy_loss, passes, what, 0
+        monkeypatch.setattr(update, "policy_loss", self)
 
-    def __call__(self, tensors: Any, logprobs: Any, entropy: Any, old: Any, counts: Any, measured: Any) -> Any:
-        self.step += 1
-        if self.step not in self.steps:
-            return self.inner(tensors, logprobs, entropy, old, counts, measured)
-        if self.what == "loss":
-            logprobs = logprobs + torch.tensor(float("nan"))
-        else:
-            logprobs.register_hook(lambda gradient: gradient * float("inf"))
-        return self.inner(tensors, logprobs, entropy, old, counts, measured)
+    def __call__(self, config: Any, logprobs: Any, *arguments: Any, **options: Any) -> Any:
+        self.count += 1
+        if self.count in self.passes:
+            if self.what == "loss":
+                logprobs = logprobs + torch.tensor(float("nan"))
+            else:
+                logprobs.register_hook(lambda gradient: gradient * float("inf"))
+        return self.inner(config, logprobs, *arguments, **options)
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])
 def test_a_step_that_is_not_finite_moves_nothing_and_is_counted(
-    make_updater: Callable[..., Any], groups: list[ScoredGroup], what: str
+    make_updater: Callable[..., Any], groups: list[ScoredGroup], monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     updater, model = make_updater("update.tokens_per_micro_batch=100000")
     updater.update(groups, 1e-3)  # gives Adam's moments something to move by
     before = weights(model)
-    Poison(updater, {1}, what)
+    Poison(monkeypatch, {1}, what)
     metrics = updater.update(groups, 1e-3)
     assert equal(weights(model), before)
     assert metrics["update/skipped_steps"] == 1.0
@@ -236,21 +239,23 @@ def test_a_step_that_is_not_finite_moves_nothing_and_is_counted(
     assert all(torch.isfinite(weight).all() for weight in model.parameters())
 
 
-def test_one_bad_micro_batch_spoils_its_whole_step(make_updater: Callable[..., Any], groups: list[ScoredGroup]) -> None:
+def test_one_bad_micro_batch_spoils_its_whole_step(
+    make_updater: Callable[..., Any], groups: list[ScoredGroup], monkeypatch: pytest.MonkeyPatch
+) -> None:
     updater, model = make_updater("update.tokens_per_micro_batch=1")
     before = weights(model)
-    Poison(updater, {5}, "loss")
+    Poison(monkeypatch, {5}, "loss")
     assert updater.update(groups, 1e-3)["update/skipped_steps"] == 1.0
     assert equal(weights(model), before)
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])
 def test_the_run_stops_after_bad_steps_in_a_row(
-    make_updater: Callable[..., Any], groups: list[ScoredGroup], what: str
+    make_updater: Callable[..., Any], groups: list[ScoredGroup], monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     updater, model = make_updater("update.stop_after_bad_steps=3", "update.tokens_per_micro_batch=100000")
     before = weights(model)
-    Poison(updater, {1, 2, 4, 5, 6}, what)
+    Poison(monkeypatch, {1, 2, 4, 5, 6}, what)
     for _ in range(5):  # the third is good: the count begins anew
         updater.update(groups, 1e-3)
     with pytest.raises(
@@ -327,13 +332,13 @@ def test_the_noise_floor_is_zero_in_exact_arithmetic_and_not_in_bfloat16(
 ) -> None:
     exact, model = make_updater(dtype="float64")
     before = weights(model)
-    assert exact.noise_floor(groups) < 1e-6
+    assert noise_floor(exact.policy, groups, BUDGET) < 1e-6
     assert equal(weights(model), before)
     assert all(weight.grad is None for weight in model.parameters())
     rough, _ = make_updater(dtype="float32", precision="bf16")
-    assert rough.noise_floor(groups) > 1e-5
+    assert noise_floor(rough.policy, groups, BUDGET) > 1e-5
     empty = make_groups([[0, 0, 0]], [[0.0, 0.0, 0.0]])
-    assert exact.noise_floor(empty) is None
+    assert noise_floor(exact.policy, empty, BUDGET) is None
 
 
 def test_empty_responses_never_poison_an_update(

@@ -37,7 +37,7 @@ def on_step(metrics):
     if metrics["step"] == steps:
         raise Stop
 try:
-    run_training(config, Path(sys.argv[1]), sys.argv[2], lambda text: print(text, file=sys.stderr), on_step)
+    run_training(config, Path(sys.argv[1]), sys.argv[2], on_step)
 except Stop:
     pass
 """

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import os
 import random
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +40,15 @@ FIRST_CHECK = 0.8
 CURRICULUM = 0.4
 LEAST_LEARNING_RATE = 0.05
 
+logger = logging.getLogger(__name__)
+
 
 def cache_folder() -> Path:
     """`$LUSPO_CACHE`, else `~/.cache/luspo`."""
     return Path(os.environ.get("LUSPO_CACHE", "~/.cache/luspo")).expanduser()
 
 
-def made_model(config: TrainRun, say: Callable[[str], None]) -> Path:
+def made_model(config: TrainRun) -> Path:
     """The folder of the warmed-up model for this configuration and seed, made now if it is not cached.
 
     Raises RunError where the model misses a gate and `warmup.gate` is on; the model stays cached for inspection.
@@ -71,7 +74,7 @@ def made_model(config: TrainRun, say: Callable[[str], None]) -> Path:
                 # Sums in another order would make another model, and the cache must not depend on that.
                 torch.set_num_threads(1)
                 try:
-                    _make(config, wanted, folder, say)
+                    _make(config, wanted, folder)
                 finally:
                     torch.set_num_threads(threads)
         finally:
@@ -84,7 +87,7 @@ def made_model(config: TrainRun, say: Callable[[str], None]) -> Path:
             " take another run.seed, or set warmup.gate=false"
         )
     for gate in missed:
-        say(f"warning: the made model misses a gate: {gate}")
+        logger.warning(f"the made model misses a gate: {gate}")
     return folder
 
 
@@ -142,11 +145,11 @@ def _new_model(config: TrainRun) -> Any:
     return Qwen2ForCausalLM(model_config)
 
 
-def _make(config: TrainRun, wanted: dict[str, Any], folder: Path, say: Callable[[str], None]) -> None:
-    say(f"warming up a model of {config.model.shape.parameters():,} parameters (seed {config.run.seed}), once")
+def _make(config: TrainRun, wanted: dict[str, Any], folder: Path) -> None:
+    logger.info(f"warming up a model of {config.model.shape.parameters():,} parameters (seed {config.run.seed}), once")
     model, tokenizer = _new_model(config), made_tokenizer(config.model.shape.vocabulary)
-    result = _warm_up(model, tokenizer, config, say)
-    say(
+    result = _warm_up(model, tokenizer, config)
+    logger.info(
         f"warm-up done after {result['steps']} steps: accuracy {result['accuracy']:.2f}, mean length {result['length_mean']:.1f},"
         f" {result['mixed_fraction']:.0%} of groups mixed"
     )
@@ -156,7 +159,7 @@ def _make(config: TrainRun, wanted: dict[str, Any], folder: Path, say: Callable[
         write_json(partial / "warmup.json", {"made_from": wanted, "result": result})
 
 
-def _warm_up(model: Any, tokenizer: Any, config: TrainRun, say: Callable[[str], None]) -> dict[str, float]:
+def _warm_up(model: Any, tokenizer: Any, config: TrainRun) -> dict[str, float]:
     """Supervised training on demonstrations, response tokens only, until a check passes every gate; returns that check."""
     settings, profile = config.warmup, config.data.profile
     steps = settings.steps or terms.WARM_UP_STEPS[profile]
@@ -184,7 +187,7 @@ def _warm_up(model: Any, tokenizer: Any, config: TrainRun, say: Callable[[str], 
         if last or (step + 1 >= FIRST_CHECK * curriculum and (step + 1) % settings.check_every == 0):
             found = _measure(model, tokenizer, config, f"check {step}") | {"steps": step + 1}
             missed = missed_gates(found, config)
-            say(
+            logger.info(
                 f"warm-up step {step + 1}: sampled accuracy {found['accuracy']:.2f}; {'; '.join(missed) or 'fit to start'}"
             )
             if found["accuracy"] >= settings.stop_accuracy and not missed:

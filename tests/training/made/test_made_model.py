@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from doubles.messages import heard
 from luspo_cli.config.run import TrainRun
 from luspo_cli.errors import RunError
 from luspo_cli.records import Problem
@@ -202,22 +203,21 @@ def test_the_gates_on_length_are_for_the_neutral_profile(small_run: Callable[...
 
 
 def test_a_made_model_is_cached_by_what_it_depends_on(small_run: Callable[..., TrainRun], made_cache: Path) -> None:
-    said: list[str] = []
-    folder = made_model(small_run(), said.append)
+    folder = made_model(small_run())
     assert folder.is_relative_to(made_cache)
     report = json.loads((folder / "warmup.json").read_text())
     assert report["result"]["steps"] == 20
     assert 0 <= report["result"]["truncated_fraction"] <= 1
     stamp = (folder / "model.safetensors").stat().st_mtime_ns
-    again: list[str] = []
     # What the model does not depend on: the objective, the update, and whether gates are enforced.
-    for config in (small_run(objective="gspo"), small_run("update.mini_batches=1"), small_run("run.steps=9")):
-        assert made_model(config, again.append) == folder
+    with heard() as again:
+        for config in (small_run(objective="gspo"), small_run("update.mini_batches=1"), small_run("run.steps=9")):
+            assert made_model(config) == folder
     assert (folder / "model.safetensors").stat().st_mtime_ns == stamp
     assert not any("warming up" in text for text in again)
     assert any("misses a gate" in text for text in again)  # 20 steps of warm-up are not enough, and it says so
     with pytest.raises(RunError, match=r"not fit to draw conclusions from.*take another run\.seed"):
-        made_model(small_run("warmup.gate=true"), again.append)
+        made_model(small_run("warmup.gate=true"))
     assert (folder / "warmup.json").exists()  # stays for inspection
     assert not list(folder.parent.glob(".*"))
 
@@ -225,18 +225,18 @@ def test_a_made_model_is_cached_by_what_it_depends_on(small_run: Callable[..., T
 def test_making_it_again_gives_the_same_weights(
     small_run: Callable[..., TrainRun], made_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = made_model(small_run(), print)
+    first = made_model(small_run())
     monkeypatch.setenv("LUSPO_CACHE", str(tmp_path))
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        second = made_model(small_run(), print)
+        second = made_model(small_run())
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(threads)
     assert first != second
     assert (first / "model.safetensors").read_bytes() == (second / "model.safetensors").read_bytes()
-    other = made_model(small_run("run.seed=1"), print)
+    other = made_model(small_run("run.seed=1"))
     assert (first / "model.safetensors").read_bytes() != (other / "model.safetensors").read_bytes()
 
 
@@ -250,7 +250,7 @@ def test_an_interrupted_warm_up_leaves_nothing_that_counts_as_a_model(
 
     monkeypatch.setattr(module, "_measure", die)
     with pytest.raises(KeyboardInterrupt):
-        made_model(small_run("warmup.steps=2"), print)
+        made_model(small_run("warmup.steps=2"))
     assert [name for name in os.listdir(tmp_path / "made") if not name.endswith(".lock")] == []
 
 
@@ -262,4 +262,4 @@ def test_a_cache_that_cannot_be_written(
     with pytest.raises(
         RunError, match=r"cannot write the made model in .*: Not a directory; mend that, or set LUSPO_CACHE"
     ):
-        made_model(small_run(), print)
+        made_model(small_run())

@@ -1,0 +1,62 @@
+"""What a run says: on stderr and, once its folder is there, in run.log, line by line the same.
+
+Modules of the package say it through `logging`, under their own names; a warning begins with the word. Which process speaks is
+decided here: the first one of the run, since the others would say the same.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+PACKAGE = "luspo_cli"
+
+
+class MessageFormatter(logging.Formatter):
+    """The bare text, and before a warning the word."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """The text as it is printed; run.log has the time before it."""
+        text = super().formatMessage(record)
+        return f"warning: {text}" if record.levelno >= logging.WARNING else text
+
+
+class StderrHandler(logging.Handler):
+    """Prints to what is stderr at that moment: a display may have put itself in its place."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr, flush=True)
+
+
+class RunLogHandler(logging.Handler):
+    """Adds to RUN/run.log, from when the run folder has its config.json."""
+
+    def __init__(self, run: Path) -> None:
+        super().__init__()
+        self._run = run
+
+    def emit(self, record: logging.LogRecord) -> None:
+        # The log is a copy: a disk too full for it must not hide the sentence that says so.
+        if (self._run / "config.json").exists():
+            when = logging.Formatter().formatTime(record, "%Y-%m-%dT%H:%M:%S")
+            with suppress(OSError), (self._run / "run.log").open("a") as log:
+                log.write(f"{when} {self.format(record)}\n")
+
+
+@contextmanager
+def messages_to(handlers: list[logging.Handler]) -> Iterator[None]:
+    """Within this block what the package says goes to these handlers and nowhere else; none of them: it is not said."""
+    logger = logging.getLogger(PACKAGE)
+    before = logger.handlers, logger.level, logger.propagate
+    for handler in handlers:
+        handler.setFormatter(MessageFormatter())
+    logger.handlers, logger.propagate = list(handlers) or [logging.NullHandler()], False
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.handlers, level, logger.propagate = before
+        logger.setLevel(level)

@@ -1,0 +1,67 @@
+"""How far arithmetic alone moves a sequence ratio: measured by two computations with the same weights, and warned about.
+
+With reduced precision a row's log-probs depend on the rows that it is computed with. Where that moves ratios by a good part of
+the clip range, clipping measures rounding and not learning.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from luspo_cli.config.run import TrainRun
+from luspo_cli.policy.packing import Row, policy_batch, rows_of, split_micro_batches
+from luspo_cli.records import ScoredGroup
+
+NOISE_FLOOR_ROWS = 16
+NOISE_SHARE = 0.2
+"""Of the clip range: noise beyond it is warned about."""
+
+logger = logging.getLogger(__name__)
+
+
+@torch.no_grad()
+def noise_floor(policy: Any, groups: Sequence[ScoredGroup], tokens_per_micro_batch: int) -> float | None:
+    """Mean |log sequence ratio| between two computations with the same weights: together, and row by row, padded.
+
+    None where no row has a response, or where log-probs are not finite. All processes of a run call this together.
+    """
+    rows = [row for group in groups for row in rows_of(group) if row.rollout.response_length]
+    rows.sort(key=lambda row: row.advantage == 0.0)  # stable: rows that will be trained come first
+    rows = rows[:NOISE_FLOOR_ROWS]
+    if not rows:
+        return None
+    batches = split_micro_batches(rows, tokens_per_micro_batch)
+    together = [_sequence_means(policy, batch, 0) for batch in batches]
+    alone = [_sequence_means(policy, [row], 3) for batch in batches for row in batch]
+    floor = float((torch.cat(together) - torch.cat(alone)).abs().mean())
+    return floor if math.isfinite(floor) else None
+
+
+class NoiseWatch:
+    """Reads the records of the steps; warns once where the noise floor is above a fifth of the clip range of sequence ratios."""
+
+    def __init__(self, config: TrainRun) -> None:
+        widths = [width for width in (config.objective.clip_low, config.objective.clip_high) if width]
+        self._limit = NOISE_SHARE * min(widths) if widths and config.objective.ratio == "sequence" else None
+
+    def __call__(self, record: Mapping[str, Any]) -> None:
+        """Take in one record."""
+        noise = record.get("ratio/noise_floor")
+        if noise is not None and self._limit is not None and noise > self._limit:
+            logger.warning(
+                f"the ratio noise floor {noise:.1e} is above a fifth of the clip range ({self._limit:.1e}):"
+                " part of the clipping is arithmetic, not learning; model.compute_dtype=float32 avoids it"
+            )
+            self._limit = None
+
+
+def _sequence_means(policy: Any, rows: Sequence[Row], padding: int) -> Tensor:
+    batch = policy_batch(rows, next(policy.parameters()).device, padding)
+    logprobs, _ = policy(batch)
+    return logprobs.double().sum(-1) / batch.response_mask.sum(-1)

@@ -1,0 +1,91 @@
+"""What a run trains on and is checked with: its problems, without those whose prompts are too long."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from luspo_cli.config.run import MADE_TERMS, TrainRun
+from luspo_cli.data.batches import BatchSource, ProblemBatches
+from luspo_cli.data.problems import load_problems
+from luspo_cli.errors import UsageError
+from luspo_cli.policy.inputs import fitting
+from luspo_cli.policy.loading import LoadedModel
+from luspo_cli.records import Problem
+from luspo_cli.rewards.rubric import Rubric
+from luspo_cli.training.made.terms import MadeTermsBatches, held_out_terms
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class LongestPrompt:
+    """The longest of some prompts, in tokens, and whose it is."""
+
+    tokens: int
+    problem_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class RunProblems:
+    """The training batches and the held-out slice of one run."""
+
+    source: BatchSource
+    held_out: list[Problem]
+    from_file: list[Problem]
+    """Training problems from a file, empty for made ones: their golds are checked before the first step."""
+    longest: LongestPrompt | None
+    """Among the training problems."""
+    longest_held_out: LongestPrompt | None
+
+    def check_golds(self, rubric: Rubric) -> None:
+        """UsageError for a gold answer that cannot be read: it would score every response wrong."""
+        bad = rubric.check_golds([*self.from_file, *self.held_out])
+        if bad:
+            raise UsageError(
+                f"{len(bad)} gold answers cannot be read (first: problem '{bad[0]}'); run the data through luspo prepare-data,"
+                " which filters such rows"
+            )
+
+
+def problems_of(config: TrainRun, loaded: LoadedModel) -> RunProblems:
+    """Read or make the problems of a run; UsageError where there are none, too few, or none that fits."""
+    data, seed = config.data, config.run.seed
+    if not data.train:
+        raise UsageError("data.train is empty; set it to a file or folder from `luspo prepare-data`")
+    held_out = _held_out(config) if config.evaluation.every else []
+    longest_held_out = longest_prompt(held_out, [loaded.prompt_length(problem) for problem in held_out])
+    if data.train == MADE_TERMS:
+        made = MadeTermsBatches(data.profile, config.rollout.problems, seed)
+        first = made.batch(0)  # they differ by a few tokens
+        longest = longest_prompt(first, [loaded.prompt_length(problem) for problem in first])
+        return RunProblems(made, held_out, [], longest, longest_held_out)
+    found = load_problems(data.train)
+    problems, lengths = fitting(found, loaded.prompt_length, data.max_prompt_tokens)
+    if too_long := len(found) - len(problems):
+        logger.info(f"{too_long} of {len(found)} problems have prompts over {data.max_prompt_tokens} tokens: left out")
+    if not problems:
+        raise UsageError(
+            f"no problem of {data.train} has a prompt within data.max_prompt_tokens={data.max_prompt_tokens}"
+        )
+    source = ProblemBatches(problems, config.rollout.problems, seed, data.shuffle)
+    return RunProblems(source, held_out, problems, longest_prompt(problems, lengths), longest_held_out)
+
+
+def longest_prompt(problems: Sequence[Problem], lengths: Sequence[int]) -> LongestPrompt | None:
+    """The longest of the problems' prompts, which have these lengths; None of no problems."""
+    longest = max(zip(lengths, problems, strict=True), key=lambda pair: pair[0], default=None)
+    return None if longest is None else LongestPrompt(longest[0], longest[1].id)
+
+
+def _held_out(config: TrainRun) -> list[Problem]:
+    number = config.evaluation.problems
+    if config.data.held_out == MADE_TERMS:
+        return held_out_terms(config.data.profile, number, config.run.seed)
+    problems = load_problems(config.data.held_out, split="test")
+    if len(problems) < number:
+        raise UsageError(
+            f"{config.data.held_out} has {len(problems)} problems, fewer than evaluation.problems={number}"
+        )
+    return problems[:number]
