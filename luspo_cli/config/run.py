@@ -18,6 +18,16 @@ from luspo_cli.config.warmup import WarmupConfig
 
 MADE = "made"
 MADE_TERMS = "made:terms"
+STORED_ONLY = frozenset(
+    {
+        "run.checkpoint_every",
+        "run.keep_checkpoints",
+        "run.rollouts_every",
+        "run.track",
+        "run.wait_for_processes_s",
+    }
+)
+"""Keys that change what is stored and no number of the run: a resumed run takes them as they are given."""
 
 
 class RunConfig(Section):
@@ -119,17 +129,19 @@ class TrainRun(Section):
                 f"update.sampler_correction = 'token' would put the sum of token weights in the place of the length in"
                 f" {objective.name}, whose loss is one number a sequence: set update.sampler_correction = 'sequence'"
             )
-        truncated = rollout.top_p < 1 or rollout.top_k > 0
-        if (
-            self.update.sampler_correction != "none"
-            and rollout.sampler != "in-process"
-            and truncated
-            and rollout.temperature != 1
-        ):
-            raise ValueError(
-                "update.sampler_correction needs log-probs that vLLM does not return with rollout.top_p or rollout.top_k at this"
-                " rollout.temperature: set the temperature to 1, or rollout.sampler = 'in-process'"
-            )
+        if rollout.sampler != "auto" and (reason := self.correction_refused(rollout.sampler)):
+            raise ValueError(reason)
+
+    def correction_refused(self, sampler: str) -> str | None:
+        """Say why `update.sampler_correction` cannot be had with this sampler, which `rollout.sampler = auto` may stand for."""
+        rollout = self.rollout
+        cut = rollout.top_p < 1 or rollout.top_k > 0
+        if self.update.sampler_correction == "none" or sampler == "in-process" or not cut or rollout.temperature == 1:
+            return None
+        return (
+            "update.sampler_correction needs log-probs that vLLM does not return with rollout.top_p or rollout.top_k at this"
+            " rollout.temperature: set the temperature to 1, or rollout.sampler = 'in-process'"
+        )
 
     def _made_parts_fit(self) -> None:
         warmup = self.warmup

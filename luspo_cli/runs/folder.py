@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
+from luspo_cli.config.run import STORED_ONLY
 from luspo_cli.config.stored import with_defaults
 from luspo_cli.errors import RunError, UsageError
 from luspo_cli.files import PARTIAL, append, holds, lock, read_object, replace_file, require_object, write_json
@@ -67,8 +68,12 @@ class RunFolder:
         self._remove_partial()
         for name in ("provenance.json", "tracking.json"):  # of a start that failed; what it said stays in its logs
             (self.path / name).unlink(missing_ok=True)
-        write_json(self.path / "config.json", config)
+        self.write_config(config)
         return False
+
+    def write_config(self, config: Mapping[str, Any]) -> None:
+        """Write config.json, at the start or where a resumed run takes over other settings."""
+        write_json(self.path / "config.json", config)
 
     def check(self, config: Mapping[str, Any], if_exists: IfExists) -> bool:
         """Return whether a run is there; UsageError where `open` would refuse it. Touches nothing.
@@ -200,10 +205,20 @@ class RunFolder:
 
     def _check_same(self, config: Mapping[str, Any]) -> None:
         stored = require_object(self.path / "config.json", "choose another --run")
-        different = differing_keys(with_defaults(stored), config)
+        found = differing_keys(with_defaults(stored), config)
+        different = [one for one in found if not _is_taken(one, config)]
         if different:
             shown = ", ".join(f"{key} ({was!r} there, {now!r} now)" for key, was, now in different[:3])
-            raise UsageError(f"{self.path} was started with another configuration: {shown}; use another --run")
+            longer = len(different) == 1 and different[0][0] == "run.steps" and different[0][2] > different[0][1]
+            why = (
+                ": its update.schedule ends with run.steps, so a longer run has other learning rates" if longer else ""
+            )
+            raise UsageError(f"{self.path} was started with another configuration: {shown}; use another --run{why}")
+
+    def new_settings(self, config: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+        """What a resumed run takes over from `config`: (key, value in config.json, value from now on)."""
+        stored = self.stored_config() or config
+        return [one for one in differing_keys(with_defaults(stored), config) if _is_taken(one, config)]
 
     def _empty(self) -> None:
         # config.json last: killed before that, the folder is still known as a run's and can be replaced again.
@@ -214,6 +229,13 @@ class RunFolder:
                 shutil.rmtree(entry)
             else:
                 entry.unlink()
+
+
+def _is_taken(difference: tuple[str, Any, Any], config: Mapping[str, Any]) -> bool:
+    """Whether a resumed run may have this key otherwise: what is only stored, and more steps of a constant learning rate."""
+    key, was, now = difference
+    longer = key == "run.steps" and now > was and config.get("update", {}).get("schedule") == "constant"
+    return key in STORED_ONLY or longer
 
 
 def differing_keys(left: Mapping[str, Any], right: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:

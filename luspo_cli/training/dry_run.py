@@ -76,7 +76,7 @@ def make_plan(config: TrainRun, processes: int = 1) -> Plan:
             * (rollout.max_sampling_rounds if rollout.dynamic_sampling else 1),
         },
         sampler={"name": sampler.name, "reason": sampler.reason},
-        missing=missing_inputs(config),
+        missing=missing_inputs(config) + [reason for reason in [config.correction_refused(sampler.name)] if reason],
     )
 
 

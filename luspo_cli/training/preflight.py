@@ -44,6 +44,8 @@ class Prepared:
     """What provenance.json will say; on the first process, as the next."""
     changes: list[Change] = field(default_factory=list)
     """What is not as it was when the run began, and was allowed."""
+    new_settings: list[tuple[str, Any, Any]] = field(default_factory=list)
+    """Keys that a resumed run takes over, with their value in its config.json and the one from now on."""
 
 
 def prepare(
@@ -73,7 +75,8 @@ def prepare(
         check_stages(config, loaded, problems.longest, problems.longest_held_out, ranks.size)
         prepared = Prepared(config, loaded, problems)
         if ranks.is_first:
-            prepared.origin, prepared.changes = _origin(config, path, starting, ranks.size, goes_on, allow_changed)
+            origin, changes, new = _origin(config, path, starting, ranks.size, goes_on, allow_changed)
+            prepared.origin, prepared.changes, prepared.new_settings = origin, changes, new
             problems.check_golds(rubric)
     return prepared
 
@@ -90,8 +93,11 @@ def check_stages(
     refuse_foreign_wrapping()
     if processes > 1 and config.model.sharding == "full" and not config.model.freeze_vision:
         refuse_trained_tower(loaded.model)
+    chosen = choose_sampler(config.rollout.sampler, reads_images=loaded.processor is not None)
+    if reason := config.correction_refused(chosen.name):
+        raise UsageError(reason)
     check_sampler(
-        choose_sampler(config.rollout.sampler, reads_images=loaded.processor is not None),
+        chosen,
         longest=longest_row(config, loaded.model, held_out.tokens if held_out else 0),
         draws=training_draws(config),
         vllm=config.rollout.vllm,
@@ -132,15 +138,24 @@ def _start(config: TrainRun, starting: Path | None) -> LoadedModel:
 
 def _origin(
     config: TrainRun, path: Path, starting: Path | None, processes: int, goes_on: bool, allow_changed: bool
-) -> tuple[dict[str, Any], list[Change]]:
-    """What the run is made with, and what of it is not as it was when the run began; UsageError unless that is allowed."""
-    origin = provenance(config, starting, processes)
-    began_with = RunFolder(path).stored_config() if goes_on else None
-    origin["configuration"] = configuration_fingerprint(began_with or config.model_dump(mode="json"))
-    changes = changed_inputs(path / "provenance.json", origin) if began_with else []
+) -> tuple[dict[str, Any], list[Change], list[tuple[str, Any, Any]]]:
+    """What the run is made with, what of it is not as it was when the run began, and settings that it takes over.
+
+    UsageError for a change, unless it is allowed.
+    """
+    origin, wanted, folder = provenance(config, starting, processes), config.model_dump(mode="json"), RunFolder(path)
+    began_with = folder.stored_config() if goes_on else None
+    origin["configuration"] = configuration_fingerprint(began_with or wanted)
+    if began_with is None:
+        return origin, [], []
+    changes = changed_inputs(path / "provenance.json", origin)
     if not allow_changed:
         refuse_changed(changes)
-    return origin, changes
+    new = folder.new_settings(wanted)
+    if new:
+        origin["configuration"] = configuration_fingerprint(wanted)
+        origin["settings"] = {key: {"was": was, "now": now} for key, was, now in new}
+    return origin, changes, new
 
 
 def _starting_folder(config: TrainRun) -> Path | None:

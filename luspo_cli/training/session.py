@@ -89,6 +89,10 @@ def _take_up(prepared: Prepared, folder: RunFolder, if_exists: IfExists, ranks: 
             if first_step < prepared.config.run.steps:
                 for change in prepared.changes:
                     logger.warning(f"going on all the same: {change}")
+                if prepared.new_settings:
+                    folder.write_config(prepared.config.model_dump(mode="json"))
+                for key, was, now in prepared.new_settings:
+                    logger.info(f"{key} is {now} from here on ({was} before)")
                 changes = as_records(prepared.changes)
                 record_provenance(folder.path / "provenance.json", prepared.origin, first_step, changes)
     return ranks.broadcast(checkpoint)

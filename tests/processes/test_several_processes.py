@@ -71,7 +71,7 @@ def test_a_run_goes_on_with_other_numbers_of_processes(
 
     config = small_run(f"model.sharding={sharding}", f"model.shape.tied_head={tied}")
     train(config, tmp_path / "whole")
-    assert train_together(config, tmp_path / "run", 2, crash_after=2)[-1] == "stopped by the test False"
+    assert train_together(config, tmp_path / "run", 2, crash_after=2)[-1] == "RunError stopped by the test"
     assert os.listdir(tmp_path / "run/checkpoints") == ["step-000002"]
     with pytest.raises(ZeroDivisionError):
         train(config, tmp_path / "run", "resume", crash_after=4)

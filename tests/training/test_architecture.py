@@ -1,4 +1,4 @@
-"""The way from `luspo train` to the loss: few functions, seen in the real stack of a real step; and no module knows too many others."""
+"""The way from `luspo train` to the loss, seen in the stack of a real step; and no module knows too many others."""
 
 from __future__ import annotations
 

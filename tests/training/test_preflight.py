@@ -163,6 +163,24 @@ def test_what_a_vision_model_cannot_do_is_refused_too(make_model: Callable[..., 
     )
 
 
+def test_a_correction_is_refused_for_the_sampler_that_would_run(
+    make_model: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`auto` without vllm is the in-process sampler, which has the log-probs that vLLM does not return."""
+    loaded: Any = SimpleNamespace(model=make_model(), processor=None)
+    sets = ["update.sampler_correction=sequence", "rollout.top_p=0.9", "rollout.temperature=0.8"]
+    config = resolve_train(preset="tiny", sets=[*sets, "rollout.sampler=auto"])
+    monkeypatch.setattr(samplers, "vllm_is_installed", lambda: False)
+    check_stages(config, loaded, None, None, 1)
+    monkeypatch.setattr(samplers, "vllm_is_installed", lambda: True)
+    monkeypatch.setattr(samplers, "has_cuda", lambda: True)
+    with pytest.raises(UsageError, match="needs log-probs that vLLM does not return"):
+        check_stages(config, loaded, None, None, 1)
+    for sampler, servers in (("vllm", []), ("vllm-server", [f'rollout.vllm.servers=["{nobody()}"]'])):
+        with pytest.raises(UsageError, match="needs log-probs that vLLM does not return"):
+            resolve_train(preset="tiny", sets=[*sets, f"rollout.sampler={sampler}", *servers])
+
+
 def test_a_gpu_without_memory_is_a_sentence(
     configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -287,6 +287,40 @@ def test_resuming_a_finished_run_changes_nothing(
     assert records(whole) == records(tmp_path / "run")
 
 
+def test_a_longer_run_goes_on_bit_for_bit_and_the_record_says_so(
+    whole: Path, small_run: Callable[..., TrainRun], tmp_path: Path
+) -> None:
+    """Three steps, then five: with a constant learning rate these are the five of one run. Other storage is taken as well."""
+    path = tmp_path / "run"
+    train(small_run("run.steps=3"), path)
+    said = train(small_run("run.keep_checkpoints=7"), path, "resume")
+    assert {"run.steps is 5 from here on (3 before)", "run.keep_checkpoints is 7 from here on (2 before)"} <= set(said)
+    assert weight_bytes(path, STEPS) == weight_bytes(whole, STEPS)
+    # Its third step was the last one, and so has an evaluation of its own.
+    numbers = [
+        [{key: value for key, value in one.items() if "evaluation/" not in key} for one in without_times(folder)]
+        for folder in (path, whole)
+    ]
+    assert numbers[0] == numbers[1]
+    stored = json.loads((path / "config.json").read_text())["run"]
+    assert (stored["steps"], stored["keep_checkpoints"]) == (5, 7)
+    (session,) = json.loads((path / "provenance.json").read_text())["resumed"]
+    assert session["settings"]["run.steps"] == {"was": 3, "now": 5}
+    assert train(small_run("run.keep_checkpoints=7"), path, "resume")[-1].endswith("is finished: step 5 of 5")
+    with pytest.raises(UsageError, match=r"another configuration: run\.steps \(5 there, 4 now\); use another --run$"):
+        train(small_run("run.steps=4"), path, "resume")
+
+
+def test_a_longer_run_of_a_falling_learning_rate_is_another_run(
+    small_run: Callable[..., TrainRun], tmp_path: Path
+) -> None:
+    train(small_run("run.steps=1", "update.schedule=linear"), tmp_path / "run")
+    with pytest.raises(
+        UsageError, match=r"run\.steps \(1 there, 2 now\); use another --run: its update\.schedule ends with"
+    ):
+        train(small_run("run.steps=2", "update.schedule=linear"), tmp_path / "run", "resume")
+
+
 def test_an_occupied_folder_is_refused_before_anything_is_made(
     whole: Path, small_run: Callable[..., TrainRun], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

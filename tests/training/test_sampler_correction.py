@@ -14,6 +14,7 @@ from luspo_cli.config.layers import resolve_train
 from luspo_cli.errors import RunError, UsageError
 from luspo_cli.policy.packing import policy_batch, rows_of
 from luspo_cli.records import ScoredGroup
+from luspo_cli.training.noise_floor import noise_floor
 
 LENGTHS = [[3, 9, 1], [2, 7, 4]]
 ADVANTAGES = [[1.0, -0.5, -0.5], [0.0, 1.0, -1.0]]
@@ -95,7 +96,7 @@ def test_a_log_prob_that_is_not_a_number_is_left_out_of_the_record(
     assert not KEYS & metrics.keys()
     assert metrics["update/skipped_steps"] == 1
     assert all(math.isfinite(value) for value in metrics.values())
-    assert updater.noise_floor(drawn) is None
+    assert noise_floor(updater.policy, drawn, updater.config.update.tokens_per_micro_batch) is None
 
 
 def test_a_correction_without_log_probs_ends_the_run(make_updater: Any, groups: list[ScoredGroup]) -> None:
