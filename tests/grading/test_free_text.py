@@ -10,7 +10,7 @@ from luspo_cli.evaluation.benchmarks.mathvista_official import normalize_extract
 from luspo_cli.grading.free_text.choices import choice_position, read_choice
 from luspo_cli.grading.free_text.labels import read_labels
 from luspo_cli.grading.free_text.letters import official_letter, read_letter
-from luspo_cli.grading.free_text.numbers import list_items, number_in, read_list, read_number
+from luspo_cli.grading.free_text.numbers import list_items, read_list, read_number, stated_number
 from luspo_cli.grading.free_text.segments import ends, visible_text
 from luspo_cli.grading.free_text.statements import states_yes_or_no
 
@@ -218,7 +218,49 @@ def test_lists() -> None:
     assert read_list("First [1, 2], finally [2014,2016].") == "[2014,2016]"
     assert list_items("[1, 2.0]") == list_items("[1.0,2]") != list_items("[2, 1]")
     assert list_items("1, 2") is None
-    assert number_in("an even number") is None
+    assert stated_number("an even number") is None
+
+
+@pytest.mark.parametrize(
+    ("response", "found"),
+    [
+        ("3 and 7", "[3, 7]"),
+        ("3,7", "[3, 7]"),
+        ("1.5, 2 and 3", "[1.5, 2, 3]"),
+        (r"\boxed{3, 7}", "[3, 7]"),
+        (r"\boxed{3 \text{ and } 7}", "[3, 7]"),
+        ("The answer is 3 and 7.", "[3, 7]"),
+        ("The two lengths are 3 and 7.", "[3, 7]"),
+        ("The answer is [3, 7].", "[3, 7]"),
+        ("It rose between 3 and 7 o'clock.", None),
+        ("1,234", None),
+        ("The answer is 3.", None),
+    ],
+)
+def test_a_list_may_have_no_brackets(response: str, found: str | None) -> None:
+    assert read_list(response) == found
+
+
+FOUR = "Which are right? Select from A, B, C, and D. (A) one (B) two (C) three (D) four"
+
+
+@pytest.mark.parametrize(
+    ("response", "labels"),
+    [
+        ("AC", "AC"),
+        ("CA", "AC"),
+        (r"\boxed{AC}", "AC"),
+        (r"\boxed{\text{AC}}", "AC"),
+        ("The answer is AC.", "AC"),
+        ("Answer: **AC**", "AC"),
+        ("The AC unit is in figure B.", "B"),
+        ("CAB drivers take the BAD road.", ""),
+        ("FACE", ""),
+        ("DAD", ""),
+    ],
+)
+def test_labels_may_be_written_together_and_words_are_none(response: str, labels: str) -> None:
+    assert read_labels(response, FOUR) == frozenset(labels)
 
 
 def test_a_fraction_without_end_is_a_number_and_an_integer_without_end_is_none() -> None:

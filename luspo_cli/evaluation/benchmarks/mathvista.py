@@ -30,7 +30,7 @@ from luspo_cli.evaluation.benchmarks.mathvista_official import (
 from luspo_cli.evaluation.scores import accuracy_by, as_dicts, overall
 from luspo_cli.evaluation.vision_files import check_rows, data_file
 from luspo_cli.grading.free_text.choices import choice_position, read_choice
-from luspo_cli.grading.free_text.numbers import decimal, list_items, number_in, read_list, read_number, rounded
+from luspo_cli.grading.free_text.numbers import decimal, list_items, read_list, read_number, rounded, stated_number
 from luspo_cli.grading.verdict import Reason, Verdict
 from luspo_cli.records import Message
 
@@ -53,7 +53,7 @@ _BOXED = (
 
 
 class MathVista(Benchmark):
-    """MathVista testmini; `integer_rule` and `ignore_empty_extractions` change the `official` comparison only."""
+    """MathVista testmini; `integer_rule` changes the `official` comparison only."""
 
     name = "MathVista"
     version = 2
@@ -68,9 +68,8 @@ class MathVista(Benchmark):
         "boxed": PromptTemplate("<image>{question}" + _BOXED),
     }
 
-    def __init__(self, integer_rule: IntegerRule = IntegerRule.CURRENT, ignore_empty_extractions: bool = False) -> None:
+    def __init__(self, integer_rule: IntegerRule = IntegerRule.CURRENT) -> None:
         self.integer_rule = integer_rule
-        self.ignore_empty_extractions = ignore_empty_extractions
 
     def problems(self, source: Path) -> list[BenchmarkProblem]:
         """Read testmini.json (object keyed by pid) or a table with its columns."""
@@ -134,7 +133,6 @@ class MathVista(Benchmark):
             problem.extra["answer_type"],
             problem.extra["precision"],
             integer_rule=self.integer_rule,
-            ignore_empty_extractions=self.ignore_empty_extractions,
         )
         if answer is None:
             return Verdict(extracted, False, Reason.NO_ANSWER)
@@ -188,12 +186,12 @@ def _by_value(problem: BenchmarkProblem, extracted: str) -> Verdict:
         # Texts, not positions: two choices with the gold text are both right.
         return _verdict(extracted, choices[position].strip() == problem.gold, Reason.EXACT)
     if problem.extra["answer_type"] == "list":
-        items = list_items(extracted)
+        items = list_items(extracted) or list_items(read_list(extracted) or "")
         right = items is not None and items == list_items(problem.gold)
         return _verdict(extracted, right, Reason.STRUCTURAL)
     value = decimal(extracted)
     if value is None:
-        number = number_in(extracted)
+        number = stated_number(extracted)
         value = None if number is None else decimal(number)
     if value is None:
         return Verdict(extracted, False, Reason.NO_ANSWER)

@@ -14,6 +14,8 @@ import re
 from collections.abc import Sequence
 from enum import StrEnum
 
+from rapidfuzz.distance import Levenshtein
+
 from luspo_cli.grading.free_text.segments import answer_tails, first_sentence, visible_text
 
 _PARENTHESISED_LETTER = re.compile(r"\(([a-zA-Z])\)")
@@ -28,33 +30,9 @@ class IntegerRule(StrEnum):
     """Text of an integer only: "5.0" is no answer."""
 
 
-def edit_distance(left: str, right: str) -> int:
-    """Levenshtein distance with unit costs, in O(len(left) + len(right)) big-integer steps (Myers 1999, Hyyrö 2003)."""
-    pattern, text = (left, right) if len(left) <= len(right) else (right, left)
-    if not pattern:
-        return len(text)
-    positions: dict[str, int] = {}
-    for index, character in enumerate(pattern):
-        positions[character] = positions.get(character, 0) | 1 << index
-    mask = (1 << len(pattern)) - 1
-    last = 1 << (len(pattern) - 1)
-    positive, negative, distance = mask, 0, len(pattern)
-    for character in text:
-        equal = positions.get(character, 0)
-        diagonal = (((equal & positive) + positive) ^ positive) | equal | negative
-        plus = negative | (~(diagonal | positive) & mask)
-        minus = positive & diagonal
-        distance += bool(plus & last) - bool(minus & last)
-        plus = (plus << 1 | 1) & mask
-        minus = (minus << 1) & mask
-        positive = minus | (~(diagonal | plus) & mask)
-        negative = plus & diagonal
-    return distance
-
-
 def nearest_choice(text: str, choices: Sequence[str]) -> str:
     """The choice at the smallest edit distance, the first one on ties."""
-    distances = [edit_distance(text, choice) for choice in choices]
+    distances = [Levenshtein.distance(text, choice) for choice in choices]
     return choices[distances.index(min(distances))]
 
 
@@ -71,12 +49,9 @@ def normalize_extraction(
     precision: float | None,
     *,
     integer_rule: IntegerRule = IntegerRule.CURRENT,
-    ignore_empty_extractions: bool = False,
 ) -> str | None:
     """The text that the official script compares with the gold, or None where it finds no answer."""
     if choices:
-        if ignore_empty_extractions and not (extraction or "").strip():
-            return None
         text = _letter_or_text("None" if extraction is None else extraction)
         letters = _letters(len(choices))
         return choices[letters.index(text)] if text in letters else nearest_choice(text, choices)

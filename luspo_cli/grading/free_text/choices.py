@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from itertools import islice
 
-from luspo_cli.grading.free_text.numbers import decimal, number_in
+from luspo_cli.grading.free_text.numbers import decimal, stated_number
 from luspo_cli.grading.free_text.segments import (
     CLAIMS,
     Place,
@@ -80,7 +80,7 @@ def read_choice(response: str, choices: Sequence[str], question: str = "") -> in
         if index is not None:
             return index
         # A number in the box that is no choice is an answer, and none of the listed ones; a stated option still counts.
-        boxed_other = segment.place is Place.BOX and _all_numbers(choices) and number_in(segment.text) is not None
+        boxed_other = segment.place is Place.BOX and _all_numbers(choices) and stated_number(segment.text) is not None
     open_choice = unknowable(choices)
     if open_choice is not None and declines(visible_text(response, question) or ""):
         return open_choice
@@ -108,7 +108,9 @@ def _read_statement(text: str, choices: Sequence[str], question: str) -> int | N
         answer = states_yes_or_no(text, question)
         return None if answer is None else texts.index("yes" if answer else "no")
     several = len(named_texts(text, choices, short_words=False)) > 1
-    unsaid = several and number_in(text, anchored=True) is None  # two choices named, and neither as what something is
+    unsaid = (
+        several and stated_number(text, anchored=True) is None
+    )  # two choices named, and neither as what something is
     index = None if unsaid else _by_value(text, choices)
     if index is None:
         index = choice_by_own_words(text, choices, question)
@@ -126,7 +128,7 @@ def _by_value(text: str, choices: Sequence[str], *, leading: bool = False) -> in
     values = _quantities(choices)
     if None in values:
         return None
-    stated = number_in(text, leading=leading)
+    stated = stated_number(text, leading=leading)
     value = None if stated is None else decimal(stated)
     if value is None:
         return None

@@ -35,6 +35,9 @@ _PHRASE = re.compile(
     rf"(?:is|are|would be|should be|must be|:)?[\s*:]{{1,4}}"
     rf"(?:(?:set|option|choice|letter|figure|box) )?({_ONE}(?:{_JOIN}{_ONE}){{0,8}})(?![\w'’])"
 )
+_TOGETHER = re.compile(r"\W{0,6}([A-I]{2,9})\W{0,6}")
+"""Labels without a separator where nothing else is said: "BD"."""
+_TOGETHER_PHRASE = re.compile(r"\b(?i:answers?)(?: (?:is|are))?[\s*:]{1,4}([A-I]{2,9})(?![\w'’])")
 _LEADING = re.compile(rf"\W{{0,4}}(?:\d\.\s)?\(?({_LABEL})(?:[).:]|\s[-–]\s|$)")
 _MARKED = re.compile(rf"(?:^|\n)\W{{0,4}}{_LABEL}[).:](?=\s|$)|\({_LABEL}\)")
 """Labels that head a line or stand in parentheses, as in a list of all options."""
@@ -93,6 +96,10 @@ def read_labels(response: str, question: str = "") -> frozenset[str]:
         found = frozenset(_LETTERS.findall(phrase[1]))
         if found:
             return found
+    for letters in reversed(_TOGETHER_PHRASE.findall(text)):
+        found = _distinct(letters)
+        if found and (not options or found <= options.keys()):
+            return found
     if _SELECTS_DIGITS.search(question) and (digits := _DIGIT_PHRASE.findall(text)):
         return frozenset(digits[-1])
     praised = {label for label, quality in _SUPERLATIVE.findall(text) if quality.lower() in question.lower()}
@@ -138,7 +145,9 @@ def _stated(text: str, options: dict[str, str]) -> frozenset[str]:
         if (len(option) > 1 or option.isdigit()) and plain == option.rstrip(".").lower():
             return frozenset(label)
     found = labels_in(text)
-    return found if not options or found <= options.keys() or not any(map(str.isdigit, found)) else frozenset()
+    # A digit that is no label of the question is a value, and letters that are none are a word: "FACE".
+    bare = any(map(str.isdigit, found)) or _TOGETHER.fullmatch(text)
+    return found if not options or found <= options.keys() or not bare else frozenset()
 
 
 def _standing(text: str) -> frozenset[str]:
@@ -147,17 +156,25 @@ def _standing(text: str) -> frozenset[str]:
 
 
 def labels_in(text: str) -> frozenset[str]:
-    """The labels of a short answer that is nothing but labels ("B", "A, C", "(d)", "3"), or the empty set."""
+    """The labels of a short answer that is nothing but labels ("B", "A, C", "BD", "(d)", "3"), or the empty set."""
     if len(text) > _LONGEST:
         return frozenset()
     short = _MARKUP.sub("", text).strip()
     if _WHOLE_LABELS.fullmatch(short):
         return frozenset(_LETTERS.findall(re.sub(r"\b(?:and|or)\b", " ", short)))
+    together = _TOGETHER.fullmatch(short)
+    if together is not None:
+        return _distinct(together[1])
     lower = _WHOLE_LOWER.fullmatch(short)
     if lower is not None:
         return frozenset(lower[1].upper())
     digit = _WHOLE_DIGIT.fullmatch(short)
     return frozenset(digit[1]) if digit is not None else frozenset()
+
+
+def _distinct(letters: str) -> frozenset[str]:
+    """The letters as labels; none where one is written twice, as in a word."""
+    return frozenset(letters) if len(set(letters)) == len(letters) else frozenset()
 
 
 def _without_echo(text: str, question: str) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from decimal import ROUND_HALF_EVEN, Context, Decimal, InvalidOperation
 
-from luspo_cli.grading.free_text.segments import Place, ends, first_sentence, segments, sentences, visible_text
+from luspo_cli.grading.free_text.segments import CLAIMS, Place, ends, first_sentence, segments, sentences, visible_text
 
 _WORD_LIST = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
@@ -54,6 +54,12 @@ _OUT_OF = re.compile(
 )
 _ASKS_A_SHARE = re.compile(r"\b(?:fraction|proportion|probability)\b", re.IGNORECASE)
 _LIST = re.compile(r"\[[^\[\]]{0,2000}\]")
+_BARE_ITEM = re.compile(r"-?\d{1,20}(?:\.\d{1,20})?")
+_BARE_LIST = re.compile(
+    rf"\(?{_BARE_ITEM.pattern}(?:(?:\s?,\s|,(?!\d{{3}}(?!\d))|(?:,)?\sand\s){_BARE_ITEM.pattern}){{1,63}}\)?\.?"
+)
+"""Numbers that are listed without brackets: "2014 and 2016"; 1,234 is one number."""
+_MARKUP = re.compile(r"[*$]|\\text\{\s?(?=and)|(?<=and)\s?\}|\\[{}()]")
 _CONTEXT = Context(prec=100, rounding=ROUND_HALF_EVEN)
 
 
@@ -71,11 +77,11 @@ def read_number(response: str, question: str = "") -> str | None:
     for segment in segments(response, question):
         if segment.place is Place.BOX:
             # A box holds an answer, not a sentence: a root in it is no plain number, and none of its parts is meant.
-            return None if _IRRATIONAL.search(segment.text) else number_in(segment.text, year=year)
+            return None if _IRRATIONAL.search(segment.text) else stated_number(segment.text, year=year)
         if segment.place is Place.PHRASE:
-            value = number_in(first_sentence(segment.text), year=year, leading=True)
+            value = stated_number(first_sentence(segment.text), year=year, leading=True)
             if value is None:
-                value = number_in(segment.text, year=year, leading=True)
+                value = stated_number(segment.text, year=year, leading=True)
         else:
             value = None
             if not bold_asked:
@@ -86,7 +92,7 @@ def read_number(response: str, question: str = "") -> str | None:
             if value is None and share and (parts := _OUT_OF.search(segment.text)):
                 value = _quotient(_digits(parts[1]), _digits(parts[2]))
             if value is None and segment.place is not Place.OPENING:
-                value = number_in(segment.text, year=year, anchored=segment.place is Place.RESTATING and not year)
+                value = stated_number(segment.text, year=year, anchored=segment.place is Place.RESTATING and not year)
         if value is not None:
             return value
     return None
@@ -100,7 +106,7 @@ def _as_asked(text: str, question: str) -> str | None:
     said = re.compile(rf"\b{re.escape(asked[1].lower())}{_VALUE_FOLLOWS}")
     for sentence in reversed(sentences(ends(text))):
         if found := said.search(sentence.lower()):
-            return number_in(sentence[found.start() :], anchored=True)
+            return stated_number(sentence[found.start() :], anchored=True)
     return None
 
 
@@ -109,11 +115,11 @@ def _digits(word: str) -> str:
 
 
 def _only_bold(text: str) -> str | None:
-    values = {value for span in _BOLD.findall(text) if (value := number_in(span)) is not None}
+    values = {value for span in _BOLD.findall(text) if (value := stated_number(span)) is not None}
     return values.pop() if len(values) == 1 else None
 
 
-def number_in(text: str, *, year: bool = False, leading: bool = False, anchored: bool = False) -> str | None:
+def stated_number(text: str, *, year: bool = False, leading: bool = False, anchored: bool = False) -> str | None:
     """The number that a sentence states: the first one after its last "=", "is" or "there are", else its last one.
 
     `leading`: the sentence begins with its answer, so without "=" the first number counts. `year`: only years count.
@@ -159,14 +165,19 @@ def _numbers(text: str, year: bool, *, words: bool = True) -> list[str]:
 
 
 def read_list(response: str) -> str | None:
-    """The last bracketed list of `response`, its box first, or None."""
+    """The list of `response` with its brackets: its box, what its answer phrase or last "are" says, its last brackets."""
     for segment in segments(response):
-        if segment.place in (Place.BOX, Place.WHOLE):
-            found = _LIST.findall(segment.text)
-            if found:
-                return found[-1]
-            if segment.place is Place.BOX:
-                return None
+        found = _LIST.findall(segment.text) if segment.place in (Place.BOX, Place.PHRASE, Place.WHOLE) else []
+        if found:
+            return found[-1]
+        said = first_sentence(segment.text)
+        if segment.place in CLAIMS and (copulas := list(_COPULA.finditer(said))):
+            said = said[copulas[-1].end() :]
+        bare = _BARE_LIST.fullmatch(_MARKUP.sub("", said).strip())
+        if bare is not None:
+            return "[" + ", ".join(_BARE_ITEM.findall(bare[0])) + "]"
+        if segment.place is Place.BOX:
+            return None
     return None
 
 
