@@ -12,6 +12,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from luspo_cli.grading.verdict import Verdict
+
 
 class StopReason(StrEnum):
     """Why a rollout ended."""
@@ -20,19 +22,6 @@ class StopReason(StrEnum):
     """The model wrote an end-of-sequence token."""
     LENGTH = "length"
     """The response limit cut it: the rollout is `truncated`."""
-
-
-class VerificationStatus(StrEnum):
-    """How the check of one answer against its gold answer went."""
-
-    CORRECT = "correct"
-    INCORRECT = "incorrect"
-    NO_ANSWER = "no_answer"
-    """No final answer could be extracted; wrong."""
-    TIMEOUT = "timeout"
-    """The check ran past its time limit and its worker was killed; wrong, and counted."""
-    CRASHED = "crashed"
-    """The check ended its worker or raised; wrong, and counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,9 +93,8 @@ class Reward:
     accuracy: float
     format: float
     overlong: float
-    status: VerificationStatus
-    extracted: str | None = None
-    """The answer that was compared, or None where none was found."""
+    verdict: Verdict
+    """Right or wrong, why, and where the answer was read."""
 
 
 @dataclass(frozen=True, slots=True)

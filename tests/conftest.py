@@ -14,7 +14,8 @@ import pytest
 from doubles.runs import SMALL_RUN
 from luspo_cli.config.layers import resolve_train
 from luspo_cli.config.run import TrainRun
-from luspo_cli.records import Message, Problem, Reward, Rollout, ScoredGroup, StopReason, VerificationStatus
+from luspo_cli.grading.verdict import Reason, Verdict
+from luspo_cli.records import Message, Problem, Reward, Rollout, ScoredGroup, StopReason
 
 VOCABULARY = 26
 
@@ -122,7 +123,7 @@ def make_groups() -> Callable[..., list[ScoredGroup]]:
                 )
                 for size in sizes
             )
-            rewards = tuple(Reward(max(a, 0.0), 0.0, 0.0, 0.0, VerificationStatus.INCORRECT) for a in values)
+            rewards = tuple(Reward(max(a, 0.0), 0.0, 0.0, 0.0, Verdict("0", False, Reason.DIFFERENT)) for a in values)
             groups.append(ScoredGroup(problem, rollouts, rewards, tuple(values)))
         return groups
 

@@ -145,7 +145,7 @@ def test_the_block_works() -> None:
         ("luspo_cli.config.objective", [*HEAVY, "pydantic", "typer", "rich"]),
         ("luspo_cli.records", [*HEAVY, "pydantic", "typer", "rich"]),
         ("luspo_cli.advantages", [*HEAVY, "pydantic", "typer", "rich"]),
-        ("luspo_cli.grading.math_verifier", [*HEAVY, "pydantic", "typer", "rich"]),
+        ("luspo_cli.grading.grader", [*HEAVY, "pydantic", "typer", "rich"]),
         ("luspo_cli.grading.answers", [*HEAVY, "pydantic", "typer", "rich"]),
         ("luspo_cli.rewards.shaping", [*HEAVY, "pydantic", "typer", "rich"]),
         ("luspo_cli.rewards.rubric", [*HEAVY, "typer", "rich"]),

@@ -101,9 +101,9 @@ def prepare_data_cli(
     """Write problems as train.parquet (and test.parquet) in verl's layout, with a manifest of what was left out."""
     from luspo_cli.data.prepare import prepare
     from luspo_cli.data.sources import SourceOptions
-    from luspo_cli.grading.math_verifier import MathVerifier
+    from luspo_cli.grading.grader import Grader
 
-    with MathVerifier() as verifier, _progress() as progress:
+    with Grader() as grader, _progress() as progress:
         prepared = prepare(
             sources,
             out,
@@ -116,7 +116,7 @@ def prepare_data_cli(
             seed=seed,
             if_exists=if_exists.value,
             max_prompt_characters=max_prompt_characters,
-            unparsable=verifier.unparsable if check_answers else None,
+            unparsable=grader.unreadable if check_answers else None,
             progress=progress,
         )
     if as_json:

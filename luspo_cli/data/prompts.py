@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Literal
 
 from luspo_cli.errors import UsageError, nearest
+from luspo_cli.grading.answers import AnswerMark
 from luspo_cli.records import Message
 
 IMAGE_MARK = "<image>"
@@ -22,30 +22,31 @@ class PromptTemplate:
     """A system turn (none where empty), then `before` + question + `after` as the user turn."""
 
     name: str
-    asks_for: Literal["boxed", "hashes", "answer-line", "nothing"]
+    asks_for: AnswerMark | None
+    """The mark of the answer; None where it asks for none. `grading.prompts.mark_of_prompt` reads the same in its text."""
     system: str = ""
     before: str = ""
     after: str = ""
 
 
 QWEN_BOXED = PromptTemplate(
-    "qwen-boxed", "boxed", system=r"Please reason step by step, and put your final answer within \boxed{}."
+    "qwen-boxed", AnswerMark.BOX, system=r"Please reason step by step, and put your final answer within \boxed{}."
 )
 """Qwen2.5-Math."""
 
 BOXED_SUFFIX = PromptTemplate(
-    "boxed-suffix", "boxed", after=r" Let's think step by step and output the final answer within \boxed{}."
+    "boxed-suffix", AnswerMark.BOX, after=r" Let's think step by step and output the final answer within \boxed{}."
 )
 """verl's MATH data and POLARIS."""
 
 GSM8K_VERL = PromptTemplate(
-    "gsm8k-verl", "hashes", after=' Let\'s think step by step and output the final answer after "####".'
+    "gsm8k-verl", AnswerMark.HASHES, after=' Let\'s think step by step and output the final answer after "####".'
 )
 """verl's GSM8K data."""
 
 DAPO = PromptTemplate(
     "dapo",
-    "answer-line",
+    AnswerMark.ANSWER_LINE,
     before=(
         "Solve the following math problem step by step. The last line of your response should be of the form "
         "Answer: $Answer (without quotes) where $Answer is the answer to the problem.\n\n"
@@ -54,7 +55,7 @@ DAPO = PromptTemplate(
 )
 """DAPO-Math-17k and its AIME 2024 file."""
 
-PLAIN = PromptTemplate("plain", "nothing")
+PLAIN = PromptTemplate("plain", None)
 """The bare question."""
 
 PROMPTS: Mapping[str, PromptTemplate] = MappingProxyType(

@@ -18,11 +18,9 @@ from luspo_cli.config.eval import Mode
 from luspo_cli.errors import UsageError, nearest
 from luspo_cli.evaluation.problems import BenchmarkProblem
 from luspo_cli.evaluation.scores import summarise
-from luspo_cli.grading.verdict import NeedsSymbolic, Reason, Verdict
+from luspo_cli.grading.answers import Extraction, final_text, has_box
+from luspo_cli.grading.verdict import NO_ANSWER, NeedsSymbolic, ReadFrom, Verdict
 from luspo_cli.records import Message
-
-AnswerForm = Literal["boxed", "answer-line", "hash"]
-"""Where a prompt asks for the answer, which is looked for there first: `\\boxed{}`, `Answer: ...`, or `#### N`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +29,6 @@ class PromptTemplate:
 
     user: str
     system: str | None = None
-    answer_form: AnswerForm = "boxed"
 
     def render(self, question: str) -> tuple[Message, ...]:
         """Return the prompt's turns with `question` put in."""
@@ -73,6 +70,30 @@ class Benchmark(ABC):
     ) -> str | None:
         """Return the final answer of `response` as written, or None where there is none. Pure, linear time."""
 
+    def find(
+        self,
+        problem: BenchmarkProblem,
+        response: str,
+        *,
+        mode: Mode = "rule",
+        variant: str | None = None,
+        thought_open: bool = False,
+    ) -> Extraction | None:
+        """Return what `extract` returns and where it stood; `thought_open`: the response begins inside a thought."""
+        if thought_open and final_text(response, thought_open=True) is None:
+            return None
+        text = self.extract(problem, response, mode=mode, variant=variant)
+        return None if text is None else Extraction(text, self.read_from(response, text, mode))
+
+    def read_from(self, response: str, extracted: str, mode: Mode) -> ReadFrom:
+        """Return where an extracted answer stood: in a box where there is one, else inferred from the text."""
+        boxed = mode == "rule" and has_box(final_text(response) or "")
+        return ReadFrom.BOX if boxed else ReadFrom.INFERRED
+
+    def uses_grader(self, mode: Mode) -> bool:
+        """Whether answers are compared as the reward of training compares them, by `grading.grader`."""
+        return False
+
     @abstractmethod
     def compare(self, problem: BenchmarkProblem, extracted: str, *, mode: Mode = "rule") -> Verdict | NeedsSymbolic:
         """Compare an extracted answer with the gold answer. Pure and fast; leaves algebra to `NeedsSymbolic`."""
@@ -91,7 +112,7 @@ class Benchmark(ABC):
         if extracted is None:
             extracted = self.extract(problem, response, mode=mode, variant=variant)
         if extracted is None:
-            return Verdict(None, False, Reason.NO_ANSWER)
+            return NO_ANSWER
         return self.compare(problem, extracted, mode=mode)
 
     def aggregate(

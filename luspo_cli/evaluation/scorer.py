@@ -1,34 +1,24 @@
-"""Samples in, an evaluation result out: extract, compare, settle what needs algebra in killable workers, aggregate.
+"""Samples in, an evaluation result out: extract, compare as the reward of training does (grading/grader.py), aggregate.
 
-Decided here: every sample ends with a verdict. Cheap comparisons are made at once; each distinct pair of gold and
-answer that is left goes to a worker once, with a time limit after which the worker is killed and the answer counts as
-wrong, as `timeout`. The result keeps every sample beside the score, so it can be scored again without the model.
+Decided here: every sample ends with a verdict. What needs no worker is compared while the samples go by; each distinct
+pair of gold and answer that is left goes to a worker once, at the end. The result keeps every sample
+beside the score, so it can be scored again without the model.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import chain
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from luspo_cli.evaluation.benchmark import Benchmark, BenchmarkProblem, Mode
 from luspo_cli.evaluation.responses import ResponseReport, Sample
 from luspo_cli.files import replace_file
-from luspo_cli.grading.maths.symbolic import is_for_sympy
-from luspo_cli.grading.pool import KillablePool, Outcome
-from luspo_cli.grading.verdict import NeedsSymbolic, Reason, Verdict
-from luspo_cli.machine import usable_cores
-
-TIMEOUT_S = 3.0
-"""Seconds for one comparison; Qwen2.5-Math's evaluation allows the same."""
-MAX_WORKERS = 8
-_DECIDE = "luspo_cli.grading.maths.symbolic:decide_fully"
-_DECIDE_WITH_SYMPY = "luspo_cli.grading.maths.worker:decide"
-_LONGEST_STORED = 2_000
-_CACHED_VERDICTS = 200_000
+from luspo_cli.grading.answers import Extraction
+from luspo_cli.grading.grader import LONGEST_STORED, TIMEOUT_S, Decision, Grader
+from luspo_cli.grading.verdict import GRADER_VERSION, NO_ANSWER, NeedsSymbolic, ReadFrom, Reason, Verdict, counts
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +49,7 @@ class EvaluationResult:
             "benchmark": self.benchmark,
             "version": self.version,
             "mode": self.mode,
+            "grader_version": GRADER_VERSION,
             "n_problems": len(self.problems),
             "n_samples": self.n_samples,
             "metrics": dict(self.metrics),
@@ -74,7 +65,8 @@ class EvaluationResult:
         verdicts = self.graded[problem_id]
         further = self.sample_details.get(problem_id, [{}] * len(verdicts))
         return [
-            {"extracted": v.extracted, "correct": v.correct, "reason": str(v.reason), **more}
+            {"extracted": v.extracted, "correct": v.correct, "reason": str(v.reason)}
+            | {"read_from": str(v.read_from), "decided_by": str(v.decided_by), **more}
             for v, more in zip(verdicts, further, strict=True)
         ]
 
@@ -119,14 +111,16 @@ def score_samples(
     if variant is not None:
         benchmark.template(variant)
     tally = _Tally()
-    graded = _grade(benchmark, problems, samples, mode, variant, tally)
-    settled = _settle(tally.pairs, workers, timeout_s, on_progress)
+    with Grader(workers=workers, timeout_s=timeout_s) as grader:
+        graded = _grade(benchmark, problems, samples, mode, variant, tally, grader)
+        decided = dict(zip(tally.pairs, grader.decide(list(tally.pairs), on_done=on_progress), strict=True))
     verdicts = {
-        problem.id: tuple(_final(verdict, settled) for verdict in graded[problem.id])
+        problem.id: tuple(_final(verdict, decided) for verdict in graded[problem.id])
         or (Verdict(None, False, Reason.MISSING),)
         for problem in problems
     }
     metrics = benchmark.aggregate(problems, verdicts)
+    metrics |= counts(verdict for row in verdicts.values() for verdict in row if verdict.reason is not Reason.MISSING)
     if tally.truncated_known:
         metrics["truncated_fraction"] = tally.truncated / tally.truncated_known
     if tally.lengths_known:
@@ -135,11 +129,19 @@ def score_samples(
     return EvaluationResult(benchmark.name, benchmark.version, mode, tuple(problems), verdicts, metrics, handed)
 
 
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    """An answer whose comparison a worker has to make."""
+
+    answer: Extraction
+    pair: tuple[str, str]
+
+
 @dataclass(slots=True)
 class _Tally:
-    """What is counted while samples go by; `pairs` numbers the comparisons that wait for a worker."""
+    """What is counted while samples go by; `pairs` are the comparisons that wait for a worker, each once."""
 
-    pairs: dict[tuple[str, str], int] = field(default_factory=dict)
+    pairs: dict[tuple[str, str], None] = field(default_factory=dict)
     truncated: int = 0
     truncated_known: int = 0
     tokens: int = 0
@@ -153,15 +155,15 @@ def _grade(
     mode: Mode,
     variant: str | None,
     tally: _Tally,
-) -> dict[str, list[Verdict | NeedsSymbolic]]:
+    grader: Grader,
+) -> dict[str, list[Verdict | _Waiting]]:
     by_id = {problem.id: problem for problem in problems}
-    graded: dict[str, list[Verdict | NeedsSymbolic]] = {problem.id: [] for problem in problems}
-    compared: dict[tuple[str, str], Verdict | NeedsSymbolic] = {}
+    graded: dict[str, list[Verdict | _Waiting]] = {problem.id: [] for problem in problems}
     for sample in samples:
         problem = by_id[sample.problem_id]
-        verdict = _grade_one(benchmark, problem, sample, mode, variant, compared)
-        if isinstance(verdict, NeedsSymbolic):
-            tally.pairs.setdefault((verdict.gold, verdict.answer), len(tally.pairs))
+        verdict = _grade_one(benchmark, problem, sample, mode, variant, grader)
+        if isinstance(verdict, _Waiting):
+            tally.pairs.setdefault(verdict.pair)
         graded[problem.id].append(verdict)
         if sample.truncated is not None:
             tally.truncated_known += 1
@@ -178,59 +180,37 @@ def _grade_one(
     sample: Sample,
     mode: Mode,
     variant: str | None,
-    compared: dict[tuple[str, str], Verdict | NeedsSymbolic],
-) -> Verdict | NeedsSymbolic:
+    grader: Grader,
+) -> Verdict | _Waiting:
     try:
-        extracted = sample.extraction
-        if extracted is None:
-            extracted = benchmark.extract(problem, sample.response, mode=mode, variant=variant)
-        if extracted is None:
-            return Verdict(None, False, Reason.NO_ANSWER)
-        key = (problem.id, extracted)
-        verdict = compared.get(key)
-        if verdict is None:
-            verdict = _clipped(benchmark.compare(problem, extracted, mode=mode))
-            if len(extracted) <= _LONGEST_STORED and len(compared) < _CACHED_VERDICTS:
-                compared[key] = verdict
-        return verdict
+        if sample.extraction is not None:
+            answer: Extraction | None = Extraction(sample.extraction, ReadFrom.GIVEN)
+        else:
+            answer = benchmark.find(
+                problem, sample.response, mode=mode, variant=variant, thought_open=sample.thought_open
+            )
+        if answer is None:
+            return NO_ANSWER
+        if benchmark.uses_grader(mode):
+            if not answer.text.strip():
+                return NO_ANSWER
+            decision = grader.decide_now(problem.gold, answer.text)
+            return _Waiting(answer, (problem.gold, answer.text)) if decision is None else decision.verdict(answer)
+        verdict = benchmark.compare(problem, answer.text, mode=mode)
+        if isinstance(verdict, NeedsSymbolic):
+            return _Waiting(answer, (verdict.gold, verdict.answer))
+        return _clipped(verdict).read(answer.read_from if verdict.extracted is not None else ReadFrom.NONE)
     except Exception:
         # One response must not end the evaluation of the others; it is wrong, and counted as crashed.
         return Verdict(None, False, Reason.CRASHED)
 
 
-def _clipped(verdict: Verdict | NeedsSymbolic) -> Verdict | NeedsSymbolic:
+def _clipped(verdict: Verdict) -> Verdict:
     """Bound what is stored of an answer that is a megabyte long."""
-    if isinstance(verdict, Verdict) and verdict.extracted is not None and len(verdict.extracted) > _LONGEST_STORED:
-        return Verdict(verdict.extracted[:_LONGEST_STORED] + "…", verdict.correct, verdict.reason)
+    if verdict.extracted is not None and len(verdict.extracted) > LONGEST_STORED:
+        return replace(verdict, extracted=verdict.extracted[:LONGEST_STORED] + "…")
     return verdict
 
 
-def _settle(
-    pairs: Mapping[tuple[str, str], int],
-    workers: int,
-    timeout_s: float,
-    on_progress: Callable[[int, int], None] | None,
-) -> dict[tuple[str, str], Reason]:
-    if not pairs:
-        return {}
-    count = workers or min(usable_cores(), MAX_WORKERS)
-    tasks = list(pairs)
-    report = None if on_progress is None else lambda done: on_progress(done, len(tasks))
-    function = _DECIDE_WITH_SYMPY if any(map(is_for_sympy, chain.from_iterable(tasks))) else _DECIDE
-    with KillablePool(function, workers=min(count, len(tasks)), timeout_s=timeout_s) as pool:
-        outcomes = pool.map(tasks, on_done=report)
-    return {pair: _reason(outcome) for pair, outcome in zip(tasks, outcomes, strict=True)}
-
-
-def _reason(outcome: Outcome) -> Reason:
-    if outcome.timed_out:
-        return Reason.TIMEOUT
-    return Reason.CRASHED if outcome.crashed else Reason(outcome.value)
-
-
-def _final(verdict: Verdict | NeedsSymbolic, settled: Mapping[tuple[str, str], Reason]) -> Verdict:
-    if isinstance(verdict, Verdict):
-        return verdict
-    reason = settled[verdict.gold, verdict.answer]
-    correct = reason not in (Reason.DIFFERENT, Reason.TIMEOUT, Reason.CRASHED)
-    return Verdict(verdict.extracted, correct, reason)
+def _final(verdict: Verdict | _Waiting, decided: Mapping[tuple[str, str], Decision]) -> Verdict:
+    return verdict if isinstance(verdict, Verdict) else decided[verdict.pair].verdict(verdict.answer)

@@ -16,22 +16,19 @@ from luspo_cli.data import prompts as templates
 from luspo_cli.data.reading import ANSWER_COLUMNS, QUESTION_COLUMNS, Row, data_files, read_rows, value_at
 from luspo_cli.data.values import question_text
 from luspo_cli.errors import UsageError
-from luspo_cli.evaluation.benchmark import AnswerForm, Benchmark, BenchmarkProblem, Mode, PromptTemplate
-from luspo_cli.grading.answers import Form, extract_answer
-from luspo_cli.grading.verdict import NeedsSymbolic, Reason, Verdict
+from luspo_cli.evaluation.benchmark import Benchmark, BenchmarkProblem, Mode, PromptTemplate
+from luspo_cli.grading.answers import AnswerMark, Extraction, extract_answer
+from luspo_cli.grading.grader import compare
+from luspo_cli.grading.maths.decide import answer_key
+from luspo_cli.grading.prompts import mark_of_prompt
+from luspo_cli.grading.verdict import NO_ANSWER, NeedsSymbolic, ReadFrom, Verdict
 
 _IDS = ("unique_id", "id", "extra_info.index", "extra_info.id", "index")
-_FORMS: dict[AnswerForm, tuple[Form, ...]] = {
-    "boxed": (Form.BOXED, Form.ANSWER_LINE),
-    "answer-line": (Form.ANSWER_LINE, Form.BOXED),
-    "hash": (Form.HASHES, Form.BOXED, Form.ANSWER_LINE),
-}
 
 
 def template_of(source: templates.PromptTemplate) -> PromptTemplate:
     """Return a training template as an evaluation prompt: one text for both."""
-    form: AnswerForm = {"hashes": "hash", "answer-line": "answer-line"}.get(source.asks_for, "boxed")  # type: ignore[assignment]
-    return PromptTemplate(source.before + "{question}" + source.after, source.system or None, form)
+    return PromptTemplate(source.before + "{question}" + source.after, source.system or None)
 
 
 BOXED_PROMPTS = {
@@ -46,13 +43,7 @@ class TextBenchmark(Benchmark):
 
     files: tuple[str, ...]
     """Names looked for in a data folder, in this order."""
-    default_forms: tuple[Form, ...] = (Form.BOXED, Form.ANSWER_LINE)
-    """Where answers are looked for when no prompt variant is named."""
     prompts: Mapping[str, PromptTemplate] = BOXED_PROMPTS
-
-    def __init__(self, *, last_number: bool = False) -> None:
-        self.last_number = last_number
-        """Whether the last number of a response without any mark is its answer: a guess, off unless asked for."""
 
     def problems(self, source: Path) -> list[BenchmarkProblem]:
         """Read the problems of a folder or file; raises UsageError where it is not this benchmark."""
@@ -89,33 +80,46 @@ class TextBenchmark(Benchmark):
         self, problem: BenchmarkProblem, response: str, *, mode: Mode = "rule", variant: str | None = None
     ) -> str | None:
         """Return the marked answer: where the prompt `variant` asks for it first, then in the other usual places."""
-        return extract_answer(response, self.forms(response, variant))
+        found = self.find(problem, response, mode=mode, variant=variant)
+        return None if found is None else found.text
 
-    def forms(self, response: str, variant: str | None) -> tuple[Form, ...]:
-        """Return the marks of an answer, in the order in which they are tried."""
-        forms = self.default_forms
-        if variant is not None:
-            asked = _FORMS[self.template(variant).answer_form]
-            forms = asked + tuple(form for form in forms if form not in asked)
-        if self.last_number and Form.LAST_NUMBER not in forms:
-            forms = (*forms, Form.LAST_NUMBER)
-        return forms
+    def find(
+        self,
+        problem: BenchmarkProblem,
+        response: str,
+        *,
+        mode: Mode = "rule",
+        variant: str | None = None,
+        thought_open: bool = False,
+    ) -> Extraction | None:
+        """Return the answer as the reward of training reads it."""
+        return extract_answer(response, self.mark(variant), thought_open=thought_open)
+
+    def mark(self, variant: str | None) -> AnswerMark:
+        """Return the mark that the prompt `variant` asks for; responses to an unknown prompt (None) are read as boxed."""
+        if variant is None:
+            return AnswerMark.BOX
+        return mark_of_prompt(turn.content for turn in self.template(variant).render(""))
+
+    def uses_grader(self, mode: Mode) -> bool:
+        """All text benchmarks do; an official mode is the benchmark's own script."""
+        return mode == "rule"
 
     def compare(self, problem: BenchmarkProblem, extracted: str, *, mode: Mode = "rule") -> Verdict | NeedsSymbolic:
         """Compare an extracted answer with the gold answer; blank text is no answer."""
         if not extracted.strip():
-            return Verdict(None, False, Reason.NO_ANSWER)
-        reason = self.judge(problem, extracted, mode)
-        if reason is None:
+            return NO_ANSWER
+        decision = compare(problem.gold, extracted)
+        if decision is None:
             return NeedsSymbolic(extracted, problem.gold, extracted)
-        return Verdict(extracted, reason is not Reason.DIFFERENT, reason)
+        return decision.verdict(Extraction(extracted, ReadFrom.GIVEN))
 
-    def judge(self, problem: BenchmarkProblem, extracted: str, mode: Mode) -> Reason | None:
-        """Return the reason of the verdict, `different` being wrong, or None where only algebra can tell."""
-        raise NotImplementedError
+    def answer_key(self, extracted: str) -> str:
+        """Return one key for equal numbers and equal spellings."""
+        return answer_key(extracted)
 
     def normalise_gold(self, raw: Any, place: str) -> str:
-        """Return the gold answer in the spelling that `judge` expects; raises UsageError where it is none."""
+        """Return the gold answer as it is compared; raises UsageError where it is none."""
         raise NotImplementedError
 
     def details(self, row: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,35 +1,49 @@
-r"""The final answer of a response, or None: extraction is a step of its own, and never guesses.
+r"""Where the final answer of a response is read: extraction is a step of its own, and never guesses.
 
-Decided here, once for reward and evaluation: an answer inside an unfinished or earlier thought does not count; a
-response that has a box is answered by its last box alone, so an empty, unclosed or placeholder box is no answer even
-where an earlier box or an "answer:" line exists; braces are matched by counting; the last number of a text is an
-answer only for callers that ask for `Form.LAST_NUMBER`. Every pattern has bounded repetition and runs in time linear
-in the response, since a response may be anything.
+Decided here, once for reward and evaluation (docs/grading.md): the mark that the prompt asked for comes first, then the
+last box, then the other explicit marks. A response that has a box or an answer tag is answered by its last one alone, so an
+empty, unclosed or placeholder one is no answer even where an earlier one stands. An answer inside an unfinished or
+earlier thought does not count, whether the response or the prompt opened the thought. A base model that goes on with
+a next question is judged by its answer to the first. Every pattern has bounded repetition and runs in time linear in
+the response, since a response may be anything.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass
 from enum import StrEnum
 
+from luspo_cli.grading.verdict import ReadFrom
 
-class Form(StrEnum):
-    """A way of marking the final answer; callers give them in the order in which they are tried."""
 
-    BOXED = "boxed"
+class AnswerMark(StrEnum):
+    """A way of marking the final answer."""
+
+    BOX = "boxed"
     r"""The last `\boxed{...}` or `\fbox{...}`; where one is present it decides, even by holding nothing."""
+    TAGS = "answer-tags"
+    """The last `<answer>...</answer>`; where one is opened it decides, even by holding nothing."""
     HASHES = "hashes"
     """The last line `#### N` with a number (GSM8K's mark; a Markdown heading is not one)."""
+    HEADING = "heading"
+    """What follows a heading `**Final Answer**` on a line of its own."""
     ANSWER_LINE = "answer-line"
-    """The last line with `answer:` or `answer is`, any case."""
+    """The last line with `Answer: ...`, any case."""
     A_LINE = "a-line"
     """The last line that starts with `A:`."""
-    LAST_NUMBER = "last-number"
-    """The last number anywhere. A guess: off unless asked for."""
+    CHINESE = "chinese"
+    """The last 答案：... or 答案是..."""
 
 
-DEFAULT_FORMS: tuple[Form, ...] = (Form.BOXED, Form.HASHES, Form.ANSWER_LINE)
+@dataclass(frozen=True, slots=True)
+class Extraction:
+    """An answer as the response spells it, never blank, and where it stood."""
+
+    text: str
+    read_from: ReadFrom
+
 
 _THINK_OPEN = re.compile(r"<think(?:ing)?>", re.IGNORECASE)
 _THINK_CLOSE = re.compile(r"</think(?:ing)?>", re.IGNORECASE)
@@ -37,40 +51,88 @@ _THINK_CLOSE = re.compile(r"</think(?:ing)?>", re.IGNORECASE)
 _SPECIAL_TOKEN = re.compile(
     r"<\|[a-zA-Z_]\w{1,40}\|>|<｜[^｜<>\n]{1,40}｜>|</?s>|<(?:pad|eos|bos|unk)>|<(?:start|end)_of_turn>"
 )
+_NEXT_QUESTION = re.compile(
+    r"^[ \t]{0,8}(?:#{1,6}[ \t]|\*\*)?(?:Question|Problem|Q|Human|User)(?:[ \t]{0,4}\d{1,4})?(?:\*\*)?[ \t]{0,4}[:：]",
+    re.MULTILINE,
+)
+_QUESTIONS_LOOKED_AT = 4
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])\s*")
 _BARE_BOX_END = re.compile(r"[$\s]")
+_COLOUR = re.compile(r"\\(?:color|textcolor|colorbox|fcolorbox\{[^{}]{1,40}\})(?:\[[a-zA-Z]{1,8}\])?\{[^{}]{1,40}\}")
 _PLACEHOLDERS = frozenset(
-    {"answer", "$answer", "youranswer", "finalanswer", "...", "…", r"\dots", r"\ldots", r"\cdots"}
+    {"answer", "$answer", "youranswer", "finalanswer", "answerhere", "youranswerhere", "finalanswerhere"}
+    | {"...", "…", r"\dots", r"\ldots", r"\cdots"}
 )
 _WRAPPED_TEXT = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
-_NUMBER = re.compile(r"[-−+]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:/\d+)?")
+# A comma in the number may be escaped, as TeX wants it: 70{,}000.
+_DIGITS = r"(?:\d(?:[\d,]|\{,\})*(?:\.\d+)?|\.\d+)(?:/\d+)?"
+_NUMBER = re.compile(rf"[-−+]?{_DIGITS}")
 _HASHES = re.compile(
-    r"####[ \t*]*\\?\$?[ \t]{0,4}([-−+]?\\?\$?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:/\d+)?)"
+    rf"####[ \t*]*\\?\$?[ \t]{{0,4}}([-−+]?\\?\$?{_DIGITS})"
     r"[ \t]{0,4}\\?%?[ \t]{0,4}[a-zA-Z ]{0,30}\.?[ \t$*]*"
+)
+_TAG = re.compile(r"<(/?)answer>", re.IGNORECASE)
+_HEADING = re.compile(
+    r"^[ \t]{0,8}(?:#{1,6}[ \t]{1,4})?[*_]{0,3}(?:the[ \t]{1,4})?final[ \t]{1,4}answer[ \t]{0,4}[*_]{0,3}[ \t]{0,8}$",
+    re.IGNORECASE | re.MULTILINE,
 )
 _ANSWER_MARK = re.compile(
     r"\banswer(?:[ \t]{0,8}\*{0,3}[ \t]{0,8}[:：][ \t]{0,8}\*{0,3}"
-    r"|[ \t]{1,8}is\b(?:[ \t]{0,8}[:：])?[ \t]{0,8}\*{0,3})",
+    r"|(?P<phrase>[ \t]{1,8}is\b(?:[ \t]{0,8}[:：])?[ \t]{0,8}\*{0,3}))",
     re.IGNORECASE,
 )
 _A_MARK = re.compile(r"^[ \t*]{0,8}A[ \t*]{0,4}[:：]\**", re.MULTILINE)
+_CHINESE_MARK = re.compile(r"答案\*{0,3}[ \t]{0,4}(?:[:：]|应?该?[是为](?!否|不是)[ \t]{0,4}[:：]?)[ \t]{0,4}\*{0,3}")
+_CHINESE_END = re.compile(r"[。；！]")
 _SENTENCE_END = re.compile(r"[.;]\s+(?=[A-Z\\])")
 _MATH_SPAN = re.compile(r"(?<!\\)\$\$?((?:\\.|[^$\\])+)\$\$?|\\\((.+?)\\\)|\\\[(.+?)\\\]")
+_DISPLAYS = (("$$", "$$"), (r"\[", r"\]"))
 _LONGEST_ANSWER = 2000
 """Characters of a marked line that are read: more is not an answer, and the patterns stay cheap on hostile text."""
 
 
-def final_text(response: str) -> str | None:
+def extract_answer(
+    response: str, mark: AnswerMark = AnswerMark.BOX, *, thought_open: bool = False
+) -> Extraction | None:
+    """Return the final answer, looked for where the prompt asked for it (`mark`) first; None where there is none.
+
+    `thought_open`: the prompt's chat template opened a thought, so that the response begins inside it.
+    """
+    text = final_text(response, thought_open=thought_open)
+    if text is None:
+        return None
+    for part in answers_to_the_first_question(text):
+        found = _read(part, mark)
+        if found is not None:
+            return found
+    return None
+
+
+def final_text(response: str, *, thought_open: bool = False) -> str | None:
     """Return what follows the last thought, without special tokens; None where a thought never ended."""
     text = _SPECIAL_TOKEN.sub("\n", response)
     end = 0
     for match in _THINK_CLOSE.finditer(text):
         end = match.end()
-    if end == 0 and _THINK_OPEN.search(text):
+    if end == 0 and (thought_open or _THINK_OPEN.search(text)):
         return None
     text = text[end:]
     reopened = _THINK_OPEN.search(text)
     return text[: reopened.start()] if reopened else text
+
+
+def answers_to_the_first_question(text: str) -> Iterator[str]:
+    """Yield the text before each of the first lines that pose a next question, then the whole text."""
+    looked_at = 0
+    for question in _NEXT_QUESTION.finditer(text):
+        before = text[: question.start()]
+        if not before.strip():  # the response restates its own question
+            continue
+        looked_at += 1
+        if looked_at > _QUESTIONS_LOOKED_AT:
+            break
+        yield before
+    yield text
 
 
 def has_box(text: str) -> bool:
@@ -80,9 +142,7 @@ def has_box(text: str) -> bool:
 
 def last_boxed(text: str) -> str | None:
     r"""Return the content of the last `\boxed` or `\fbox`, stripped; None for none, empty or unclosed."""
-    last = None
-    for last in _BOX.finditer(text):  # noqa: B007 - the last match is what is wanted
-        pass
+    last = _last(_BOX, text)
     if last is None:
         return None
     start = last.end()
@@ -93,43 +153,82 @@ def last_boxed(text: str) -> str | None:
     return text[start : stop.start() if stop else len(text)].strip() or None
 
 
-def last_hashes(text: str) -> str | None:
-    """Return N of the last line that ends in `#### N`, as written."""
-    for line in reversed(text.split("\n")):
-        at = line.rfind("####")
-        if at < 0:
-            continue
-        match = _HASHES.fullmatch(line[at:].strip())
-        if match:
-            return match.group(1).replace("\\", "").replace("$", "")
-    return None
-
-
-def last_answer_line(text: str) -> str | None:
-    """Return what follows `answer:` or `answer is` on the last line that has it, or else the next line."""
-    return _tail_of_last(text, _ANSWER_MARK)
-
-
 def last_number(text: str) -> str | None:
     """Return the last number of the text as written; None where there is no digit."""
     found = None
     for match in _NUMBER.finditer(text):
         found = match.group(0).rstrip(",")
-    return found
+    return None if found is None else found.replace("{,}", ",")
 
 
-def extract_answer(response: str, forms: Sequence[Form] = DEFAULT_FORMS) -> str | None:
-    """Return the final answer by the first of `forms` that marks one, or None; never an empty string."""
-    text = final_text(response)
-    if text is None:
-        return None
-    for form in forms:
-        if form is Form.BOXED and has_box(text):
-            return _without_placeholder(last_boxed(text))
-        found = _EXTRACTORS[form](text)
+def _read(text: str, mark: AnswerMark) -> Extraction | None:
+    """Return the answer by the first mark that has one: the prompt's own, the box, then the others."""
+    tried: set[AnswerMark] = set()
+    for one in (mark, AnswerMark.BOX, AnswerMark.TAGS, AnswerMark.HASHES, AnswerMark.HEADING):
+        if one in tried:
+            continue
+        tried.add(one)
+        place = ReadFrom.BOX if one is AnswerMark.BOX else ReadFrom.OWN_MARK if one is mark else ReadFrom.OTHER_MARK
+        if one is AnswerMark.BOX and has_box(text):
+            return _extraction(last_boxed(text), place)
+        if one is AnswerMark.TAGS and _TAG.search(text):
+            return _extraction(_last_tagged(text), place)
+        found = _read_line(text, one, own=one is mark)
         if found is not None:
-            return _without_placeholder(found)
+            return _extraction(found, place)
+    return _read_last_line(text)
+
+
+def _read_line(text: str, mark: AnswerMark, *, own: bool) -> str | None:
+    """Return the answer of a mark that is no bracket."""
+    if mark is AnswerMark.HASHES:
+        return _last_hashes(text) or (_after_last_hashes(text) if own else None)
+    if mark is AnswerMark.HEADING:
+        return _after(text, _last(_HEADING, text))
+    if mark is AnswerMark.ANSWER_LINE:
+        lines = [match for match in _ANSWER_MARK.finditer(text) if match["phrase"] is None]
+        return _after(text, lines[-1] if lines else None)
+    if mark is AnswerMark.A_LINE:
+        return _after(text, _last(_A_MARK, text))
+    if mark is AnswerMark.CHINESE:
+        return _after(text, _last(_CHINESE_MARK, text), chinese=True)
     return None
+
+
+def _read_last_line(text: str) -> Extraction | None:
+    """Of `Answer:`, `A:`, 答案 and "the answer is" the last one marks the answer: reasoning may hold any of them before."""
+    line = _last(_ANSWER_MARK, text)
+    phrase = line is not None and line["phrase"] is not None
+    found = [
+        (match, place)
+        for match, place in (
+            (line, ReadFrom.PHRASE if phrase else ReadFrom.OTHER_MARK),
+            (_last(_A_MARK, text), ReadFrom.OTHER_MARK),
+            (_last(_CHINESE_MARK, text), ReadFrom.OTHER_MARK),
+        )
+        if match is not None
+    ]
+    for match, place in sorted(found, key=lambda item: item[0].end(), reverse=True):
+        answer = _after(text, match, chinese=match.re is _CHINESE_MARK)
+        if answer is not None:
+            return _extraction(answer, place)
+    return None
+
+
+def _extraction(answer: str | None, place: ReadFrom) -> Extraction | None:
+    """None for nothing, and for the prompt's own placeholder given back as an answer."""
+    if answer is None:
+        return None
+    answer = _COLOUR.sub("", answer).strip()
+    bare = "".join(_WRAPPED_TEXT.sub(r"\1", answer).split())
+    return None if not bare or bare.strip("[]<>{}").lower() in _PLACEHOLDERS else Extraction(answer, place)
+
+
+def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
+    last = None
+    for last in pattern.finditer(text):  # noqa: B007 - the last match is what is wanted
+        pass
+    return last
 
 
 def _closing_brace(text: str, start: int) -> int | None:
@@ -151,14 +250,66 @@ def _closing_brace(text: str, start: int) -> int | None:
     return None
 
 
-def _tail_of_last(text: str, mark: re.Pattern[str]) -> str | None:
-    last = None
-    for last in mark.finditer(text):  # noqa: B007 - the last match is what is wanted
-        pass
-    if last is None:
+def _last_hashes(text: str) -> str | None:
+    """Return N of the last line that ends in `#### N`, as written."""
+    for line in reversed(text.split("\n")):
+        at = line.rfind("####")
+        if at < 0:
+            continue
+        match = _HASHES.fullmatch(line[at:].strip())
+        if match:
+            return match.group(1).replace("\\", "").replace("$", "").replace("{,}", ",")
+    return None
+
+
+def _after_last_hashes(text: str) -> str | None:
+    """Return what the last `####` marks where the prompt asked for it and no number follows: a formula, a word."""
+    at = text.rfind("####")
+    return None if at < 0 else _clean_or_boxed(text[at:].lstrip("#").partition("\n")[0])
+
+
+def _last_tagged(text: str) -> str | None:
+    """Return the content of the last `<answer>`, by its box or its own mark where it has one; None if empty or unclosed."""
+    opened = closed = None
+    for tag in _TAG.finditer(text):
+        if not tag[1]:
+            opened, closed = tag.end(), None
+        elif opened is not None and closed is None:
+            closed = tag.start()
+    if opened is None or closed is None:
         return None
-    line, _, rest = text[last.end() :].partition("\n")
-    return _clean(line) or _clean(rest.lstrip().partition("\n")[0])
+    content = text[opened:closed].strip()
+    found = _read(content, AnswerMark.BOX)  # tags hold no tags, so this goes one level deep
+    return found.text if found else _clean(content)
+
+
+def _after(text: str, mark: re.Match[str] | None, *, chinese: bool = False) -> str | None:
+    """Return what follows a mark on its line, or else in the next line or displayed formula."""
+    if mark is None:
+        return None
+    line, _, rest = text[mark.end() :].partition("\n")
+    if chinese:
+        end = _CHINESE_END.search(line)
+        line = (line[: end.start()] if end else line).strip("，,")
+    if line.strip() not in ("$$", r"\["):
+        answer = _clean_or_boxed(line)
+        if answer is not None:
+            return answer
+    else:
+        rest = line.strip() + "\n" + rest
+    rest = rest[: 2 * _LONGEST_ANSWER].lstrip()
+    for opener, closer in _DISPLAYS:
+        if rest.startswith(opener) and closer in rest[len(opener) :]:
+            return _clean_or_boxed(rest[len(opener) :].partition(closer)[0])
+    line = rest.partition("\n")[0]
+    if mark.re is _HEADING:
+        within = _last(_ANSWER_MARK, line)
+        line = line[within.end() :] if within else line
+    return _clean_or_boxed(line)
+
+
+def _clean_or_boxed(tail: str) -> str | None:
+    return last_boxed(tail) if has_box(tail) else _clean(tail)
 
 
 def _clean(tail: str) -> str | None:
@@ -175,23 +326,6 @@ def _clean(tail: str) -> str | None:
     if end:
         tail = tail[: end.start()]
     tail = tail.strip().strip("*").strip()
-    if tail.endswith((".", ",", ";")) and not tail.endswith(("..", r"\.", r"\,", r"\;")):
+    if tail.endswith((".", ",", ";", "。")) and not tail.endswith(("..", r"\.", r"\,", r"\;")):
         tail = tail[:-1].strip()
     return tail.strip("*").strip() or None
-
-
-def _without_placeholder(answer: str | None) -> str | None:
-    """Return None for the prompt's own placeholder given back as an answer."""
-    if answer is None:
-        return None
-    bare = _WRAPPED_TEXT.sub(r"\1", answer)
-    return None if "".join(bare.split()).strip("[]<>{}").lower() in _PLACEHOLDERS else answer
-
-
-_EXTRACTORS = {
-    Form.BOXED: last_boxed,
-    Form.HASHES: last_hashes,
-    Form.ANSWER_LINE: last_answer_line,
-    Form.A_LINE: lambda text: _tail_of_last(text, _A_MARK),
-    Form.LAST_NUMBER: last_number,
-}

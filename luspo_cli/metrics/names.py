@@ -45,6 +45,13 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             "rollouts", "Rollouts whose check ran past its time limit; scored wrong."
         ),
         "reward/verification_crashes": Metric("rollouts", "Rollouts whose check ended its worker; scored wrong."),
+        "reward/read_from/own_mark": Metric(
+            "rollouts", "Rollouts whose answer was read in the mark that the prompt asks for, other than a box."
+        ),
+        "reward/read_from/box": Metric("rollouts", "Rollouts whose answer was read in a box."),
+        "reward/read_from/other_mark": Metric("rollouts", "Rollouts whose answer was read in another explicit mark."),
+        "reward/read_from/phrase": Metric("rollouts", 'Rollouts whose answer was read in "the answer is ...".'),
+        "reward/decided_by/math-verify": Metric("rollouts", "Rollouts that math-verify decided, right or wrong."),
         "group/all_correct_fraction": Metric("1", "Share of groups in which every rollout was correct."),
         "group/all_wrong_fraction": Metric("1", "Share of groups in which no rollout was correct."),
         "group/mixed_fraction": Metric("1", "Share of groups with correct and incorrect rollouts."),

@@ -6,9 +6,13 @@ A number that does not exist (the mean length of correct rollouts where none is 
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 
-from luspo_cli.records import Rollout, ScoredGroup, VerificationStatus
+from luspo_cli.grading.verdict import DecidedBy, ReadFrom, Reason
+from luspo_cli.records import Rollout, ScoredGroup
+
+_PLACES = (ReadFrom.OWN_MARK, ReadFrom.BOX, ReadFrom.OTHER_MARK, ReadFrom.PHRASE)
 
 
 def length_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
@@ -44,21 +48,25 @@ def reward_metrics(groups: Sequence[ScoredGroup]) -> dict[str, float | None]:
     """Means of the reward terms, length of correct and incorrect rollouts, shares of groups by outcome, failed checks."""
     rewards = [reward for group in groups for reward in group.rewards]
     lengths = [rollout.response_length for group in groups for rollout in group.rollouts]
-    correct = [reward.status is VerificationStatus.CORRECT for reward in rewards]
-    counts = [sum(r.status is VerificationStatus.CORRECT for r in group.rewards) for group in groups]
+    correct = [reward.verdict.correct for reward in rewards]
+    counts = [sum(r.verdict.correct for r in group.rewards) for group in groups]
     full = [count == len(group.rewards) for count, group in zip(counts, groups, strict=True)]
     empty = [count == 0 for count in counts]
     mixed = [0 < count < len(group.rewards) for count, group in zip(counts, groups, strict=True)]
-    statuses = [reward.status for reward in rewards]
+    reasons = [reward.verdict.reason for reward in rewards]
+    places = Counter(reward.verdict.read_from for reward in rewards)
+    deciders = Counter(reward.verdict.decided_by for reward in rewards)
     return {
         **lengths_by_verdict(lengths, correct),
         "reward/total/mean": statistics.fmean(reward.total for reward in rewards),
         "reward/accuracy/mean": statistics.fmean(reward.accuracy for reward in rewards),
         "reward/format/mean": statistics.fmean(reward.format for reward in rewards),
         "reward/overlong/mean": statistics.fmean(reward.overlong for reward in rewards),
-        "reward/no_answer_fraction": statuses.count(VerificationStatus.NO_ANSWER) / len(statuses),
-        "reward/verification_timeouts": statuses.count(VerificationStatus.TIMEOUT),
-        "reward/verification_crashes": statuses.count(VerificationStatus.CRASHED),
+        "reward/no_answer_fraction": reasons.count(Reason.NO_ANSWER) / len(reasons),
+        "reward/verification_timeouts": reasons.count(Reason.TIMEOUT),
+        "reward/verification_crashes": reasons.count(Reason.CRASHED),
+        **{f"reward/read_from/{place}": places[place] for place in _PLACES},
+        "reward/decided_by/math-verify": deciders[DecidedBy.MATH_VERIFY],
         "group/all_correct_fraction": statistics.fmean(full),
         "group/all_wrong_fraction": statistics.fmean(empty),
         "group/mixed_fraction": statistics.fmean(mixed),

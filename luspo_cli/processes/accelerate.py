@@ -13,7 +13,7 @@ import warnings
 from typing import Any
 
 from luspo_cli.errors import UsageError
-from luspo_cli.grading.math_verifier import MOST_WORKERS
+from luspo_cli.grading.grader import MOST_WORKERS
 from luspo_cli.processes.ranks import Ranks
 
 FOREIGN = {

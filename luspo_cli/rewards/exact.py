@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import re
 
-from luspo_cli.records import VerificationStatus
+from luspo_cli.grading.verdict import NO_ANSWER, DecidedBy, ReadFrom, Reason, Verdict
 
 _EXACT = re.compile(r"[^#]*#([^#]*)", re.DOTALL)
 
 
-def score_exact(response: str, gold: str, *, ended: bool) -> tuple[VerificationStatus, str | None]:
-    """Return the status and the X of `text#X`; `response` without its end token, `ended`: by that token."""
+def score_exact(response: str, gold: str, *, ended: bool) -> Verdict:
+    """Return the verdict on the X of `text#X`; `response` without its end token, `ended`: by that token."""
     match = _EXACT.fullmatch(response)
     if match is None or not match.group(1) or not ended:
-        return VerificationStatus.NO_ANSWER, None
+        return NO_ANSWER
     found = match.group(1)
-    return (VerificationStatus.CORRECT if found == gold else VerificationStatus.INCORRECT), found
+    reason = Reason.EXACT if found == gold else Reason.DIFFERENT
+    return Verdict(found, found == gold, reason, ReadFrom.OWN_MARK, DecidedBy.EXACT)

@@ -2,7 +2,8 @@
 
 Decided here: a truncated rollout is judged like any other. If it wrote a complete final answer before the limit cut it,
 that answer counts; cut inside its box or its thought, it has no answer. What it pays for its length is the overlong
-term's business. The made tasks (`verifier = "exact"`) differ: there the end of the sequence is part of the answer.
+term's business. The made tasks (`verifier = "exact"`) differ: there the end of the sequence is part of the answer. The
+problem's own prompt says where the answer is looked for first, as in `luspo eval` (docs/grading.md).
 Whoever wants the plain function of one response takes `score_text`.
 """
 
@@ -14,9 +15,11 @@ from typing import Self
 
 from luspo_cli.config.reward import RewardConfig
 from luspo_cli.errors import UsageError
-from luspo_cli.grading.answers import DEFAULT_FORMS, Form, extract_answer
-from luspo_cli.grading.math_verifier import MathVerifier
-from luspo_cli.records import Problem, Reward, Rollout, VerificationStatus
+from luspo_cli.grading.answers import AnswerMark
+from luspo_cli.grading.grader import Grader, Response
+from luspo_cli.grading.prompts import mark_of_prompt
+from luspo_cli.grading.verdict import Verdict
+from luspo_cli.records import Problem, Reward, Rollout
 from luspo_cli.rewards.exact import score_exact
 from luspo_cli.rewards.shaping import format_reward, overlong_penalty
 
@@ -24,10 +27,8 @@ from luspo_cli.rewards.shaping import format_reward, overlong_penalty
 class Rubric:
     """Scores rollouts with one `RewardConfig`; holds worker processes, so close it or use it in a `with`."""
 
-    def __init__(
-        self, config: RewardConfig, max_response_tokens: int, *, forms: Sequence[Form] = DEFAULT_FORMS
-    ) -> None:
-        """`max_response_tokens` is the limit that the overlong term refers to; `forms` the answer marks to read."""
+    def __init__(self, config: RewardConfig, max_response_tokens: int) -> None:
+        """`max_response_tokens` is the limit that the overlong term refers to."""
         if config.overlong_buffer >= max_response_tokens > 0:
             raise UsageError(
                 f"reward.overlong_buffer is {config.overlong_buffer} tokens, but a response may have only "
@@ -35,8 +36,7 @@ class Rubric:
             )
         self._config = config
         self._limit = max_response_tokens
-        self._forms = tuple(forms)
-        self._verifier = MathVerifier(workers=config.workers, timeout_s=config.timeout_s)
+        self._grader = Grader(workers=config.workers, timeout_s=config.timeout_s)
 
     def __enter__(self) -> Self:
         return self
@@ -48,18 +48,15 @@ class Rubric:
 
     def close(self) -> None:
         """End the worker processes."""
-        self._verifier.close()
+        self._grader.close()
 
     def score(self, problems: Sequence[Problem], rollouts: Sequence[Rollout]) -> list[Reward]:
         """Return one reward a rollout; `problems` and `rollouts` run in parallel (`problems[i]` is rollout i's)."""
         for problem, rollout in zip(problems, rollouts, strict=True):
             if problem.id != rollout.problem_id:
                 raise ValueError(f"rollout of {rollout.problem_id} given beside problem {problem.id}")
-        judged = self._judge(problems, rollouts)
-        return [
-            self._reward(rollout, status, extracted)
-            for rollout, (status, extracted) in zip(rollouts, judged, strict=True)
-        ]
+        verdicts = self._judge(problems, rollouts)
+        return [self._reward(rollout, verdict) for rollout, verdict in zip(rollouts, verdicts, strict=True)]
 
     def score_groups(
         self, problems: Sequence[Problem], groups: Sequence[Sequence[Rollout]]
@@ -69,51 +66,61 @@ class Rubric:
         rewards = iter(self.score(of_rollout, [rollout for group in groups for rollout in group]))
         return [tuple(next(rewards) for _ in group) for group in groups]
 
-    def score_text(self, response: str, gold: str, *, length: int = 0, truncated: bool = False) -> Reward:
+    def score_text(
+        self,
+        response: str,
+        gold: str,
+        *,
+        mark: AnswerMark = AnswerMark.BOX,
+        length: int = 0,
+        truncated: bool = False,
+        thought_open: bool = False,
+    ) -> Reward:
         """Return the reward of one decoded response; `length` in tokens, for the overlong term only."""
         if self._config.verifier == "exact":
-            status, extracted = score_exact(response, gold, ended=not truncated)
+            verdict = score_exact(response, gold, ended=not truncated)
         else:
-            extracted = extract_answer(response, self._forms)
-            (status,) = self._verifier.verify([(gold, extracted)])
-        return self._total(response, length, truncated, status, extracted)
+            (verdict,) = self._grader.judge([Response(response, gold, mark, thought_open)])
+        return self._total(response, length, truncated, thought_open, verdict)
 
     def check_golds(self, problems: Sequence[Problem]) -> list[str]:
-        """Return the ids of problems whose gold answer no response can match: empty, or unreadable to math-verify."""
+        """Return the ids of problems whose gold answer no response can match: empty, or not readable as mathematics."""
+        golds = [problem.answer for problem in problems]
         if self._config.verifier == "exact":
-            return [problem.id for problem in problems if not problem.answer or "#" in problem.answer]
-        unparsable = self._verifier.unparsable([problem.answer for problem in problems])
-        return [
-            problem.id for problem, bad in zip(problems, unparsable, strict=True) if bad or not problem.answer.strip()
-        ]
+            unreadable = [not gold or "#" in gold for gold in golds]
+        else:
+            unreadable = self._grader.unreadable(golds)
+        return [problem.id for problem, bad in zip(problems, unreadable, strict=True) if bad]
 
-    def _judge(
-        self, problems: Sequence[Problem], rollouts: Sequence[Rollout]
-    ) -> list[tuple[VerificationStatus, str | None]]:
+    def _judge(self, problems: Sequence[Problem], rollouts: Sequence[Rollout]) -> list[Verdict]:
         if self._config.verifier == "exact":
             return [
                 score_exact(rollout.response, problem.answer, ended=not rollout.truncated)
                 for problem, rollout in zip(problems, rollouts, strict=True)
             ]
-        extracted = [extract_answer(rollout.response, self._forms) for rollout in rollouts]
-        golds = [problem.answer for problem in problems]
-        return list(zip(self._verifier.verify(list(zip(golds, extracted, strict=True))), extracted, strict=True))
+        marks = {
+            problem.id: mark_of_prompt(turn.content for turn in problem.prompt)
+            for problem in {problem.id: problem for problem in problems}.values()
+        }
+        return self._grader.judge(
+            [
+                Response(rollout.response, problem.answer, marks[problem.id], rollout.thought_open)
+                for problem, rollout in zip(problems, rollouts, strict=True)
+            ]
+        )
 
-    def _reward(self, rollout: Rollout, status: VerificationStatus, extracted: str | None) -> Reward:
-        return self._total(rollout.response, rollout.response_length, rollout.truncated, status, extracted)
+    def _reward(self, rollout: Rollout, verdict: Verdict) -> Reward:
+        return self._total(rollout.response, rollout.response_length, rollout.truncated, rollout.thought_open, verdict)
 
-    def _total(
-        self, response: str, length: int, truncated: bool, status: VerificationStatus, extracted: str | None
-    ) -> Reward:
+    def _total(self, response: str, length: int, truncated: bool, thought_open: bool, verdict: Verdict) -> Reward:
         config = self._config
-        accuracy = float(status is VerificationStatus.CORRECT)
-        form = format_reward(response, config.format)
+        accuracy = float(verdict.correct)
+        form = format_reward(response, config.format, thought_open=thought_open)
         overlong = overlong_penalty(length, self._limit, config.overlong_buffer, truncated=truncated)
         return Reward(
             total=config.accuracy_weight * accuracy + config.format_weight * form + config.overlong_weight * overlong,
             accuracy=accuracy,
             format=form,
             overlong=overlong,
-            status=status,
-            extracted=extracted,
+            verdict=verdict,
         )

@@ -18,12 +18,13 @@ _HASHES_LINE = re.compile(r"####[ \t]{1,8}[-−+]?\$?(?:\d[\d,]*(?:\.\d+)?|\.\d+
 _ANSWER_LINE = re.compile(r"\**answer[ \t]{0,8}\**[ \t]{0,8}:[ \t*]{0,8}[^\s*].*", re.IGNORECASE)
 
 
-def format_reward(response: str, form: ResponseFormat) -> float:
+def format_reward(response: str, form: ResponseFormat, *, thought_open: bool = False) -> float:
     r"""Return 1 where the response has the form, else 0: a closed `\boxed{}`, a last line `#### N` or `Answer: ...`.
 
-    An unfinished thought has no form. "none" is 0 for every response.
+    An unfinished thought has no form, whether the response or the prompt (`thought_open`) opened it. "none" is 0
+    for every response.
     """
-    text = final_text(response)
+    text = final_text(response, thought_open=thought_open)
     if form == "none" or text is None:
         return 0.0
     if form == "boxed":

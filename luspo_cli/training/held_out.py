@@ -6,10 +6,11 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from luspo_cli.grading.verdict import Reason
 from luspo_cli.metrics.intervals import accuracy_interval
 from luspo_cli.metrics.rollout_metrics import length_metrics
 from luspo_cli.processes.ranks import ALONE, Ranks
-from luspo_cli.records import Problem, Prompt, Rollout, VerificationStatus
+from luspo_cli.records import Problem, Prompt, Rollout
 from luspo_cli.rewards.rubric import Rubric
 from luspo_cli.rollout.sampler import Sampler, SamplingOptions
 from luspo_cli.training.sampling import sample_and_score
@@ -35,12 +36,12 @@ class HeldOut:
         scored = sample_and_score(ranks, sampler, self.rubric, self.problems, self.to_prompt, self.options)
         rollouts: list[Rollout] = [rollout for group in scored.groups for rollout in group]
         rewards = [reward for group in scored.rewards for reward in group]
-        right = [reward.status is VerificationStatus.CORRECT for reward in rewards]
+        right = [reward.verdict.correct for reward in rewards]
         size = self.options.group_size
         per_problem = [statistics.fmean(right[i : i + size]) for i in range(0, len(right), size)]
         low, high = accuracy_interval(per_problem, samples=size)
         lengths = length_metrics(rollouts)
-        statuses = [reward.status for reward in rewards]
+        reasons = [reward.verdict.reason for reward in rewards]
         return {
             "evaluation/accuracy": statistics.fmean(per_problem),
             "evaluation/accuracy_low": low,
@@ -48,7 +49,6 @@ class HeldOut:
             "evaluation/problems": len(self.problems),
             "evaluation/response_length/mean": lengths["response_length/mean"],
             "evaluation/truncated_fraction": lengths["response/truncated_fraction"],
-            "evaluation/no_answer_fraction": statuses.count(VerificationStatus.NO_ANSWER) / len(statuses),
-            "evaluation/failed_verifications": statuses.count(VerificationStatus.TIMEOUT)
-            + statuses.count(VerificationStatus.CRASHED),
+            "evaluation/no_answer_fraction": reasons.count(Reason.NO_ANSWER) / len(reasons),
+            "evaluation/failed_verifications": reasons.count(Reason.TIMEOUT) + reasons.count(Reason.CRASHED),
         }

@@ -9,7 +9,8 @@ from typing import Any
 
 from doubles.messages import heard
 from luspo_cli.config.run import TrainRun
-from luspo_cli.records import Message, Problem, Reward, Rollout, ScoredGroup, StopReason, VerificationStatus
+from luspo_cli.grading.verdict import Reason, Verdict
+from luspo_cli.records import Message, Problem, Reward, Rollout, ScoredGroup, StopReason
 
 SMALL_RUN = (
     "model.shape.layers=1",
@@ -110,5 +111,5 @@ def rollout(
 
 def scored_group(rewards: Sequence[float], name: str = "p") -> ScoredGroup:
     """A group of two-token responses with these accuracies as rewards, its advantages not set yet."""
-    scored = tuple(Reward(reward, reward, 0.0, 0.0, VerificationStatus.INCORRECT) for reward in rewards)
+    scored = tuple(Reward(reward, reward, 0.0, 0.0, Verdict("0", False, Reason.DIFFERENT)) for reward in rewards)
     return ScoredGroup(problem(name), tuple(rollout(name=name) for _ in rewards), scored, tuple(0.0 for _ in rewards))

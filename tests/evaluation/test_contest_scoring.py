@@ -11,7 +11,7 @@ from conftest import write_json_lines
 
 from luspo_cli.errors import UsageError
 from luspo_cli.evaluation.benchmark import BenchmarkProblem
-from luspo_cli.evaluation.benchmarks.aime24 import AIME24, Aime24
+from luspo_cli.evaluation.benchmarks.aime24 import AIME24
 from luspo_cli.evaluation.benchmarks.aime25 import AIME25
 from luspo_cli.evaluation.benchmarks.amc23 import AMC23, AMC23_83
 from luspo_cli.grading.verdict import Reason, Verdict
@@ -99,10 +99,9 @@ def test_extraction_follows_the_prompt() -> None:
     assert graded("26", both).correct
 
 
-def test_the_last_number_counts_only_where_asked_for() -> None:
+def test_the_last_number_is_no_answer() -> None:
     problem = BenchmarkProblem("0", "", "25", "25")
     assert AIME24.extract(problem, "So there are 25 of them.") is None
-    assert Aime24(last_number=True).extract(problem, "So there are 25 of them.") == "25"
 
 
 def test_every_copy_of_aime24_has_the_same_golds(data_folder: Folder) -> None:

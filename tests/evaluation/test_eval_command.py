@@ -262,7 +262,7 @@ def test_responses_are_scored_without_torch(data, tmp_path) -> None:
     assert done.returncode == 0, done.stderr
     content = json.loads(out.read_text())
     assert set(content) == {
-        "benchmark", "version", "mode", "n_problems", "n_samples", "metrics", "responses", "config", "problems",
+        "benchmark", "version", "mode", "grader_version", "n_problems", "n_samples", "metrics", "responses", "config", "problems",
     }  # fmt: skip
     assert (content["n_problems"], content["n_samples"], content["metrics"]["accuracy"]) == (30, 1, 0.4)
     assert "12/29" in done.stdout

@@ -298,7 +298,8 @@ def test_responses_from_elsewhere_with_a_judge(serve, tmp_path, monkeypatch) -> 
     by_id = {problem["id"]: problem["samples"] for problem in content["problems"]}
     assert [sample["judge_correct"] for sample in by_id["60"]] == [False, False]
     assert [sample["judge_correct"] for sample in by_id["61"]] == [True, False]
-    assert by_id["62"] == [{"extracted": None, "correct": False, "reason": "missing"}]
+    missing = {"extracted": None, "correct": False, "reason": "missing", "read_from": "none", "decided_by": "nobody"}
+    assert by_id["62"] == [missing]
     assert content["metrics"]["judge"]["accuracy"] == pytest.approx(0.5 / 30)
     assert "sesame" not in out.read_text()
     assert Path(out).stat().st_size > 0

@@ -6,7 +6,8 @@ import time
 
 import pytest
 
-from luspo_cli.grading.answers import Form, extract_answer, final_text, has_box, last_boxed, last_number
+from luspo_cli.grading.answers import AnswerMark, extract_answer, final_text, has_box, last_boxed, last_number
+from luspo_cli.grading.verdict import ReadFrom
 
 CASES = [
     # the last box, braces counted
@@ -78,29 +79,105 @@ CASES = [
 ]
 
 
+def answer(response: str, mark: AnswerMark = AnswerMark.BOX, *, thought_open: bool = False) -> str | None:
+    found = extract_answer(response, mark, thought_open=thought_open)
+    return None if found is None else found.text
+
+
 @pytest.mark.parametrize(("response", "expected"), CASES)
 def test_extract_answer(response: str, expected: str | None) -> None:
-    assert extract_answer(response) == expected
+    assert answer(response) == expected
 
 
-def test_last_number_only_where_asked_for() -> None:
+OWN, BOX, OTHER, PHRASE = ReadFrom.OWN_MARK, ReadFrom.BOX, ReadFrom.OTHER_MARK, ReadFrom.PHRASE
+M = AnswerMark
+MARKS = [
+    # the prompt's own mark first, then the box, then the others
+    ("#### 5\n\\boxed{6}", M.HASHES, "5", OWN),
+    ("#### 5\n\\boxed{6}", M.BOX, "6", BOX),
+    ("A: 5\n\\boxed{6}", M.A_LINE, "5", OWN),
+    ("A: 5\n\\boxed{6}", M.BOX, "6", BOX),
+    ("Answer: 5\n\\boxed{6}", M.ANSWER_LINE, "5", OWN),
+    ("Answer: 5\n\\boxed{6}", M.HASHES, "6", BOX),
+    ("<answer>5</answer>\n\\boxed{6}", M.TAGS, "5", OWN),
+    ("<answer>5</answer>\n\\boxed{6}", M.BOX, "6", BOX),
+    ("答案：5\n\\boxed{6}", M.CHINESE, "5", OWN),
+    ("答案：5\n\\boxed{6}", M.BOX, "6", BOX),
+    ("**Final Answer**\n5\nwhere \\boxed{6}", M.HEADING, "5", OWN),
+    ("Answer: 5\n#### 6", M.BOX, "6", OTHER),
+    ("Answer: 5\n#### 6", M.ANSWER_LINE, "5", OWN),
+    ("The answer is 5\n#### 6", M.ANSWER_LINE, "6", OTHER),
+    ("so the answer is 5", M.ANSWER_LINE, "5", PHRASE),
+    ("so the answer is 5", M.BOX, "5", PHRASE),
+    ("Q: how many?\nA: 42.", M.BOX, "42", OTHER),
+    ("Q: how many?\nA: 42.", M.A_LINE, "42", OWN),
+    ("A: I think of 3 hens.\nThe answer is 18.", M.BOX, "18", PHRASE),
+    ("The answer is 18.\nA: 19", M.BOX, "19", OTHER),
+    # tags
+    ("<answer> \\boxed{7} </answer>", M.TAGS, "7", OWN),
+    ("<answer>The answer is $7$.</answer>", M.TAGS, "7", OWN),
+    ("<answer>5</answer> no, <ANSWER>7</ANSWER>", M.BOX, "7", OTHER),
+    ("<answer>5</answer> <answer></answer>", M.BOX, None, None),
+    ("<answer>5</answer> <answer>7", M.BOX, None, None),
+    ("<answer> answer here </answer>", M.TAGS, None, None),
+    # formulas where the mark asked for them
+    ("#### \\frac{1}{2}", M.HASHES, r"\frac{1}{2}", OWN),
+    ("#### \\boxed{9}", M.HASHES, "9", OWN),
+    ("#### \\frac{1}{2}", M.BOX, None, None),
+    ("#### 70{,}000", M.HASHES, "70,000", OWN),
+    ("#### \\$70{,}000", M.BOX, "70,000", OTHER),
+    # headings
+    ("### Final Answer\n\n\\[\n5\n\\]", M.BOX, "5", OTHER),
+    ("**Final Answer**\n$$ x=5 $$\nas said", M.BOX, "x=5", OTHER),
+    ("**Final Answer**\nThe answer is 5.", M.BOX, "5", OTHER),
+    ("__The final answer__\n5", M.BOX, "5", OTHER),
+    ("the final answer\nwas far", M.BOX, "was far", OTHER),
+    # Chinese
+    ("所以答案是5。谢谢", M.BOX, "5", OTHER),
+    ("**答案**：$5$", M.BOX, "5", OTHER),
+    ("答案不是5", M.BOX, None, None),
+    ("答案是否为5", M.BOX, None, None),
+    # colours are no part of an answer
+    (r"\boxed{\color{blue}{5}}", M.BOX, "{5}", BOX),
+    (r"\boxed{\textcolor{red}{5}}", M.BOX, "{5}", BOX),
+    (r"\boxed{\colorbox{yellow}{5}}", M.BOX, "{5}", BOX),
+    # a base model goes on with the next question
+    ("#### 5\n\nQuestion: and then?\n#### 6", M.BOX, "5", OTHER),
+    ("\\boxed{5}\n\n### Problem 2: and then?\n\\boxed{6}", M.BOX, "5", BOX),
+    ("The answer is 5.\n\nQ: more?\nA: The answer is 6.", M.BOX, "5", PHRASE),
+    ("Question: how many?\n\\boxed{5}", M.BOX, "5", BOX),
+    ("I restate.\nQuestion: how many?\n\\boxed{5}", M.BOX, "5", BOX),
+]
+
+
+@pytest.mark.parametrize(("response", "mark", "expected", "place"), MARKS)
+def test_the_mark_of_the_prompt_decides(
+    response: str, mark: AnswerMark, expected: str | None, place: ReadFrom | None
+) -> None:
+    found = extract_answer(response, mark)
+    assert (found and found.text, found and found.read_from) == (expected, place)
+
+
+@pytest.mark.parametrize("mark", list(AnswerMark))
+def test_a_thought_that_the_prompt_opened_holds_no_answer(mark: AnswerMark) -> None:
+    spelt = {
+        M.BOX: r"\boxed{5}", M.TAGS: "<answer>5</answer>", M.HASHES: "#### 5", M.HEADING: "**Final Answer**\n5",
+        M.ANSWER_LINE: "Answer: 5", M.A_LINE: "A: 5", M.CHINESE: "答案：5",
+    }[mark]  # fmt: skip
+    inside, after = f"I think\n{spelt}\nperhaps", f"I think\n</think>\n{spelt}"
+    assert answer(inside, mark) == "5"
+    assert answer(inside, mark, thought_open=True) is None
+    assert answer(after, mark, thought_open=True) == "5"
+    assert answer(f"<think>{inside}", mark) is None
+
+
+def test_the_last_number_is_no_answer() -> None:
     text = "there were 1,234 of 5.5, or -3/4"
-    assert extract_answer(text) is None
-    assert extract_answer(text, (Form.BOXED, Form.LAST_NUMBER)) == "-3/4"
+    assert answer(text) is None
+    assert last_number(text) == "-3/4"
     assert last_number("18.") == "18"
+    assert last_number(r"it is \$70{,}000") == "70,000"
     assert last_number("none") is None
-
-
-def test_a_line_is_a_form_of_its_own() -> None:
-    text = "Q: how many?\nA: 42."
-    assert extract_answer(text) is None
-    assert extract_answer(text, (Form.A_LINE,)) == "42"
-
-
-def test_order_of_forms_decides() -> None:
-    text = "Answer: 5\n#### 6"
-    assert extract_answer(text) == "6"
-    assert extract_answer(text, (Form.ANSWER_LINE, Form.HASHES)) == "5"
 
 
 def test_formula_bars_are_not_a_special_token() -> None:
@@ -131,10 +208,17 @@ def test_box_in_unfinished_form_is_present_but_empty() -> None:
         "<|" + "a" * 200_000,
         "answer: " + ". " * 100_000,
         "*" * 200_000 + "A",
+        "x\nQuestion:\n" * 20_000,
+        "<answer>" * 50_000,
+        "答案：" * 50_000,
+        "**Final Answer**\n" * 20_000,
+        "Answer:\n$$" + " " * 200_000,
+        "Answer:\n\\[" + "x" * 200_000,
     ],
     ids=lambda text: text[:12],
 )
 def test_hostile_text_is_cheap(text: str) -> None:
     started = time.perf_counter()
-    extract_answer(text, tuple(Form))
+    for mark in AnswerMark:
+        extract_answer(text, mark)
     assert time.perf_counter() - started < 2.0

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from luspo_cli.grading.maths.decide import answer_key, decide, decide_quickly
+from luspo_cli.grading.maths.decide import answer_key, decide_quickly
 from luspo_cli.grading.maths.normalise import normalise
 from luspo_cli.grading.verdict import Reason
+from luspo_cli.grading.worker import compare
+
+
+def decide(gold: str, answer: str) -> Reason:
+    """As the grader decides, with the worker's part in this process."""
+    return compare(gold, answer)[0]
+
 
 EQUAL = [
     ("(1,2)", "(x, y) = (1, 2)"),

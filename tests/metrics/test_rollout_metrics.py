@@ -7,14 +7,15 @@ from collections.abc import Callable
 
 import pytest
 
+from luspo_cli.grading.verdict import Reason, Verdict
 from luspo_cli.metrics.rollout_metrics import reward_metrics
-from luspo_cli.records import ScoredGroup, VerificationStatus
+from luspo_cli.records import ScoredGroup
 
 
 def group_of(made: ScoredGroup, right: int) -> ScoredGroup:
     """The same group with its first `right` rollouts correct."""
     rewards = tuple(
-        dataclasses.replace(reward, status=VerificationStatus.CORRECT if n < right else VerificationStatus.INCORRECT)
+        dataclasses.replace(reward, verdict=Verdict("0", n < right, Reason.EXACT if n < right else Reason.DIFFERENT))
         for n, reward in enumerate(made.rewards)
     )
     return dataclasses.replace(made, rewards=rewards)

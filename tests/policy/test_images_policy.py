@@ -14,11 +14,12 @@ import torch
 from doubles.vision import END, IMAGE_TOKENS, VOCABULARY, noise_image, vision_model, vision_processor
 from luspo_cli.config.model import ModelConfig
 from luspo_cli.errors import UsageError
+from luspo_cli.grading.verdict import Reason, Verdict
 from luspo_cli.policy.inputs import prompt_inputs
 from luspo_cli.policy.loading import freeze_vision, load_model
 from luspo_cli.policy.packing import Row, policy_batch, split_mini_batches
 from luspo_cli.policy.policy import Policy
-from luspo_cli.records import Message, Problem, Prompt, Reward, Rollout, ScoredGroup, StopReason, VerificationStatus
+from luspo_cli.records import Message, Problem, Prompt, Reward, Rollout, ScoredGroup, StopReason
 
 PROMPTS = {  # name: text and sizes of its images (width, height)
     "one": ("<image>How many?", [(100, 70)]),
@@ -67,7 +68,7 @@ def groups_of(prompts: dict[str, Prompt]) -> list[ScoredGroup]:
             )
             for _ in range(2)
         )
-        reward = Reward(0.0, 0.0, 0.0, 0.0, VerificationStatus.INCORRECT)
+        reward = Reward(0.0, 0.0, 0.0, 0.0, Verdict("0", False, Reason.DIFFERENT))
         groups.append(ScoredGroup(problem_of(name), rollouts, (reward, reward), (1.0, -0.5), inputs))
     return groups
 

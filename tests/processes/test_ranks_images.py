@@ -13,10 +13,11 @@ from doubles.processes import run_processes
 from doubles.vision import noise_image, vision_model, vision_processor
 from luspo_cli.config.layers import resolve_train
 from luspo_cli.errors import UsageError
+from luspo_cli.grading.verdict import Reason, Verdict
 from luspo_cli.policy.inputs import prompt_inputs
 from luspo_cli.policy.policy import Policy
 from luspo_cli.processes.sharding import shard
-from luspo_cli.records import Message, Problem, Reward, Rollout, ScoredGroup, StopReason, VerificationStatus
+from luspo_cli.records import Message, Problem, Reward, Rollout, ScoredGroup, StopReason
 
 TOLERANCE = 1e-5  # of float32 weights: the order of sums
 
@@ -37,7 +38,7 @@ def case(tmp_path: Path) -> dict[str, Any]:
             Rollout(problem.id, own.tokens, tuple(range(20 + i, 25 + 2 * i)), "", StopReason.END)
             for i in range(len(advantages))
         )
-        rewards = tuple(Reward(a, 0.0, 0.0, 0.0, VerificationStatus.INCORRECT) for a in advantages)
+        rewards = tuple(Reward(a, 0.0, 0.0, 0.0, Verdict("0", False, Reason.DIFFERENT)) for a in advantages)
         groups.append(ScoredGroup(problem, rollouts, rewards, tuple(advantages), own))
     return {
         "model": vision_model(),

@@ -12,7 +12,6 @@ import pytest
 from luspo_cli.config.reward import RewardConfig
 from luspo_cli.errors import UsageError
 from luspo_cli.records import Message, Problem, Rollout, StopReason
-from luspo_cli.records import VerificationStatus as Status
 from luspo_cli.rewards.exact import score_exact
 from luspo_cli.rewards.rubric import Rubric
 
@@ -45,10 +44,10 @@ def test_weighted_sum_by_hand() -> None:
     for reward, (_, _, accuracy, form, overlong, total) in zip(rewards, cases, strict=True):
         assert (reward.accuracy, reward.format, reward.overlong) == (accuracy, form, overlong)
         assert reward.total == pytest.approx(total)
-    assert [reward.extracted for reward in rewards] == ["5", "5", "6", "5", None]
-    counts = Counter(reward.status for reward in rewards)
-    assert (counts[Status.CORRECT], counts[Status.INCORRECT], counts[Status.NO_ANSWER]) == (3, 1, 1)
-    assert (counts[Status.TIMEOUT], counts[Status.CRASHED]) == (0, 0)
+    assert [reward.verdict.extracted for reward in rewards] == ["5", "5", "6", "5", None]
+    counts = Counter(reward.verdict.status for reward in rewards)
+    assert (counts["correct"], counts["incorrect"], counts["no_answer"]) == (3, 1, 1)
+    assert (counts["timeout"], counts["crashed"]) == (0, 0)
 
 
 def test_truncated_rollouts_are_judged_and_pay_for_length() -> None:
@@ -56,19 +55,19 @@ def test_truncated_rollouts_are_judged_and_pay_for_length() -> None:
     responses = [r"\boxed{5} and then on and on", r"so it is \boxed{5", r"<think>\boxed{5} but wait"]
     with Rubric(config, 100) as rubric:
         rewards = rubric.score([problem("5")] * 3, [rollout(text, 100, truncated=True) for text in responses])
-    assert [reward.status for reward in rewards] == [Status.CORRECT, Status.NO_ANSWER, Status.NO_ANSWER]
+    assert [reward.verdict.status for reward in rewards] == ["correct", "no_answer", "no_answer"]
     assert [reward.overlong for reward in rewards] == [-1.0] * 3
     assert [reward.total for reward in rewards] == [0.0, -1.0, -1.0]
 
 
 def test_hangs_are_counted_and_the_rest_is_right() -> None:
-    hang = r"\boxed{\dfrac{5^{(5^{(5^{(5^5)})}-4)}-5}{16}}"
+    hang = r"\boxed{\sum_{n=1}^{2}\dfrac{5^{(5^{(5^{(5^5)})}-4)}-5}{16}}"
     responses = [hang if n in (7, 40) else r"\boxed{\frac{\sqrt{8}}{2}}" for n in range(64)]
     with Rubric(RewardConfig(timeout_s=1.0, workers=2), 100) as rubric:
         rewards = rubric.score([problem(r"\sqrt{2}")] * 64, [rollout(text) for text in responses])
-    counts = Counter(reward.status for reward in rewards)
-    assert counts[Status.TIMEOUT] == 2
-    assert counts[Status.CORRECT] == 62
+    counts = Counter(reward.verdict.status for reward in rewards)
+    assert counts["timeout"] == 2
+    assert counts["correct"] == 62
     assert [index for index, reward in enumerate(rewards) if reward.total == 0.0] == [7, 40]
 
 
@@ -85,33 +84,34 @@ def test_exact_tasks_need_the_end_of_the_sequence() -> None:
                 rollout("abc#7 "),
             ],
         )
-    assert [reward.status for reward in rewards] == [
-        Status.CORRECT,
-        Status.CORRECT,
-        Status.NO_ANSWER,
-        Status.INCORRECT,
-        Status.NO_ANSWER,
-        Status.INCORRECT,
+    assert [reward.verdict.status for reward in rewards] == [
+        "correct",
+        "correct",
+        "no_answer",
+        "incorrect",
+        "no_answer",
+        "incorrect",
     ]
 
 
 @pytest.mark.parametrize(
     ("response", "ended", "expected"),
     [
-        ("#5", True, (Status.CORRECT, "5")),
-        ("a\nb#5", True, (Status.CORRECT, "5")),
-        ("a#5", False, (Status.NO_ANSWER, None)),
-        ("a#", True, (Status.NO_ANSWER, None)),
-        ("a5", True, (Status.NO_ANSWER, None)),
-        ("", True, (Status.NO_ANSWER, None)),
-        ("a##5", True, (Status.NO_ANSWER, None)),
-        ("a#5#", True, (Status.NO_ANSWER, None)),
-        ("a#05", True, (Status.INCORRECT, "05")),
-        ("a#5\n", True, (Status.INCORRECT, "5\n")),
+        ("#5", True, ("correct", "5")),
+        ("a\nb#5", True, ("correct", "5")),
+        ("a#5", False, ("no_answer", None)),
+        ("a#", True, ("no_answer", None)),
+        ("a5", True, ("no_answer", None)),
+        ("", True, ("no_answer", None)),
+        ("a##5", True, ("no_answer", None)),
+        ("a#5#", True, ("no_answer", None)),
+        ("a#05", True, ("incorrect", "05")),
+        ("a#5\n", True, ("incorrect", "5\n")),
     ],
 )
-def test_score_exact(response: str, ended: bool, expected: tuple[Status, str | None]) -> None:
-    assert score_exact(response, "5", ended=ended) == expected
+def test_score_exact(response: str, ended: bool, expected: tuple[str, str | None]) -> None:
+    verdict = score_exact(response, "5", ended=ended)
+    assert (verdict.status, verdict.extracted) == expected
 
 
 def test_score_text_agrees_with_score() -> None:

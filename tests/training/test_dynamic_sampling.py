@@ -15,7 +15,8 @@ from luspo_cli.config.layers import resolve_train
 from luspo_cli.config.rollout import RolloutConfig
 from luspo_cli.config.run import TrainRun
 from luspo_cli.errors import RunError, UsageError
-from luspo_cli.records import Message, Problem, Reward, Rollout, ScoredGroup, StopReason, VerificationStatus
+from luspo_cli.grading.verdict import Reason, Verdict
+from luspo_cli.records import Message, Problem, Reward, Rollout, ScoredGroup, StopReason
 from luspo_cli.training.dynamic_sampling import (
     SignalWatch,
     StepGroups,
@@ -35,7 +36,7 @@ def problem(name: str) -> Problem:
 
 
 def group(rewards: Sequence[float], name: str = "p") -> ScoredGroup:
-    scored = tuple(Reward(reward, reward, 0.0, 0.0, VerificationStatus.INCORRECT) for reward in rewards)
+    scored = tuple(Reward(reward, reward, 0.0, 0.0, Verdict("0", False, Reason.DIFFERENT)) for reward in rewards)
     rollouts = tuple(Rollout(name, (2,), (3, 1), "", StopReason.END) for _ in rewards)
     return ScoredGroup(problem(name), rollouts, scored, tuple(0.0 for _ in rewards))
 
@@ -87,7 +88,9 @@ def test_a_mixed_group_differs_by_more_than_float_noise(rewards: tuple[float, ..
 
 
 def test_a_penalty_on_length_makes_no_group_mixed() -> None:
-    scored = tuple(Reward(total, 0.0, 0.0, total, VerificationStatus.INCORRECT) for total in (-0.1, -0.5, -1.0))
+    scored = tuple(
+        Reward(total, 0.0, 0.0, total, Verdict("0", False, Reason.DIFFERENT)) for total in (-0.1, -0.5, -1.0)
+    )
     assert not is_mixed(replace(group(WRONG), rewards=scored))
 
 
@@ -242,8 +245,9 @@ def right(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[str, bool], bo
     """Return a function that takes what (response, ended) is right: an untrained model gives no right answer of its own."""
 
     def choose(rule: Callable[[str, bool], bool]) -> None:
-        def score(response: str, gold: str, *, ended: bool) -> tuple[VerificationStatus, str | None]:
-            return VerificationStatus.CORRECT if rule(response, ended) else VerificationStatus.INCORRECT, None
+        def score(response: str, gold: str, *, ended: bool) -> Verdict:
+            right = rule(response, ended)
+            return Verdict("0", right, Reason.EXACT if right else Reason.DIFFERENT)
 
         monkeypatch.setattr("luspo_cli.rewards.rubric.score_exact", score)
 

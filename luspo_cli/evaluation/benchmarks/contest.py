@@ -1,7 +1,8 @@
-"""Contests whose answers are all integers (AIME, AMC as Qwen2.5-Math poses it): equal integers are right, nothing else.
+"""Contests whose answers are all integers (AIME, AMC as Qwen2.5-Math poses it): what equals the integer is right.
 
-No tolerance: Qwen's grader takes 2500 for 25 (percent) and 104.005 for 104 (relative 1e-4). 25.0, 025 and
-`\\textbf{(B) } 25` are the integer 25. Two problems of AIME24 share an answer, so samples are kept by problem id.
+Answers are compared as everywhere (docs/grading.md). No tolerance: Qwen's grader takes 2500 for 25 (percent) and 104.005
+for 104 (relative 1e-4). 25.0, 025 and `\\textbf{(B) } 25` are the integer 25. Two problems of AIME24 share an answer, so
+samples are kept by problem id.
 """
 
 from __future__ import annotations
@@ -9,11 +10,8 @@ from __future__ import annotations
 from typing import Any
 
 from luspo_cli.errors import UsageError
-from luspo_cli.evaluation.benchmark import BenchmarkProblem, Mode
 from luspo_cli.evaluation.text_benchmark import TextBenchmark
-from luspo_cli.grading.maths.numbers import number_key
 from luspo_cli.grading.maths.values import number_in
-from luspo_cli.grading.verdict import Reason
 
 
 class IntegerBenchmark(TextBenchmark):
@@ -25,15 +23,3 @@ class IntegerBenchmark(TextBenchmark):
         if value is None or value.denominator != 1:
             raise UsageError(f"{place} has the gold answer {str(raw)[:40]!r}, and {self.name} has integers only.")
         return str(value.numerator)
-
-    def judge(self, problem: BenchmarkProblem, extracted: str, mode: Mode) -> Reason | None:
-        """Compare as exact integers."""
-        value = number_in(extracted)
-        if value is None or str(value) != problem.gold:
-            return Reason.DIFFERENT
-        return Reason.EXACT if extracted.strip() == problem.gold else Reason.NUMERIC
-
-    def answer_key(self, extracted: str) -> str:
-        """Return the number, or the text where it is none."""
-        value = number_in(extracted)
-        return extracted.strip() if value is None else number_key(value)

@@ -1,7 +1,8 @@
 """GSM8K, 1,319 test problems (arXiv 2110.14168). Data: openai/gsm8k, config main; the gold follows the last `####`.
 
-Example: "Janet's ducks lay 16 eggs per day. She eats three for breakfast ..." -> 18. Mode `rule` is the flexible
-reading (box, `####`, "answer is", `A:`, else the last number; exact decimals, so 18.00 is 18); mode `official` is
+Example: "Janet's ducks lay 16 eggs per day. She eats three for breakfast ..." -> 18. Mode `rule` reads
+as every text benchmark does, and, where nothing is marked, the last number: the published protocol of this benchmark
+(lm-evaluation-harness, `flexible-extract`), counted as inferred; training never pays it. Mode `official` is
 OpenAI's own strict one: the first `#### ` followed by a number, equal as text once commas are gone.
 """
 
@@ -15,12 +16,10 @@ from luspo_cli.data import prompts as templates
 from luspo_cli.errors import UsageError
 from luspo_cli.evaluation.benchmark import BenchmarkProblem, Mode, PromptTemplate
 from luspo_cli.evaluation.text_benchmark import BOXED_PROMPTS, TextBenchmark, template_of
-from luspo_cli.grading.answers import Form, last_answer_line
-from luspo_cli.grading.maths.numbers import number_key
+from luspo_cli.grading.answers import Extraction, answers_to_the_first_question, final_text, has_box, last_number
 from luspo_cli.grading.maths.values import number_in
-from luspo_cli.grading.verdict import Reason
+from luspo_cli.grading.verdict import DecidedBy, NeedsSymbolic, ReadFrom, Reason, Verdict
 
-_A_MARK = re.compile(r"^[ \t*]{0,8}A[ \t*]{0,4}:", re.MULTILINE)
 _OFFICIAL = re.compile(r"#### (-?[0-9.,]+)")
 
 
@@ -34,7 +33,6 @@ class Gsm8k(TextBenchmark):
     hub_ids = ("openai/gsm8k:main:test",)
     files = ("test.jsonl", "test.parquet")
     modes = ("rule", "official")
-    default_forms = (Form.BOXED, Form.HASHES, Form.ANSWER_LINE, Form.A_LINE, Form.LAST_NUMBER)
     prompts: Mapping[str, PromptTemplate] = {
         "qwen-boxed": BOXED_PROMPTS["qwen-boxed"],
         "verl": template_of(templates.GSM8K_VERL),
@@ -48,38 +46,34 @@ class Gsm8k(TextBenchmark):
             raise UsageError(f"{place} has no integer after its last '####', and every problem of GSM8K has one.")
         return str(value.numerator)
 
-    def extract(
-        self, problem: BenchmarkProblem, response: str, *, mode: Mode = "rule", variant: str | None = None
-    ) -> str | None:
-        """Return the answer in our flexible reading, or OpenAI's strict one."""
+    def find(
+        self,
+        problem: BenchmarkProblem,
+        response: str,
+        *,
+        mode: Mode = "rule",
+        variant: str | None = None,
+        thought_open: bool = False,
+    ) -> Extraction | None:
+        """Return the marked answer, else the last number; in official mode what follows the first `#### `."""
         if mode == "official":
             match = _OFFICIAL.search(response)
-            return match.group(1).replace(",", "") if match else None
-        return super().extract(problem, response, mode=mode, variant=variant)
+            return Extraction(match.group(1).replace(",", ""), ReadFrom.OWN_MARK) if match else None
+        found = super().find(problem, response, variant=variant, thought_open=thought_open)
+        if found is not None:
+            return found
+        text = final_text(response, thought_open=thought_open)
+        if text is None or has_box(text):
+            return None
+        number = last_number(next(answers_to_the_first_question(text)))
+        return None if number is None else Extraction(number, ReadFrom.INFERRED)
 
-    def forms(self, response: str, variant: str | None) -> tuple[Form, ...]:
-        """Of `A:` and "answer is" the later one marks the answer: either may stand in the reasoning before it."""
-        forms = super().forms(response, variant)
-        mark = None
-        for mark in _A_MARK.finditer(response):  # noqa: B007 - the last match is what is wanted
-            pass
-        if mark is None or last_answer_line(response[mark.end() :]) is not None:
-            return forms
-        rest = tuple(form for form in forms if form is not Form.A_LINE)
-        at = rest.index(Form.ANSWER_LINE)
-        return (*rest[:at], Form.A_LINE, *rest[at:])
-
-    def judge(self, problem: BenchmarkProblem, extracted: str, mode: Mode) -> Reason | None:
-        """Compare as exact decimals, or in official mode as text."""
-        if extracted.strip() == problem.gold:
-            return Reason.EXACT
-        value = None if mode == "official" else number_in(extracted)
-        return Reason.NUMERIC if value is not None and number_key(value) == problem.gold else Reason.DIFFERENT
-
-    def answer_key(self, extracted: str) -> str:
-        """Return the number, or the text where it is none."""
-        value = number_in(extracted)
-        return extracted.strip() if value is None else number_key(value)
+    def compare(self, problem: BenchmarkProblem, extracted: str, *, mode: Mode = "rule") -> Verdict | NeedsSymbolic:
+        """Compare as every text benchmark does, or in official mode as text."""
+        if mode == "rule" or not extracted.strip():
+            return super().compare(problem, extracted)
+        right = extracted.strip() == problem.gold
+        return Verdict(extracted, right, Reason.EXACT if right else Reason.DIFFERENT, decided_by=DecidedBy.OFFICIAL)
 
 
 class Gsm8kTrain(Gsm8k):

@@ -49,7 +49,7 @@ class LogicVista(Benchmark):
     modes = ("rule", "official")
     default_prompt = "boxed"
     prompts = {  # noqa: RUF012 - read-only by contract
-        "official": PromptTemplate(_OFFICIAL, answer_form="answer-line"),
+        "official": PromptTemplate(_OFFICIAL),
         "boxed": PromptTemplate(_BOXED),
     }
 

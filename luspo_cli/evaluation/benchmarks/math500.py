@@ -12,11 +12,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from luspo_cli.errors import UsageError
-from luspo_cli.evaluation.benchmark import BenchmarkProblem, Mode
+from luspo_cli.evaluation.benchmark import BenchmarkProblem
 from luspo_cli.evaluation.scores import by_group
 from luspo_cli.evaluation.text_benchmark import TextBenchmark
-from luspo_cli.grading.maths.decide import answer_key, decide_quickly
-from luspo_cli.grading.verdict import Reason, Verdict
+from luspo_cli.grading.verdict import Verdict
 
 
 class Math500(TextBenchmark):
@@ -34,14 +33,6 @@ class Math500(TextBenchmark):
         if not isinstance(raw, str | int | float) or not str(raw).strip():
             raise UsageError(f"{place} has no gold answer; give the complete benchmark with --data.")
         return str(raw).strip()
-
-    def judge(self, problem: BenchmarkProblem, extracted: str, mode: Mode) -> Reason | None:
-        """Compare spelling and numbers; the rest is left to algebra."""
-        return decide_quickly(problem.gold, extracted)
-
-    def answer_key(self, extracted: str) -> str:
-        """Return one key for equal numbers and equal spellings."""
-        return answer_key(extracted)
 
     def details(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """Return level and subject."""

@@ -64,7 +64,7 @@ class MathVista(Benchmark):
     modes = ("rule", "official")
     default_prompt = "boxed"
     prompts = {  # noqa: RUF012 - read-only by contract
-        "official": PromptTemplate("<image>{question}", answer_form="answer-line"),
+        "official": PromptTemplate("<image>{question}"),
         "boxed": PromptTemplate("<image>{question}" + _BOXED),
     }
 

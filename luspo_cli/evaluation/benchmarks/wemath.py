@@ -56,7 +56,7 @@ class WeMath(Benchmark):
     modes = ("rule", "official")
     default_prompt = "boxed"
     prompts = {  # noqa: RUF012 - read-only by contract
-        "official": PromptTemplate(_OFFICIAL, answer_form="answer-line"),
+        "official": PromptTemplate(_OFFICIAL),
         "boxed": PromptTemplate(_BOXED),
     }
 

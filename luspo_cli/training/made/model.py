@@ -25,7 +25,7 @@ from luspo_cli.errors import RunError
 from luspo_cli.files import lock, replacing_folder, said_in_one_sentence, write_json
 from luspo_cli.policy import attention
 from luspo_cli.policy.inputs import prompt_tokens
-from luspo_cli.records import Problem, Prompt, Rollout, VerificationStatus
+from luspo_cli.records import Problem, Prompt, Rollout
 from luspo_cli.rewards.exact import score_exact
 from luspo_cli.rollout.in_process.sampler import InProcessSampler
 from luspo_cli.rollout.sampler import SamplingOptions
@@ -241,8 +241,7 @@ def _measure(model: Any, tokenizer: Any, config: TrainRun, draw: str) -> dict[st
 
 
 def _is_right(problem: Problem, rollout: Rollout) -> bool:
-    status, _ = score_exact(rollout.response, problem.answer, ended=not rollout.truncated)
-    return status is VerificationStatus.CORRECT
+    return score_exact(rollout.response, problem.answer, ended=not rollout.truncated).correct
 
 
 def within_group_correlation(lengths: Sequence[Sequence[int]], right: Sequence[Sequence[bool]]) -> float:
