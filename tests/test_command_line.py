@@ -67,7 +67,7 @@ def only_sentence(error: str) -> str:
         (["--resume"], "--resume needs --run: the folder to go on in"),
         (["--resume", "--run", "runs/none"], "there is no run to resume in runs/none: it has no config.json"),
         (["--resume", "--run", "runs/none", "--set", "run.steps=9"], "leave out --objective and --set"),
-        (["--preset", "qwen2.5-0.5b", "--set", "model.path=./none"], "'./none' is not a folder; set it to a folder"),
+        (["--preset", "qwen2.5-0.5b", "--set", "model.path=./none"], "which it is relative to; set it to a folder with"),
         (["--preset", "qwen2.5-0.5b", "--set", "model.path=nobody/none"], "cannot load model 'nobody/none'"),
     ],
 )  # fmt: skip
@@ -161,6 +161,19 @@ def test_held_out_data_is_checked_too(luspo: Command, tmp_path: Path, model: str
     assert "data has 5 problems, fewer than evaluation.problems=6" in only_sentence(error)
     assert code == 2
     assert not (tmp_path / "runs").exists()
+
+
+def test_held_out_questions_that_are_trained_on_are_warned_about(luspo: Command, tmp_path: Path, model: str) -> None:
+    write_data(tmp_path / "data" / "train.parquet", problems(8))
+    sets = [f"model.path={model}", "data.train=data", "data.held_out=data/train.parquet", "run.steps=1"]
+    sets += ["evaluation.problems=2", "evaluation.max_response_tokens=4", "rollout.problems=4", "rollout.group_size=2"]
+    sets += ["rollout.max_response_tokens=4", "update.mini_batches=1"]
+    code, _, error = luspo("train", "--preset", "tiny", *(word for one in sets for word in ("--set", one)))
+    assert code == 0, error
+    warning = (
+        "warning: all 2 held-out questions of data.held_out (data/train.parquet) are training questions of data.train"
+    )
+    assert error.count(warning) == 1
 
 
 def test_a_run_on_own_data_ends_with_0(luspo: Command, tmp_path: Path, model: str) -> None:

@@ -67,8 +67,10 @@ class ExcludedQuestions:
         )
 
 
-def held_out_warning(train: Sequence[Problem], held_out: Sequence[Problem], files: tuple[str, str]) -> str | None:
-    """Return one sentence where held-out questions are trained on, None where none is; `files` name both for it.
+def held_out_warning(
+    train: Sequence[Problem], held_out: Sequence[Problem], train_path: str, held_out_path: str
+) -> str | None:
+    """Return one sentence where held-out questions are trained on, None where none is; the paths name both in it.
 
     Compared by the questions themselves: one file under two names, or a copy of it, is found too.
     """
@@ -76,10 +78,10 @@ def held_out_warning(train: Sequence[Problem], held_out: Sequence[Problem], file
     shared = sum(question_digest(_question(problem)) in trained for problem in held_out)
     if not shared:
         return None
-    amount = "all" if shared == len(held_out) else f"{shared} of"
+    amount = "all" if shared == len(held_out) else f"{shared} of the"
     return (
-        f"{amount} {len(held_out)} questions of data.held_out ({files[1]}) are training questions too (data.train,"
-        f" {files[0]}): their accuracy is not held out; prepare the data with --held-out, or name another file"
+        f"{amount} {len(held_out)} held-out questions of data.held_out ({held_out_path}) are training questions of data.train"
+        f" ({train_path}) too, so their accuracy is training accuracy: prepare the data with --held-out, or name another file"
     )
 
 

@@ -42,7 +42,7 @@ class RunLogHandler(logging.Handler):
         # The log is a copy: a disk too full for it must not hide the sentence that says so.
         if (self._run / "config.json").exists():
             when = logging.Formatter().formatTime(record, "%Y-%m-%dT%H:%M:%S")
-            with suppress(OSError), (self._run / "run.log").open("a") as log:
+            with suppress(OSError), open(self._run / "run.log", "a", encoding="utf-8", errors="replace") as log:
                 log.write(f"{when} {self.format(record)}\n")
 
 

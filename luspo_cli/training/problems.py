@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from luspo_cli.config.run import MADE_TERMS, TrainRun
 from luspo_cli.data.batches import BatchSource, ProblemBatches
+from luspo_cli.data.overlap import held_out_warning
 from luspo_cli.data.problems import load_problems
 from luspo_cli.errors import UsageError
 from luspo_cli.policy.inputs import fitting
@@ -69,6 +70,8 @@ def problems_of(config: TrainRun, loaded: LoadedModel) -> RunProblems:
         raise UsageError(
             f"no problem of {data.train} has a prompt within data.max_prompt_tokens={data.max_prompt_tokens}"
         )
+    if warning := held_out_warning(problems, held_out, data.train, data.held_out):
+        logger.warning(warning)
     source = ProblemBatches(problems, config.rollout.problems, seed, data.shuffle)
     return RunProblems(source, held_out, problems, longest_prompt(problems, lengths), longest_held_out)
 

@@ -74,18 +74,20 @@ def test_held_out_questions_that_are_trained_on_are_said(tmp_path: Path) -> None
     write(tmp_path / "mine.jsonl", range(20))
     prepare([str(tmp_path / "mine.jsonl")], tmp_path / "out", held_out=5)
     train, test = (load_problems(tmp_path / "out", split=split) for split in ("train", "test"))
-    assert held_out_warning(train, test, ("a", "b")) is None
-    said = held_out_warning(train, train, ("a", "b"))
+    assert held_out_warning(train, test, "a", "b") is None
+    said = held_out_warning(train, train, "a", "b")
     assert said is not None
-    assert said.startswith("all 15 questions of data.held_out (b) are training questions too (data.train, a)")
-    said = held_out_warning(train, test + train[:2], ("a", "b"))
+    assert said.startswith(
+        "all 15 held-out questions of data.held_out (b) are training questions of data.train (a) too"
+    )
+    said = held_out_warning(train, test + train[:2], "a", "b")
     assert said is not None
-    assert said.startswith("2 of 7 questions")
+    assert said.startswith("2 of the 7 held-out questions")
 
 
 def test_one_wording_under_two_images_is_two_questions() -> None:
     one, two = (
         Problem(f"p{n}", (Message("user", "<image>How long?"),), "1", "x", images=(f"{n}.png",)) for n in (1, 2)
     )
-    assert held_out_warning([one], [two], ("a", "b")) is None
-    assert held_out_warning([one], [one], ("a", "b")) is not None
+    assert held_out_warning([one], [two], "a", "b") is None
+    assert held_out_warning([one], [one], "a", "b") is not None
