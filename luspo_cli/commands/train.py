@@ -7,14 +7,16 @@ import json
 import logging
 import shlex
 import signal
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
 from luspo_cli.errors import UsageError
-from luspo_cli.processes.local import check_processes, launch, stop_with_launcher
+from luspo_cli.processes.local import check_processes, launch
 from luspo_cli.processes.place import is_first_process, one_of_a_machine_speaks
+from luspo_cli.processes.supervise import stop_with_supervisor
 
 if TYPE_CHECKING:
     from luspo_cli.config.run import TrainRun
@@ -88,9 +90,9 @@ def train_cli(
             from luspo_cli.runs.folder import RunFolder
 
             RunFolder(path).check(resolved.model_dump(mode="json"), choice)
-            launch(copies, path)
+            launch(copies, path, [sys.executable, "-m", "luspo_cli", *sys.argv[1:]])
             return
-    stop_with_launcher()
+    stop_with_supervisor()
     train(resolved, path, choice, as_json=as_json, allow_changed=allow_changed)
 
 

@@ -3,8 +3,7 @@
 Each run is `luspo train` in a process of its own, so a crash takes one run along and threads are shared out fairly. The
 run folder alone decides what is left to do: a finished one (its last step recorded, the checkpoint of it there) with the
 same configuration is used again, an unfinished one goes on from its checkpoint, and one with another configuration is
-refused rather than mixed in. Children live in sessions of their own: Ctrl-C reaches them once, from here, and each gets
-the time to write its checkpoint.
+refused rather than mixed in. After a signal each child gets the time to write its checkpoint.
 """
 
 from __future__ import annotations
@@ -14,10 +13,7 @@ import os
 import signal
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -26,6 +22,7 @@ from luspo_cli.config.stored import with_defaults
 from luspo_cli.errors import RunError, UsageError
 from luspo_cli.files import require_object
 from luspo_cli.machine import usable_cores
+from luspo_cli.processes.supervise import Supervisor, killed_by
 from luspo_cli.runs.folder import differing_keys
 
 CONSOLE_LOG = "console.log"
@@ -159,28 +156,23 @@ class _Runner:
             training: "used again" if training.state == "finished" else "waiting" for training in trainings
         }
         self._failures: list[str] = []
-        self._signals = 0
-        self._delivered: dict[Training, int] = {}
+        # Every signal reaches a training as a Ctrl-C: it finishes its step and writes a checkpoint.
+        self._supervisor = Supervisor(poll_s=POLL_S, patience_s=GRACE_S, end=signal.SIGINT, pass_on=signal.SIGINT)
 
     def run(self, processes: int) -> None:
         waiting = [training for training in self._trainings if training.state != "finished"]
-        with self._signals_counted():
-            try:
-                while waiting or self._running:
-                    if self._failures or self._signals:
-                        self._states |= dict.fromkeys(waiting, "stopped")
-                        waiting.clear()
-                    while waiting and len(self._running) < processes:
-                        self._start(waiting.pop(0))
-                    self._pass_signals_on()
-                    self._collect()
-                    self._display.show([self._progress(training) for training in self._trainings])
-                    if self._running:
-                        time.sleep(POLL_S)
+        with self._supervisor as supervisor:
+            while waiting or self._running:
+                if self._failures or supervisor.signals:
+                    self._states |= dict.fromkeys(waiting, "stopped")
+                    waiting.clear()
+                while waiting and len(self._running) < processes:
+                    self._start(waiting.pop(0))
+                supervisor.poll()
+                self._collect()
                 self._display.show([self._progress(training) for training in self._trainings])
-            finally:
-                self._end_children()
-        if self._signals:
+            self._display.show([self._progress(training) for training in self._trainings])
+        if supervisor.signals:
             raise Interrupted("\n".join(self._failures))
         if self._failures:
             raise RunError("\n".join(self._failures))
@@ -190,29 +182,24 @@ class _Runner:
         log_path.parent.mkdir(parents=True, exist_ok=True)
         environment = os.environ | {"OMP_NUM_THREADS": str(self._threads), "PYTHONUNBUFFERED": "1"}
         with log_path.open("ab") as log:
-            self._running[training] = subprocess.Popen(
-                self._command(training),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                start_new_session=True,
-            )
+            self._running[training] = self._supervisor.start(self._command(training), environment, log)
         self._states[training] = "running"
 
     def _collect(self) -> None:
         for training, process in list(self._running.items()):
-            status = process.poll()
             if training.early_log.exists() and (training.run / "config.json").is_file():
                 # The open file goes on under its new name.
                 training.early_log.replace(training.run / CONSOLE_LOG)
-            if status is None:
+            if process not in self._supervisor.ended:
+                if self._supervisor.signals:
+                    self._states[training] = "stopping"
                 continue
+            status = process.returncode
             del self._running[training]
             reached = (last_metrics(training.run) or {}).get("step", 0)
             if reached >= training.steps and status == 0:
                 self._states[training] = "finished"
-            elif self._signals and status in STOPPED_STATUS:
+            elif self._supervisor.signals and status in STOPPED_STATUS:
                 self._states[training] = "stopped"
             else:
                 self._states[training] = "failed"
@@ -227,44 +214,6 @@ class _Runner:
             row.get("response_length/mean"),
             row.get("reward/accuracy/mean"),
         )
-
-    @contextmanager
-    def _signals_counted(self) -> Iterator[None]:
-        # Signal handlers belong to the main thread; elsewhere (a test, a notebook) the caller keeps them.
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        wanted = [signal.SIGINT, signal.SIGTERM]
-        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup ignores it, and so must this
-            wanted.append(signal.SIGHUP)
-        before = {number: signal.signal(number, self._count_signal) for number in wanted}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _count_signal(self, number: int, frame: object) -> None:
-        # Only counted: sent from here, a signal could miss a child that is being started at this moment.
-        self._signals += 1
-
-    def _pass_signals_on(self) -> None:
-        # Once: finish the step and write a checkpoint. Again: the child's own second Ctrl-C. A third time: at once.
-        for training, process in self._running.items():
-            while self._delivered.get(training, 0) < self._signals:
-                self._states[training] = "stopping"
-                self._delivered[training] = self._delivered.get(training, 0) + 1
-                process.send_signal(signal.SIGINT if self._delivered[training] < 3 else signal.SIGKILL)
-
-    def _end_children(self) -> None:
-        """After a defect of our own: no child may outlive this process unseen."""
-        for process in self._running.values():
-            process.send_signal(signal.SIGINT)
-        for process in self._running.values():
-            try:
-                process.wait(GRACE_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
 
 
 def _state_of(run: Path, wanted: Configuration) -> Literal["fresh", "unfinished", "finished"]:
@@ -298,7 +247,7 @@ def _is_finished(run: Path, steps: int) -> bool:
 
 def _failure(training: Training, status: int, reached: int) -> str:
     if status < 0:
-        how = f"was killed by {signal.Signals(-status).name}"
+        how = killed_by(status)
     elif status:
         how = f"failed with exit code {status}"
     else:

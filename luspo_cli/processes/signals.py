@@ -17,7 +17,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 GONE = (errno.EPIPE, errno.EIO, errno.EBADF)
@@ -37,6 +37,30 @@ class StopRequest:
 
 
 @contextlib.contextmanager
+def stop_signals_handled(
+    handle: Callable[[int], None], ignored_after: Callable[[int], bool] = lambda _: False
+) -> Iterator[None]:
+    """Within this block the signals that ask for a stop go to `handle`; the handlers before it are back afterwards.
+
+    But SIGHUP stays ignored where it was, as under nohup, and outside the main thread, to which handlers belong, all stay as they
+    are. `ignored_after`: whether a signal that had no handler before is to be ignored from the end of the block on.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    wanted = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        wanted.append(signal.SIGHUP)
+    before = {number: signal.signal(number, lambda number, frame: handle(number)) for number in wanted}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            ignored = handler is signal.SIG_DFL and ignored_after(number)
+            signal.signal(number, signal.SIG_IGN if ignored else handler)
+
+
+@contextlib.contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
     """Within this block a signal asks for a stop after the step; the handlers before it are back afterwards.
 
@@ -44,11 +68,8 @@ def stop_on_signals() -> Iterator[StopRequest]:
     would end it by the signal, with another exit status than the one that says that the checkpoint is there.
     """
     request = StopRequest()
-    if threading.current_thread() is not threading.main_thread():  # handlers belong to the main thread
-        yield request
-        return
 
-    def handle(number: int, frame: Any) -> None:
+    def handle(number: int) -> None:
         if request.signal is not None:
             return
         request.signal = number
@@ -57,16 +78,8 @@ def stop_on_signals() -> Iterator[StopRequest]:
         with contextlib.suppress(RuntimeError, OSError):
             logger.info("stopping after this step, with a checkpoint; Ctrl-C again stops at once without one")
 
-    wanted = [signal.SIGINT, signal.SIGTERM]
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-        wanted.append(signal.SIGHUP)
-    before = {number: signal.signal(number, handle) for number in wanted}
-    try:
+    with stop_signals_handled(handle, lambda number: request() and number != signal.SIGINT):
         yield request
-    finally:
-        for number, handler in before.items():
-            leaving = request() and number != signal.SIGINT and handler is signal.SIG_DFL
-            signal.signal(number, signal.SIG_IGN if leaving else handler)
 
 
 class LastingStream:

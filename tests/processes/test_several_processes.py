@@ -256,7 +256,7 @@ def test_processes_that_cannot_be(
 def test_an_occupied_folder_is_refused_before_a_process_is_started(
     small_run: Callable[..., TrainRun], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from luspo_cli.processes import local as module
+    from luspo_cli.processes import supervise as module
 
     def started(*_: Any, **__: Any) -> None:
         raise RunError("a process was started")

@@ -10,7 +10,7 @@ import threading
 import pytest
 
 from doubles.messages import heard
-from luspo_cli.processes.signals import stop_on_signals
+from luspo_cli.processes.signals import stop_on_signals, stop_signals_handled
 from luspo_cli.runs.log import messages_to
 
 ALL = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -90,3 +90,17 @@ def test_outside_the_main_thread_no_handler_is_set() -> None:
     thread.start()
     thread.join()
     assert answers == [False]
+
+
+def test_a_terminal_that_closes_ends_nothing_under_nohup() -> None:
+    passed_on: list[int] = []
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup starts a program
+    with stop_signals_handled(passed_on.append):
+        os.kill(os.getpid(), signal.SIGHUP)
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    with stop_signals_handled(passed_on.append):
+        os.kill(os.getpid(), signal.SIGHUP)
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
+    assert passed_on == [signal.SIGTERM, signal.SIGHUP]

@@ -14,18 +14,14 @@ answer instead of training on other weights' samples.
 
 from __future__ import annotations
 
-import http.client
-import json
 import re
 import secrets
 import threading
-import urllib.error
-import urllib.parse
-import urllib.request
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
+import httpx
 import torch
 
 from luspo_cli.errors import RunError, UsageError
@@ -146,6 +142,8 @@ class _Server:
         self.url, self.timeout_s = url, timeout_s
         self.mode: LogprobsMode = "raw_logprobs"
         self._greeted = False
+        # No connection is kept open: a server closes idle ones, and a request on such a one fails without a reason.
+        self._http = httpx.Client(limits=httpx.Limits(max_connections=None, max_keepalive_connections=0))
 
     def check(self, longest: int, draws: SamplingOptions) -> None:
         """UsageError where the address does not answer, is no vLLM server for a run, is too small for the longest row, or
@@ -203,7 +201,7 @@ class _Server:
             self._call("POST", "/start_weight_update")
 
     def _stream(self, described: dict[str, Any], weights: WeightFeed) -> None:
-        host = urllib.parse.urlsplit(self.url).hostname or "127.0.0.1"
+        host = httpx.URL(self.url).host or "127.0.0.1"
         try:
             with WeightSender(host, self._workers, self.timeout_s) as sender, ThreadPoolExecutor(1) as thread:
                 update = {"address": sender.address, "timeout_s": self.timeout_s, **described}
@@ -245,45 +243,34 @@ class _Server:
     def _call(
         self, method: str, path: str, body: dict[str, Any] | None = None, timeout_s: float | None = None
     ) -> dict[str, Any]:
-        request = urllib.request.Request(
-            self.url + path,
-            method=method,
-            data=None if body is None else json.dumps(body).encode(),
-            headers={"Content-Type": "application/json"},
-        )
+        seconds = timeout_s or self.timeout_s
         try:
-            with urllib.request.urlopen(request, timeout=timeout_s or self.timeout_s) as response:
-                content = response.read()
-        except urllib.error.HTTPError as error:
-            raise self._refused(path, error) from error
-        except TimeoutError as error:
+            answer = self._http.request(method, self.url + path, json=body, timeout=seconds)
+        except httpx.TimeoutException as error:
             raise RunError(
-                f"the vLLM server {self.url} did not answer within {timeout_s or self.timeout_s:g} s ({path}):"
+                f"the vLLM server {self.url} did not answer within {seconds:g} s ({path}):"
                 f" raise rollout.vllm.timeout_s or look at the server, {GO_ON}"
             ) from error
-        except (OSError, http.client.HTTPException) as error:
-            reason = getattr(error, "reason", error)
-            raise RunError(f"the vLLM server {self.url} does not answer ({reason}): start it again, {GO_ON}") from error
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise RunError(f"the vLLM server {self.url} does not answer ({error}): start it again, {GO_ON}") from error
         try:
-            found = json.loads(content or b"{}")
+            found = answer.json()
         except ValueError:
-            return {}
-        return found if isinstance(found, dict) else {}
+            found = None
+        if answer.is_success:
+            return found if isinstance(found, dict) else {}
+        raise self._refused(path.partition("?")[0], answer, found)
 
-    def _refused(self, path: str, error: urllib.error.HTTPError) -> RunError:
-        text = error.read().decode(errors="replace")
-        try:
-            found = json.loads(text)
-            detail = found.get("error", found.get("detail", text))
-            detail = detail.get("message", text) if isinstance(detail, dict) else detail
-        except (ValueError, AttributeError):
-            detail = text
-        of_worker = WORKER_ERROR.search(str(detail))
-        first = next((line.strip() for line in str(detail).splitlines() if line.strip()), str(error.reason))
-        reason = of_worker.group(1) if of_worker and of_worker.group(1) else first
-        route = path.partition("?")[0]
-        if error.code == 404:
+    def _refused(self, route: str, answer: httpx.Response, found: Any) -> RunError:
+        if answer.status_code == 404:
             return RunError(f"the vLLM server {self.url} has no {route}: start it again, {GO_ON}")
+        detail = found.get("error", found.get("detail")) if isinstance(found, dict) else None
+        if isinstance(detail, dict):
+            detail = detail.get("message")
+        said = answer.text if detail is None else str(detail)
+        first = next((line.strip() for line in said.splitlines() if line.strip()), answer.reason_phrase)
+        of_worker = WORKER_ERROR.search(said)
+        reason = of_worker.group(1) if of_worker and of_worker.group(1) else first
         return RunError(
-            f"the vLLM server {self.url} refused {route} ({error.code}: {reason[:300]}): start it again, {GO_ON}"
+            f"the vLLM server {self.url} refused {route} ({answer.status_code}: {reason[:300]}): start it again, {GO_ON}"
         )

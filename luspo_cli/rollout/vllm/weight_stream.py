@@ -23,7 +23,7 @@ from luspo_cli.processes.sharding import whole_weight
 
 SECRET_BYTES = 16
 AHEAD = 1
-"""Weights that wait for a server beside the one that is sent to it."""
+"""How many weights are queued for a server while one is being sent to it; each is a copy in memory."""
 
 
 def checkpoint_weights(policy: nn.Module, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
@@ -43,26 +43,26 @@ def describe(policy: nn.Module, dtype: torch.dtype) -> dict[str, Any]:
 
 
 class WeightFeed:
-    """One server's end of `hand_out`: an iterator over the weights, in another thread than the one that gathers them."""
+    """A bounded queue of weights between the thread that gathers them (`hand_out`) and the one that sends them to a server."""
 
     def __init__(self) -> None:
         self._queue: queue.Queue[tuple[str, Tensor] | None] = queue.Queue(AHEAD)
         self._closed = self._broken = False
 
     def put(self, weight: tuple[str, Tensor] | None) -> None:
-        """Hand on one weight, or None after the last; waits while the server is `AHEAD` behind, and not for one that closed."""
+        """Queue one weight, or None after the last. Waits while `AHEAD` weights are queued; after `close` it drops the weight."""
         if not self._closed:
             self._queue.put(weight)
 
     def close(self) -> None:
-        """The server wants no more: whoever waits in `put` is let go, and later weights are dropped."""
+        """Called by the sending thread when it needs no more weights: a waiting `put` returns, and later weights are dropped."""
         self._closed = True
         with contextlib.suppress(queue.Empty):
             while True:
                 self._queue.get_nowait()
 
     def break_off(self) -> None:
-        """No more weights will come: iterating ends with OSError instead of too early."""
+        """Called when gathering failed: the sending thread gets an OSError instead of a stream that ends too early."""
         self._broken = True
         self.put(None)
 
@@ -78,10 +78,10 @@ class WeightFeed:
 
 
 def hand_out(weights: Iterable[tuple[str, Tensor]], feeds: Sequence[WeightFeed]) -> None:
-    """Give every weight, on the CPU, to all feeds; few are in memory at a time.
+    """Give every weight, on the CPU, to all feeds; at most `AHEAD` + 1 of them are in memory for each feed.
 
-    It goes on to the last weight where all feeds have closed: where weights are sharded, getting the next one is an exchange,
-    which the other processes of the run wait for.
+    All weights are gathered even where every feed has closed: gathering a sharded weight is a collective call, and the other
+    processes of the run would wait for it for ever.
     """
     try:
         for name, weight in weights:
