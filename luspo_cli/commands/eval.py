@@ -138,10 +138,11 @@ def evaluate(config: EvalRun, *, as_json: bool = False) -> None:
 
     from luspo_cli.commands.display.drawing import choose_progress
     from luspo_cli.evaluation.evaluate import run_evaluation
+    from luspo_cli.runs.log import StderrHandler, messages_to
 
     try:
-        with choose_progress(Console(stderr=True)) as progress:
-            finished = run_evaluation(config, on_progress=progress, say=progress.say)
+        with choose_progress(Console(stderr=True)) as progress, messages_to([StderrHandler()]):
+            finished = run_evaluation(config, on_progress=progress)
     except KeyboardInterrupt:
         again = shlex.join(["luspo", *sys.argv[1:]])
         typer.echo(f"Stopped; finished chunks are kept. Go on with the same command: {again}", err=True)

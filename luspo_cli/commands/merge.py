@@ -30,6 +30,7 @@ def merge_cli(
 ) -> None:
     """Fold an adapter into its base model and write float32 weights and tokenizer, for any program that loads models."""
     from luspo_cli.evaluation.weights import find_weights
+    from luspo_cli.policy.loading import write_merged
 
     if out.exists():
         raise UsageError(f"{out} exists; choose another --out.")
@@ -38,23 +39,8 @@ def merge_cli(
         print(f"warning: {note}; taking the one before", file=sys.stderr)
     if weights.base is None:
         raise UsageError(f"{weights.path} holds no adapter: it is a plain model folder already.")
-    merge(Path(weights.path), out)
+    write_merged(Path(weights.path), out)
     if as_json:
         typer.echo(json.dumps({"out": str(out), "adapter": weights.path, "base": weights.base, "step": weights.step}))
     else:
         print(f"{weights.base} with the adapter of {weights.path} is in {out}", file=sys.stderr)
-
-
-def merge(adapter: Path, out: Path) -> None:
-    """Write the merged model of a peft folder to `out`, whole or not at all; RunError on a full disk."""
-    from luspo_cli.config.model import ModelConfig
-    from luspo_cli.files import replacing_folder, said_in_one_sentence
-    from luspo_cli.policy.loading import load_model
-
-    loaded = load_model(ModelConfig(path=str(adapter)))
-    with (
-        said_in_one_sentence(out, "or choose another --out", "nothing half-written was left"),
-        replacing_folder(out) as folder,
-    ):
-        loaded.model.save_pretrained(folder, safe_serialization=True)
-        (loaded.processor or loaded.tokenizer).save_pretrained(folder)

@@ -5,7 +5,7 @@ Nothing is loaded or written before all benchmarks, their data, prompts and earl
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,16 +24,15 @@ if TYPE_CHECKING:
     from luspo_cli.evaluation.sampling import SamplingModel
     from luspo_cli.evaluation.weights import Weights
 
+logger = logging.getLogger(__name__)
+
 DEFAULT_RESPONSE_TOKENS = 2048
 
 
-def run_evaluation(
-    config: EvalRun, *, on_progress: Progress | None = None, say: Callable[[str], None] = lambda text: None
-) -> list[Finished]:
+def run_evaluation(config: EvalRun, *, on_progress: Progress | None = None) -> list[Finished]:
     """Evaluate a model on benchmarks, one after the other, or score a responses file; the results are on disk then.
 
-    `on_progress` hears of drawn samples, `say` what a user should read. The model is loaded once, and only if something is
-    to be drawn.
+    `on_progress` hears of drawn samples. The model is loaded once, and only if something is to be drawn.
 
     Raises:
         UsageError: names, data, prompts, the model or an earlier result do not fit; nothing was written.
@@ -47,10 +46,10 @@ def run_evaluation(
 
         judge = make_judge(config.judge)
     if config.responses.file:
-        return [_score_file(config, loaded, judge, say)]
+        return [_score_file(config, loaded, judge)]
     if not config.model.path:
         raise UsageError("Say what to evaluate: a run folder, a model folder or a hub id; or --responses FILE.")
-    return _draw_and_score(config, loaded, judge, on_progress, say)
+    return _draw_and_score(config, loaded, judge, on_progress)
 
 
 def chosen_benchmarks(chosen: BenchmarkConfig) -> list[str]:
@@ -81,7 +80,6 @@ def score_responses(
     judge: Judge | None = None,
     replies: Path | None = None,
     workers: int = 0,
-    say: Callable[[str], None] = lambda text: None,
 ) -> EvaluationResult:
     """Score a responses file (docs/benchmarks.md) against the problems in the folder or file `data`, or against problems.
 
@@ -100,12 +98,10 @@ def score_responses(
 
     kept = list(samples)
     result = score_samples(benchmark, problems, kept, mode=mode, variant=variant, report=report, workers=workers)
-    return judge_samples(judge, benchmark, result, kept, JudgeLog(replies, judge), say=say)
+    return judge_samples(judge, benchmark, result, kept, JudgeLog(replies, judge))
 
 
-def _score_file(
-    config: EvalRun, loaded: dict[str, Benchmark], judge: Judge | None, say: Callable[[str], None]
-) -> Finished:
+def _score_file(config: EvalRun, loaded: dict[str, Benchmark], judge: Judge | None) -> Finished:
     if len(loaded) > 1:
         raise UsageError("--responses holds the responses to one benchmark; name one with --benchmark.")
     if judge is not None:
@@ -120,7 +116,6 @@ def _score_file(
         variant=config.benchmark.prompt or None,
         judge=judge,
         replies=None if out is None else out.with_name(f"{out.stem}.judge.jsonl"),
-        say=say,
     )
     result = replace(result, details={**result.details, "config": config.stored()})
     if out is not None:
@@ -133,7 +128,6 @@ def _draw_and_score(
     loaded: dict[str, Benchmark],
     judge: Judge | None,
     on_progress: Progress | None,
-    say: Callable[[str], None],
 ) -> list[Finished]:
     from luspo_cli.evaluation.runner import check, evaluate
     from luspo_cli.evaluation.sampling import load_sampling_model
@@ -155,7 +149,7 @@ def _draw_and_score(
 
     def load() -> SamplingModel:
         if not found:
-            say(f"loading {weights.path} ({sampling.dtype})")
+            logger.info(f"loading {weights.path} ({sampling.dtype})")
             found.append(
                 load_sampling_model(
                     weights.path,
@@ -171,7 +165,7 @@ def _draw_and_score(
         return found[0]
 
     for note in weights.notes:
-        say(f"warning: {note}; taking the one before")
+        logger.warning(f"{note}; taking the one before")
     fingerprint = weights.fingerprint()
     if fingerprint is None:  # a hub id that is not on this machine yet
         load()
@@ -182,7 +176,7 @@ def _draw_and_score(
         check(evaluation, replace_other=config.output.replace)
         evaluations.append(evaluation)
     return [
-        evaluate(evaluation, load, judge=judge, replace_other=config.output.replace, on_progress=on_progress, say=say)
+        evaluate(evaluation, load, judge=judge, replace_other=config.output.replace, on_progress=on_progress)
         for evaluation in evaluations
     ]
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -23,6 +24,8 @@ from luspo_cli.evaluation.responses import Sample
 from luspo_cli.evaluation.scorer import EvaluationResult, score_samples
 from luspo_cli.files import append
 from luspo_cli.metrics.intervals import bootstrap_interval
+
+logger = logging.getLogger(__name__)
 
 
 class JudgeLog:
@@ -85,8 +88,6 @@ def judge_samples(
     result: EvaluationResult,
     samples: Sequence[Sample],
     log: JudgeLog,
-    *,
-    say: Callable[[str], None] = lambda text: None,
 ) -> EvaluationResult:
     """Return `result` with `judge_extracted`, `judge_correct` and `judge_error` beside each sample's verdict.
 
@@ -94,7 +95,7 @@ def judge_samples(
     `agreement`: the share of judged samples in which the rule has the same verdict (None where none was judged).
     """
     keys = [reply_key(sample.problem_id, sample.response) for sample in samples]
-    _ask(judge, benchmark, result, samples, keys, log, say)
+    _ask(judge, benchmark, result, samples, keys, log)
     replies = [log[key] for key in keys]
     correct = [reply.correct for reply in replies]
     if judge.task == "extract":
@@ -118,8 +119,8 @@ def judge_samples(
     errors = [reply.error for reply in replies if reply.error is not None]
     if errors:
         most, times = Counter(errors).most_common(1)[0]
-        say(
-            f"warning: the judge failed on {len(errors):,} of {len(samples):,} samples of {benchmark.name}"
+        logger.warning(
+            f"the judge failed on {len(errors):,} of {len(samples):,} samples of {benchmark.name}"
             f" (most often, {times:,} times: {most})"
         )
     summary = {
@@ -165,7 +166,6 @@ def _ask(
     samples: Sequence[Sample],
     keys: Sequence[str],
     log: JudgeLog,
-    say: Callable[[str], None],
 ) -> None:
     """Fill the log with a reply for every key."""
     by_id = {problem.id: problem for problem in result.problems}
@@ -178,14 +178,14 @@ def _ask(
         asked = "\n\n".join(turn.content for turn in benchmark.prompt(problem) if turn.role == "user")
         questions.append(Question(asked.replace("<image>", "").strip(), sample.response, problem.gold))
     order, done = list(left), 0
-    say(f"{benchmark.name}: {len(order):,} responses go to the judge '{judge.model}'")
+    logger.info(f"{benchmark.name}: {len(order):,} responses go to the judge '{judge.model}'")
 
     def keep(index: int, reply: Reply) -> None:
         nonlocal done
         log.add(order[index], reply)
         done += 1
         if done % 100 == 0:
-            say(f"{benchmark.name}: {done:,} of {len(order):,} responses judged")
+            logger.info(f"{benchmark.name}: {done:,} of {len(order):,} responses judged")
 
     judge.ask(questions, keep)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -35,6 +36,8 @@ from luspo_cli.files import read_object
 from luspo_cli.metrics.rollout_metrics import length_statistics, lengths_by_verdict
 from luspo_cli.records import Prompt, StopReason
 from luspo_cli.rollout.sampler import SamplingOptions
+
+logger = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int, int], None]
 """Hears (benchmark, finished samples, all samples, samples that an earlier session drew)."""
@@ -119,7 +122,6 @@ def evaluate(
     judge: Judge | None = None,
     replace_other: bool = False,
     on_progress: Progress | None = None,
-    say: Callable[[str], None] = lambda text: None,
 ) -> Finished:
     """Draw what is missing, score, and leave NAME.json and NAME.parquet; `load` is called only to draw.
 
@@ -129,18 +131,18 @@ def evaluate(
     """
     total = len(evaluation.problems) * evaluation.config.sampling.samples
     if check(evaluation, replace_other=replace_other):
-        return _score_again(evaluation, judge, say)
+        return _score_again(evaluation, judge)
     name, identity = evaluation.benchmark.name, evaluation.identity()
     model = load()
     prompts = BenchmarkPrompts(model, evaluation.benchmark, evaluation.problems, evaluation.variant, evaluation.images)
     prompts.require_room(evaluation.config.sampling.max_response_tokens)
     if lost := prompts.lost_text():
-        say(f"warning: {lost}")
+        logger.warning(lost)
     with PartialSamples(evaluation.out, name) as partial:
         partial.open(identity, replace=replace_other)
-        samples, drawn = _draw(evaluation, model, prompts, partial, on_progress, say)
+        samples, drawn = _draw(evaluation, model, prompts, partial, on_progress)
         log = JudgeLog(partial.path / "judge.jsonl", judge) if judge is not None else None
-        content = _score(evaluation, samples, judge, log, say)
+        content = _score(evaluation, samples, judge, log)
         partial.remove()
     return Finished(content, evaluation.json_file, evaluation.samples_file, drawn, total - drawn)
 
@@ -151,7 +153,6 @@ def _draw(
     prompts: Sequence[Prompt],
     partial: PartialSamples,
     on_progress: Progress | None,
-    say: Callable[[str], None],
 ) -> tuple[list[StoredSample], int]:
     """Return all samples in the order of the problems, and how many of them are new."""
     settings, name = evaluation.config.sampling, evaluation.benchmark.name
@@ -161,7 +162,7 @@ def _draw(
     chunks = {start: partial.get(start, ids[start : start + size], settings.samples) for start in starts}
     found = sum(len(chunk) for chunk in chunks.values() if chunk is not None)
     if found:
-        say(f"{name}: going on after {found:,} of {total:,} samples")
+        logger.info(f"{name}: going on after {found:,} of {total:,} samples")
     done = found
     for start in starts:
         if chunks[start] is not None:
@@ -216,7 +217,7 @@ def _finished(evaluation: Evaluation) -> dict[str, Any] | None:
     return settings if isinstance(settings, dict) else {}
 
 
-def _score_again(evaluation: Evaluation, judge: Judge | None, say: Callable[[str], None]) -> Finished:
+def _score_again(evaluation: Evaluation, judge: Judge | None) -> Finished:
     content: Mapping[str, Any] = read_object(evaluation.json_file) or {}
     samples = _read_back(evaluation)
     scored_alike = (content.get("version"), content.get("mode")) == (evaluation.benchmark.version, evaluation.mode)
@@ -224,14 +225,14 @@ def _score_again(evaluation: Evaluation, judge: Judge | None, say: Callable[[str
     judged = content.get("judge")
     failed = content.get("metrics", {}).get("judge", {}).get("failed", 0)
     if scored_alike and (wanted is None or (wanted == judged and not failed)):
-        say(f"{evaluation.benchmark.name}: the result is there")
+        logger.info(f"{evaluation.benchmark.name}: the result is there")
     else:
-        say(f"{evaluation.benchmark.name}: scoring the {len(samples):,} samples that are there")
+        logger.info(f"{evaluation.benchmark.name}: scoring the {len(samples):,} samples that are there")
         log = None
         if judge is not None:
             replies = PartialSamples(evaluation.out, evaluation.benchmark.name).path / "judge.jsonl"
             log = JudgeLog(replies, judge, known_replies(evaluation.samples_file) if wanted == judged else {})
-        content = _score(evaluation, samples, judge, log, say)
+        content = _score(evaluation, samples, judge, log)
     PartialSamples(evaluation.out, evaluation.benchmark.name).remove()  # a kill between result and clean-up leaves it
     return Finished(content, evaluation.json_file, evaluation.samples_file, 0, len(samples))
 
@@ -254,7 +255,6 @@ def _score(
     samples: Sequence[StoredSample],
     judge: Judge | None,
     log: JudgeLog | None,
-    say: Callable[[str], None],
 ) -> dict[str, Any]:
     """Score and write both files, the JSON last: it says that the result is whole."""
     benchmark, problems = evaluation.benchmark, evaluation.problems
@@ -277,7 +277,7 @@ def _score(
     metrics = {**result.metrics, **length_statistics(lengths), **lengths_by_verdict(lengths, right)}
     result = replace(result, metrics=metrics, details=details)
     if judge is not None and log is not None:
-        result = judge_samples(judge, benchmark, result, to_grade, log, say=say)
+        result = judge_samples(judge, benchmark, result, to_grade, log)
     earlier = _finished(evaluation)
     if earlier is not None and not is_same(earlier, details["sampling"]):
         evaluation.json_file.unlink()  # --replace: it must not stand beside samples that it does not describe

@@ -20,6 +20,7 @@ import torch
 from luspo_cli.config.model import ModelConfig
 from luspo_cli.config.rollout import TemplateValue
 from luspo_cli.errors import UsageError
+from luspo_cli.files import replacing_folder, said_in_one_sentence
 from luspo_cli.policy import attention
 from luspo_cli.policy.inputs import check_template_arguments, prompt_inputs, prompt_length
 from luspo_cli.policy.model_files import ADAPTER_CONFIG, config_file, find_model, is_hub_id
@@ -256,3 +257,14 @@ def end_tokens(model: Any, tokenizer: Any) -> tuple[int, ...]:
     if not found:
         raise UsageError("the model names no end-of-sequence token, so no response would ever end: set eos_token_id")
     return tuple(sorted(found))
+
+
+def write_merged(adapter: Path, out: Path) -> None:
+    """Write the merged model of a peft folder to `out`, whole or not at all; RunError on a full disk."""
+    loaded = load_model(ModelConfig(path=str(adapter)))
+    with (
+        said_in_one_sentence(out, "or choose another --out", "nothing half-written was left"),
+        replacing_folder(out) as folder,
+    ):
+        loaded.model.save_pretrained(folder, safe_serialization=True)
+        (loaded.processor or loaded.tokenizer).save_pretrained(folder)

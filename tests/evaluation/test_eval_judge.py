@@ -217,11 +217,11 @@ def reading(body: dict[str, Any], number: int) -> str:
     return "Final answer: 3" if "What is 2?" in text else "Final answer: 2"
 
 
-def test_verdicts_stand_beside_the_rules_and_failures_are_counted(serve, tmp_path) -> None:
+def test_verdicts_stand_beside_the_rules_and_failures_are_counted(serve, tmp_path, caplog) -> None:
     server = serve(reading)
     evaluation = evaluation_of(tmp_path, tmp_path / "out")
-    said: list[str] = []
-    finished = evaluate(evaluation, scripted(ScriptedSampler()), judge=Judge(server.url, "m"), say=said.append)
+    finished = evaluate(evaluation, scripted(ScriptedSampler()), judge=Judge(server.url, "m"))
+    said = caplog.messages
     rows = pyarrow.parquet.read_table(evaluation.samples_file).to_pylist()
     # The rule: all responses say 2, problem 2 is right. The judge reads 3 there, and 2 elsewhere: none is right.
     assert [row["correct"] for row in rows] == [row["id"] == "2" for row in rows]

@@ -95,12 +95,12 @@ def test_a_served_models_verdict_is_taken(server, tmp_path) -> None:
     assert heard == [Reply("4", True)]
 
 
-def test_an_untrained_models_replies_are_failures_and_no_data(server, tmp_path) -> None:
+def test_an_untrained_models_replies_are_failures_and_no_data(server, tmp_path, caplog) -> None:
     url, _ = server
     judge = Judge(url, str(byte_model(tmp_path / "random")), max_tokens=40)
     evaluation = evaluation_of(tmp_path, tmp_path / "out")
-    said: list[str] = []
-    finished = evaluate(evaluation, scripted(ScriptedSampler()), judge=judge, say=said.append)
+    finished = evaluate(evaluation, scripted(ScriptedSampler()), judge=judge)
+    said = caplog.messages
     summary = finished.content["metrics"]["judge"]
     assert (summary["judged"], summary["failed"], summary["accuracy"]) == (0, 10, None)
     assert any("judge failed on 10 of 10 samples" in line and "malformed reply" in line for line in said)

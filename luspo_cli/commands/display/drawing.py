@@ -22,7 +22,7 @@ class LineProgress:
     """Plain lines: at most one every `LINE_EVERY_S` seconds, and one at the end of each benchmark."""
 
     def __init__(self, write: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
-        self.say = write
+        self._write = write
         self._clock = clock
         self._benchmark = ""
         self._started = self._told = clock()
@@ -42,7 +42,7 @@ class LineProgress:
         self._told = now
         left = seconds_left(now - self._started, done - found, total - done)
         rest = "" if left is None or done == total else f", about {shown.clock(left)} left"
-        self.say(f"{benchmark}: {done:,} of {total:,} samples{rest}")
+        self._write(f"{benchmark}: {done:,} of {total:,} samples{rest}")
 
 
 class BarProgress:
@@ -59,9 +59,6 @@ class BarProgress:
         self._progress = Progress(*columns, console=console)
         self._clock = clock
         self._tasks: dict[str, tuple[TaskID, float]] = {}
-
-    def say(self, text: str) -> None:
-        self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def __enter__(self) -> Self:
         self._progress.start()
