@@ -3,7 +3,8 @@ r"""Other spellings of an answer, both ways round: units, sets of the line, rati
 from __future__ import annotations
 
 import pytest
-from spelling_pairs import DIFFERENT_BOTH_WAYS, EQUAL_BOTH_WAYS
+from different_pairs import DIFFERENT_BOTH_WAYS
+from equal_pairs import EQUAL_BOTH_WAYS
 
 from luspo_cli.grading.maths.decide import decide, decide_quickly
 from luspo_cli.grading.maths.normalise import normalise

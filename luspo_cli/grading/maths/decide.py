@@ -66,6 +66,8 @@ def decide_quickly(gold: str, answer: str) -> Reason | None:
     for one, other in ((left, right), (right, left)):
         if one.choice is not None and _CHOICE_LETTER.fullmatch(other.text):
             return Reason.EXACT if one.choice == other.text else Reason.DIFFERENT
+    if left.choice is not None and right.choice is not None and left.choice != right.choice:
+        return Reason.DIFFERENT
     if clash(left.unit, right.unit):
         return _compare_converted(left, right)
     if not left.text or not right.text:

@@ -21,6 +21,7 @@ MAX_ANSWER_CHARACTERS = 2_000
 
 _THOUSANDS_MARK = re.compile(r"(?<=[0-9])(?:,\s{0,4}\\!|\{,\}|\\,)\s{0,4}(?=[0-9]{3}(?![0-9]))")
 _DEGREES = re.compile(r"\^\s{0,4}(?:\\circ|\{\s{0,4}\\circ\s{0,4}\}|\\degree|\{\s{0,4}\\degree\s{0,4}\})|\\degree")
+_TRIGONOMETRY = re.compile(r"(?<!arc)(?<!a)(?:sin|cos|tan|cot|sec|csc)[ ({]{0,3}(?=[0-9]|\\left)")
 _PLAIN_THOUSANDS = re.compile(r"(?<![0-9.,])([0-9]{1,3}(?:,[0-9]{3})+)(?![0-9,])")
 _SPACED_THOUSANDS = re.compile(r"[-+]?[0-9]{1,3}(?:, ?[0-9]{3})+")
 _MIXED = re.compile(r"(?<![0-9A-Za-z.)}/^_])([0-9]+) +([0-9]+) ?/ ?([0-9]+)(?![0-9.])")
@@ -39,6 +40,7 @@ _SEPARATOR_WORD = re.compile(r"[ \ue000]+(and|or)[ \ue001]+|,[ \ue000]*(?:and|or
 _WORD = re.compile(r"[A-Za-z]{3,}")
 _OPTION = re.compile(r"(?:[Oo]ption|[Cc]hoice) (?=\(?[A-Z]\b)")
 _CHOICE = re.compile(r"[ \ue000]*\(([A-Z])\)[ \ue001.:]*(?P<rest>[^ \ue001].*)?", re.DOTALL)
+_LISTED_CHOICE = re.compile(r"([A-J])[.:)] +(?P<rest>[-+]?[0-9.(\\].*)", re.DOTALL)
 _EMPTY_GROUP = re.compile(r"(?<![A-Za-z}^_ ])\{\}")
 _LABEL = re.compile(r"(?:[Tt]he )?(?:[Ff]inal )?[Aa]nswer(?: is ?:?|[ \ue001]?:)[ \ue001]*")
 _TEXT_ONLY = re.compile(r"[A-Za-z][A-Za-z'\".\- ]*")
@@ -88,6 +90,8 @@ def _normalise(answer: str) -> Normalised:
     text = plain_characters(answer)
     text, unit = _without_currency(text.strip())
     text = _THOUSANDS_MARK.sub("", text)
+    if _TRIGONOMETRY.search(text):  # the sine of 30 degrees is none of 30
+        text = _DEGREES.sub(r"\\pi /180 ", text)
     text, degrees = _DEGREES.subn("\ue003", text)
     text = _EMPTY_GROUP.sub("", rewrite_commands(text)).strip()
     scale = _TEMPERATURE.fullmatch(text.rpartition("\ue003")[2]) if degrees else None
@@ -172,6 +176,9 @@ def _trim(text: str) -> str:
 
 
 def _split_choice(text: str) -> tuple[str | None, str]:
+    listed = _LISTED_CHOICE.fullmatch(text)
+    if listed is not None:
+        return listed[1], listed["rest"]
     match = _CHOICE.fullmatch(text)
     if match is None:
         return None, text

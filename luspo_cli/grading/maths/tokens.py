@@ -30,7 +30,7 @@ GREEK = frozenset(
 )  # fmt: skip
 CONSTANTS = {"pi": "pi", "infty": "inf", "infinity": "inf", "inf": "inf", "e": "e", "i": "i"}
 _TOKEN = re.compile(
-    r"\s*(?:(?P<num>[0-9]+(?:\.[0-9]*)?|\.[0-9]+)|\\(?P<command>[a-zA-Z]+|[{}|])|(?P<letters>[A-Za-z]+)|(?P<power>\*\*)"
+    r"\s*(?:(?P<num>(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][0-9]{1,3}(?![0-9]))?)|\\(?P<command>[a-zA-Z]+|[{}|])|(?P<letters>[A-Za-z]+)|(?P<power>\*\*)"
     r"|(?P<char>[-+*/^_(){}\[\]|!',]))"
 )
 

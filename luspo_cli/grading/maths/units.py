@@ -79,21 +79,53 @@ _COUNTED = frozenset(
         "men", "boys", "girls", "cats", "dogs", "cars", "pens",
     )
 )  # fmt: skip
+# Words that change the value before them, and words of mathematics: neither is a noun.
 _VALUE_WORDS = frozenset(
     (
         "dozen", "dozens", "score", "gross", "hundred", "thousand", "million", "billion", "trillion", "hundreds",
         "thousands", "millions", "billions", "half", "halves", "third", "thirds", "quarter", "quarters", "fourth",
         "fourths", "fifth", "fifths", "sixth", "sixths", "eighth", "eighths", "tenth", "tenths", "hundredth",
         "hundredths", "thousandth", "thousandths", "and", "or", "plus", "minus", "less", "more", "than", "over",
-        "divided", "multiplied", "mod", "modulo", "squared", "cubed", "factorial", "base", "to", "of", "if", "when",
-        "for", "where", "with", "not", "except", "is", "are", "least", "most", "about", "approximately", "remainder",
-        "choose", "pairs", "pair", "couple", "negative", "positive", "percent", "but", "only", "between", "through",
-        "below", "above", "root", "power", "times", "pi", "infinity", "inclusive", "exclusive", "no", "none", "ago",
-        "theta", "alpha", "beta", "gamma", "delta", "lambda", "sqrt", "from", "would", "cannot", "wrong", "impossible",
+        "divided", "multiplied", "mod", "modulo", "squared", "cubed", "factorial", "base", "not", "except", "least",
+        "most", "remainder", "pairs", "pair", "couple", "negative", "percent", "power", "root", "pi", "infinity",
+        "theta", "alpha", "beta", "gamma", "delta", "lambda", "sqrt", "wrong", "impossible", "cannot",
     )
 )  # fmt: skip
+# Words of a sentence: a value before them outside \\text{} is a part of one.
+_SENTENCE_WORDS = _VALUE_WORDS | frozenset(
+    [
+        "to",
+        "of",
+        "if",
+        "when",
+        "for",
+        "where",
+        "with",
+        "is",
+        "are",
+        "about",
+        "approximately",
+        "choose",
+        "positive",
+        "but",
+        "only",
+        "between",
+        "through",
+        "below",
+        "above",
+        "times",
+        "inclusive",
+        "exclusive",
+        "no",
+        "none",
+        "ago",
+        "from",
+        "would",
+    ]
+)
 _MULTIPLIERS = {"dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 _MULTIPLIED = re.compile(rf"(-?[0-9][0-9,]{{0,20}}(?:\.[0-9]{{1,20}})?) ?({'|'.join(_MULTIPLIERS)})s?")
+_UNITS_SQUARED = re.compile(r"(?<=units )(?:squared|cubed)$")
 _CHINESE_NUMERALS = frozenset("一二三四五六七八九十百千万亿半分之倍零两点第负")
 
 _ALL = sorted(_CANONICAL, key=len, reverse=True)
@@ -155,7 +187,7 @@ def _counted(tail: str) -> re.Match[str] | None:
     """Nouns with their adjectives ("red apples"); short words may be products of letters and are none."""
     match = _NOUNS.search(tail)
     words = match.group(1).split() if match else []
-    if not words or not _VALUE_WORDS.isdisjoint(word.lower() for word in words):
+    if not words or not _SENTENCE_WORDS.isdisjoint(word.lower() for word in words):
         return None
     last = words[-1]
     spelt = len(last) > 3 and re.search("[aeiouy]", last) is not None and sorted(set(last)) != list(last)
@@ -169,7 +201,7 @@ def _chinese(tail: str) -> re.Match[str] | None:
 
 def is_noun(words: str) -> bool:
     """Whether words in `\\text{}` behind a value are no part of it: "apples" is a noun, "dozen" and "or" are not."""
-    return _VALUE_WORDS.isdisjoint(re.findall("[a-z]+", words.lower().replace("times", "")))
+    return _VALUE_WORDS.isdisjoint(re.findall("[a-z]+", _UNITS_SQUARED.sub("", words.lower())))
 
 
 def multiplied(text: str) -> str | None:
