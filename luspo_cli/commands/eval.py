@@ -20,10 +20,11 @@ if TYPE_CHECKING:
     from luspo_cli.evaluation.scorer import Finished
 
 EVAL_EXAMPLES = [
-    "luspo eval runs/tiny/luspo-seed0 --benchmark aime24 --data data/aime24 --samples 32",
+    "luspo eval runs/gsm8k-luspo --benchmark gsm8k --data data/gsm8k --samples 4",
     "luspo eval Qwen/Qwen2.5-0.5B-Instruct --suite text --samples 4 --temperature 0.7",
     "luspo eval my-model --benchmark math500,gsm8k --limit 100 --temperature 0 --out evals/quick",
     "luspo eval --benchmark math500 --responses responses.jsonl --data data/math500 --out scores.json",
+    "luspo eval my-model --suite text --set 'sampling.chat_template={enable_thinking=false}'",
     "luspo eval --list",
 ]
 PLAIN_WIDTH = 180
