@@ -23,10 +23,16 @@ class PromptTemplate:
 
     name: str
     asks_for: AnswerMark | None
-    """The mark of the answer; None where it asks for none. `grading.prompts.mark_of_prompt` reads the same in its text."""
+    """The mark of the answer, as `grading.prompts.mark_of_prompt` reads it in the text; None where it asks for none of ours."""
     system: str = ""
     before: str = ""
     after: str = ""
+
+    def render(self, question: str, system: str = "") -> tuple[Message, ...]:
+        """Return the turns for one question; `system`, of the data's own, stands where the template has none."""
+        user = Message("user", self.before + question + self.after)
+        system = self.system or system
+        return (Message("system", system), user) if system else (user,)
 
 
 QWEN_BOXED = PromptTemplate(
@@ -82,13 +88,8 @@ def build_prompt(name: str, question: str, *, images: int = 0, system: str = "")
 
     `system`, a system turn of the data's own, stands where the template has none.
     """
-    template = prompt_template(name)
     missing = images - question.count(IMAGE_MARK)
-    if missing > 0:
-        question = IMAGE_MARK * missing + question
-    user = Message("user", template.before + question + template.after)
-    system = template.system or system
-    return (Message("system", system), user) if system else (user,)
+    return prompt_template(name).render(IMAGE_MARK * max(missing, 0) + question, system)
 
 
 def strip_prompt(text: str) -> str:

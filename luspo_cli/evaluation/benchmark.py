@@ -10,30 +10,17 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from luspo_cli.config.eval import Mode
+from luspo_cli.data.prompts import PromptTemplate
 from luspo_cli.errors import UsageError, nearest
 from luspo_cli.evaluation.problems import BenchmarkProblem
 from luspo_cli.evaluation.scores import summarise
 from luspo_cli.grading.answers import Extraction, final_text, has_box
 from luspo_cli.grading.verdict import NO_ANSWER, NeedsSymbolic, ReadFrom, Verdict
 from luspo_cli.records import Message
-
-
-@dataclass(frozen=True, slots=True)
-class PromptTemplate:
-    """A named prompt. `{question}` in `user` is the only mark that is replaced (LaTeX braces stay as they are)."""
-
-    user: str
-    system: str | None = None
-
-    def render(self, question: str) -> tuple[Message, ...]:
-        """Return the prompt's turns with `question` put in."""
-        user = Message("user", self.user.replace("{question}", question))
-        return (Message("system", self.system), user) if self.system is not None else (user,)
 
 
 class Benchmark(ABC):

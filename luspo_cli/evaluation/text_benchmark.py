@@ -12,11 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from luspo_cli.data import prompts as templates
+from luspo_cli.data.prompts import BOXED_SUFFIX, DAPO, QWEN_BOXED, PromptTemplate
 from luspo_cli.data.reading import ANSWER_COLUMNS, QUESTION_COLUMNS, Row, data_files, read_rows, value_at
 from luspo_cli.data.values import question_text
 from luspo_cli.errors import UsageError
-from luspo_cli.evaluation.benchmark import Benchmark, BenchmarkProblem, Mode, PromptTemplate
+from luspo_cli.evaluation.benchmark import Benchmark, BenchmarkProblem, Mode
 from luspo_cli.grading.answers import AnswerMark, Extraction, extract_answer
 from luspo_cli.grading.grader import compare
 from luspo_cli.grading.maths.decide import answer_key
@@ -26,16 +26,7 @@ from luspo_cli.grading.verdict import NO_ANSWER, NeedsSymbolic, ReadFrom, Verdic
 _IDS = ("unique_id", "id", "extra_info.index", "extra_info.id", "index")
 
 
-def template_of(source: templates.PromptTemplate) -> PromptTemplate:
-    """Return a training template as an evaluation prompt: one text for both."""
-    return PromptTemplate(source.before + "{question}" + source.after, source.system or None)
-
-
-BOXED_PROMPTS = {
-    "qwen-boxed": template_of(templates.QWEN_BOXED),
-    "verl": template_of(templates.BOXED_SUFFIX),
-    "dapo": template_of(templates.DAPO),
-}
+BOXED_PROMPTS = {"qwen-boxed": QWEN_BOXED, "verl": BOXED_SUFFIX, "dapo": DAPO}
 
 
 class TextBenchmark(Benchmark):

@@ -12,10 +12,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from luspo_cli.data import prompts as templates
+from luspo_cli.data.prompts import GSM8K_VERL, PromptTemplate
 from luspo_cli.errors import UsageError
-from luspo_cli.evaluation.benchmark import BenchmarkProblem, Mode, PromptTemplate
-from luspo_cli.evaluation.text_benchmark import BOXED_PROMPTS, TextBenchmark, template_of
+from luspo_cli.evaluation.benchmark import BenchmarkProblem, Mode
+from luspo_cli.evaluation.text_benchmark import BOXED_PROMPTS, TextBenchmark
 from luspo_cli.grading.answers import Extraction, answers_to_the_first_question, final_text, has_box, last_number
 from luspo_cli.grading.maths.values import number_in
 from luspo_cli.grading.verdict import DecidedBy, NeedsSymbolic, ReadFrom, Reason, Verdict
@@ -33,11 +33,7 @@ class Gsm8k(TextBenchmark):
     hub_ids = ("openai/gsm8k:main:test",)
     files = ("test.jsonl", "test.parquet")
     modes = ("rule", "official")
-    prompts: Mapping[str, PromptTemplate] = {
-        "qwen-boxed": BOXED_PROMPTS["qwen-boxed"],
-        "verl": template_of(templates.GSM8K_VERL),
-        "dapo": BOXED_PROMPTS["dapo"],
-    }
+    prompts: Mapping[str, PromptTemplate] = BOXED_PROMPTS | {"verl": GSM8K_VERL}
 
     def normalise_gold(self, raw: Any, place: str) -> str:
         """Return the integer after the last `####`, without commas."""

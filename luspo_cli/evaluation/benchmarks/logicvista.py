@@ -16,10 +16,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from luspo_cli.data.prompts import IMAGE_MARK, PromptTemplate
 from luspo_cli.data.reading import read_rows
-from luspo_cli.evaluation.benchmark import Benchmark, BenchmarkProblem, Mode, PromptTemplate
+from luspo_cli.evaluation.benchmark import Benchmark, BenchmarkProblem, Mode
 from luspo_cli.evaluation.scores import accuracy_by, as_dicts, overall
 from luspo_cli.evaluation.vision_files import check_rows, data_file
+from luspo_cli.grading.answers import AnswerMark
 from luspo_cli.grading.free_text.labels import assistant_part, labels_in, read_labels
 from luspo_cli.grading.verdict import Reason, Verdict
 
@@ -27,15 +29,16 @@ NONE_FOUND = "zzzzz"
 """The official list element for "no label"."""
 
 # The wording is the benchmark's, with its spelling; its three examples are not in its repository, these are ours.
-_OFFICIAL = (
+_OFFICIAL_BEFORE = (
     "<image>Your response should only contain letters/numbers, do not add extra explaination. "
     "These are some examples of how to format your output:\n"
     "question: Which number comes next? 2, 4, 6, ... Select from A, B, and C. (A) 7 (B) 9 (C) 8\nanswer: C\n"
     "question: Which of these are even? Select from A, B, and C. (A) 4 (B) 5 (C) 6\nanswer: A, C\n"
     "question: All cats are animals. Is every cat an animal? Select from A and B. (A) Yes (B) No\nanswer: A\n"
-    "Now answer the following in the same style based off the provided image:\nquestion: {question}\nanswer: "
+    "Now answer the following in the same style based off the provided image:\nquestion: "
 )
-_BOXED = "<image>{question}\n\nReason step by step, and put the label of the right option within \\boxed{}."
+_OFFICIAL_AFTER = "\nanswer: "
+_BOXED = "\n\nReason step by step, and put the label of the right option within \\boxed{}."
 
 
 class LogicVista(Benchmark):
@@ -49,8 +52,8 @@ class LogicVista(Benchmark):
     modes = ("rule", "official")
     default_prompt = "boxed"
     prompts = {  # noqa: RUF012 - read-only by contract
-        "official": PromptTemplate(_OFFICIAL),
-        "boxed": PromptTemplate(_BOXED),
+        "official": PromptTemplate("official", None, before=_OFFICIAL_BEFORE, after=_OFFICIAL_AFTER),
+        "boxed": PromptTemplate("boxed", AnswerMark.BOX, before=IMAGE_MARK, after=_BOXED),
     }
 
     def problems(self, source: Path) -> list[BenchmarkProblem]:

@@ -18,8 +18,9 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+from luspo_cli.data.prompts import IMAGE_MARK, PromptTemplate
 from luspo_cli.data.reading import read_rows
-from luspo_cli.evaluation.benchmark import Benchmark, BenchmarkProblem, Mode, PromptTemplate
+from luspo_cli.evaluation.benchmark import Benchmark, BenchmarkProblem, Mode
 from luspo_cli.evaluation.benchmarks.mathvista_official import (
     IntegerRule,
     names_a_choice,
@@ -29,6 +30,7 @@ from luspo_cli.evaluation.benchmarks.mathvista_official import (
 )
 from luspo_cli.evaluation.scores import accuracy_by, as_dicts, overall
 from luspo_cli.evaluation.vision_files import check_rows, data_file
+from luspo_cli.grading.answers import AnswerMark
 from luspo_cli.grading.free_text.choices import choice_position, read_choice
 from luspo_cli.grading.free_text.numbers import decimal, list_items, read_list, read_number, rounded, stated_number
 from luspo_cli.grading.verdict import Reason, Verdict
@@ -64,8 +66,8 @@ class MathVista(Benchmark):
     modes = ("rule", "official")
     default_prompt = "boxed"
     prompts = {  # noqa: RUF012 - read-only by contract
-        "official": PromptTemplate("<image>{question}"),
-        "boxed": PromptTemplate("<image>{question}" + _BOXED),
+        "official": PromptTemplate("official", None, before=IMAGE_MARK),
+        "boxed": PromptTemplate("boxed", AnswerMark.BOX, before=IMAGE_MARK, after=_BOXED),
     }
 
     def __init__(self, integer_rule: IntegerRule = IntegerRule.CURRENT) -> None:

@@ -25,23 +25,25 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from luspo_cli.data.prompts import IMAGE_MARK, PromptTemplate
 from luspo_cli.data.reading import read_rows
 from luspo_cli.errors import UsageError
-from luspo_cli.evaluation.benchmark import Benchmark, BenchmarkProblem, Mode, PromptTemplate
+from luspo_cli.evaluation.benchmark import Benchmark, BenchmarkProblem, Mode
 from luspo_cli.evaluation.scores import Cell, accuracy_by, as_dicts, overall
 from luspo_cli.evaluation.vision_files import check_rows, data_file
+from luspo_cli.grading.answers import AnswerMark
 from luspo_cli.grading.free_text.letters import official_letter, read_letter, short_letter
 from luspo_cli.grading.free_text.options import split_options
 from luspo_cli.grading.verdict import Reason, Verdict
 from luspo_cli.records import Message
 
 _QUESTION = "<image>Now, we require you to solve a multiple-choice math question. "
-_OFFICIAL = (
-    _QUESTION + "Please briefly describe your thought process and provide the final answer(option).\n{question}\n"
-    "Regarding the format, please answer following the template below, and be sure to include two <> symbols:\n"
+_OFFICIAL_BEFORE = _QUESTION + "Please briefly describe your thought process and provide the final answer(option).\n"
+_OFFICIAL_AFTER = (
+    "\nRegarding the format, please answer following the template below, and be sure to include two <> symbols:\n"
     "<Thought process>: <<your thought process>> <Answer>: <<your option>>"
 )
-_BOXED = "<image>{question}\n\nReason step by step, and put the letter of the right option within \\boxed{}."
+_BOXED = "\n\nReason step by step, and put the letter of the right option within \\boxed{}."
 
 
 class WeMath(Benchmark):
@@ -56,8 +58,8 @@ class WeMath(Benchmark):
     modes = ("rule", "official")
     default_prompt = "boxed"
     prompts = {  # noqa: RUF012 - read-only by contract
-        "official": PromptTemplate(_OFFICIAL),
-        "boxed": PromptTemplate(_BOXED),
+        "official": PromptTemplate("official", None, before=_OFFICIAL_BEFORE, after=_OFFICIAL_AFTER),
+        "boxed": PromptTemplate("boxed", AnswerMark.BOX, before=IMAGE_MARK, after=_BOXED),
     }
 
     def problems(self, source: Path) -> list[BenchmarkProblem]:
