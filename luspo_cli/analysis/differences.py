@@ -14,7 +14,8 @@ from itertools import groupby
 from typing import Any
 
 from luspo_cli.analysis.history import RunHistory
-from luspo_cli.analysis.variants import flatten, shortened, show
+from luspo_cli.analysis.variants import shortened, show
+from luspo_cli.config.stored import flatten
 
 COMPARED = ("luspo", "code", "packages", "data")
 """Parts of provenance.json that should be equal; hardware and, for a made model, the weights differ by nature."""

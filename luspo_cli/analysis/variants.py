@@ -13,6 +13,7 @@ from typing import Any
 
 from luspo_cli.analysis.history import RunHistory
 from luspo_cli.config.objective import NAMED_OBJECTIVES
+from luspo_cli.config.stored import flatten
 
 SEED = "run.seed"
 STEPS = "run.steps"
@@ -55,17 +56,6 @@ class Variant:
     label: str
     objective: str
     runs: tuple[RunHistory, ...]
-
-
-def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return the leaves of a nested table under dotted keys; lists are leaves."""
-    leaves: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping) and value:
-            leaves |= flatten(value, f"{prefix}{key}.")
-        else:
-            leaves[f"{prefix}{key}"] = value
-    return leaves
 
 
 def differing_values(configs: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:

@@ -20,7 +20,6 @@ from luspo_cli.processes.supervise import stop_with_supervisor
 
 if TYPE_CHECKING:
     from luspo_cli.config.run import TrainRun
-    from luspo_cli.training.dry_run import Plan
 
 logger = logging.getLogger(__name__)
 
@@ -79,10 +78,13 @@ def train_cli(
         copies = check_processes(processes)
         resolved = _resolve(objective, preset, config, sets or [], run, resume)
         if dry_run:
+            from dataclasses import asdict
+
+            from luspo_cli.commands.display.plan import plan_text
             from luspo_cli.training.dry_run import make_plan
 
             plan = make_plan(resolved, copies)
-            _print_plan(plan, as_json)
+            typer.echo(json.dumps(asdict(plan), indent=2) if as_json else plan_text(plan))
             return
         name = preset or (config.stem if config else "run")
         path = run or Path("runs") / f"{name}-{resolved.objective.name}-seed{resolved.run.seed}"
@@ -180,34 +182,3 @@ def _version_of(run: Path) -> str:
         return f"version {json.loads((run / 'provenance.json').read_bytes())['luspo']}"
     except (OSError, ValueError, KeyError, TypeError):
         return "provenance.json names its version"
-
-
-def _print_plan(plan: Plan, as_json: bool) -> None:
-    from dataclasses import asdict
-
-    if as_json:
-        typer.echo(json.dumps(asdict(plan), indent=2))
-        return
-    objective = plan.objective
-    typer.echo(f"objective {objective['name']}")
-    for part in ("advantage", "ratio", "surrogate", "aggregation", "clip_range", "equation", "paper"):
-        typer.echo(f"  {part.replace('_', ' '):<12} {objective[part]}")
-    typer.echo("\nconfiguration")
-    for section, values in plan.configuration.items():
-        if section != "objective":
-            typer.echo(f"  [{section}] " + ", ".join(f"{key}={value}" for key, value in values.items()))
-    work = plan.work
-    typer.echo(
-        f"\nwork  {work['steps']:,} steps of {work['rollouts_per_step']:,} rollouts,"
-        f" {work['optimizer_steps']:,} optimizer steps of {work['rollouts_per_optimizer_step']:,.0f} rollouts,"
-        f" at most {work['response_tokens_at_most']:,} response tokens"
-    )
-    typer.echo(f"\nsampler  {plan.sampler['name']} ({plan.sampler['reason']})")
-    typer.echo(f"\nmemory on one device (estimate, GiB; {plan.parameters:,} parameters, {plan.trained:,} trained)")
-    for name, size in plan.memory_gib.items():
-        typer.echo(f"  {name.replace('_', ' '):<16} {size:8.2f}")
-    for note in plan.memory_notes:
-        typer.echo(f"  note: {note}")
-    typer.echo("\nmissing" if plan.missing else "\nnothing is missing")
-    for sentence in plan.missing:
-        typer.echo(f"  {sentence}")

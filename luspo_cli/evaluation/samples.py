@@ -16,9 +16,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from luspo_cli.config.stored import differing_keys
 from luspo_cli.errors import UsageError
 from luspo_cli.files import lock, read_object, replacing, said_in_one_sentence, write_json
-from luspo_cli.runs.folder import differing_keys
 
 PARTIAL = ".partial"
 MANIFEST = "settings.json"

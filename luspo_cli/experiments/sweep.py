@@ -18,12 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from luspo_cli.config.stored import with_defaults
+from luspo_cli.config.stored import differing_keys, with_defaults
 from luspo_cli.errors import RunError, UsageError
 from luspo_cli.files import require_object
 from luspo_cli.machine import usable_cores
 from luspo_cli.processes.supervise import Supervisor, killed_by
-from luspo_cli.runs.folder import differing_keys
 
 CONSOLE_LOG = "console.log"
 POLL_S = 0.2

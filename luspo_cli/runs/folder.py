@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, Literal
 
 from luspo_cli.config.run import STORED_ONLY
-from luspo_cli.config.stored import with_defaults
+from luspo_cli.config.stored import differing_keys, with_defaults
 from luspo_cli.errors import RunError, UsageError
 from luspo_cli.files import PARTIAL, append, holds, lock, read_object, replace_file, require_object, write_json
 
@@ -236,18 +236,6 @@ def _is_taken(difference: tuple[str, Any, Any], config: Mapping[str, Any]) -> bo
     key, was, now = difference
     longer = key == "run.steps" and now > was and config.get("update", {}).get("schedule") == "constant"
     return key in STORED_ONLY or longer
-
-
-def differing_keys(left: Mapping[str, Any], right: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
-    """Dotted keys with unequal values, as (key, left value, right value); a missing one counts as None."""
-    found: list[tuple[str, Any, Any]] = []
-    for key in sorted({*left, *right}):
-        one, other = left.get(key), right.get(key)
-        if isinstance(one, Mapping) and isinstance(other, Mapping):
-            found += differing_keys(one, other, f"{prefix}{key}.")
-        elif one != other:
-            found.append((f"{prefix}{key}", one, other))
-    return found
 
 
 def _step_of(line: bytes) -> int | None:

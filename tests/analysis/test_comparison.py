@@ -11,8 +11,9 @@ from rich.console import Console
 
 from luspo_cli.analysis.comparison import Windows, compare_runs, windows_of
 from luspo_cli.analysis.history import read_runs
-from luspo_cli.analysis.variants import differing_values, flatten, split_into_variants
+from luspo_cli.analysis.variants import differing_values, split_into_variants
 from luspo_cli.commands.display.comparison import comparison_json, print_comparison, statements
+from luspo_cli.config.stored import flatten
 from luspo_cli.errors import UsageError
 
 TWENTY = list(range(1, 21))

@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
+from luspo_cli.config.stored import differing_keys
 from luspo_cli.errors import RunError, UsageError
 from luspo_cli.files import replace_file, write_json
-from luspo_cli.runs.folder import RunFolder, differing_keys
+from luspo_cli.runs.folder import RunFolder
 from luspo_cli.runs.rollouts import store_rollouts
 
 CONFIG = {"run": {"steps": 5, "seed": 0}, "objective": {"name": "luspo"}}
@@ -229,6 +230,8 @@ def test_differing_keys_are_dotted_and_sorted() -> None:
     right = {"a": {"x": 1, "y": {"z": 5}}, "b": [1, 3], "d": None}
     assert differing_keys(left, right) == [("a.y.z", 2, 5), ("b", [1, 2], [1, 3]), ("c", 3, None)]
     assert differing_keys(left, left) == []
+    assert differing_keys({"a": {}}, {"a": {"b": 1}}) == [("a.b", None, 1)]
+    assert differing_keys({"a": 3}, {"a": {}}) == [("a", 3, {})]
 
 
 def test_what_a_killed_process_was_writing_means_nothing(tmp_path: Path) -> None:

@@ -1,0 +1,37 @@
+"""The dry run's plan as text, in the order in which a reader asks: which objective, which settings, how much, with what."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from luspo_cli.training.dry_run import Plan
+
+OBJECTIVE_PARTS = ("advantage", "ratio", "surrogate", "aggregation", "clip_range", "equation", "paper")
+
+
+def plan_text(plan: Plan) -> str:
+    """Return the plan as the lines that `luspo train --dry-run` prints."""
+    return "\n".join(_lines(plan))
+
+
+def _lines(plan: Plan) -> Iterator[str]:
+    objective, work = plan.objective, plan.work
+    yield f"objective {objective['name']}"
+    for part in OBJECTIVE_PARTS:
+        yield f"  {part.replace('_', ' '):<12} {objective[part]}"
+    yield "\nconfiguration"
+    for section, values in plan.configuration.items():
+        if section != "objective":
+            yield f"  [{section}] " + ", ".join(f"{key}={value}" for key, value in values.items())
+    yield (
+        f"\nwork  {work['steps']:,} steps of {work['rollouts_per_step']:,} rollouts,"
+        f" {work['optimizer_steps']:,} optimizer steps of {work['rollouts_per_optimizer_step']:,.0f} rollouts,"
+        f" at most {work['response_tokens_at_most']:,} response tokens"
+    )
+    yield f"\nsampler  {plan.sampler['name']} ({plan.sampler['reason']})"
+    yield f"\nmemory on one device (estimate, GiB; {plan.parameters:,} parameters, {plan.trained:,} trained)"
+    for name, size in plan.memory_gib.items():
+        yield f"  {name.replace('_', ' '):<16} {size:8.2f}"
+    yield from (f"  note: {note}" for note in plan.memory_notes)
+    yield "\nmissing" if plan.missing else "\nnothing is missing"
+    yield from (f"  {sentence}" for sentence in plan.missing)
