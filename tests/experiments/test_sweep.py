@@ -186,7 +186,9 @@ def test_a_failure_names_the_run_and_its_last_words(tmp_path, command, mode, mes
     # The one beside it finishes; where the failure came before the others started, they do not start.
     assert seen.states["gspo-seed0"][-1] == "failed"
     assert seen.states["luspo-seed0"][-1] == "finished"
-    assert seen.states["luspo-seed1"][-1] in ("stopped", "finished")
+    started = "running" in seen.states["luspo-seed1"]
+    assert seen.states["luspo-seed1"][-1] == ("finished" if started else "stopped")
+    assert (tmp_path / "luspo-seed1").exists() is started
 
 
 def test_after_a_failure_nothing_new_starts(tmp_path, command) -> None:
