@@ -97,7 +97,7 @@ def compare_cli(
 
 def chosen_objectives(text: str) -> list[str]:
     """Return the names between the commas; UsageError for an unknown, a repeated or no name."""
-    from luspo_cli.commands.objectives import chosen_names
+    from luspo_cli.config.objective_text import chosen_names
 
     names = [name.strip() for name in text.split(",") if name.strip()]
     if not names:

@@ -12,9 +12,8 @@ from typing import Annotated, Any
 
 import typer
 
-from luspo_cli.config.objective import NAMED_OBJECTIVES, resolve
-from luspo_cli.config.objective_text import ObjectiveText, describe
-from luspo_cli.errors import UsageError, nearest
+from luspo_cli.config.objective import resolve
+from luspo_cli.config.objective_text import ObjectiveText, chosen_names, describe
 
 OBJECTIVES_EXAMPLES = [
     "luspo objectives",
@@ -33,15 +32,6 @@ def objectives_cli(
         typer.echo(json.dumps({text.name: objective_json(text) for text in texts}, indent=2))
     else:
         print_objectives(texts)
-
-
-def chosen_names(names: list[str] | None) -> list[str]:
-    """Return the given names in the given order, or all of them; UsageError for an unknown one."""
-    for name in names or ():
-        if name not in NAMED_OBJECTIVES:
-            known = ", ".join(NAMED_OBJECTIVES)
-            raise UsageError(f"Unknown objective '{name}'{nearest(name, NAMED_OBJECTIVES)}: choose from {known}.")
-    return list(names or NAMED_OBJECTIVES)
 
 
 def objective_json(text: ObjectiveText) -> dict[str, Any]:

@@ -6,10 +6,12 @@ paper is looked up by name. The spellings are written from the settings in `lusp
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from luspo_cli.config.objective import ObjectiveConfig
+from luspo_cli.config.objective import NAMED_OBJECTIVES, ObjectiveConfig
 from luspo_cli.config.peers import trl_settings, trl_text, verl_settings, verl_text
+from luspo_cli.errors import UsageError, nearest
 
 PAPERS = {
     "grpo": "DeepSeekMath, arXiv 2402.03300, equation 3",
@@ -81,6 +83,15 @@ class ObjectiveText:
     """Settings of TRL's GRPOConfig that give the same loss, or what comes nearest."""
     verl: str
     """Overrides of verl that give the same loss, or what comes nearest."""
+
+
+def chosen_names(names: Sequence[str] | None) -> list[str]:
+    """Return the given names of objectives in the given order, or all of them; UsageError for an unknown one."""
+    for name in names or ():
+        if name not in NAMED_OBJECTIVES:
+            known = ", ".join(NAMED_OBJECTIVES)
+            raise UsageError(f"Unknown objective '{name}'{nearest(name, NAMED_OBJECTIVES)}: choose from {known}.")
+    return list(names or NAMED_OBJECTIVES)
 
 
 def describe(config: ObjectiveConfig) -> ObjectiveText:

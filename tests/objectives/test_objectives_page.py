@@ -12,9 +12,9 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from luspo_cli.commands.objectives import OBJECTIVES_EXAMPLES, chosen_names, objectives_cli
+from luspo_cli.commands.objectives import OBJECTIVES_EXAMPLES, objectives_cli
 from luspo_cli.config.objective import NAMED_OBJECTIVES, ObjectiveConfig, resolve
-from luspo_cli.config.objective_text import PAPERS, describe
+from luspo_cli.config.objective_text import PAPERS, chosen_names, describe
 from luspo_cli.config.peers import trl_settings, verl_settings
 from luspo_cli.errors import UsageError
 
