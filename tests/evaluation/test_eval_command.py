@@ -23,6 +23,7 @@ from doubles.models import character_model
 from luspo_cli.app import app
 from luspo_cli.commands.display.drawing import LineProgress, seconds_left
 from luspo_cli.commands.display.format import clock
+from luspo_cli.commands.display.results import result_table
 from luspo_cli.commands.eval import EVAL_EXAMPLES
 from luspo_cli.errors import UsageError
 from luspo_cli.evaluation.benchmarks.table import BENCHMARKS
@@ -278,6 +279,15 @@ def test_responses_as_json(data, tmp_path) -> None:
     summary = json.loads(result.stdout)
     assert (summary["benchmark"], summary["metrics"]["correct"], summary["responses"]["missing"]) == ("AIME24", 1, 29)
     assert "problems" not in summary
+
+
+@pytest.mark.parametrize(("inferred", "shown"), [(0, False), (1_234, True)])
+def test_the_table_counts_inferred_answers_where_there_are_any(inferred: int, shown: bool) -> None:
+    metrics: dict[str, Any] = {"accuracy": 0.5, "accuracy_interval_95": None, "correct": 1, "samples": 2}
+    metrics |= {"no_answer_fraction": 0.0, "read_from": {"box": 1, **({"inferred": inferred} if inferred else {})}}
+    table = result_table([{"benchmark": "B", "mode": "rule", "n_problems": 2, "n_samples": 1, "metrics": metrics}])
+    assert ("inferred" in [column.header for column in table.columns]) is shown
+    assert ("1,234" in [cell for column in table.columns for cell in column.cells]) is shown
 
 
 def test_the_list_names_every_benchmark() -> None:

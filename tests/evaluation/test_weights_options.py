@@ -10,8 +10,10 @@ from typer.testing import CliRunner
 from doubles.evaluation import aime_folder
 from doubles.models import character_model
 from luspo_cli.app import app
+from luspo_cli.config.eval import SamplingConfig
 from luspo_cli.errors import UsageError
-from luspo_cli.evaluation.weights import find_weights
+from luspo_cli.evaluation.evaluate import resolved_sampling
+from luspo_cli.evaluation.weights import Weights, find_weights
 
 OWN_CODE = """
 import os
@@ -45,6 +47,17 @@ def test_a_revision_goes_with_a_hub_id_alone(tmp_path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(UsageError, match="--revision is of a hub id"):
         find_weights(str(tmp_path), None, "v1")
+
+
+def test_a_runs_own_chat_template_arguments_hold_unless_others_are_given(tmp_path) -> None:
+    run = Weights("run", "path", tmp_path, run_config={"rollout": {"chat_template": {"enable_thinking": False}}})
+    other = Weights("model", "path", tmp_path)
+    asked = SamplingConfig(dtype="float32", sampler="in-process")
+    assert resolved_sampling(asked, run).chat_template == {"enable_thinking": False}
+    assert resolved_sampling(asked, other).chat_template == {}
+    own = asked.model_copy(update={"chat_template": {"enable_thinking": True}})
+    assert resolved_sampling(own, run).chat_template == {"enable_thinking": True}
+    assert resolved_sampling(asked.model_copy(update={"chat_template": {}}), run).chat_template == {}
 
 
 def test_a_models_own_code_runs_only_when_it_is_allowed(tmp_path, monkeypatch) -> None:

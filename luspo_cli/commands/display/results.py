@@ -21,17 +21,24 @@ def result_table(results: Sequence[Mapping[str, Any]]) -> Table:
     from rich.table import Table
 
     judged = any("judge" in content["metrics"] for content in results)
+    inferred = any(_inferred(content) for content in results)
     table = Table(box=None, pad_edge=False)
     table.add_column("benchmark", no_wrap=True)
-    titles = ("problems", "k", "avg@k %", "95 %", "pass@k %", "maj@k %", "correct")
-    for title in (*titles, "length", "truncated %", "unanswered %", *(("judge %", "judge failed") if judged else ())):
+    titles: tuple[str, ...] = ("problems", "k", "avg@k %", "95 %", "pass@k %", "maj@k %", "correct")
+    titles += ("length", "truncated %", "unanswered %", *(("inferred",) if inferred else ()))
+    for title in (*titles, *(("judge %", "judge failed") if judged else ())):
         table.add_column(title, justify="right", no_wrap=True)
     for content in results:
-        table.add_row(*_cells(content, judged))
+        table.add_row(*_cells(content, inferred, judged))
     return table
 
 
-def _cells(content: Mapping[str, Any], judged: bool) -> list[str]:
+def _inferred(content: Mapping[str, Any]) -> int:
+    """Verdicts that rest on an answer inferred from the text, without a mark or a phrase."""
+    return int(content["metrics"].get("read_from", {}).get("inferred", 0))
+
+
+def _cells(content: Mapping[str, Any], inferred: bool, judged: bool) -> list[str]:
     metrics, samples = content["metrics"], content["n_samples"]
     problems, size = content["n_problems"], content.get("benchmark_size", content["n_problems"])
     judge = metrics.get("judge")
@@ -48,6 +55,8 @@ def _cells(content: Mapping[str, Any], judged: bool) -> list[str]:
         percent(metrics.get("truncated_fraction")),
         percent(metrics["no_answer_fraction"]),
     ]
+    if inferred:
+        cells.append(f"{_inferred(content):,}")
     if judged:
         cells += [percent(judge and judge["accuracy"]), f"{judge['failed']:,}" if judge else DASH]
     return cells
