@@ -135,11 +135,11 @@ def test_the_40_of_amc23_are_contained_in_the_83(data_folder: Folder) -> None:
 
 
 def _made_rows(repeats: int) -> list[dict[str, Any]]:
-    prompt = AIME24.prompts["dapo"].user
+    prompt = AIME24.prompts["dapo"]
     return [
         {
             "data_source": "math_dapo",
-            "prompt": [{"role": "user", "content": prompt.replace("{question}", f"What is {n % 30} + 0?")}],
+            "prompt": [{"role": "user", "content": prompt.render(f"What is {n % 30} + 0?")[0].content}],
             "reward_model": {"style": "rule-lighteval/MATH_v2", "ground_truth": str(n % 30)},
             "extra_info": {"index": n},
         }
