@@ -2,8 +2,8 @@
 
     python -m bench.code_lines [TREE]
 
-TREE is a checkout; this one where it is left out. A line counts when a token other than a comment or a docstring stands on it, so the
-figure says how much a reader has to follow, and neither prose nor line breaks inside a string make a room look large or small.
+TREE is a checkout; this one where it is left out. A line counts when a token other than a comment or a docstring stands on
+it, so the figure says how much a reader has to follow; prose does not make a room look large.
 """
 
 from __future__ import annotations
