@@ -93,9 +93,9 @@ def plan_trainings(
     return trainings
 
 
-def train_command(training: Training, preset: str, sets: Sequence[str], python: str = sys.executable) -> list[str]:
+def train_command(training: Training, preset: str, sets: Sequence[str]) -> list[str]:
     """Return the command line of one training."""
-    command = [python, "-m", "luspo_cli", "train", "--preset", preset, "--objective", training.objective]
+    command = [sys.executable, "-m", "luspo_cli", "train", "--preset", preset, "--objective", training.objective]
     for setting in (*sets, f"run.seed={training.seed}"):
         command += ["--set", setting]
     command += ["--run", str(training.run)]

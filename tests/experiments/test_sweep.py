@@ -228,13 +228,11 @@ def test_folders_that_are_no_runs_are_refused(tmp_path) -> None:
 
 def test_the_command_line_of_one_training(tmp_path) -> None:
     training = Training("luspo", 4, tmp_path / "luspo-seed4", 60, "fresh")
-    words = train_command(training, "tiny", ["update.mini_batches=8"], python="python")
-    head = (
-        "python -m luspo_cli train --preset tiny --objective luspo --set update.mini_batches=8 --set run.seed=4 --run"
-    )
-    assert words == [*head.split(), str(training.run)]
+    words = train_command(training, "tiny", ["update.mini_batches=8"])
+    settings = "--preset tiny --objective luspo --set update.mini_batches=8 --set run.seed=4 --run"
+    assert words == [sys.executable, "-m", "luspo_cli", "train", *settings.split(), str(training.run)]
     again = Training("luspo", 4, tmp_path / "luspo-seed4", 60, "unfinished")
-    assert train_command(again, "tiny", [], python="python")[-1] == "--resume"
+    assert train_command(again, "tiny", [])[-1] == "--resume"
 
 
 def test_the_last_metrics_are_those_of_the_last_whole_line(tmp_path) -> None:
@@ -291,6 +289,40 @@ def test_a_signal_reaches_every_child_once_and_waits_for_its_checkpoint(tmp_path
     assert out.startswith(b"interrupted")
     assert [(run / "checkpoint").read_text() for run in runs] == ["1", "1"]
     assert not (tmp_path / "runs" / "tiny" / "gspo-seed1").exists()
+
+
+WATCHING = textwrap.dedent(
+    """
+    import os, pathlib, sys
+    from luspo_cli.processes.supervise import stop_with_supervisor
+    import signal, time
+    run, told = pathlib.Path(sys.argv[1]), []
+    signal.signal(signal.SIGTERM, lambda *_: told.append(1))
+    stop_with_supervisor()
+    run.mkdir(parents=True)
+    (run / "metrics.jsonl").write_text('{"step": 1}')
+    while not told:
+        time.sleep(0.01)
+    (run / "stopped").touch()
+    """
+)
+
+
+def test_trainings_do_not_go_on_unseen_when_the_comparison_is_killed(tmp_path) -> None:
+    """A training asks itself to stop, as a SIGTERM would, when the process that started it is gone."""
+    (tmp_path / "child.py").write_text(WATCHING)
+    (tmp_path / "runner.py").write_text(RUNNER.replace('"-S", "-E", ', ""))
+    parent = subprocess.Popen([sys.executable, str(tmp_path / "runner.py"), __file__, str(tmp_path), "wait"])
+    runs = [tmp_path / "runs" / "tiny" / name for name in ("gspo-seed0", "luspo-seed0")]
+    deadline = time.monotonic() + 30
+    while not all(last_metrics(run) for run in runs):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    parent.kill()
+    parent.wait()
+    while not all((run / "stopped").exists() for run in runs):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def test_a_defect_of_the_display_leaves_no_child_behind(tmp_path, command) -> None:
