@@ -19,6 +19,7 @@ from luspo_cli.errors import UsageError, nearest
 from luspo_cli.evaluation.problems import BenchmarkProblem
 from luspo_cli.evaluation.scores import summarise
 from luspo_cli.grading.answers import Extraction, final_text, has_box
+from luspo_cli.grading.free_text.segments import answer_tails, visible_text
 from luspo_cli.grading.verdict import NO_ANSWER, NeedsSymbolic, ReadFrom, Verdict
 from luspo_cli.records import Message
 
@@ -70,12 +71,18 @@ class Benchmark(ABC):
         if thought_open and final_text(response, thought_open=True) is None:
             return None
         text = self.extract(problem, response, mode=mode, variant=variant)
-        return None if text is None else Extraction(text, self.read_from(response, text, mode))
+        return None if text is None else Extraction(text, self.read_from(problem, response, text, mode))
 
-    def read_from(self, response: str, extracted: str, mode: Mode) -> ReadFrom:
-        """Return where an extracted answer stood: in a box where there is one, else inferred from the text."""
-        boxed = mode == "rule" and has_box(final_text(response) or "")
-        return ReadFrom.BOX if boxed else ReadFrom.INFERRED
+    def read_from(self, problem: BenchmarkProblem, response: str, extracted: str, mode: Mode) -> ReadFrom:
+        """Return where an extracted answer stood: box, answer tag or answer phrase, else inferred from the text."""
+        shown = visible_text(response) or ""
+        if mode == "rule" and has_box(shown):
+            return ReadFrom.BOX
+        # Readers ask the phrases first, so an answer that a phrase alone gives was read there.
+        for tail in answer_tails(shown):
+            if self.extract(problem, f"Answer: {tail}", mode=mode) == extracted:
+                return ReadFrom.OTHER_MARK if f"<answer>{tail}" in shown else ReadFrom.PHRASE
+        return ReadFrom.INFERRED
 
     def uses_grader(self, mode: Mode) -> bool:
         """Whether answers are compared as the reward of training compares them, by `grading.grader`."""

@@ -23,7 +23,7 @@ from luspo_cli.evaluation.scores import accuracy_by, as_dicts, overall
 from luspo_cli.evaluation.vision_files import check_rows, data_file
 from luspo_cli.grading.answers import AnswerMark
 from luspo_cli.grading.free_text.labels import assistant_part, labels_in, read_labels
-from luspo_cli.grading.verdict import Reason, Verdict
+from luspo_cli.grading.verdict import DecidedBy, Reason, Verdict
 
 NONE_FOUND = "zzzzz"
 """The official list element for "no label"."""
@@ -83,9 +83,10 @@ class LogicVista(Benchmark):
             labels = labels_in(", ".join(_as_list(extracted)).upper())
             right = bool(problem.gold) and labels == frozenset(problem.gold.split(", "))
             found = bool(labels)
-        if right:
-            return Verdict(extracted, True, Reason.EXACT)
-        return Verdict(extracted, False, Reason.DIFFERENT if found else Reason.NO_ANSWER)
+        if not right and not found:
+            return Verdict(extracted, False, Reason.NO_ANSWER)
+        decider = DecidedBy.OFFICIAL if mode == "official" else DecidedBy.EXACT
+        return Verdict(extracted, right, Reason.EXACT if right else Reason.DIFFERENT, decided_by=decider)
 
     def aggregate(
         self, problems: Sequence[BenchmarkProblem], graded: Mapping[str, Sequence[Verdict]]

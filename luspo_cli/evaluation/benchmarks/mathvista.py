@@ -33,7 +33,7 @@ from luspo_cli.evaluation.vision_files import check_rows, data_file
 from luspo_cli.grading.answers import AnswerMark
 from luspo_cli.grading.free_text.choices import choice_position, read_choice
 from luspo_cli.grading.free_text.numbers import decimal, list_items, read_list, read_number, rounded, stated_number
-from luspo_cli.grading.verdict import Reason, Verdict
+from luspo_cli.grading.verdict import DecidedBy, Reason, Verdict
 from luspo_cli.records import Message
 
 TABLES = ("question_type", "answer_type", "language", "source", "category", "task", "context", "grade", "skills")
@@ -139,9 +139,10 @@ class MathVista(Benchmark):
         if answer is None:
             return Verdict(extracted, False, Reason.NO_ANSWER)
         if answer != problem.raw_gold:
-            return Verdict(extracted, False, Reason.DIFFERENT)
+            return Verdict(extracted, False, Reason.DIFFERENT, decided_by=DecidedBy.OFFICIAL)
         guessed = bool(choices) and not names_a_choice(extracted, choices)
-        return Verdict(extracted, True, Reason.NEAREST if guessed else Reason.EXACT)
+        reason = Reason.NEAREST if guessed else Reason.EXACT
+        return Verdict(extracted, True, reason, decided_by=DecidedBy.OFFICIAL)
 
 
 def official_query(problem: BenchmarkProblem) -> str:
@@ -203,7 +204,7 @@ def _by_value(problem: BenchmarkProblem, extracted: str) -> Verdict:
 
 
 def _verdict(extracted: str, right: bool, reason: Reason) -> Verdict:
-    return Verdict(extracted, right, reason if right else Reason.DIFFERENT)
+    return Verdict(extracted, right, reason if right else Reason.DIFFERENT, decided_by=DecidedBy.COMPARISON)
 
 
 MATHVISTA = MathVista()

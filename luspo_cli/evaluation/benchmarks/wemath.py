@@ -34,7 +34,7 @@ from luspo_cli.evaluation.vision_files import check_rows, data_file
 from luspo_cli.grading.answers import AnswerMark
 from luspo_cli.grading.free_text.letters import official_letter, read_letter, short_letter
 from luspo_cli.grading.free_text.options import split_options
-from luspo_cli.grading.verdict import Reason, Verdict
+from luspo_cli.grading.verdict import DecidedBy, Reason, Verdict
 from luspo_cli.records import Message
 
 _QUESTION = "<image>Now, we require you to solve a multiple-choice math question. "
@@ -92,7 +92,8 @@ class WeMath(Benchmark):
         if letter is None:
             return Verdict(extracted, False, Reason.NO_ANSWER)
         right = letter == problem.gold
-        return Verdict(letter, right, Reason.EXACT if right else Reason.DIFFERENT)
+        decider = DecidedBy.OFFICIAL if official else DecidedBy.EXACT
+        return Verdict(letter, right, Reason.EXACT if right else Reason.DIFFERENT, decided_by=decider)
 
     def aggregate(
         self, problems: Sequence[BenchmarkProblem], graded: Mapping[str, Sequence[Verdict]]
