@@ -113,6 +113,7 @@ def load_model(config: ModelConfig, template_arguments: Mapping[str, TemplateVal
             f"model '{config.path}' is a {type(model).__name__}, which keeps its layers under another name than `model`;"
             " choose a model of the Llama or Qwen kind"
         )
+    _refuse_altered_logits(model, config.path)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
         # It makes the embeddings' output ask for a gradient, which only the other kind of checkpointing needs, through a hook
@@ -158,6 +159,43 @@ def _source(config: ModelConfig) -> tuple[str, dict[str, Any]]:
         raise UsageError(reason)
     options = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
     return config.path if hub else str(Path(config.path).expanduser()), options
+
+
+class _FixedStates(torch.nn.Module):
+    """In the place of a model's layers: gives back the same hidden states [1, 2, width] whatever is asked."""
+
+    def __init__(self, states: Any) -> None:
+        super().__init__()
+        self.states = states
+
+    @property
+    def decoder(self) -> _FixedStates:
+        """OPT asks its decoder instead of its model."""
+        return self
+
+    def forward(self, *_: Any, **__: Any) -> Any:
+        from transformers.modeling_outputs import MoeModelOutputWithPast
+
+        return MoeModelOutputWithPast(last_hidden_state=self.states)
+
+
+@torch.no_grad()
+def _refuse_altered_logits(model: Any, path: str) -> None:
+    """UsageError for a model that does more to its hidden states than the head's product, under a name that nobody has listed."""
+    if hasattr(model.config, "vision_config"):
+        return  # the two types that are supported are known
+    head = model.lm_head.weight
+    states = torch.linspace(-1.0, 1.0, 2 * head.shape[1], dtype=head.dtype).view(1, 2, -1)
+    layers, model.model = model.model, _FixedStates(states)
+    try:
+        logits = model(input_ids=torch.zeros(1, 2, dtype=torch.long), use_cache=False).logits
+    finally:
+        model.model = layers
+    if not torch.allclose(logits.float(), model.lm_head(states).float(), rtol=1e-4, atol=1e-5):
+        raise UsageError(
+            f"model '{path}' changes its hidden states or logits around the vocabulary head, which log-probs and rollouts here"
+            " would leave out; choose another model"
+        )
 
 
 def _read_quietly(architecture: Any, source: str, **options: Any) -> Any:

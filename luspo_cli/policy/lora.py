@@ -9,11 +9,17 @@ Decided here:
    response is sampled from the policy without it.
 3. The vocabulary head and the embeddings carry no adapter: the chunked log-probs read the head's matrix itself.
 4. Only the language model is adapted; a vision tower stays as it is.
+
+Whoever needs whole matrices (a sampler, a merged model) gets them one at a time from `merged_weights`, so that no second full
+copy of the model has to exist. Only making and folding adapters import peft: a model without adapters must not need it.
 """
 
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +28,73 @@ from torch import Tensor, nn
 
 from luspo_cli.config.model import ModelConfig
 from luspo_cli.errors import UsageError
-from luspo_cli.policy.adapters import ADAPTER, is_adapted, without_adapters
 from luspo_cli.policy.model_files import ADAPTER_CONFIG, is_hub_id
 from luspo_cli.policy.packing import PolicyBatch
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+ADAPTER = "default"
+"""The name that peft gives to the only adapter of a model."""
+NOT_FOLDED = ("layer_replication", "alora_invocation_tokens", "arrow_config")
+"""Entries of adapter_config.json under which an adapter is more than another value of its base model's matrices."""
+TABLES = ("embed_tokens.weight", "lm_head.weight", ".base_layer.weight")
+"""Ends of names under which peft stores the base model's own embedding and head beside the adapter."""
 _PREFIX = "base_model.model."
 """What peft puts before every name in an adapter's file."""
+
+
+def is_adapted(layer: nn.Module) -> bool:
+    """Whether a layer carries an adapter."""
+    return hasattr(layer, "base_layer") and hasattr(layer, "lora_A")
+
+
+def has_adapters(model: nn.Module) -> bool:
+    return any(is_adapted(layer) for layer in model.modules())
+
+
+@torch.no_grad()
+def merged_weight(layer: Any) -> Tensor:
+    """A layer's matrix [out, in] as it acts: W + scale · B · A in float32 for an adapted one, else its own weight as it is."""
+    if not is_adapted(layer):
+        weight: Tensor = layer.weight
+        return weight.detach()
+    down, up = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight  # [rank, in], [out, rank]
+    return torch.addmm(layer.base_layer.weight.float(), up.float(), down.float(), alpha=layer.scaling[ADAPTER])
+
+
+def merged_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Every parameter of `model` under the name that it has without adapters, tied ones once; one merged matrix at a time.
+
+    An adapted matrix comes as a new float32 tensor, every other parameter as it is held. Of a model without adapters these are
+    its named parameters.
+    """
+    seen: set[int] = set()
+    for path, layer in model.named_modules():
+        if "lora_" in path:
+            continue
+        if is_adapted(layer):
+            yield f"{path}.weight", merged_weight(layer)
+            if layer.base_layer.bias is not None:
+                yield f"{path}.bias", layer.base_layer.bias.detach()
+            continue
+        if path.endswith(".base_layer"):
+            continue
+        for key, parameter in layer.named_parameters(recurse=False):
+            if id(parameter) not in seen:
+                seen.add(id(parameter))
+                yield f"{path}.{key}" if path else key, parameter.detach()
+
+
+@contextmanager
+def without_adapters(model: nn.Module) -> Iterator[None]:
+    """Within this block the model computes with its own matrices alone, as before training."""
+    layers: list[Any] = [layer for layer in model.modules() if is_adapted(layer)]
+    for layer in layers:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
 
 
 class Float32Embedding(nn.Embedding):
@@ -52,10 +118,15 @@ class BasePolicy:
 
 def require_peft() -> None:
     """Raise UsageError where peft is not installed."""
+    # peft imports bitsandbytes where that is installed, which reports a kernel that nothing here asks for.
+    bitsandbytes = logging.getLogger("bitsandbytes")
+    before, bitsandbytes.level = bitsandbytes.level, logging.ERROR + 1
     try:
         import peft  # noqa: F401
     except ImportError as error:
         raise UsageError(f"model.lora needs peft ({error}): pip install 'luspo[lora]'") from None
+    finally:
+        bitsandbytes.level = before
 
 
 def add_adapters(model: Any, config: ModelConfig, seed: int, base: str) -> int:
@@ -131,14 +202,7 @@ def save_adapter(model: Any, folder: Path) -> None:
 @torch.no_grad()
 def load_adapter(model: Any, folder: Path) -> None:
     """Bring an adapter's weights into the adapters of `model`; UsageError where they are not of the same shape."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    file = folder / ADAPTER_WEIGHTS
-    try:
-        stored = load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise UsageError(f"cannot read the adapter's weights in {file}: {error}") from None
+    stored = _adapter_file(folder)
     own = adapter_parameters(model)
     if stored.keys() != own.keys() or any(stored[name].shape != weight.shape for name, weight in own.items()):
         raise UsageError(f"the adapter in {folder} does not fit the model: its layers or ranks are others")
@@ -147,7 +211,7 @@ def load_adapter(model: Any, folder: Path) -> None:
 
 
 def read_adapter_config(folder: Path) -> dict[str, Any]:
-    """The content of a folder's adapter_config.json; UsageError where it cannot be read or names no base model."""
+    """The content of a folder's adapter_config.json; UsageError where it cannot be read, has no base or cannot be folded."""
     try:
         stored = json.loads((folder / ADAPTER_CONFIG).read_bytes())
         kind, base = stored["peft_type"], stored["base_model_name_or_path"]
@@ -157,24 +221,67 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
         raise UsageError(
             f"{folder} holds a {kind} adapter for base model '{base}'; only LoRA with a named base is read"
         )
+    for key in NOT_FOLDED:
+        if stored.get(key):
+            raise UsageError(
+                f"the adapter in {folder} has {key} in its {ADAPTER_CONFIG}, which no plain model can hold"
+            )
     return dict(stored)
 
 
 @torch.no_grad()
 def fold_adapter(model: Any, folder: Path) -> None:
-    """Fold an adapter into the base model that it belongs to; what is left is a plain model."""
-    require_peft()
-    from peft import LoraConfig, inject_adapter_in_model
+    """Fold an adapter, of any kind of LoRA that peft merges, into the base model that it belongs to; a plain model is left.
 
-    inject_adapter_in_model(LoraConfig.from_pretrained(str(folder)), model, adapter_name=ADAPTER)
-    load_adapter(model, folder)
-    for parent in list(model.modules()):
-        for name, layer in list(parent.named_children()):
-            if is_adapted(layer):
-                layer.merge()  # peft's own: the folder may come from elsewhere and hold a variant of LoRA
-                setattr(parent, name, layer.base_layer)
-    del model.peft_config
+    UsageError where the weights are not those that adapter_config.json asks for, or the merged model computes something else.
+    """
+    require_peft()
+    from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+
+    settings = LoraConfig.from_pretrained(str(folder))
+    whole = {*(settings.modules_to_save or ()), *_targets(settings)}
+    if model.config.get_text_config().tie_word_embeddings and (ends := sorted(whole & {"lm_head", "embed_tokens"})):
+        raise UsageError(
+            f"the adapter in {folder} changes {ends[0]} (target_modules or modules_to_save in {ADAPTER_CONFIG}), which its base"
+            " model holds as one matrix for embedding and head: no plain model of this kind can hold it"
+        )
+    stored = _adapter_file(folder)
+    try:
+        adapted = get_peft_model(model, settings, adapter_name=ADAPTER)
+        expected = get_peft_model_state_dict(adapted, adapter_name=ADAPTER, save_embedding_layers=False)
+        spare = [name for name in stored.keys() - expected.keys() if not name.endswith(TABLES)]
+        if expected.keys() - stored.keys() or spare or any(stored[n].shape != w.shape for n, w in expected.items()):
+            raise UsageError(f"the adapter in {folder} does not fit the model: its layers or ranks are others")
+        set_peft_model_state_dict(adapted, stored, adapter_name=ADAPTER)
+        adapted.eval()
+        tokens = torch.arange(min(8, model.config.get_text_config().vocab_size))[None]
+        before = model(input_ids=tokens, use_cache=False).logits
+        adapted.merge_and_unload()
+        after = model(input_ids=tokens, use_cache=False).logits
+    except (ValueError, RuntimeError, ImportError, KeyError, TypeError, AttributeError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise UsageError(f"the adapter in {folder} cannot be folded into its base model: {reason}") from error
+    if not torch.allclose(before, after, atol=1e-3, rtol=1e-3):
+        raise UsageError(f"the adapter in {folder} computes what no plain model does (see its {ADAPTER_CONFIG})")
+    if hasattr(model, "peft_config"):
+        del model.peft_config
     model.requires_grad_(True)
+
+
+def _targets(settings: Any) -> set[str]:
+    """Names of the adapted layers; empty where a pattern chooses them."""
+    return set() if isinstance(settings.target_modules, str) else set(settings.target_modules or ())
+
+
+def _adapter_file(folder: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    file = folder / ADAPTER_WEIGHTS
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise UsageError(f"cannot read the adapter's weights in {file}: {error}") from None
 
 
 def _check_targets(model: nn.Module, targets: tuple[str, ...]) -> None:

@@ -72,7 +72,11 @@ def _of_its_type(config: Mapping[str, Any], path: str) -> str | None:
     entry = f'("{kind}", '
     if entry not in _source("auto/configuration_auto.py") + _source("auto/auto_mappings.py"):
         return f"model '{path}' is of type {kind}, which the installed transformers does not know; choose another model"
-    if entry not in _causal_models() and kind not in VISION_MODELS:
+    if entry in _listed("MASKED_LM"):
+        return (
+            f"model '{path}' is of type {kind}, an encoder, which does not write text; choose a causal language model"
+        )
+    if entry not in _listed("CAUSAL_LM") and kind not in VISION_MODELS:
         return f"model '{path}' is of type {kind}, which is no causal language model; choose another one"
     folder = str(kind).replace("-", "_")
     source = _source(f"{folder}/modeling_{folder}.py")
@@ -89,9 +93,9 @@ def _of_its_type(config: Mapping[str, Any], path: str) -> str | None:
     return None
 
 
-def _causal_models() -> str:
-    """The part of transformers' table of models that lists the causal language models."""
-    found = re.search(r"MODEL_FOR_CAUSAL_LM_MAPPING_NAMES = .*?\n\)", _source("auto/modeling_auto.py"), re.DOTALL)
+def _listed(task: str) -> str:
+    """The part of transformers' table of models that lists those for `task`."""
+    found = re.search(rf"MODEL_FOR_{task}_MAPPING_NAMES = .*?\n\)", _source("auto/modeling_auto.py"), re.DOTALL)
     return found[0] if found else ""
 
 

@@ -44,18 +44,22 @@ def unfit_weights(
         wrapped = next((prefix for prefix in _WRAPPERS for name in spare if name.startswith(prefix)), None)
         if wrapped:
             hint = f"the names in the files begin with `{wrapped}`: save the model from inside its wrapper"
-        return f"{len(lacking)} weights of model '{path}' are missing from its files (first: {lacking[0]}); {hint}"
+        return f"model '{path}' lacks {_weights(lacking)}; {hint}"
     if reshaped:
         return (
-            f"{len(reshaped)} weights of model '{path}' have other shapes than its config.json says (first: {reshaped[0]});"
-            " take config.json and weights from one copy"
+            f"model '{path}' has {_weights(reshaped)} of another shape than its config.json says; take config.json and weights"
+            " from one copy"
         )
     if further := [name for name in spare if _OF_THE_MODEL.search(name)]:
         return (
-            f"{len(further)} weights in the files of model '{path}' do not belong to the model that its config.json describes"
-            f" (first: {further[0]}); take config.json and weights from one copy"
+            f"the files of model '{path}' hold {_weights(further)} that its config.json has no place for; take config.json and"
+            " weights from one copy"
         )
     return None
+
+
+def _weights(names: list[str]) -> str:
+    return f"1 weight ({names[0]})" if len(names) == 1 else f"{len(names)} weights (first: {names[0]})"
 
 
 def unfit_tokenizer(path: str, tokens: int, embeddings: int) -> str | None:

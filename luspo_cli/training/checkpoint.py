@@ -15,8 +15,7 @@ from typing import Any
 import torch
 
 from luspo_cli.files import replacing_folder, said_in_one_sentence, write_json
-from luspo_cli.policy.adapters import has_adapters
-from luspo_cli.policy.lora import save_adapter
+from luspo_cli.policy.lora import has_adapters, save_adapter
 from luspo_cli.runs.checkpoints import (
     ADAPTER,
     MANIFEST,

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from luspo_cli.policy.adapters import has_adapters, merged_weight, merged_weights, without_adapters
+from luspo_cli.policy.lora import has_adapters, merged_weight, merged_weights, without_adapters
 
 pytest.importorskip("peft", reason="adapters need the extra lora: pip install 'luspo[lora]'")
 TOKENS = torch.arange(2, 22)[None]

@@ -249,3 +249,65 @@ def test_a_published_bfloat16_base_is_read_as_it_is(
             assert value.dtype == expected.dtype, name
             assert torch.equal(value, expected), name
     assert direct.model.rotary_emb.inv_freq.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"use_rslora": True},
+        {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"q_proj": 7}},
+        {"use_dora": True},
+        {"target_modules": ["q_proj", "lm_head"]},
+        {"target_modules": "all-linear"},
+        {"modules_to_save": ["lm_head", "norm"]},
+        {"bias": "all"},
+        {"layers_to_transform": [0]},
+        {"init_lora_weights": "pissa"},
+    ],
+)
+def test_adapters_of_any_kind_fold_into_what_peft_computes(
+    make_model: Callable[..., Any], made_tokenizer: Any, tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    import peft
+
+    base, folder = tmp_path / "base", tmp_path / "adapter"
+    make_model().save_pretrained(base)
+    made_tokenizer.save_pretrained(base)
+    options = {"r": 4, "lora_alpha": 16, "target_modules": ["q_proj", "up_proj"]} | settings
+    torch.manual_seed(1)
+    loaded = load_model(ModelConfig(path=str(base))).model
+    loaded.config.name_or_path = loaded.name_or_path = str(base)
+    model = peft.get_peft_model(loaded, peft.LoraConfig(task_type="CAUSAL_LM", **options)).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.requires_grad:
+                weight.add_(torch.randn_like(weight) * 0.1)
+    wanted = logits(model)
+    model.save_pretrained(folder)
+    folded = load_model(ModelConfig(path=str(folder))).model
+    assert not any("lora" in name for name, _ in folded.named_modules())
+    assert torch.allclose(logits(folded), wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"layer_replication": [[0, 2], [1, 2]]}, "has layer_replication in its adapter_config.json"),
+        ({"peft_type": "IA3"}, "holds a IA3 adapter"),
+        ({"modules_to_save": ["lm_head"]}, "changes lm_head .* one matrix for embedding and head"),
+    ],
+)
+def test_an_adapter_that_no_plain_model_can_hold(
+    base: Path, tmp_path: Path, changes: dict[str, Any], sentence: str
+) -> None:
+    """`base` is a tied model."""
+    model = load_model(ModelConfig(path=str(base))).model
+    add_adapters(model, lora(), 0, str(base))
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    save_adapter(model, folder)
+    file = folder / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    with pytest.raises(UsageError, match=sentence):
+        load_model(ModelConfig(path=str(folder)))

@@ -1,4 +1,4 @@
-"""The cache of the in-process sampler: rows end in the same column, begin where their prompt is long enough.
+"""The keys and values of the in-process sampler: the tokens of all rows end in one column, so a long row begins further left.
 
 All live rows write their next token into one shared column, so a decode step is one rectangular call whatever the prompt
 lengths. A new row may join at any time: its prompt is laid into the columns that end there. A finished row's place is given to

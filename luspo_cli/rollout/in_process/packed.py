@@ -2,7 +2,8 @@
 
 A decode step of a few dozen rows is bound by reading the weights once; oneDNN reads its own blocked layout about 1.5 times
 faster than rows of a plain matrix (bench/rollout.py). The operators are the ones that torch's own compiler emits for frozen
-weights. Where they are missing the plain layers serve.
+weights; they are private to torch, tried with 2.13, and `can_pack` looks for each. Where they are missing the plain layers
+serve. This file's packing can go when a plain bfloat16 `nn.Linear` decodes as fast on a CPU (bench/rollout.py compares them).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from luspo_cli.policy.adapters import is_adapted, merged_weight
+from luspo_cli.policy.lora import is_adapted, merged_weight
 from luspo_cli.processes.sharding import whole_weight
 
 
@@ -24,6 +25,7 @@ def can_pack(weight: Tensor) -> bool:
         and weight.dtype == torch.bfloat16
         and torch.backends.mkldnn.is_available()
         and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
         and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     )
 

@@ -112,6 +112,11 @@ class _DecodeBatch:
         self.ended = torch.zeros(total, dtype=torch.bool, device=self.device)
 
     def run(self, on_progress: Callable[[int], None] | None) -> None:
+        """Decode until every row is finished; `on_progress` hears how many are.
+
+        A finished row goes on being decoded, without its tokens being kept, until it is cut out together with others.
+        `finished_here` counts such rows among the live ones, so that each is added to `finished` once.
+        """
         total, finished, finished_here = len(self.uniform), 0, 0
         self._admit()
         while finished < total:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from luspo_cli.policy.adapters import merged_weights
+from luspo_cli.policy.lora import merged_weights
 from luspo_cli.processes.sharding import whole_weight
 
 SECRET_BYTES = 16

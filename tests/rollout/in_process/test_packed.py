@@ -117,8 +117,7 @@ def test_a_model_with_adapters_is_copied_merged(
     """The copy of an adapted model is the copy of the plain model that its merged weights make, before and after a step."""
     pytest.importorskip("peft", reason="adapters need the extra lora: pip install 'luspo[lora]'")
     from luspo_cli.config.model import ModelConfig
-    from luspo_cli.policy.adapters import has_adapters, merged_weights
-    from luspo_cli.policy.lora import adapter_parameters, add_adapters
+    from luspo_cli.policy.lora import adapter_parameters, add_adapters, has_adapters, merged_weights
 
     if not packed:
         monkeypatch.setattr("luspo_cli.rollout.in_process.packed.can_pack", lambda weight: False)
