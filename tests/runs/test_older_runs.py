@@ -112,3 +112,25 @@ def test_eval_finds_the_weights_of_a_run_of_an_earlier_version(luspo: Luspo, old
     found, stored = (json.loads((older / path / "AIME24.json").read_text()) for path in ("new", "stopped/evals"))
     assert found["sampling"]["step"] == stored["sampling"]["step"] == 2
     assert found["sampling"]["weights"] == stored["sampling"]["weights"]
+
+
+def test_a_run_that_an_older_grader_rewarded_goes_on_only_with_allow_changed(luspo: Luspo, older: Path) -> None:
+    """Its answers were graded as mathematics: what is paid from here on may be others, so it must be said and is recorded."""
+    before = {file: file.read_bytes() for file in (older / "graded").rglob("*") if file.is_file()}
+    code, _, error = luspo("train", "--run", "graded", "--resume")
+    assert code == 2
+    (sentence,) = [line for line in error.splitlines() if line.startswith("luspo: ")]
+    assert "changed since the run began: the grader" in sentence
+    assert "--allow-changed" in sentence
+    assert {file: file.read_bytes() for file in before} == before
+
+    code, _, error = luspo("train", "--run", "graded", "--resume", "--allow-changed")
+    assert code == 0, error
+    assert "warning: going on all the same: the grader" in error
+    assert [record["step"] for record in lines(older / "graded/metrics.jsonl")] == [1, 2, 3, 4]
+    assert (older / "graded/metrics.jsonl").read_bytes().startswith(before[older / "graded/metrics.jsonl"])
+    (session,) = json.loads((older / "graded/provenance.json").read_text())["resumed"]
+    assert session["after_step"] == 2
+    (changed,) = session["changed"]
+    assert "grader" in changed["what"]
+    assert changed["was"] != changed["now"]
