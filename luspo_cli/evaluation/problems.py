@@ -1,16 +1,18 @@
 """One problem of a benchmark, and where its data lies: a folder of the user's, else the hub; whole, then cut by `--limit`.
 
-The benchmark itself refuses another number of rows than it has, so a limit is always a stated part of the whole and
-never half a file by accident.
+A file with another number of rows, a repeated id or a missing column stops with one sentence, so a limit is always a stated
+part of the whole and never half a file by accident.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from luspo_cli.data.reading import Row
 from luspo_cli.errors import UsageError
 
 
@@ -55,3 +57,28 @@ def first_problems(problems: Sequence[BenchmarkProblem], limit: int, name: str) 
     if limit > len(problems):
         raise UsageError(f"--limit {limit} is more than the {len(problems)} problems of {name}; leave it out for all.")
     return list(problems[:limit] if limit else problems)
+
+
+def data_file(source: Path, names: Sequence[str], benchmark: str) -> Path:
+    """The benchmark's file: `source` itself, or the first of `names` in the folder `source`; raises UsageError."""
+    if source.is_file():
+        return source
+    for name in names:
+        if (source / name).is_file():
+            return source / name
+    raise UsageError(f"{source} holds no {benchmark} data; give a folder with {' or '.join(names)}, or that file.")
+
+
+def check_rows(
+    rows: Sequence[Row], ids: Iterable[str], columns: Sequence[str], size: int, path: Path, benchmark: str
+) -> None:
+    """Raise UsageError unless there are `size` rows, all with `columns`, and no id occurs twice."""
+    for number, row in enumerate(rows, start=1):
+        missing = [column for column in columns if column not in row]
+        if missing:
+            raise UsageError(f"Row {number} of {path} has no '{missing[0]}'; this is not the {benchmark} file.")
+    repeated = [identifier for identifier, count in Counter(ids).items() if count > 1]
+    if repeated:
+        raise UsageError(f"{path} holds the id '{repeated[0]}' more than once; download it again.")
+    if len(rows) != size:
+        raise UsageError(f"{path} holds {len(rows):,} rows and {benchmark} has {size:,}; download it again.")

@@ -19,8 +19,8 @@ from typing import Any
 from luspo_cli.data.prompts import IMAGE_MARK, PromptTemplate
 from luspo_cli.data.reading import read_rows
 from luspo_cli.evaluation.benchmark import Benchmark, BenchmarkProblem, Mode
+from luspo_cli.evaluation.problems import check_rows, data_file
 from luspo_cli.evaluation.scores import accuracy_by, as_dicts, overall
-from luspo_cli.evaluation.vision_files import check_rows, data_file
 from luspo_cli.grading.answers import AnswerMark
 from luspo_cli.grading.free_text.labels import assistant_part, labels_in, read_labels
 from luspo_cli.grading.verdict import DecidedBy, Reason, Verdict

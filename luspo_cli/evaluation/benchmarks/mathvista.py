@@ -28,8 +28,8 @@ from luspo_cli.evaluation.benchmarks.mathvista_official import (
     short_extraction,
     unread_answer,
 )
+from luspo_cli.evaluation.problems import check_rows, data_file
 from luspo_cli.evaluation.scores import accuracy_by, as_dicts, overall
-from luspo_cli.evaluation.vision_files import check_rows, data_file
 from luspo_cli.grading.answers import AnswerMark
 from luspo_cli.grading.free_text.choices import choice_position, read_choice
 from luspo_cli.grading.free_text.numbers import decimal, list_items, read_list, read_number, rounded, stated_number

@@ -29,8 +29,8 @@ from luspo_cli.data.prompts import IMAGE_MARK, PromptTemplate
 from luspo_cli.data.reading import read_rows
 from luspo_cli.errors import UsageError
 from luspo_cli.evaluation.benchmark import Benchmark, BenchmarkProblem, Mode
+from luspo_cli.evaluation.problems import check_rows, data_file
 from luspo_cli.evaluation.scores import Cell, accuracy_by, as_dicts, overall
-from luspo_cli.evaluation.vision_files import check_rows, data_file
 from luspo_cli.grading.answers import AnswerMark
 from luspo_cli.grading.free_text.letters import official_letter, read_letter, short_letter
 from luspo_cli.grading.free_text.options import split_options
