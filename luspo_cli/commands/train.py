@@ -74,7 +74,7 @@ def train_cli(
             raise UsageError(f"--if-exists must be refuse, resume or replace, not '{if_exists}'")
         if allow_changed and not resume and if_exists != "resume":
             raise UsageError("--allow-changed is for going on with a run: give --resume as well")
-        choice = cast(Literal["refuse", "resume", "replace"], "resume" if resume else if_exists)
+        existing = cast(Literal["refuse", "resume", "replace"], "resume" if resume else if_exists)
         copies = check_processes(processes)
         resolved = _resolve(objective, preset, config, sets or [], run, resume)
         if dry_run:
@@ -91,11 +91,11 @@ def train_cli(
         if copies > 1:
             from luspo_cli.runs.folder import RunFolder
 
-            RunFolder(path).check(resolved.model_dump(mode="json"), choice)
+            RunFolder(path).check(resolved.model_dump(mode="json"), existing)
             launch(copies, path, [sys.executable, "-m", "luspo_cli", *sys.argv[1:]])
             return
     stop_with_supervisor()
-    train(resolved, path, choice, as_json=as_json, allow_changed=allow_changed)
+    train(resolved, path, existing, as_json=as_json, allow_changed=allow_changed)
 
 
 def train(
@@ -135,50 +135,23 @@ def train(
 def _resolve(
     objective: str | None, preset: str | None, config: Path | None, sets: list[str], run: Path | None, resume: bool
 ) -> TrainRun:
-    from pydantic import ValidationError
-
-    from luspo_cli.config.layers import resolve_train
-    from luspo_cli.config.run import TrainRun
+    from luspo_cli.config.layers import preset_names, resolve_train
+    from luspo_cli.runs.resume import read_configuration
 
     alone = not (objective or preset or config or sets)
     if resume and alone:
         if run is None:
             raise UsageError("--resume needs --run: the folder to go on in")
-        stored = run / "config.json"
-        if not stored.is_file():
-            raise UsageError(
-                f"there is no run to resume in {run}: it has no config.json; start it with the command that was meant to"
-            )
-        try:
-            return TrainRun.model_validate_json(stored.read_bytes())
-        except OSError as error:
-            raise UsageError(f"cannot read {stored}: {error.strerror}; make it readable, or start a new run") from None
-        except ValidationError as error:
-            first = error.errors()[0]
-            key = ".".join(str(part) for part in first["loc"])
-            raise UsageError(
-                f"{stored} is not a configuration that this version reads: {key + ': ' if key else ''}{first['msg']};"
-                f" go on with the luspo that wrote it ({_version_of(run)}), or start a new run"
-            ) from None
+        return read_configuration(run)
     if preset is None and config is None and resume:
         raise UsageError(
             "--resume reads the configuration from the run folder: leave out --objective and --set,"
             " or give the --preset or --config that the run was started with as well"
         )
     if preset is None and config is None:
-        from luspo_cli.config.layers import preset_names
-
         raise UsageError(f"say what to train: --preset NAME ({', '.join(preset_names())}) or --config FILE")
     return resolve_train(preset=preset, objective=objective, sets=sets, config_file=config)
 
 
 def _show_nothing(_: object) -> None:
     """The display of a process that is not the run's first."""
-
-
-def _version_of(run: Path) -> str:
-    """The luspo that began a run, as its provenance.json has it."""
-    try:
-        return f"version {json.loads((run / 'provenance.json').read_bytes())['luspo']}"
-    except (OSError, ValueError, KeyError, TypeError):
-        return "provenance.json names its version"

@@ -109,15 +109,15 @@ class Piece:
     """Whether it only keeps step with the other processes."""
 
 
-def balanced_shares(rows: Sequence[Row], processes: int) -> list[list[Row]]:
+def balance_rows(rows: Sequence[Row], processes: int) -> list[list[Row]]:
     """Rows, longest first, each to the process with the fewest tokens so far, of equal ones the first; [processes][rows]."""
-    shares: list[list[Row]] = [[] for _ in range(processes)]
+    rows_of_process: list[list[Row]] = [[] for _ in range(processes)]
     tokens = [0] * processes
     for row in sorted(rows, key=lambda row: -row.width):
         least = tokens.index(min(tokens))
-        shares[least].append(row)
+        rows_of_process[least].append(row)
         tokens[least] += row.width
-    return shares
+    return rows_of_process
 
 
 def own_pieces(micro_batches: Sequence[Sequence[Row]], rank: int, processes: int, budget: int) -> list[Piece]:
@@ -130,7 +130,7 @@ def own_pieces(micro_batches: Sequence[Sequence[Row]], rank: int, processes: int
     rows = [row for rows in micro_batches for row in rows]
     if not rows:
         return []
-    split = [split_micro_batches(share, budget) for share in balanced_shares(rows, processes)]
+    split = [split_micro_batches(own, budget) for own in balance_rows(rows, processes)]
     shortest = min(rows, key=lambda row: row.width)
     fillers = max(map(len, split)) - len(split[rank])
     return [*(Piece(own) for own in split[rank]), *[Piece((shortest,), filler=True)] * fillers]

@@ -73,5 +73,6 @@ def set_threads(threads: int, ranks: Ranks) -> None:
 
 
 def rubric_workers(ranks: Ranks) -> int:
-    """Checks of answers at once where `reward.workers` leaves it open; 0, the rubric's own choice, for one process."""
+    """Worker processes that check answers where `reward.workers` is 0: with several processes of a run no more than this one's
+    cores, since all of them check at the same time; for a run of one process 0, which leaves the number to the rubric."""
     return 0 if ranks.size == 1 else min(ranks.cores(), MOST_WORKERS)

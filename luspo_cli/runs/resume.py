@@ -1,10 +1,15 @@
-"""Taking up a run folder: made anew, or cut back to the checkpoint that the run goes on from."""
+"""Taking up a run folder: its configuration read, then made anew or cut back to the checkpoint that the run goes on from."""
 
 from __future__ import annotations
 
+import json
 import logging
+from pathlib import Path
+
+from pydantic import ValidationError
 
 from luspo_cli.config.run import TrainRun
+from luspo_cli.errors import UsageError
 from luspo_cli.runs.checkpoints import Checkpoint, newest_whole, remove_leftovers
 from luspo_cli.runs.folder import IfExists, RunFolder
 from luspo_cli.runs.tracking import Tracking
@@ -32,3 +37,31 @@ def open_run(folder: RunFolder, config: TrainRun, if_exists: IfExists, changed: 
     else:
         logger.info(f"going on after step {step}")
     return checkpoint
+
+
+def read_configuration(run: Path) -> TrainRun:
+    """The configuration that a run was started with; UsageError where there is none that this version reads."""
+    stored = run / "config.json"
+    if not stored.is_file():
+        raise UsageError(
+            f"there is no run to resume in {run}: it has no config.json; start it with the command that was meant to"
+        )
+    try:
+        return TrainRun.model_validate_json(stored.read_bytes())
+    except OSError as error:
+        raise UsageError(f"cannot read {stored}: {error.strerror}; make it readable, or start a new run") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise UsageError(
+            f"{stored} is not a configuration that this version reads: {key + ': ' if key else ''}{first['msg']};"
+            f" go on with the luspo that wrote it ({_version_of(run)}), or start a new run"
+        ) from None
+
+
+def _version_of(run: Path) -> str:
+    """The luspo that began a run, as its provenance.json has it."""
+    try:
+        return f"version {json.loads((run / 'provenance.json').read_bytes())['luspo']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "provenance.json names its version"

@@ -18,7 +18,7 @@ from doubles import rank_cases
 from doubles.processes import run_processes
 from luspo_cli.config.layers import resolve_train
 from luspo_cli.errors import UsageError
-from luspo_cli.policy.packing import balanced_shares, own_pieces, rows_of
+from luspo_cli.policy.packing import balance_rows, own_pieces, rows_of
 from luspo_cli.processes.ranks import ALONE
 from luspo_cli.processes.sharding import whole_weight
 from luspo_cli.records import ScoredGroup
@@ -241,9 +241,9 @@ def test_shares_are_balanced_by_tokens(make_groups: Callable[..., list[ScoredGro
     """Widths 20, 13, 12, 9, 8, 7, 6, 5, 5 (prompts of 4): longest first to the lightest; by hand."""
     lengths = [[16, 9, 8, 5, 4, 3, 2, 1, 1]]
     rows = rows_of(make_groups(lengths, [[1.0] * 9])[0])
-    shares = balanced_shares(rows, 2)
+    shares = balance_rows(rows, 2)
     assert [[row.width for row in share] for share in shares] == [[20, 9, 7, 5], [13, 12, 8, 6, 5]]
-    assert [[row.width for row in share] for share in balanced_shares(rows[:1], 3)] == [[20], [], []]
+    assert [[row.width for row in share] for share in balance_rows(rows[:1], 3)] == [[20], [], []]
 
 
 def test_a_process_with_fewer_passes_makes_up_for_them(make_groups: Callable[..., list[ScoredGroup]]) -> None:
