@@ -48,6 +48,7 @@ _QUANTITY = re.compile(r"[£$€]?(-?\d{1,20}(?:\.\d{1,20})?) ?(?:[^\W\d]{0,12}|
 _LONGEST = 2_000
 """Characters of a short answer; a longer one is none."""
 _OCCURRENCES = 50
+"""Places of one choice's text that are looked at: the work on a response that repeats it without end stays bounded."""
 _WORD_OR_TWO = 12
 """Characters of a text in which "no" is an answer wherever it stands."""
 _SHORT = 48

@@ -65,7 +65,9 @@ _QUESTION_WORD_LIST = (
 _QUESTION_WORDS = frozenset(_QUESTION_WORD_LIST.split())
 
 _READ, _HEAD = 40_000, 4_000
+"""Characters of a response that are read, and those of its beginning among them: an answer stands at an end."""
 _LONGEST_BOX = 2_000
+"""Characters of a box that may be an answer; a longer one holds a text."""
 _AFTER_LETTER = "because|since|as|is|and|or|for|from|which|in|with"
 
 

@@ -46,11 +46,15 @@ _REASON = re.compile(r"\b(?:because|since)\b|[,;] (?:as|which|but|with|indicatin
 _RELATIVE = re.compile(r", (?:which|who) [^,]{1,120}, (?=is\b|are\b|was\b|were\b|has\b|have\b)")
 _THAN = re.compile(r"\b(?:than|compared (?:to|with))\b")
 _COVERED, _APART = 1.2, 0.5
-"""Of the two shares of words that set the sides of a comparison apart: their sum, and its lead over the other way round."""
+"""When a statement counts as the question's comparison. For each side, take the share of the words that only this side of
+the question has and that the statement repeats on that side. The two shares together must reach `_COVERED` of 2, so that
+each side is named by more than a stray word; and they must exceed the same sum for the exchanged sides by `_APART`, so that
+it is clear which way round the statement compares."""
 _COPULA = re.compile(r"\b(?:is|are|was|were)\b")
 _PART_WORDS = 4
+"""Words after the last "is" up to which they may name a choice by a part of it; a longer rest is a description."""
 _ANY_ORDER = 3
-"""Words of a question up to which their order in the statement is free."""
+"""A yes/no question of at most this many words may be answered by its words in any order: with so few, each must occur."""
 _WORDS_READ = 120
 """Words of a sentence that are compared with the question; a longer one is no restatement."""
 
@@ -72,6 +76,7 @@ def states_yes_or_no(sentence: str, question: str) -> bool | None:
             return compared
     stems = [_stem(word) for word in asked if not (opposite and word in _SIGNS)]
     content = [_stem(word) for word in said if word not in _FUNCTION_WORDS]
+    # Three quarters of the question's words in its order: a statement may leave out one word in four, as "chart" or "shown".
     short = not wanted and len(stems) <= _ANY_ORDER and set(stems) <= set(content)
     if not short and 4 * _common_in_order(stems, content) < 3 * len(stems):
         return None
@@ -97,7 +102,9 @@ def _compares_sides(said: str, asked: str, *, opposite: bool) -> bool | None:
     before, than, after = _THAN.sub("\0", said).partition("\0")
     said_left, said_right = _content(before), _content(after)
     denied = _NEGATION.search(said) is not None
-    if not than:  # "there are more motorbikes" says what they are more than no more than the question has to
+    if (
+        not than
+    ):  # "there are more motorbikes" leaves the other side out, as a short answer does; then this side must be whole
         alone = 4 * len(said_left & only_left) > 3 * len(only_left) and not said_left & only_right
         return not denied if alone and not opposite else None
     straight = len(said_left & only_left) / len(only_left) + len(said_right & only_right) / len(only_right)
