@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 
 from doubles.messages import heard
+from doubles.runs import problem, scored_group
 from luspo_cli.config.layers import resolve_train
 from luspo_cli.config.rollout import RolloutConfig
 from luspo_cli.config.run import TrainRun
 from luspo_cli.errors import RunError, UsageError
 from luspo_cli.grading.verdict import Reason, Verdict
-from luspo_cli.records import Message, Problem, Reward, Rollout, ScoredGroup, StopReason
+from luspo_cli.records import Problem, Reward, ScoredGroup
 from luspo_cli.training.dynamic_sampling import (
     SignalWatch,
     StepGroups,
@@ -29,16 +30,6 @@ from luspo_cli.training.dynamic_sampling import (
 )
 
 MIXED, RIGHT, WRONG = (1.0, 0.0), (1.0, 1.0), (0.0, 0.0)
-
-
-def problem(name: str) -> Problem:
-    return Problem(name, (Message("user", "?"),), "1", "test")
-
-
-def group(rewards: Sequence[float], name: str = "p") -> ScoredGroup:
-    scored = tuple(Reward(reward, reward, 0.0, 0.0, Verdict("0", False, Reason.DIFFERENT)) for reward in rewards)
-    rollouts = tuple(Rollout(name, (2,), (3, 1), "", StopReason.END) for _ in rewards)
-    return ScoredGroup(problem(name), rollouts, scored, tuple(0.0 for _ in rewards))
 
 
 class Source:
@@ -63,7 +54,7 @@ def sampled(
     def sample(problems: Sequence[Problem], number: int) -> list[ScoredGroup]:
         assert number == len(asked)
         asked.append([p.id for p in problems])
-        return [group(MIXED if p.id in mixed else WRONG, p.id) for p in problems]
+        return [scored_group(MIXED if p.id in mixed else WRONG, p.id) for p in problems]
 
     settings = RolloutConfig(dynamic_sampling=dynamic, **({"max_sampling_rounds": rounds} if dynamic else {}))
     return sample_step(source, 1, settings, sample), asked
@@ -84,14 +75,14 @@ def names(groups: Sequence[ScoredGroup]) -> list[str]:
     ],
 )
 def test_a_mixed_group_differs_by_more_than_float_noise(rewards: tuple[float, ...], expected: bool) -> None:
-    assert is_mixed(group(rewards)) is expected
+    assert is_mixed(scored_group(rewards)) is expected
 
 
 def test_a_penalty_on_length_makes_no_group_mixed() -> None:
     scored = tuple(
         Reward(total, 0.0, 0.0, total, Verdict("0", False, Reason.DIFFERENT)) for total in (-0.1, -0.5, -1.0)
     )
-    assert not is_mixed(replace(group(WRONG), rewards=scored))
+    assert not is_mixed(replace(scored_group(WRONG), rewards=scored))
 
 
 @pytest.mark.parametrize(
@@ -147,7 +138,7 @@ def test_without_dynamic_sampling_the_batch_is_what_was_sampled() -> None:
 
 
 def test_equal_groups_are_told_apart_by_place() -> None:
-    groups = [group(RIGHT, "a"), group(MIXED, "a"), group(MIXED, "a"), group(WRONG, "a")]
+    groups = [scored_group(RIGHT, "a"), scored_group(MIXED, "a"), scored_group(MIXED, "a"), scored_group(WRONG, "a")]
     assert [id(one) for one in choose_batch(groups, 2)] == [id(groups[1]), id(groups[2])]
     assert [id(one) for one in choose_batch(groups, 3)] == [id(groups[0]), id(groups[1]), id(groups[2])]
 
