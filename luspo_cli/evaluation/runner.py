@@ -33,6 +33,7 @@ from luspo_cli.evaluation.samples import (
 from luspo_cli.evaluation.sampling import BenchmarkPrompts, SamplingModel
 from luspo_cli.evaluation.scorer import EvaluationResult, Finished, score_samples
 from luspo_cli.files import read_object
+from luspo_cli.grading.verdict import GRADER_VERSION
 from luspo_cli.metrics.rollout_metrics import length_statistics, lengths_by_verdict
 from luspo_cli.records import Prompt, StopReason
 from luspo_cli.rollout.sampler import SamplingOptions
@@ -220,7 +221,8 @@ def _finished(evaluation: Evaluation) -> dict[str, Any] | None:
 def _score_again(evaluation: Evaluation, judge: Judge | None) -> Finished:
     content: Mapping[str, Any] = read_object(evaluation.json_file) or {}
     samples = _read_back(evaluation)
-    scored_alike = (content.get("version"), content.get("mode")) == (evaluation.benchmark.version, evaluation.mode)
+    keys = ("version", "mode", "grader_version")
+    scored_alike = [content.get(key) for key in keys] == [evaluation.benchmark.version, evaluation.mode, GRADER_VERSION]
     wanted = None if judge is None else judge.identity()
     judged = content.get("judge")
     failed = content.get("metrics", {}).get("judge", {}).get("failed", 0)
@@ -295,6 +297,7 @@ def _rows(result: EvaluationResult, samples: Sequence[StoredSample]) -> list[dic
         rows.append(
             asdict(sample)
             | {"gold": golds[sample.id], "extracted": verdict.extracted, "correct": verdict.correct}
-            | {"reason": str(verdict.reason), **judged}
+            | {"reason": str(verdict.reason), "read_from": str(verdict.read_from)}
+            | {"decided_by": str(verdict.decided_by), **judged}
         )
     return rows

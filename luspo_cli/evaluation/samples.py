@@ -178,6 +178,8 @@ _VERDICT_SCHEMA = (
     ("extracted", "string"),
     ("correct", "bool"),
     ("reason", "string"),
+    ("read_from", "string"),
+    ("decided_by", "string"),
     ("judge_extracted", "string"),
     ("judge_correct", "bool"),
     ("judge_error", "string"),

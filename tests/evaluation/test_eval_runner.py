@@ -82,6 +82,39 @@ def test_going_on_draws_only_the_missing_chunks_and_gives_the_same_bytes(tmp_pat
     assert not (tmp_path / "out" / ".partial").exists()
 
 
+def test_where_answers_were_read_is_stored_and_counted(tmp_path) -> None:
+    evaluation = evaluation_of(tmp_path, tmp_path / "out")
+    metrics = evaluate(evaluation, scripted(ScriptedSampler())).content["metrics"]
+    # The prompt `verl` asks for `####`, which every first sample has; every second one has a box.
+    assert [row["read_from"] for row in rows_of(evaluation)] == ["own_mark", "box"] * 5
+    assert metrics["read_from"] == {"own_mark": 5, "box": 5}
+    assert metrics["decided_by"] == {"comparison": 10}
+
+
+def test_what_an_older_grader_scored_is_scored_anew_without_the_model(tmp_path) -> None:
+    evaluation = evaluation_of(tmp_path, tmp_path / "out")
+    evaluate(evaluation, scripted(ScriptedSampler()))
+    content = json.loads(evaluation.json_file.read_text())
+    whole = evaluation.json_file.read_bytes()
+    del content["grader_version"]
+    evaluation.json_file.write_text(json.dumps({**content, "metrics": {**content["metrics"], "accuracy": 0.9}}))
+    assert evaluate(evaluation, never).content["metrics"]["accuracy"] == pytest.approx(1 / 5)
+    assert evaluation.json_file.read_bytes() == whole
+
+
+def test_an_opened_thought_is_no_answer_when_scored_anew_either(tmp_path) -> None:
+    class Thinking(ScriptedSampler):
+        @staticmethod
+        def _rollout(prompt, options, row, number):
+            return replace(ScriptedSampler._rollout(prompt, options, row, number), thought_open=number == 1)
+
+    evaluation = evaluation_of(tmp_path, tmp_path / "out")
+    for mode, load in (("rule", scripted(Thinking())), ("official", never), ("rule", never)):
+        found = evaluate(evaluation_of(tmp_path, tmp_path / "out", mode=mode), load)
+    assert (found.drawn, found.found) == (0, 10)
+    assert [row["extracted"] for row in rows_of(evaluation)] == ["2", None] * 5
+
+
 def test_whether_a_thought_was_open_is_stored_with_each_sample(tmp_path) -> None:
     class Thinking(ScriptedSampler):
         @staticmethod
