@@ -11,7 +11,7 @@ from __future__ import annotations
 from fractions import Fraction
 from typing import Any
 
-from luspo_cli.grading.maths.numbers import MAX_DIGITS
+from luspo_cli.grading.maths.numbers import MAX_DIGITS, parse_number
 from luspo_cli.grading.maths.tokens import CONSTANTS, FUNCTIONS, GREEK, NotUnderstood, Token, tokenise
 
 MAX_DEPTH = 50
@@ -26,6 +26,9 @@ _OPEN = {"(": ")", "[": "]", "{": "}"}
 
 def parse_expression(text: str) -> Tree:
     """Return the tree of a normalised expression; raises NotUnderstood for anything else."""
+    value = parse_number(text)
+    if value is not None:  # 1e-3 is a thousandth, not e - 3
+        return number(value)
     parser = _Parser(tokenise(text))
     tree = parser.sum()
     if not parser.at_end:

@@ -169,7 +169,8 @@ def _trim(text: str) -> str:
     """Drop quotes, Markdown stars and sentence punctuation around the answer."""
     text = text.strip().strip('*`"').strip()
     while text.endswith((".", ",", ";", ":", "!")) and not text.endswith("..") and len(text) > 1:
-        if text.endswith("!") and (text[-2].isalnum() or text[-2] in ")}"):  # a factorial
+        before = text.rstrip("!")[-1:]
+        if text.endswith("!") and (before.isalnum() or before in (")", "}")):  # a factorial, or the double one 5!!
             break
         text = text[:-1].rstrip().strip("*").rstrip()
     return text
