@@ -86,7 +86,8 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
         ),
         "sampler/logprob_difference_mean": Metric(
             "nats",
-            "Mean absolute difference of a token's log-prob between the sampler and the policy before the update.",
+            "Mean absolute difference of a token's log-prob between the sampler and the policy before the update,"
+            " over the rows that are trained; where a step trains none, over those of the noise floor.",
         ),
         "sampler/logprob_difference_max": Metric("nats", "The largest of these differences."),
         "sampler/effective_sample_size": Metric(

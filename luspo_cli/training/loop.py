@@ -29,7 +29,7 @@ from luspo_cli.runs.folder import RunFolder
 from luspo_cli.runs.rollouts import store_rollouts
 from luspo_cli.training.dynamic_sampling import sample_step
 from luspo_cli.training.held_out import HeldOut
-from luspo_cli.training.noise_floor import noise_floor
+from luspo_cli.training.noise_floor import noise_floor, untrained_difference
 from luspo_cli.training.optimizer import learning_rate
 from luspo_cli.training.sampling import StepSampler
 from luspo_cli.training.update import Updater
@@ -79,10 +79,13 @@ def train(
         batch = groups.batch
 
         every = config.update.noise_floor_every
-        noise = {}
+        noise: dict[str, float | None] = {}
         if every and step % every == 1 % every:
             policy, budget = stages.updater.policy, config.update.tokens_per_micro_batch
-            noise = {"ratio/noise_floor": noise_floor(policy, batch, budget)}
+            noise = {
+                "ratio/noise_floor": noise_floor(policy, batch, budget),
+                **untrained_difference(policy, batch, budget),
+            }
         updated = stages.updater.update(batch, learning_rate(step - 1, config.run.steps, config.update))
         pushing = time.perf_counter()
         stages.refresh_sampler()

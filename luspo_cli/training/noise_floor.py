@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from luspo_cli.config.run import TrainRun
+from luspo_cli.objectives.sampler_mismatch import SamplerMismatch, sampler_mismatch
 from luspo_cli.policy.packing import Row, policy_batch, rows_of, split_micro_batches
 from luspo_cli.records import ScoredGroup
 
@@ -31,16 +32,31 @@ def noise_floor(policy: Any, groups: Sequence[ScoredGroup], tokens_per_micro_bat
 
     None where no row has a response, or where log-probs are not finite. All processes of a run call this together.
     """
-    rows = [row for group in groups for row in rows_of(group) if row.rollout.response_length]
-    rows.sort(key=lambda row: row.advantage == 0.0)  # stable: rows that will be trained come first
-    rows = rows[:NOISE_FLOOR_ROWS]
-    if not rows:
+    batches = _measured_rows(groups, tokens_per_micro_batch)
+    if not batches:
         return None
-    batches = split_micro_batches(rows, tokens_per_micro_batch)
     together = [_sequence_means(policy, batch, 0) for batch in batches]
     alone = [_sequence_means(policy, [row], 3) for batch in batches for row in batch]
     floor = float((torch.cat(together) - torch.cat(alone)).abs().mean())
     return floor if math.isfinite(floor) else None
+
+
+@torch.no_grad()
+def untrained_difference(policy: Any, groups: Sequence[ScoredGroup], tokens_per_micro_batch: int) -> dict[str, float]:
+    """The `sampler/` metrics of a step in which no row has an advantage, over the rows of the noise floor.
+
+    Empty where one has: the update measures the rows that it trains. All processes of a run call this together.
+    """
+    if any(advantage for group in groups for advantage in group.advantages):
+        return {}
+    mismatch = SamplerMismatch()
+    for rows in _measured_rows(groups, tokens_per_micro_batch):
+        batch = policy_batch(rows, next(policy.parameters()).device)
+        logprobs, _ = policy(batch)  # sharded weights are gathered in the pass, so every process makes each of them
+        if (drawn := batch.rollout_logprobs) is not None:
+            mismatch.add(sampler_mismatch(logprobs, drawn, batch.response_mask & ~drawn.isnan()))
+    found = mismatch.metrics()
+    return found if all(map(math.isfinite, found.values())) else {}
 
 
 class NoiseWatch:
@@ -59,6 +75,13 @@ class NoiseWatch:
                 " part of the clipping is arithmetic, not learning; model.compute_dtype=float32 avoids it"
             )
             self._limit = None
+
+
+def _measured_rows(groups: Sequence[ScoredGroup], tokens_per_micro_batch: int) -> list[tuple[Row, ...]]:
+    """A few rows with a response in micro-batches, those that will be trained first; none where all responses are empty."""
+    rows = [row for group in groups for row in rows_of(group) if row.rollout.response_length]
+    rows.sort(key=lambda row: row.advantage == 0.0)  # stable: the order of the batch stays within both kinds
+    return list(split_micro_batches(rows[:NOISE_FLOOR_ROWS], tokens_per_micro_batch)) if rows else []
 
 
 def _sequence_means(policy: Any, rows: Sequence[Row], padding: int) -> Tensor:

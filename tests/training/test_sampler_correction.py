@@ -14,7 +14,7 @@ from luspo_cli.config.layers import resolve_train
 from luspo_cli.errors import RunError, UsageError
 from luspo_cli.policy.packing import policy_batch, rows_of
 from luspo_cli.records import ScoredGroup
-from luspo_cli.training.noise_floor import noise_floor
+from luspo_cli.training.noise_floor import noise_floor, untrained_difference
 
 LENGTHS = [[3, 9, 1], [2, 7, 4]]
 ADVANTAGES = [[1.0, -0.5, -0.5], [0.0, 1.0, -1.0]]
@@ -97,6 +97,19 @@ def test_a_log_prob_that_is_not_a_number_is_left_out_of_the_record(
     assert metrics["update/skipped_steps"] == 1
     assert all(math.isfinite(value) for value in metrics.values())
     assert noise_floor(updater.policy, drawn, updater.config.update.tokens_per_micro_batch) is None
+
+
+def test_a_step_that_trains_no_row_still_measures_the_sampler(make_updater: Any, groups: list[ScoredGroup]) -> None:
+    """Each token's log-prob is 0.1 off; a step with an advantage is measured by its update alone."""
+    updater, _ = make_updater()
+    drawn = sampled_by(updater, groups, lambda t: 0.1)
+    policy, budget = updater.policy, updater.config.update.tokens_per_micro_batch
+    assert untrained_difference(policy, drawn, budget) == {}
+    equal = [replace(group, advantages=tuple(0.0 for _ in group.advantages)) for group in drawn]
+    found = untrained_difference(policy, equal, budget)
+    assert found["sampler/logprob_difference_mean"] == pytest.approx(0.1, abs=1e-5)
+    assert found["sampler/logprob_difference_max"] == pytest.approx(0.1, abs=1e-5)
+    assert not KEYS & updater.update(equal, 0.0).keys()
 
 
 def test_a_correction_without_log_probs_ends_the_run(make_updater: Any, groups: list[ScoredGroup]) -> None:
