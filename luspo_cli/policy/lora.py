@@ -240,7 +240,9 @@ def fold_adapter(model: Any, folder: Path) -> None:
 
     settings = LoraConfig.from_pretrained(str(folder))
     whole = {*(settings.modules_to_save or ()), *_targets(settings)}
-    if model.config.get_text_config().tie_word_embeddings and (ends := sorted(whole & {"lm_head", "embed_tokens"})):
+    # A vision model's text part does not say whether they are tied; its whole configuration does.
+    tied = any(getattr(part, "tie_word_embeddings", False) for part in (model.config, model.config.get_text_config()))
+    if tied and (ends := sorted(whole & {"lm_head", "embed_tokens"})):
         raise UsageError(
             f"the adapter in {folder} changes {ends[0]} (target_modules or modules_to_save in {ADAPTER_CONFIG}), which its base"
             " model holds as one matrix for embedding and head: no plain model of this kind can hold it"
