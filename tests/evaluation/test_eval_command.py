@@ -297,7 +297,7 @@ def test_the_list_names_every_benchmark() -> None:
     assert (aime["problems"], aime["modality"], aime["version"], aime["default_prompt"]) == (
         30,
         "text",
-        1,
+        2,
         "qwen-boxed",
     )
     assert "HuggingFaceH4/aime_2024::train" in aime["hub_ids"]

@@ -73,7 +73,7 @@ def test_ids_may_be_upstreams_or_row_numbers_as_text_or_number(score) -> None:
 def test_several_responses_a_problem(score) -> None:
     result = score([{"id": 60 + n, "responses": [right(n), right(999), right(n), "?"]} for n in range(30)])
     plain = result.to_json()
-    assert (plain["n_problems"], plain["n_samples"], plain["version"]) == (30, 4, 1)
+    assert (plain["n_problems"], plain["n_samples"], plain["version"]) == (30, 4, 2)
     assert plain["metrics"]["avg@4"] == 0.5
     assert plain["metrics"]["pass@2"] == pytest.approx(1 - 1 / 6)
     assert plain["metrics"]["maj@4"] == 1.0

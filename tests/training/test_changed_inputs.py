@@ -11,7 +11,9 @@ import pytest
 
 from luspo_cli.config.layers import resolve_train
 from luspo_cli.errors import UsageError
+from luspo_cli.grading.verdict import GRADER_VERSION
 from luspo_cli.training.provenance import (
+    as_records,
     changed_inputs,
     configuration_fingerprint,
     provenance,
@@ -128,3 +130,22 @@ def test_a_configurations_fingerprint_is_of_its_content() -> None:
     one = configuration_fingerprint({"a": {"x": 1e-6, "y": [1, 2]}, "b": None})
     assert one == configuration_fingerprint(json.loads('{"b": null, "a": {"y": [1, 2], "x": 0.000001}}'))
     assert one != configuration_fingerprint({"a": {"x": 2e-6, "y": [1, 2]}, "b": None})
+
+
+@pytest.mark.parametrize("earlier", [None, 1])
+def test_an_older_grader_is_a_change_that_is_named_by_its_version(tmp_path: Path, earlier: int | None) -> None:
+    stored = tmp_path / "provenance.json"
+    record_provenance(stored, origin() | ({} if earlier is None else {"grader": earlier}), 0)
+    now = origin() | {"grader": GRADER_VERSION}
+    (change,) = changed_inputs(stored, now)
+    assert str(change) == f"the grader that rewards its answers (version 1 when the run began, {GRADER_VERSION} now)"
+    # Rewards of the made tasks come from no grader.
+    assert changed_inputs(stored, origin() | {"grader": None}) == []
+    record_provenance(stored, now, 2, as_records([change]))
+    assert changed_inputs(stored, now) == []
+
+
+def test_the_version_of_the_grader_is_recorded_where_it_rewards() -> None:
+    for verifier, version in (("math", GRADER_VERSION), ("exact", None)):
+        config = resolve_train(preset="qwen2.5-0.5b", sets=["model.path=owner/name", f"reward.verifier={verifier}"])
+        assert provenance(config, None)["grader"] == version

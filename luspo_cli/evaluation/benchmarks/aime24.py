@@ -15,7 +15,7 @@ class Aime24(IntegerBenchmark):
     """AIME I and II of 2024."""
 
     name = "AIME24"
-    version = 1
+    version = 2
     size = 30
     licence = "problems: Mathematical Association of America; copies: MIT (Qwen2.5-Math), Apache-2.0 (POLARIS)"
     hub_ids = (

@@ -13,7 +13,7 @@ class Aime25(IntegerBenchmark):
     """AIME I and II of 2025."""
 
     name = "AIME25"
-    version = 1
+    version = 2
     size = 30
     licence = "problems: Mathematical Association of America; copy: Apache-2.0 (POLARIS)"
     hub_ids = (

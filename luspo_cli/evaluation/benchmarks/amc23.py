@@ -14,7 +14,7 @@ class Amc23(IntegerBenchmark):
     """The 40 problems of 2023."""
 
     name = "AMC23"
-    version = 1
+    version = 2
     size = 40
     licence = "problems: Mathematical Association of America; copy: MIT (Qwen2.5-Math)"
     hub_ids: tuple[str, ...] = ("zwhe99/amc23::test", "knoveleng/AMC-23::train")

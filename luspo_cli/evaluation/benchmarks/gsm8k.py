@@ -27,7 +27,7 @@ class Gsm8k(TextBenchmark):
     """Grade-school word problems with integer answers."""
 
     name = "GSM8K"
-    version = 1
+    version = 2
     size = 1319
     licence = "MIT"
     hub_ids = ("openai/gsm8k:main:test",)

@@ -22,7 +22,7 @@ class Math500(TextBenchmark):
     """500 problems of MATH with answers of every form."""
 
     name = "MATH500"
-    version = 1
+    version = 2
     size = 500
     licence = "MIT (problems of MATH, through openai/prm800k); copy: Apache-2.0"
     hub_ids = ("HuggingFaceH4/MATH-500::test",)
