@@ -4,8 +4,8 @@ r"""What math-verify says of an answer where TRL and verl call it, beside luspo'
     python -m bench.math_verify_verdicts '1 1/4' ...     GOLD ANSWER, a row of your own
 
 TRL's `accuracy_reward` parses the solution in dollars and the response with a LaTeX configuration that takes boxes first,
-and verifies the two; verl's `math_verify` scorer is math-verify's metric with the gold in a box. Both are called here with the same arguments,
-without TRL and verl.
+and verifies the two; verl's `math_verify` scorer is math-verify's metric with the gold in a box. Both are called
+here with the same arguments, without TRL and verl.
 """
 
 from __future__ import annotations
