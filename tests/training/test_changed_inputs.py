@@ -145,7 +145,9 @@ def test_an_older_grader_is_a_change_that_is_named_by_its_version(tmp_path: Path
     assert changed_inputs(stored, now) == []
 
 
-def test_the_version_of_the_grader_is_recorded_where_it_rewards() -> None:
+def test_the_version_of_the_grader_is_recorded_where_it_rewards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("luspo_cli.training.provenance.fingerprint", lambda path, split: OLD)
+    monkeypatch.setattr("luspo_cli.training.provenance.hub_commit", lambda path, revision: None)
     for verifier, version in (("math", GRADER_VERSION), ("exact", None)):
         config = resolve_train(preset="qwen2.5-0.5b", sets=["model.path=owner/name", f"reward.verifier={verifier}"])
         assert provenance(config, None)["grader"] == version
