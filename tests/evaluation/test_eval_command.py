@@ -15,10 +15,10 @@ from typing import Any
 
 import pyarrow.parquet
 import pytest
-from conftest import write_json_lines
 from typer.testing import CliRunner, Result
 
 from doubles.evaluation import aime_folder
+from doubles.files import write_json_lines
 from doubles.models import character_model
 from luspo_cli.app import app
 from luspo_cli.commands.display.drawing import LineProgress, seconds_left

@@ -9,10 +9,10 @@ from typing import Any
 
 import pyarrow.parquet
 import pytest
-from conftest import write_json_lines
 from typer.testing import CliRunner
 
 from doubles.evaluation import ScriptedSampler, aime_folder, evaluation_of, never, scripted
+from doubles.files import write_json_lines
 from doubles.judge import user_text
 from luspo_cli.app import app
 from luspo_cli.errors import UsageError

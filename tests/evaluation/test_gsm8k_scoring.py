@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import json_lines, write_json_lines
 
+from doubles.files import json_lines, write_json_lines
 from luspo_cli.evaluation.benchmark import BenchmarkProblem, Mode
 from luspo_cli.evaluation.benchmarks.gsm8k import GSM8K, GSM8K_TRAIN
 from luspo_cli.evaluation.evaluate import score_responses

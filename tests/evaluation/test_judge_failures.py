@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
-from conftest import write_json_lines
 from typer.testing import CliRunner
 
 from doubles.evaluation import ScriptedSampler, aime_folder, evaluation_of, never, scripted
+from doubles.files import write_json_lines
 from doubles.judge import user_text
 from luspo_cli.app import app
 from luspo_cli.config.eval import resolve_eval

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import json_lines, write_json_lines
 
+from doubles.files import json_lines, write_json_lines
 from luspo_cli.evaluation.benchmark import BenchmarkProblem
 from luspo_cli.evaluation.benchmarks.logicvista import LOGICVISTA
 from luspo_cli.evaluation.evaluate import score_responses

@@ -9,8 +9,8 @@ from itertools import permutations
 from pathlib import Path
 
 import pytest
-from conftest import json_lines, write_json_lines
 
+from doubles.files import json_lines, write_json_lines
 from luspo_cli.errors import UsageError
 from luspo_cli.evaluation.benchmark import BenchmarkProblem
 from luspo_cli.evaluation.benchmarks.math500 import MATH500

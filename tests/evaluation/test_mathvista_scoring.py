@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import json_lines, write_json_lines
 
+from doubles.files import json_lines, write_json_lines
 from luspo_cli.errors import UsageError
 from luspo_cli.evaluation.benchmark import BenchmarkProblem
 from luspo_cli.evaluation.benchmarks.mathvista import MATHVISTA, TABLES, MathVista, official_query

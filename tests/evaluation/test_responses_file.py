@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import write_json_lines
 
+from doubles.files import write_json_lines
 from luspo_cli.errors import RunError, UsageError
 from luspo_cli.evaluation.benchmark import BenchmarkProblem
 from luspo_cli.evaluation.benchmarks.aime24 import AIME24

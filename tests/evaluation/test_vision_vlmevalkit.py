@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import json_lines
 
 from bench.agreement.vlmevalkit import hit, infer_letter, prefetch
+from doubles.files import json_lines
 from luspo_cli.evaluation.benchmarks.mathvista import MATHVISTA
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import json_lines, write_json_lines
 
+from doubles.files import json_lines, write_json_lines
 from luspo_cli.evaluation.benchmark import BenchmarkProblem
 from luspo_cli.evaluation.benchmarks.wemath import WEMATH, FourCounts, count_groups, four_dimensions
 from luspo_cli.evaluation.evaluate import score_responses
