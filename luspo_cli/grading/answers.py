@@ -69,7 +69,11 @@ _DIGITS = r"(?:\d(?:[\d,]|\{,\})*(?:\.\d+)?|\.\d+)(?:/\d+)?"
 _NUMBER = re.compile(rf"[-−+]?{_DIGITS}")
 _HASHES = re.compile(
     rf"####[ \t*]*\\?\$?[ \t]{{0,4}}([-−+]?\\?\$?{_DIGITS})"
-    r"[ \t]{0,4}\\?%?[ \t]{0,4}[a-zA-Z ]{0,30}\.?[ \t$*]*"
+    r"(?:[ \t]{0,4}\\?%)?([ \t]{0,4}[a-zA-Z ]{0,30})\.?[ \t$*]*"
+)
+# 3x is not 3, and 5 million not 5; other words are units, which GSM8K's golds leave out.
+_VALUE_WORD = re.compile(
+    r"[a-zA-Z](?![a-zA-Z])|[ \t]*(?:pi|dozen|hundred|thousand|million|billion|trillion)\b", re.IGNORECASE
 )
 _TAG = re.compile(r"<(/?)answer>", re.IGNORECASE)
 _HEADING = re.compile(
@@ -251,21 +255,26 @@ def _closing_brace(text: str, start: int) -> int | None:
 
 
 def _last_hashes(text: str) -> str | None:
-    """Return N of the last line that ends in `#### N`, as written."""
+    """Return N of the last line that ends in `#### N`, as written; with what stands behind it where that changes its value."""
     for line in reversed(text.split("\n")):
         at = line.rfind("####")
         if at < 0:
             continue
         match = _HASHES.fullmatch(line[at:].strip())
         if match:
-            return match.group(1).replace("\\", "").replace("$", "").replace("{,}", ",")
+            number = match[1].replace("\\", "").replace("$", "").replace("{,}", ",")
+            return number + match[2].rstrip() if _VALUE_WORD.match(match[2]) else number
     return None
 
 
 def _after_last_hashes(text: str) -> str | None:
-    """Return what the last `####` marks where the prompt asked for it and no number follows: a formula, a word."""
+    """Return what the last `####` marks where the prompt asked for it and no number follows: a formula, a word.
+
+    A heading "#### Step 2" is none: after one, the response still comes to its answer.
+    """
     at = text.rfind("####")
-    return None if at < 0 else _clean_or_boxed(text[at:].lstrip("#").partition("\n")[0])
+    line, _, rest = text[at:].lstrip("#").partition("\n")
+    return None if at < 0 or has_box(rest) or _ANSWER_MARK.search(rest) else _clean_or_boxed(line)
 
 
 def _last_tagged(text: str) -> str | None:

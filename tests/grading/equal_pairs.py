@@ -329,4 +329,11 @@ EQUAL_BOTH_WAYS = [
     (r"\sin 2x", r"2\sin x\cos x"),
     (r"\tan x", r"\frac{\sin x}{\cos x}"),
     (r"\frac{\pi r^2 h}{3}", r"\frac13\pi r^2 h"),
+    ("9", "= 9"),
+    ("5/2", r"1\,3/2"),
+    ("2000000", r"2\;000\;000"),
+    (r"x\sin y", r"x\,\sin\,y"),
+    ("D", "(D) is even"),
+    ("D", "(D) P(A) = 1"),
+    ("B, D", "(D) and (B)"),
 ]

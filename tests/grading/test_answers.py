@@ -126,6 +126,12 @@ MARKS = [
     ("#### \\frac{1}{2}", M.BOX, None, None),
     ("#### 70{,}000", M.HASHES, "70,000", OWN),
     ("#### \\$70{,}000", M.BOX, "70,000", OTHER),
+    ("#### 3x", M.BOX, "3x", OTHER),
+    ("#### 5 million", M.HASHES, "5 million", OWN),
+    ("#### 5 pints", M.HASHES, "5", OWN),
+    # a Markdown heading is no mark where the response still comes to its answer
+    ("#### Step 2: add\n2 + 3 is \\boxed{5}", M.HASHES, "5", BOX),
+    ("#### Step 2: add\nso the answer is 5", M.HASHES, "5", PHRASE),
     # headings
     ("### Final Answer\n\n\\[\n5\n\\]", M.BOX, "5", OTHER),
     ("**Final Answer**\n$$ x=5 $$\nas said", M.BOX, "x=5", OTHER),

@@ -41,6 +41,12 @@ _WORD = re.compile(r"[A-Za-z]{3,}")
 _OPTION = re.compile(r"(?:[Oo]ption|[Cc]hoice) (?=\(?[A-Z]\b)")
 _CHOICE = re.compile(r"[ \ue000]*\(([A-Z])\)[ \ue001.:]*(?P<rest>[^ \ue001].*)?", re.DOTALL)
 _LISTED_CHOICE = re.compile(r"([A-J])[.:)] +(?P<rest>[-+]?[0-9.(\\].*)", re.DOTALL)
+_SECOND_CHOICE = re.compile(
+    r"(?:and|or|nor|&)(?![A-Za-z])|(?:is|are) (?:not|wrong|incorrect|false)\b"
+    r"|.*(?:(?<![A-Za-z])\([A-J]\)|(?<![A-Za-z(])[A-J][.:)] )",
+    re.DOTALL,
+)
+"""Behind a choice: another one, or that it is wrong."""
 _EMPTY_GROUP = re.compile(r"(?<![A-Za-z}^_ ])\{\}")
 _LABEL = re.compile(r"(?:[Tt]he )?(?:[Ff]inal )?[Aa]nswer(?: is ?:?|[ \ue001]?:)[ \ue001]*")
 _TEXT_ONLY = re.compile(r"[A-Za-z][A-Za-z'\".\- ]*")
@@ -100,6 +106,7 @@ def _normalise(answer: str) -> Normalised:
     text = text.replace("\ue003", "")
     unit = unit or ("degree" if degrees else None)
     text = _OPTION.sub("", _LABEL.sub("", _trim(text)))
+    text = text.removeprefix("=").lstrip()
     exact, _, rounded = text.partition(r"\approx ")
     if exact.strip() and rounded:  # 1/3 \approx 0.33: the exact side is the answer
         text = exact.strip()
@@ -178,12 +185,14 @@ def _trim(text: str) -> str:
 
 def _split_choice(text: str) -> tuple[str | None, str]:
     listed = _LISTED_CHOICE.fullmatch(text)
-    if listed is not None:
+    if listed is not None and not _SECOND_CHOICE.match(listed["rest"]):
         return listed[1], listed["rest"]
     match = _CHOICE.fullmatch(text)
     if match is None:
         return None, text
     rest = match.group("rest")
+    if rest is not None and _SECOND_CHOICE.match(rest.lstrip(TEXT_OPEN + " ")):
+        return None, text
     if rest is None:
         return None, match.group(1)
     # `(A)+(B)` and `(A)x` are expressions; an option's text follows a space or the end of its bold label.

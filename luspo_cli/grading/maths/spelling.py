@@ -33,11 +33,12 @@ _FRACTIONS = {
 _DROPPED = frozenset(
     (
         "left", "right", "big", "Big", "bigg", "Bigg", "bigl", "bigr", "Bigl", "Bigr", "biggl", "biggr", "Biggl",
-        "Biggr", "displaystyle", "textstyle", "scriptstyle", "limits", "nolimits", "!", ",", ";", ":", ">", "(", ")",
+        "Biggr", "displaystyle", "textstyle", "scriptstyle", "limits", "nolimits", "!", "(", ")",
         "[", "]", "degree", "rm", "bf", "it", "mathstrut", "strut", "hfill", "notag", "nonumber",
     )
 )  # fmt: skip
 _SPACES = frozenset({"quad", "qquad", " ", "\n", "\t", "enspace", "thinspace", "space"})
+_THIN_SPACES = frozenset({",", ";", ":", ">"})
 _RENAMED = {
     "dfrac": r"\frac", "tfrac": r"\frac", "cfrac": r"\frac", "dbinom": r"\binom", "tbinom": r"\binom", "le": r"\leq ",
     "leqslant": r"\leq ", "ge": r"\geq ", "geqslant": r"\geq ", "ne": r"\neq ", "lt": "<", "gt": ">",
@@ -122,6 +123,9 @@ def rewrite_commands(text: str) -> str:
                 out.append(_RENAMED[name])
             elif name in _SPACES:
                 out.append(" ")
+            elif name in _THIN_SPACES:
+                # Behind a digit it parts two numbers, or thousands; between letters it means nothing.
+                out.append(" " if out and out[-1][-1:].isdigit() else "")
             elif name not in _DROPPED:
                 out.append("\\" + name + (" " if name.isalpha() else ""))
         else:
