@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import sys
@@ -62,6 +63,15 @@ def _run() -> None:
         if not isinstance(error, PeerFailed):
             print(f"luspo: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except OSError as error:
+        # An error of a file names it, and is said where the file is written; the streams have no name.
+        if error.errno != errno.ENOSPC or error.filename is not None or os.environ.get("LUSPO_DEBUG"):
+            raise
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), 1
+        )  # what is still buffered must go somewhere, or the exit fails again
+        print(f"luspo: cannot write to standard output: {error.strerror}; send it elsewhere", file=sys.stderr)
+        sys.exit(1)
     except SystemExit as ended:
         # Typer turns a Ctrl-C into Exit or Abort, raised from it, and that into an exit. A command that reported the Ctrl-C
         # itself raised its Exit from None.

@@ -74,3 +74,14 @@ os.write(file, str(file).encode())
     closing = subprocess.run(["sh", "-c", f'exec "{sys.executable}" -c "$1" <&- >&- 2>&-', "sh", code])
     assert closing.returncode == 0
     assert int((tmp_path / "file").read_text()) > 2
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
+@pytest.mark.parametrize("command", [["objectives"], ["--version"], ["objectives", "--json"]])
+def test_a_full_disk_behind_standard_output_is_one_sentence(command: list[str]) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "luspo_cli", *command], stdout=full, stderr=subprocess.PIPE, text=True, timeout=120
+        )
+    assert done.returncode == 1
+    assert done.stderr == "luspo: cannot write to standard output: No space left on device; send it elsewhere\n"

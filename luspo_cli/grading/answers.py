@@ -45,8 +45,8 @@ class Extraction:
     read_from: ReadFrom
 
 
-_THINK_OPEN = re.compile(r"<think(?:ing)?>", re.IGNORECASE)
-_THINK_CLOSE = re.compile(r"</think(?:ing)?>", re.IGNORECASE)
+THOUGHT_TAG = re.compile(r"<(/?)think(?:ing)?>", re.IGNORECASE)
+"""Opens a thought, or with a slash in its group closes one."""
 # At least two letters between the bars, so that `<|x|>` of a formula stays.
 _SPECIAL_TOKEN = re.compile(
     r"<\|[a-zA-Z_]\w{1,40}\|>|<｜[^｜<>\n]{1,40}｜>|</?s>|<(?:pad|eos|bos|unk)>|<(?:start|end)_of_turn>"
@@ -115,14 +115,13 @@ def extract_answer(
 def final_text(response: str, *, thought_open: bool = False) -> str | None:
     """Return what follows the last thought, without special tokens; None where a thought never ended."""
     text = _SPECIAL_TOKEN.sub("\n", response)
-    end = 0
-    for match in _THINK_CLOSE.finditer(text):
-        end = match.end()
-    if end == 0 and (thought_open or _THINK_OPEN.search(text)):
+    tags = list(THOUGHT_TAG.finditer(text))
+    opened = [tag.start() for tag in tags if not tag[1]]
+    end = max((tag.end() for tag in tags if tag[1]), default=0)
+    if end == 0 and (thought_open or opened):
         return None
-    text = text[end:]
-    reopened = _THINK_OPEN.search(text)
-    return text[: reopened.start()] if reopened else text
+    reopened = next((start for start in opened if start >= end), len(text))
+    return text[end:reopened]
 
 
 def answers_to_the_first_question(text: str) -> Iterator[str]:

@@ -20,11 +20,11 @@ from jinja2 import TemplateError
 from luspo_cli.config.rollout import TemplateValue
 from luspo_cli.data.images import image_messages, image_size, load_image
 from luspo_cli.errors import UsageError
+from luspo_cli.grading.answers import THOUGHT_TAG
 from luspo_cli.records import Problem, Prompt
 
 Turns = list[dict[str, Any]]
 """`role` and `content` of each turn; the content is a text, or a list of text and image parts."""
-_THOUGHT = re.compile(r"<(/?)think(?:ing)?>", re.IGNORECASE)
 _END_OF_TURN = "\ue000end\ue001"
 """Private-use characters: no question and no template holds them."""
 
@@ -167,7 +167,7 @@ def _leaves_thought_open(
     marked = content + _END_OF_TURN if isinstance(content, str) else [*content, {"type": "text", "text": _END_OF_TURN}]
     turns = [*earlier, {**last, "content": marked}]
     text: str = _templated(writer, problem, turns, template_arguments, tokenize=False)
-    tags = _THOUGHT.findall(text.rpartition(_END_OF_TURN)[2])
+    tags = THOUGHT_TAG.findall(text.rpartition(_END_OF_TURN)[2])
     return bool(tags) and tags[-1] == ""
 
 

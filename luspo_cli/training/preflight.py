@@ -26,7 +26,14 @@ from luspo_cli.runs.tracking import check_writers
 from luspo_cli.training.made.model import made_model
 from luspo_cli.training.optimizer import check_optimizer
 from luspo_cli.training.problems import LongestPrompt, RunProblems, problems_of
-from luspo_cli.training.provenance import Change, changed_inputs, configuration_fingerprint, provenance, refuse_changed
+from luspo_cli.training.provenance import (
+    Change,
+    changed_inputs,
+    configuration_fingerprint,
+    model_elsewhere,
+    provenance,
+    refuse_changed,
+)
 from luspo_cli.training.sampling import held_out_limit, longest_row, training_draws
 
 logger = logging.getLogger(__name__)
@@ -59,7 +66,11 @@ def prepare(
             check_writers(config.run.track)
             goes_on = RunFolder(path).check(config.model_dump(mode="json"), if_exists) and if_exists == "resume"
             # A run of an older version may hold a revision that nothing read, and must resume.
-            if not goes_on and (reason := unread_revision(config.model.path, config.model.revision)):
+            if goes_on:
+                reason = model_elsewhere(path / "provenance.json", config.model.path)
+            else:
+                reason = unread_revision(config.model.path, config.model.revision)
+            if reason:
                 raise UsageError(reason)
     set_threads(config.run.threads, ranks)
     attention.register()

@@ -22,7 +22,7 @@ import luspo_cli
 from luspo_cli.config.run import MADE_TERMS, TrainRun
 from luspo_cli.data.problems import fingerprint
 from luspo_cli.errors import UsageError
-from luspo_cli.files import file_sha256, require_object, write_json
+from luspo_cli.files import file_sha256, read_object, require_object, write_json
 from luspo_cli.grading.verdict import GRADER_VERSION
 from luspo_cli.policy.model_files import hub_commit
 
@@ -59,6 +59,7 @@ def provenance(config: TrainRun, made: Path | None, processes: int = 1) -> dict[
         },
         "model": {
             "path": config.model.path,
+            "relative_to": None if Path(config.model.path).expanduser().is_absolute() else str(Path.cwd()),
             "weights": _weights_fingerprint(made or Path(config.model.path).expanduser()),
             "commit": hub_commit(config.model.path, config.model.revision),
         },
@@ -142,6 +143,22 @@ def changed_inputs(stored: Path, found: Mapping[str, Any]) -> list[Change]:
     if had_configuration and had_configuration != found["configuration"]:
         changes.append(Change(str(stored.with_name("config.json")), had_configuration, found["configuration"]))
     return changes
+
+
+def model_elsewhere(stored: Path, path: str) -> str | None:
+    """Say that the starting model of a run that goes on was relative to another folder than this one; None where it is here.
+
+    `stored`: the run's provenance.json. Runs of versions that did not record the folder are not spoken of.
+    """
+    began_in = _mapping(read_object(stored) or {}, "model").get("relative_to")
+    here = Path.cwd()
+    if not began_in or Path(began_in) == here or Path(path).expanduser().exists():
+        return None
+    there = Path(began_in) / path
+    return (
+        f"model.path '{path}' is relative, and there is no such folder in {here}: when the run began it was {there};"
+        f" resume from {began_in}"
+    )
 
 
 def refuse_changed(changes: list[Change]) -> None:

@@ -16,6 +16,7 @@ from luspo_cli.training.provenance import (
     as_records,
     changed_inputs,
     configuration_fingerprint,
+    model_elsewhere,
     provenance,
     record_provenance,
     refuse_changed,
@@ -151,3 +152,18 @@ def test_the_version_of_the_grader_is_recorded_where_it_rewards(monkeypatch: pyt
     for verifier, version in (("math", GRADER_VERSION), ("exact", None)):
         config = resolve_train(preset="qwen2.5-0.5b", sets=["model.path=owner/name", f"reward.verifier={verifier}"])
         assert provenance(config, None)["grader"] == version
+
+
+def test_a_relative_model_is_looked_for_where_the_run_began(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sentence names both folders; nothing is said where the model is here too, or was given in full."""
+    stored, began_in = tmp_path / "provenance.json", tmp_path / "there"
+    stored.write_text(json.dumps({"model": {"path": "models/x", "relative_to": str(began_in)}}))
+    monkeypatch.chdir(tmp_path)
+    said = model_elsewhere(stored, "models/x")
+    assert said is not None
+    assert f"it was {began_in}/models/x" in said
+    assert f"no such folder in {tmp_path}" in said
+    (tmp_path / "models" / "x").mkdir(parents=True)
+    assert model_elsewhere(stored, "models/x") is None
+    stored.write_text(json.dumps({"model": {"path": "models/y", "relative_to": None}}))
+    assert model_elsewhere(stored, "models/y") is None
