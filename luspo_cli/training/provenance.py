@@ -59,11 +59,17 @@ def provenance(config: TrainRun, made: Path | None, processes: int = 1) -> dict[
         },
         "model": {
             "path": config.model.path,
-            "relative_to": None if Path(config.model.path).expanduser().is_absolute() else str(Path.cwd()),
             "weights": _weights_fingerprint(made or Path(config.model.path).expanduser()),
             "commit": hub_commit(config.model.path, config.model.revision),
+            **_began_in(config.model.path),
         },
     }
+
+
+def _began_in(path: str) -> dict[str, str]:
+    """Where a relative model folder is looked for; nothing for another path, a hub id or a made model."""
+    given = Path(path).expanduser()
+    return {"relative_to": str(Path.cwd())} if given.is_dir() and not given.is_absolute() else {}
 
 
 def _extras(config: TrainRun) -> list[str]:
