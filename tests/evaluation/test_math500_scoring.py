@@ -143,6 +143,7 @@ def test_no_two_different_golds_are_equal(data_folder: Folder) -> None:
             ("-2,1", "1,-2"),
             (r"10,\!080", "10080"),
             ("120", r"120^\circ"),
+            (r"180^\circ", r"\pi"),  # as angles; docs/grading.md
             ("15", r"15\mbox{ cm}^2"),
             (r"2 \sqrt{5}", r"2\sqrt{5}"),
             ("30", r"30^\circ"),

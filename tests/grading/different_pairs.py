@@ -121,6 +121,8 @@ DIFFERENT_BOTH_WAYS = [
     ("[-1,1]", r"-1 \le x < 1"),
     ("(0,1)", "1<x<0"),
     (r"(2,\infty)", "x<2"),
+    (r"(2,\infty)", "y = -2x"),
+    (r"(-\infty, 0]", "y = 2x + 3"),
     (r"(2,\infty)", r"x\ge2"),
     (r"(2,\infty)", r"\{x \mid x < 2\}"),
     (r"(-\infty,-1)\cup(1,\infty)", "-1<x<1"),

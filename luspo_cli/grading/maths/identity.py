@@ -26,7 +26,7 @@ _MAX_EXPONENTIAL = 10_000
 
 
 class Undefined(Exception):
-    """The expression has no value here: a division by zero, an infinity, or a number beyond every bound."""
+    """The expression has no value here: a division by zero, an infinity, a number beyond every bound, or a letter without one."""
 
 
 def same_function(first: Tree, second: Tree) -> bool:
@@ -40,7 +40,7 @@ def same_function(first: Tree, second: Tree) -> bool:
 
 
 def real_value(tree: Tree) -> Any:
-    """Return the value of a tree without symbols at 120 digits, or an infinity; raises Undefined where it is not real."""
+    """Return the value of a tree at 120 digits, or an infinity; raises Undefined where it is not real or holds a symbol."""
     infinity = ("const", "inf")
     evaluator = _evaluator(_DIGITS[1])
     if tree in (infinity, negative(infinity)):
@@ -209,7 +209,7 @@ class _Evaluator:
         """Return the value of `tree` at `point`; raises Undefined where there is none."""
         try:
             result = self._value(tree, point)
-        except (ZeroDivisionError, ValueError, OverflowError, TypeError) as error:
+        except (ZeroDivisionError, ValueError, OverflowError, TypeError, KeyError) as error:
             raise Undefined from error
         if not self.context.isfinite(result):
             raise Undefined
