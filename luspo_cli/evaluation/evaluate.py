@@ -108,6 +108,11 @@ def _score_file(config: EvalRun, loaded: dict[str, Benchmark], judge: Judge | No
         judge.check()
     ((name, benchmark),) = loaded.items()
     out = Path(config.output.path) if config.output.path else None
+    if out is not None and (out.is_dir() or out.resolve() == Path(config.responses.file).resolve()):
+        what = "a folder" if out.is_dir() else "the responses file itself"
+        raise UsageError(
+            f"--out {out} is {what}; with --responses it is the JSON file that is written: give it a name."
+        )
     result = score_responses(
         benchmark,
         _problems(config, name, benchmark, several=False),

@@ -281,6 +281,16 @@ def test_responses_as_json(data, tmp_path) -> None:
     assert "problems" not in summary
 
 
+@pytest.mark.parametrize(("out", "said"), [(".", "is a folder"), ("responses.jsonl", "is the responses file itself")])
+def test_a_result_never_takes_the_place_of_something_else(data, tmp_path, monkeypatch, out: str, said: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    responses = write_json_lines(tmp_path / "responses.jsonl", [{"id": 60, "response": r"\boxed{0}"}])
+    before = responses.read_bytes()
+    words = ("--benchmark", "aime24", "--responses", responses, "--data", data, "--out", out)
+    assert said in sentence(call(*words))
+    assert responses.read_bytes() == before
+
+
 @pytest.mark.parametrize(("inferred", "shown"), [(0, False), (1_234, True)])
 def test_the_table_counts_inferred_answers_where_there_are_any(inferred: int, shown: bool) -> None:
     metrics: dict[str, Any] = {"accuracy": 0.5, "accuracy_interval_95": None, "correct": 1, "samples": 2}

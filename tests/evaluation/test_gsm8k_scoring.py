@@ -68,7 +68,19 @@ def test_right(response: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "response", ["#### 19", "A: 1.8", "18 hens, 2 eggs each", "", "A:", "the answer is 18%20", "#### 1,8", "#### 18.01"]
+    "response",
+    [
+        "#### 19",
+        "A: 1.8",
+        "18 hens, 2 eggs each",
+        "",
+        "A:",
+        "the answer is 18%20",
+        "#### 1,8",
+        "#### 18.01",
+        "<answer></answer> or 18",
+        "so 18 <answer>",
+    ],
 )
 def test_wrong(response: str) -> None:
     assert not correct(response)
