@@ -336,4 +336,6 @@ EQUAL_BOTH_WAYS = [
     ("D", "(D) is even"),
     ("D", "(D) P(A) = 1"),
     ("B, D", "(D) and (B)"),
+    ("5", r"5\\"),
+    (r"\frac12", r"\frac{1}{2} \\"),
 ]

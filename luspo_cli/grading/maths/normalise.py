@@ -174,7 +174,7 @@ def _without_currency(text: str) -> tuple[str, str | None]:
 
 def _trim(text: str) -> str:
     """Drop quotes, Markdown stars and sentence punctuation around the answer."""
-    text = text.strip().strip('*`"').strip()
+    text = text.strip().strip('*`"').strip().removesuffix("\\\\").rstrip()  # a line end of TeX behind the answer
     while text.endswith((".", ",", ";", ":", "!")) and not text.endswith("..") and len(text) > 1:
         before = text.rstrip("!")[-1:]
         if text.endswith("!") and (before.isalnum() or before in (")", "}")):  # a factorial, or the double one 5!!
