@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from luspo_cli.errors import UsageError
-
-if TYPE_CHECKING:
-    from luspo_cli.experiments.sweep import Configuration, Training
 
 COMPARE_EXAMPLES = [
     "luspo compare --preset tiny --objectives grpo,gspo,luspo --seeds 3",
@@ -81,15 +79,22 @@ def compare_cli(
     folder = (out or DEFAULT_OUT) / Path(preset).name.removesuffix(".toml")
     count = seeds or DEFAULT_SEEDS
 
-    from luspo_cli.experiments.sweep import Interrupted
+    from rich.console import Console
+
+    from luspo_cli.commands.display.trainings import choose_display
+    from luspo_cli.experiments.sweep import Interrupted, train_runs
+    from luspo_cli.runs.log import StderrHandler, messages_to
 
     try:
-        trained = train_runs(names, count, folder, preset=preset, sets=sets or [], processes=processes)
+        with messages_to([StderrHandler()]):
+            display = choose_display(Console(stderr=True))
+            trained = train_runs(
+                names, count, folder, preset=preset, sets=sets or [], processes=processes, display=display
+            )
     except Interrupted as interruption:
         if str(interruption):
             typer.echo(str(interruption), err=True)
-        options = {"--out": out, "--processes": processes, "--figure": figure}
-        again = command_line(names, count, preset, sets or [], options, as_json=as_json)
+        again = shlex.join(["luspo", *sys.argv[1:]])
         typer.echo(f"Stopped; no training is left running. Go on with: {again}", err=True)
         raise typer.Exit(130) from None
     show_comparison(trained, figure or folder / "lengths.png", as_json=as_json)
@@ -106,54 +111,6 @@ def chosen_objectives(text: str) -> list[str]:
         if names.count(name) > 1:
             raise UsageError(f"--objectives names {name} twice; name each objective once.")
     return names
-
-
-def train_runs(
-    objectives: Sequence[str],
-    seeds: int,
-    folder: Path,
-    *,
-    preset: str,
-    sets: Sequence[str],
-    processes: int | None = None,
-    resolve: Callable[[str, int], Configuration] | None = None,
-    command: Callable[[Training], Sequence[str]] | None = None,
-) -> list[Path]:
-    """Train every objective with seeds 0 to `seeds` - 1 below `folder` as far as needed, and return the run folders.
-
-    Interrupted where a signal ended it.
-    `resolve` and `command` stand in for the configuration and the command line of `luspo train`.
-    """
-    from rich.console import Console
-
-    from luspo_cli.commands.display.trainings import choose_display
-    from luspo_cli.experiments.sweep import plan_trainings, train_command, train_missing
-    from luspo_cli.machine import has_cuda, usable_cores
-
-    for setting in sets:
-        if setting.partition("=")[0].strip() in ("run.seed", "objective.name"):
-            raise UsageError(f"--set {setting}: the comparison itself sets this; use --seeds and --objectives.")
-    trainings = plan_trainings(objectives, seeds, folder, resolve or _resolver(preset, sets))
-    missing = [training for training in trainings if training.state != "finished"]
-    console = Console(stderr=True)
-    console.print(
-        f"{len(trainings)} runs in {folder}: {len(trainings) - len(missing)} finished and used again,"
-        f" {sum(training.state == 'unfinished' for training in missing)} to go on,"
-        f" {sum(training.state == 'fresh' for training in missing)} to start.",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
-    )
-    if missing:
-        side_by_side = processes or (1 if has_cuda() else min(2, usable_cores()))
-        with choose_display(console) as display:
-            train_missing(
-                trainings,
-                command or (lambda training: train_command(training, preset, sets)),
-                processes=min(side_by_side, len(missing)),
-                display=display,
-            )
-    return [training.run for training in trainings]
 
 
 def show_comparison(runs: Sequence[Path], figure: Path | None, *, as_json: bool) -> None:
@@ -179,33 +136,3 @@ def show_comparison(runs: Sequence[Path], figure: Path | None, *, as_json: bool)
         plot_length(histories, figure)
         if not as_json:
             typer.echo(f"\nfigure: {figure}")
-
-
-def _resolver(preset: str, sets: Sequence[str]) -> Callable[[str, int], Configuration]:
-    from luspo_cli.config.layers import resolve_train
-
-    def resolve(objective: str, seed: int) -> Configuration:
-        run = resolve_train(preset=preset, objective=objective, sets=[*sets, f"run.seed={seed}"])
-        configuration: Configuration = run.model_dump(mode="json")
-        return configuration
-
-    return resolve
-
-
-def command_line(
-    objectives: Sequence[str],
-    seeds: int,
-    preset: str,
-    sets: Sequence[str],
-    options: Mapping[str, object],
-    *,
-    as_json: bool,
-) -> str:
-    """Return the command that goes on with an interrupted comparison, quoted for a shell."""
-    words = ["luspo", "compare", "--preset", preset, "--objectives", ",".join(objectives), "--seeds", str(seeds)]
-    for setting in sets:
-        words += ["--set", setting]
-    for option, value in options.items():
-        if value is not None:
-            words += [option, str(value)]
-    return shlex.join([*words, "--json"] if as_json else words)

@@ -9,11 +9,13 @@ refused rather than mixed in. After a signal each child gets the time to write i
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -21,8 +23,10 @@ from typing import Any, Literal, Protocol
 from luspo_cli.config.stored import differing_keys, with_defaults
 from luspo_cli.errors import RunError, UsageError
 from luspo_cli.files import require_object
-from luspo_cli.machine import usable_cores
+from luspo_cli.machine import has_cuda, usable_cores
 from luspo_cli.processes.supervise import Supervisor, killed_by
+
+logger = logging.getLogger(__name__)
 
 CONSOLE_LOG = "console.log"
 POLL_S = 0.2
@@ -77,6 +81,53 @@ class Interrupted(Exception):
     """SIGINT, SIGTERM or SIGHUP ended the trainings; the message holds what else went wrong, mostly nothing."""
 
 
+def train_runs(
+    objectives: Sequence[str],
+    seeds: int,
+    folder: Path,
+    *,
+    preset: str,
+    sets: Sequence[str],
+    processes: int | None,
+    display: AbstractContextManager[Display],
+) -> list[Path]:
+    """Train every objective with seeds 0 to `seeds` - 1 below `folder` as far as needed, and return the run folders.
+
+    `processes`: trainings side by side; None: two, and one where there is a CUDA device. Interrupted where a signal ended it.
+    """
+    for setting in sets:
+        if setting.partition("=")[0].strip() in ("run.seed", "objective.name"):
+            raise UsageError(f"--set {setting}: the comparison itself sets this; use --seeds and --objectives.")
+    trainings = plan_trainings(
+        objectives, seeds, folder, lambda objective, seed: configuration(objective, seed, preset, sets)
+    )
+    missing = [training for training in trainings if training.state != "finished"]
+    logger.info(
+        f"{len(trainings)} runs in {folder}: {len(trainings) - len(missing)} finished and used again,"
+        f" {sum(training.state == 'unfinished' for training in missing)} to go on,"
+        f" {sum(training.state == 'fresh' for training in missing)} to start."
+    )
+    if missing:
+        side_by_side = min(processes or (1 if has_cuda() else min(2, usable_cores())), len(missing))
+        with display as shown:
+            train_missing(
+                trainings,
+                lambda training: train_command(training, preset, sets),
+                processes=side_by_side,
+                display=shown,
+            )
+    return [training.run for training in trainings]
+
+
+def configuration(objective: str, seed: int, preset: str, sets: Sequence[str]) -> Configuration:
+    """Return what `config.json` of one run must hold."""
+    from luspo_cli.config.layers import resolve_train
+
+    run = resolve_train(preset=preset, objective=objective, sets=[*sets, f"run.seed={seed}"])
+    resolved: Configuration = run.model_dump(mode="json")
+    return resolved
+
+
 def plan_trainings(
     objectives: Sequence[str], seeds: int, folder: Path, resolve: Callable[[str, int], Configuration]
 ) -> list[Training]:
@@ -108,14 +159,13 @@ def train_missing(
     *,
     processes: int,
     display: Display,
-    cores: int | None = None,
 ) -> None:
     """Run all unfinished trainings, `processes` at a time; returns when each has reached its last step.
 
     After a failure the running ones finish and no further one starts: RunError names the failed run with the end of its
     log. Interrupted after SIGINT, SIGTERM or SIGHUP, once every child has ended.
     """
-    runner = _Runner(trainings, command, display, threads=max(1, (cores or usable_cores()) // processes))
+    runner = _Runner(trainings, command, display, threads=max(1, usable_cores() // processes))
     runner.run(processes)
 
 

@@ -13,10 +13,10 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from luspo_cli.commands import compare
-from luspo_cli.commands.compare import COMPARE_EXAMPLES, chosen_objectives, command_line, compare_cli, train_runs
+from luspo_cli.commands.compare import COMPARE_EXAMPLES, chosen_objectives, compare_cli
 from luspo_cli.commands.plot_length import PLOT_LENGTH_EXAMPLES, plot_length_cli
 from luspo_cli.errors import UsageError
+from luspo_cli.experiments import sweep
 from luspo_cli.experiments.sweep import Interrupted, Training
 
 
@@ -145,19 +145,8 @@ def _command(training: Training) -> list[str]:
 
 
 def test_a_preset_is_trained_compared_and_drawn(call, tmp_path, monkeypatch) -> None:
-    def with_fakes(objectives, seeds, folder, *, preset, sets, processes):
-        return train_runs(
-            objectives,
-            seeds,
-            folder,
-            preset=preset,
-            sets=sets,
-            processes=processes,
-            resolve=_wanted,
-            command=_command,
-        )
-
-    monkeypatch.setattr(compare, "train_runs", with_fakes)
+    monkeypatch.setattr(sweep, "configuration", lambda objective, seed, preset, sets: _wanted(objective, seed))
+    monkeypatch.setattr(sweep, "train_command", lambda training, preset, sets: _command(training))
     words = (
         "compare",
         "--preset",
@@ -186,17 +175,13 @@ def test_an_interruption_exits_with_130_and_the_command_to_go_on(call, tmp_path,
     def interrupted(*_: object, **__: object) -> list[Path]:
         raise Interrupted("gspo-seed0 also failed")
 
-    monkeypatch.setattr(compare, "train_runs", interrupted)
+    monkeypatch.setattr(sweep, "train_runs", interrupted)
     words = ["--preset", "tiny", "--objectives", "gspo,luspo", "--seeds", "2", "--set", "data.train=a b", "--out", "o"]
+    monkeypatch.setattr(sys, "argv", ["luspo", "compare", *words])
     result = call("compare", *words)
     assert result.exit_code == 130
     assert "gspo-seed0 also failed" in result.stderr
     assert shlex.split(result.stderr.split("Go on with: ")[1]) == ["luspo", "compare", *words]
-
-
-def test_the_command_to_go_on_leaves_out_what_was_not_given() -> None:
-    line = command_line(["luspo"], 3, "tiny", [], {"--out": None, "--processes": 4}, as_json=True)
-    assert line == "luspo compare --preset tiny --objectives luspo --seeds 3 --processes 4 --json"
 
 
 @pytest.mark.parametrize("module", ["commands.plot_length", "commands.compare", "experiments.sweep"])

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from luspo_cli.errors import RunError, UsageError
+from luspo_cli.experiments import sweep
 from luspo_cli.experiments.sweep import (
     Interrupted,
     Progress,
@@ -121,9 +122,10 @@ def test_the_plan_goes_seed_by_seed(tmp_path) -> None:
     assert not (tmp_path / "runs").exists()
 
 
-def test_all_are_trained_side_by_side_and_shown(tmp_path, command) -> None:
+def test_all_are_trained_side_by_side_and_shown(tmp_path, command, monkeypatch) -> None:
+    monkeypatch.setattr(sweep, "usable_cores", lambda: 8)
     seen = Seen()
-    train_missing(_plan(tmp_path), command(), processes=2, display=seen, cores=8)
+    train_missing(_plan(tmp_path), command(), processes=2, display=seen)
     assert {training.state for training in _plan(tmp_path)} == {"finished"}
     assert seen.most_running == 2
     assert seen.states["gspo-seed0"] == ["running", "finished"]
