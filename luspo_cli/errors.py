@@ -39,6 +39,11 @@ class PeerLost(RunError):
     """Another process of the run ended or does not answer; the message is this process's view of it."""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, without a full stop, for the inside of a sentence; its type where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), "").rstrip(".") or type(error).__name__
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
     """Return " (did you mean 'x'?)" for the closest of `valid`, whatever its case, or "" where none is close."""
     by_lower = {known.lower(): known for known in valid}

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from luspo_cli.errors import KnownError, RunError, UsageError
+from luspo_cli.errors import KnownError, RunError, UsageError, first_line
 
 PARTIAL = ".partial"
 """Ends the hidden name under which something is written before it is renamed; that of a killed process means nothing."""
@@ -180,7 +180,7 @@ def write_failure(error: BaseException) -> str | None:
     error = _cause(error)
     if isinstance(error, KnownError):
         return None
-    first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    first = first_line(error)
     if isinstance(error, OSError):
         return error.strerror or first
     return first if _IN_A_LIBRARYS_WORDS.search(str(error)) else None

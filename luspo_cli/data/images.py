@@ -16,7 +16,7 @@ import numpy
 from PIL import Image, ImageOps
 
 from luspo_cli.data.prompts import IMAGE_MARK
-from luspo_cli.errors import UsageError
+from luspo_cli.errors import UsageError, first_line
 from luspo_cli.records import Message
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
@@ -87,9 +87,8 @@ def _open(file: Path) -> Image.Image:
 
 
 def _unreadable(file: Path, error: BaseException) -> str:
-    reason = (str(error).strip().partition("\n")[0] or type(error).__name__).rstrip(".")
     return (
-        f"the image {file.name!r} in {file.parent} cannot be read ({reason});"
+        f"the image {file.name!r} in {file.parent} cannot be read ({first_line(error)});"
         f" replace it with a whole {', '.join(FORMATS)} file"
     )
 

@@ -19,7 +19,7 @@ import pyarrow.parquet
 from luspo_cli.data.images import image_file
 from luspo_cli.data.prompts import IMAGE_MARK
 from luspo_cli.data.values import answer_text
-from luspo_cli.errors import UsageError, nearest
+from luspo_cli.errors import UsageError, first_line, nearest
 from luspo_cli.files import file_sha256
 from luspo_cli.records import Message, Problem
 
@@ -103,7 +103,7 @@ def _rows(file: Path) -> Iterator[dict[str, Any]]:
             for batch in parquet.iter_batches(batch_size=_BATCH_ROWS, columns=columns):
                 yield from batch.to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
-        raise UsageError(f"{file} cannot be read as parquet: {_first_line(error)}.") from error
+        raise UsageError(f"{file} cannot be read as parquet: {first_line(error)}.") from error
 
 
 def _problem(row: Mapping[str, Any], number: int, file: Path, split: str) -> Problem:
@@ -160,7 +160,3 @@ def _image(image: Any, folder: Path, place: str) -> Path:
         return image_file(image, folder)
     except UsageError as error:
         raise UsageError(f"{place}: {error}.") from error
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().partition("\n")[0] or type(error).__name__).rstrip(".")

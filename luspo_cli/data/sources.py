@@ -27,7 +27,7 @@ from luspo_cli.data.reading import (
     value_at,
 )
 from luspo_cli.data.values import answer_text, gold_answer, has_image, is_image_column, is_missing, read_question
-from luspo_cli.errors import RunError, UsageError, nearest
+from luspo_cli.errors import RunError, UsageError, first_line, nearest
 from luspo_cli.grading.answers import has_box
 
 _SPLIT_WORDS = {
@@ -284,10 +284,9 @@ def _open_hub(name: str, published: _Published, options: SourceOptions) -> Sourc
 
         loaded = datasets.load_dataset(hub_id, published.hub_config, revision=options.revision)
     except Exception as error:  # the hub client raises dozens of kinds; each one means "no data"
-        reason = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
         how = f"give its files with --from PATH (`luspo prepare-data {name} --from PATH ...`)"
         raise RunError(
-            f"{hub_id} is no local path and could not be loaded from the Hugging Face hub ({reason}); "
+            f"{hub_id} is no local path and could not be loaded from the Hugging Face hub ({first_line(error)}); "
             "check the name and the network"
             + (f", or {how}." if name in _PUBLISHED else ", or download it and give the file as the source.")
         ) from error

@@ -15,7 +15,7 @@ from typing import Any
 from luspo_cli.data.prompts import BOXED_SUFFIX, DAPO, QWEN_BOXED, PromptTemplate
 from luspo_cli.data.reading import ANSWER_COLUMNS, QUESTION_COLUMNS, Row, data_files, read_rows, value_at
 from luspo_cli.data.values import question_text
-from luspo_cli.errors import UsageError
+from luspo_cli.errors import UsageError, first_line
 from luspo_cli.evaluation.benchmark import Benchmark, BenchmarkProblem, Mode
 from luspo_cli.grading.answers import AnswerMark, Extraction, extract_answer
 from luspo_cli.grading.grader import compare
@@ -41,10 +41,9 @@ class TextBenchmark(Benchmark):
         file = self._file(Path(source))
         return self.read(read_rows(file), str(file))
 
-    def from_hub(self, hub_id: str | None = None) -> list[BenchmarkProblem]:
+    def from_hub(self) -> list[BenchmarkProblem]:
         """Download the problems from the hub (`id:config:split`); raises UsageError where they cannot be had."""
-        name = hub_id or self.hub_ids[0]
-        return self.read(_hub_rows(name), name)
+        return self.read(_hub_rows(self.hub_ids[0]), self.hub_ids[0])
 
     def read(self, rows: Iterable[Row], place: str) -> list[BenchmarkProblem]:
         """Turn rows into problems and check their number; a problem that is repeated equally often counts once."""
@@ -174,5 +173,6 @@ def _hub_rows(name: str) -> Iterator[Row]:
         try:
             yield from datasets.load_dataset(hub_id, part or None, split=split or "test")
         except Exception as error:
-            reason = str(error).strip().partition("\n")[0].rstrip(".")
-            raise UsageError(f"{name} cannot be had from the hub ({reason}); give a local copy with --data.") from error
+            raise UsageError(
+                f"{name} cannot be had from the hub ({first_line(error)}); give a local copy with --data."
+            ) from error

@@ -19,7 +19,7 @@ from jinja2 import TemplateError
 
 from luspo_cli.config.rollout import TemplateValue
 from luspo_cli.data.images import image_messages, image_size, load_image
-from luspo_cli.errors import UsageError
+from luspo_cli.errors import UsageError, first_line
 from luspo_cli.grading.answers import THOUGHT_TAG
 from luspo_cli.records import Problem, Prompt
 
@@ -198,10 +198,9 @@ def _templated(
     try:
         return writer.apply_chat_template(turns, add_generation_prompt=True, **(template_arguments or {}), **options)
     except TemplateError as error:
-        reason = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
         raise UsageError(
-            f"problem '{problem.id}': the model's chat template refuses its prompt ({reason}); take another --prompt in luspo"
-            " prepare-data or luspo eval, for example boxed-suffix, which has no system turn"
+            f"problem '{problem.id}': the model's chat template refuses its prompt ({first_line(error)}); take another --prompt"
+            " in luspo prepare-data or luspo eval, for example boxed-suffix, which has no system turn"
         ) from error
 
 

@@ -19,7 +19,7 @@ import torch
 
 from luspo_cli.config.model import ModelConfig
 from luspo_cli.config.rollout import TemplateValue
-from luspo_cli.errors import UsageError
+from luspo_cli.errors import UsageError, first_line
 from luspo_cli.files import replacing_folder, said_in_one_sentence
 from luspo_cli.policy import attention
 from luspo_cli.policy.inputs import check_template_arguments, prompt_inputs, prompt_length
@@ -95,7 +95,7 @@ def load_model(config: ModelConfig, template_arguments: Mapping[str, TemplateVal
     except UsageError:
         raise
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        first = first_line(error)
         if isinstance(error, KeyError):
             first = f"its files lack the entry {first}"
         advice = "set model.path to a complete local folder or a hub id"
@@ -137,9 +137,8 @@ def load_without_weights(
         kind = AutoConfig.from_pretrained(source, **options)
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
     except (OSError, ValueError, KeyError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UsageError(
-            f"cannot load model '{config.path}': {first} (set model.path to a complete local folder or a hub id)"
+            f"cannot load model '{config.path}': {first_line(error)} (set model.path to a complete local folder or a hub id)"
         ) from error
     if hasattr(kind, "vision_config"):
         raise UsageError(f"model '{config.path}' reads images, which needs the in-process sampler")

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from luspo_cli.config.model import ModelConfig
-from luspo_cli.errors import UsageError
+from luspo_cli.errors import UsageError, first_line
 from luspo_cli.policy.model_files import ADAPTER_CONFIG, is_hub_id
 from luspo_cli.policy.packing import PolicyBatch
 
@@ -261,8 +261,9 @@ def fold_adapter(model: Any, folder: Path) -> None:
         adapted.merge_and_unload()
         after = model(input_ids=tokens, use_cache=False).logits
     except (ValueError, RuntimeError, ImportError, KeyError, TypeError, AttributeError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise UsageError(f"the adapter in {folder} cannot be folded into its base model: {reason}") from error
+        raise UsageError(
+            f"the adapter in {folder} cannot be folded into its base model: {first_line(error)}"
+        ) from error
     if not torch.allclose(before, after, atol=1e-3, rtol=1e-3):
         raise UsageError(f"the adapter in {folder} computes what no plain model does (see its {ADAPTER_CONFIG})")
     if hasattr(model, "peft_config"):

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
-from luspo_cli.errors import KnownError, PeerFailed, PeerLost, RunError, UsageError
+from luspo_cli.errors import KnownError, PeerFailed, PeerLost, RunError, UsageError, first_line
 from luspo_cli.machine import usable_cores
 from luspo_cli.processes.place import BY_LUSPO, Place, one_of_a_machine_speaks, read_place
 
@@ -174,7 +174,7 @@ def joined(wait_s: float) -> Iterator[Ranks]:
         except (RuntimeError, ValueError) as error:
             raise RunError(
                 f"process {place.rank} of {place.size} did not meet the others at {place.address}:{place.port}"
-                f" ({str(error).strip().splitlines()[0]}); see that all {place.size} were started and reach that address"
+                f" ({first_line(error)}); see that all {place.size} were started and reach that address"
             ) from error
     ranks = Ranks(place.rank, place.size, machines.count(socket.gethostname()), wait_s, objects)
     os.environ.setdefault("OMP_NUM_THREADS", str(ranks.cores()))  # accelerate sets and warns of a number of its own

@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 import torch
 
-from luspo_cli.errors import RunError, UsageError
+from luspo_cli.errors import RunError, UsageError, first_line
 from luspo_cli.records import Prompt, Rollout
 from luspo_cli.rollout.sampler import SamplingOptions
 from luspo_cli.rollout.vllm.plugin import BACKEND, register
@@ -172,9 +172,8 @@ def _start(settings: EngineSettings, mode: str, *, sleep: bool) -> Any:
         with _own_threads_and_randomness():
             return LLM(**options)
     except (ValueError, RuntimeError, OSError, ImportError) as error:
-        first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise UsageError(
-            f"vLLM cannot run '{settings.model}' here: {first.strip()} (rollout.sampler = 'in-process' needs no vLLM)"
+            f"vLLM cannot run '{settings.model}' here: {first_line(error)} (rollout.sampler = 'in-process' needs no vLLM)"
         ) from error
 
 
