@@ -24,7 +24,7 @@ from luspo_cli.analysis.variants import (
     clip_ranges,
     differing_values,
     expected_to_differ,
-    shortened,
+    in_which,
     show,
     split_into_variants,
 )
@@ -288,11 +288,8 @@ def _warnings(
         if run.finished is False:
             warnings.append(f"{run.name} is unfinished: step {run.last_step} of {run.planned_steps}.")
     for key, values in differing.items():
-        by_value: dict[str, list[str]] = {}
-        for name, value in values.items():
-            by_value.setdefault(show(value), []).append(name)
-        shown = "; ".join(f"{shortened(value)} in {', '.join(names)}" for value, names in by_value.items())
-        warnings.append(f"Not only the objective differs: {key} is {shown}.")
+        shown = in_which({name: show(value) for name, value in values.items()})
+        warnings.append(f"Not only the objective differs: {key} is {'; '.join(shown)}.")
     warnings += session_warnings(runs)
     for run in runs:
         if not run.config:

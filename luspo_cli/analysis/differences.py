@@ -14,7 +14,7 @@ from itertools import groupby
 from typing import Any
 
 from luspo_cli.analysis.history import RunHistory
-from luspo_cli.analysis.variants import shortened, show
+from luspo_cli.analysis.variants import in_which, shortened, show
 from luspo_cli.config.stored import flatten
 
 COMPARED = ("luspo", "code", "packages", "data")
@@ -62,12 +62,9 @@ def scoring_warnings(runs: Sequence[RunHistory]) -> list[str]:
     for benchmark in dict.fromkeys(name for run in runs for name in run.benchmarks):
         settings = {run.name: _settings(run.benchmarks[benchmark]) for run in runs if benchmark in run.benchmarks}
         for key in dict.fromkeys(key for found in settings.values() for key in found):
-            by_value: dict[str, list[str]] = {}
-            for name, found in settings.items():
-                by_value.setdefault(_shown(found.get(key)), []).append(name)
-            if len(by_value) > 1:
-                said = "; ".join(f"{value} in {', '.join(names)}" for value, names in by_value.items())
-                warnings.append(f"{benchmark} was not scored alike in all runs: {key} is {said}.")
+            said = in_which({name: _shown(found.get(key)) for name, found in settings.items()})
+            if len(said) > 1:
+                warnings.append(f"{benchmark} was not scored alike in all runs: {key} is {'; '.join(said)}.")
     return warnings
 
 
@@ -78,4 +75,4 @@ def _settings(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _shown(value: Any) -> str:
-    return _UNKNOWN if value is None else shortened(show(value))
+    return _UNKNOWN if value is None else show(value)

@@ -113,6 +113,14 @@ def reading_order(objective: str) -> tuple[int, str]:
     return (OBJECTIVE_ORDER.index(objective) if known else len(OBJECTIVE_ORDER), objective)
 
 
+def in_which(values: Mapping[str, str]) -> list[str]:
+    """Return "VALUE in RUN, RUN" for each distinct value of a run -> value table, in the order met."""
+    by_value: dict[str, list[str]] = {}
+    for run, value in values.items():
+        by_value.setdefault(value, []).append(run)
+    return [f"{shortened(value)} in {', '.join(runs)}" for value, runs in by_value.items()]
+
+
 def show(value: Any) -> str:
     """Return a configuration value as it is typed after `--set key=`."""
     return value if isinstance(value, str) else json.dumps(value)

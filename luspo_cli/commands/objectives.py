@@ -56,12 +56,8 @@ def print_objectives(texts: list[ObjectiveText]) -> None:
         details = Table.grid(padding=(0, 2))
         details.add_column(style="bold", no_wrap=True)
         details.add_column()
-        details.add_row("advantage", text.advantage)
-        details.add_row("ratio", text.ratio)
-        details.add_row("surrogate", text.surrogate)
-        details.add_row("aggregation", text.aggregation)
-        details.add_row("clip range", text.clip_range)
-        details.add_row("equation", text.equation)
+        for part in ("advantage", "ratio", "surrogate", "aggregation", "clip_range", "equation"):
+            details.add_row(part.replace("_", " "), getattr(text, part))
         for definition in text.definitions:
             details.add_row("", definition)
         details.add_row("paper", text.paper)
