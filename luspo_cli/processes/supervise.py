@@ -13,7 +13,6 @@ import subprocess
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from types import TracebackType
 from typing import IO, Self
 
 from luspo_cli.processes.signals import stop_signals_handled
@@ -55,9 +54,7 @@ class Supervisor:
         self._scope.enter_context(stop_signals_handled(self.signals.append))
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         try:
             self._stop()
         finally:

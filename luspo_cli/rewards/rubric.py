@@ -10,7 +10,6 @@ Whoever wants the plain function of one response takes `score_text`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import TracebackType
 from typing import Self
 
 from luspo_cli.config.reward import RewardConfig
@@ -41,9 +40,7 @@ class Rubric:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:

@@ -19,7 +19,6 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Protocol, Self
 
 from luspo_cli.config.run import TrainRun
@@ -176,9 +175,7 @@ class Tracking:
             raise
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._close(failed=kind is not None)
 
     def write(self, record: Mapping[str, Any]) -> None:

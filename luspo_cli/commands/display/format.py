@@ -13,9 +13,9 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def number(value: float | None, form: str, missing: str = "") -> str:
-    """A number in Python's format `form`; `missing`, an empty cell, for None."""
-    return missing if value is None else format(value, form)
+def number(value: float | None, form: str) -> str:
+    """A number in Python's format `form`; an empty cell for None."""
+    return "" if value is None else format(value, form)
 
 
 def percent(value: float | None) -> str:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from types import TracebackType
 from typing import Self
 
 from rich.console import Console, RenderableType
@@ -65,10 +64,8 @@ class LiveTable:
         self._live.__enter__()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, failure: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._live.__exit__(kind, failure, trace)
+    def __exit__(self, *_: object) -> None:
+        self._live.stop()
 
 
 class LiveDisplay(LiveTable):
