@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from luspo_cli.grading.verdict import Verdict
 
@@ -32,6 +31,26 @@ class Message:
     content: str
 
 
+class ImageSource(Protocol):
+    """One image of a problem: where it is, and not its pixels, which are made each time that they are asked for.
+
+    Implementations are frozen and hold little, so that the problems of a whole file can be held and sent to other processes.
+    """
+
+    @property
+    def name(self) -> str:
+        """What tells it from other images, and what messages call it."""
+        ...
+
+    def load(self) -> Any:
+        """The image as an upright RGB `PIL.Image`; UsageError where it is missing or cannot be read."""
+        ...
+
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels, without decoding them; raises UsageError as `load` does."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     """A prompt with a verifiable answer.
@@ -44,8 +63,8 @@ class Problem:
     prompt: tuple[Message, ...]
     answer: str
     data_source: str
-    images: tuple[Path, ...] = ()
-    """Absolute paths, in the order of the `<image>` marks; that they lie in the data folder was checked when it was read."""
+    images: tuple[ImageSource, ...] = ()
+    """In the order of the `<image>` marks."""
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 

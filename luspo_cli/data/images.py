@@ -9,6 +9,7 @@ smallest and largest number of pixels; nothing here shrinks or cuts.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -37,19 +38,28 @@ def image_file(path: str, folder: Path) -> Path:
     return file
 
 
-def load_image(file: Path) -> Image.Image:
-    """The image, upright, RGB, transparent parts white; UsageError where the file is missing or is no whole image."""
-    with _open(file) as image:
-        try:
-            return _rgb(ImageOps.exif_transpose(image))
-        except Exception as error:  # decoders raise whatever a broken file makes them raise
-            raise UsageError(_unreadable(file, error)) from error
+@dataclass(frozen=True, slots=True)
+class ImageFile:
+    """An image in a file of its own."""
 
+    path: Path
 
-def image_size(file: Path) -> tuple[int, int]:
-    """Height and width in pixels, from the file's header alone; raises UsageError as `load_image` does."""
-    with _open(file) as image:
-        return image.height, image.width
+    @property
+    def name(self) -> str:
+        return str(self.path)
+
+    def load(self) -> Image.Image:
+        """The image, upright, RGB, transparent parts white; UsageError where the file is missing or is no whole image."""
+        with _open(self.path) as image:
+            try:
+                return _rgb(ImageOps.exif_transpose(image))
+            except Exception as error:  # decoders raise whatever a broken file makes them raise
+                raise UsageError(_unreadable(self.path, error)) from error
+
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels, from the file's header alone; raises UsageError as `load` does."""
+        with _open(self.path) as image:
+            return image.height, image.width
 
 
 def image_messages(messages: Sequence[Message], images: int) -> list[dict[str, Any]]:

@@ -88,4 +88,4 @@ def held_out_warning(
 def _question(problem: Problem) -> str:
     users = [message.content for message in problem.prompt if message.role == "user"]
     # Of several turns all belong to the question; two images under one wording are two questions.
-    return "\n".join((*users, *(str(image) for image in problem.images)))
+    return "\n".join((*users, *(image.name for image in problem.images)))

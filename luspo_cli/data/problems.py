@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
-from luspo_cli.data.images import image_file
+from luspo_cli.data.images import ImageFile, image_file
 from luspo_cli.data.prompts import IMAGE_MARK
 from luspo_cli.data.values import answer_text
 from luspo_cli.errors import UsageError, first_line, nearest
@@ -140,7 +140,7 @@ def _messages(turns: Any, place: str) -> tuple[Message, ...]:
     return tuple(messages)
 
 
-def _images(images: Any, prompt: tuple[Message, ...], folder: Path, place: str) -> tuple[Path, ...]:
+def _images(images: Any, prompt: tuple[Message, ...], folder: Path, place: str) -> tuple[ImageFile, ...]:
     files = tuple(_image(image, folder, place) for image in images or ())
     marks = sum(message.content.count(IMAGE_MARK) for message in prompt)
     # Without an images column, "<image>" is text of the problem.
@@ -149,7 +149,7 @@ def _images(images: Any, prompt: tuple[Message, ...], folder: Path, place: str) 
     return files
 
 
-def _image(image: Any, folder: Path, place: str) -> Path:
+def _image(image: Any, folder: Path, place: str) -> ImageFile:
     if isinstance(image, Mapping):
         image = image.get("path") or image.get("image")
     if not isinstance(image, str) or not image:
@@ -157,6 +157,6 @@ def _image(image: Any, folder: Path, place: str) -> Path:
             f"{place}: an image is not a path to a file below {folder}; store images as files beside the data."
         )
     try:
-        return image_file(image, folder)
+        return ImageFile(image_file(image, folder))
     except UsageError as error:
         raise UsageError(f"{place}: {error}.") from error

@@ -14,7 +14,7 @@ from typing import Any, Literal, overload
 
 from luspo_cli.config.model import ModelConfig
 from luspo_cli.config.rollout import TemplateValue
-from luspo_cli.data.images import image_file
+from luspo_cli.data.images import ImageFile, image_file
 from luspo_cli.errors import UsageError
 from luspo_cli.evaluation.benchmark import Benchmark, BenchmarkProblem
 from luspo_cli.policy.inputs import lost_fraction, prompt_inputs, prompt_length
@@ -166,11 +166,11 @@ class BenchmarkPrompts(Sequence[Prompt]):
         return prompt_inputs(self.asked(index), model.tokenizer, model.processor, model.template_arguments)
 
     def asked(self, index: int) -> Problem:
-        """The problem as a prompt is made from it: its turns in `variant`, its images as absolute paths."""
+        """The problem as a prompt is made from it: its turns in `variant`, its images as files."""
         problem = self.problems[index]
         turns = self.benchmark.prompt(problem, self.variant)
         try:
-            images = tuple(image_file(path, self.folder or Path()) for path in problem.images)
+            images = tuple(ImageFile(image_file(path, self.folder or Path())) for path in problem.images)
         except UsageError as error:
             raise UsageError(f"problem '{problem.id}': {error}") from error
         return Problem(problem.id, turns, problem.gold, self.benchmark.name, images)

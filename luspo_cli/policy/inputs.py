@@ -18,7 +18,7 @@ from typing import Any
 from jinja2 import TemplateError
 
 from luspo_cli.config.rollout import TemplateValue
-from luspo_cli.data.images import image_messages, image_size, load_image
+from luspo_cli.data.images import image_messages
 from luspo_cli.errors import UsageError, first_line
 from luspo_cli.grading.answers import THOUGHT_TAG
 from luspo_cli.records import Problem, Prompt
@@ -58,7 +58,7 @@ def prompt_inputs(
     turns = _image_turns(problem)
     text = _rendered(problem, processor, template_arguments)
     try:
-        images = [load_image(file) for file in problem.images]
+        images = [image.load() for image in problem.images]
         found = processor(text=[text], images=images, return_tensors="pt")
     except (UsageError, ValueError) as error:  # the processor refuses what it cannot resize (200:1 and thinner)
         raise UsageError(f"problem '{problem.id}': {error}") from error
@@ -87,7 +87,7 @@ def prompt_length(
     ids = tokenizer(_rendered(problem, processor, template_arguments))["input_ids"]
     reader = processor.image_processor
     try:
-        sizes = [image_size(file) for file in problem.images]
+        sizes = [image.size() for image in problem.images]
         patches = [reader.get_number_of_image_patches(height, width, {}) for height, width in sizes]
     except (UsageError, ValueError) as error:
         raise UsageError(f"problem '{problem.id}': {error}") from error

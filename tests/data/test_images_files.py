@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from doubles.vision import END, IMAGE, VIDEO, character_tokenizer, noise_image, vision_processor
-from luspo_cli.data.images import image_file, image_messages, image_size, load_image
+from luspo_cli.data.images import ImageFile, image_file, image_messages
 from luspo_cli.errors import UsageError
 from luspo_cli.policy.inputs import fitting, prompt_inputs, prompt_length
 from luspo_cli.records import Message, Problem
@@ -22,14 +22,14 @@ def processor() -> Any:
 
 
 def problem(text: str, *images: Path, identity: str = "p7") -> Problem:
-    return Problem(identity, (Message("user", text),), "1", "t", images)
+    return Problem(identity, (Message("user", text),), "1", "t", tuple(map(ImageFile, images)))
 
 
 def test_transparent_parts_become_white_and_half_transparent_ones_half_white(tmp_path: Path) -> None:
     image = Image.new("RGBA", (3, 1))
     image.putdata([(10, 20, 30, 255), (0, 0, 0, 0), (0, 0, 0, 128)])
     image.save(tmp_path / "rgba.png")
-    found = load_image(tmp_path / "rgba.png")
+    found = ImageFile(tmp_path / "rgba.png").load()
     assert found.mode == "RGB"
     assert [found.getpixel((x, 0)) for x in range(3)] == [(10, 20, 30), (255, 255, 255), (127, 127, 127)]
 
@@ -40,7 +40,7 @@ def test_a_palette_with_a_transparent_colour(tmp_path: Path) -> None:
     image.putdata([0, 1])
     image.save(tmp_path / "palette.png", transparency=1)
     image.save(tmp_path / "opaque.png")
-    found, opaque = load_image(tmp_path / "palette.png"), load_image(tmp_path / "opaque.png")
+    found, opaque = ImageFile(tmp_path / "palette.png").load(), ImageFile(tmp_path / "opaque.png").load()
     assert [found.getpixel((x, 0)) for x in range(2)] == [(200, 0, 0), (255, 255, 255)]
     assert [opaque.getpixel((x, 0)) for x in range(2)] == [(200, 0, 0), (0, 0, 0)]
 
@@ -50,17 +50,17 @@ def test_sixteen_bit_grey_keeps_its_shades(tmp_path: Path) -> None:
     for x, value in enumerate((0, 128 * 256 + 9, 65535)):
         image.putpixel((x, 0), value)
     image.save(tmp_path / "grey.png")
-    found = load_image(tmp_path / "grey.png")
+    found = ImageFile(tmp_path / "grey.png").load()
     assert [found.getpixel((x, 0)) for x in range(3)] == [(0, 0, 0), (128, 128, 128), (255, 255, 255)]
 
 
 def test_a_jpeg_named_png_and_a_picture_taken_sideways(tmp_path: Path) -> None:
     noise_image(tmp_path / "a.jpg", 40, 20).rename(tmp_path / "a.png")
-    assert load_image(tmp_path / "a.png").size == (40, 20)
+    assert ImageFile(tmp_path / "a.png").load().size == (40, 20)
     exif = Image.Exif()
     exif[0x0112] = 6  # turn by 90 degrees to see it upright
     Image.new("RGB", (40, 20)).save(tmp_path / "side.jpg", exif=exif)
-    assert load_image(tmp_path / "side.jpg").size == (20, 40)
+    assert ImageFile(tmp_path / "side.jpg").load().size == (20, 40)
 
 
 def test_a_path_stays_inside_the_folder(tmp_path: Path) -> None:
@@ -69,7 +69,7 @@ def test_a_path_stays_inside_the_folder(tmp_path: Path) -> None:
     (folder / "sub").mkdir(parents=True)
     noise_image(folder / "inside.png", 30, 30)
     (folder / "link.png").symlink_to(tmp_path / "outside.png")
-    assert load_image(image_file("sub/../inside.png", folder)).size == (30, 30)
+    assert ImageFile(image_file("sub/../inside.png", folder)).load().size == (30, 30)
     for path in ("../outside.png", str(tmp_path / "outside.png"), "link.png", "sub/../../outside.png"):
         with pytest.raises(UsageError, match=r"leaves the data folder .*; copy the image into it"):
             image_file(path, folder)
@@ -78,9 +78,9 @@ def test_a_path_stays_inside_the_folder(tmp_path: Path) -> None:
 def test_a_missing_or_broken_file_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"^the image no\.png is missing in [^\n]*$"):
         image_file("no.png", tmp_path)
-    for read in (load_image, image_size):
+    for read in (ImageFile.load, ImageFile.size):
         with pytest.raises(UsageError, match=r"^the image no\.png is missing in [^\n]*$"):
-            read(tmp_path / "no.png")
+            read(ImageFile(tmp_path / "no.png"))
     (tmp_path / "text.png").write_text("<html>not found</html>")
     (tmp_path / "empty.png").touch()
     whole = noise_image(tmp_path / "whole.png", 300, 300).read_bytes()
@@ -89,14 +89,14 @@ def test_a_missing_or_broken_file_is_one_sentence(tmp_path: Path) -> None:
     Image.new("F", (4, 4)).save(tmp_path / "float.tiff")
     for name in ("text.png", "empty.png", "cut.png", "a.eps", "float.tiff", "nul\0.png"):
         with pytest.raises(UsageError, match=r"^the image '[^\n]*cannot be read \([^\n]*$"):
-            load_image(tmp_path / name)
+            ImageFile(tmp_path / name).load()
 
 
 def test_a_picture_of_too_many_pixels_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     noise_image(tmp_path / "big.png", 100, 100)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     with pytest.raises(UsageError, match="decompression bomb"):
-        load_image(tmp_path / "big.png")
+        ImageFile(tmp_path / "big.png").load()
 
 
 def test_marks_become_image_parts_in_order() -> None:

@@ -104,11 +104,12 @@ def test_images_are_paths_below_the_folder(tmp_path: Path) -> None:
     (tmp_path / "secret.png").write_bytes(b"png")
     prompt = [{"role": "user", "content": "<image>What is this?"}]
 
-    def load(images: list[Any], prompt: list[dict[str, str]] = prompt) -> tuple[Path, ...]:
-        return load_problems(write(folder / "train.parquet", [row(prompt=prompt, images=images)]))[0].images
+    def load(images: list[Any], prompt: list[dict[str, str]] = prompt) -> list[str]:
+        (problem,) = load_problems(write(folder / "train.parquet", [row(prompt=prompt, images=images)]))
+        return [image.name for image in problem.images]
 
-    assert load(["images/1.png"]) == ((folder / "images/1.png").resolve(),)
-    assert load([{"path": "images/1.png", "bytes": None}]) == ((folder / "images/1.png").resolve(),)
+    assert load(["images/1.png"]) == [str((folder / "images/1.png").resolve())]
+    assert load([{"path": "images/1.png", "bytes": None}]) == [str((folder / "images/1.png").resolve())]
     (folder / "link.png").symlink_to(tmp_path / "secret.png")
     for leaving in ("../secret.png", str(tmp_path / "secret.png"), "images/../../secret.png", "link.png"):
         with pytest.raises(UsageError, match="leaves the data folder"):

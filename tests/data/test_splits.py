@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from luspo_cli.data.images import ImageFile
 from luspo_cli.data.overlap import held_out_warning
 from luspo_cli.data.prepare import prepare
 from luspo_cli.data.problems import load_problems
@@ -87,7 +88,8 @@ def test_held_out_questions_that_are_trained_on_are_said(tmp_path: Path) -> None
 
 def test_one_wording_under_two_images_is_two_questions() -> None:
     one, two = (
-        Problem(f"p{n}", (Message("user", "<image>How long?"),), "1", "x", images=(f"{n}.png",)) for n in (1, 2)
+        Problem(f"p{n}", (Message("user", "<image>How long?"),), "1", "x", images=(ImageFile(Path(f"{n}.png")),))
+        for n in (1, 2)
     )
     assert held_out_warning([one], [two], "a", "b") is None
     assert held_out_warning([one], [one], "a", "b") is not None

@@ -10,7 +10,7 @@ from typing import Any
 from doubles.messages import heard
 from luspo_cli.config.run import TrainRun
 from luspo_cli.grading.verdict import Reason, Verdict
-from luspo_cli.records import Message, Problem, Reward, Rollout, ScoredGroup, StopReason
+from luspo_cli.records import ImageSource, Message, Problem, Reward, Rollout, ScoredGroup, StopReason
 
 SMALL_RUN = (
     "model.shape.layers=1",
@@ -96,7 +96,7 @@ def weight_bytes(path: Path, step: int) -> bytes:
     return (path / f"checkpoints/step-{step:06d}/model/model.safetensors").read_bytes()
 
 
-def problem(name: str = "p", answer: str = "1", text: str = "?", images: tuple[Path, ...] = ()) -> Problem:
+def problem(name: str = "p", answer: str = "1", text: str = "?", images: tuple[ImageSource, ...] = ()) -> Problem:
     """A problem with one question by the user."""
     return Problem(name, (Message("user", text),), answer, "test", images)
 

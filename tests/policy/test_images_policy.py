@@ -13,6 +13,7 @@ import torch
 
 from doubles.vision import END, IMAGE_TOKENS, VOCABULARY, noise_image, vision_model, vision_processor
 from luspo_cli.config.model import ModelConfig
+from luspo_cli.data.images import ImageFile
 from luspo_cli.errors import UsageError
 from luspo_cli.grading.verdict import Reason, Verdict
 from luspo_cli.policy.inputs import prompt_inputs
@@ -49,7 +50,7 @@ def prompts(folder: Path) -> dict[str, Prompt]:
 
 def problem_of(name: str, folder: Path = Path()) -> Problem:
     text, sizes = PROMPTS[name]
-    images = tuple(folder / f"{name}-{n}.png" for n in range(len(sizes)))
+    images = tuple(ImageFile(folder / f"{name}-{n}.png") for n in range(len(sizes)))
     return Problem(name, (Message("user", text),), "1", "t", images)
 
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from luspo_cli.config.model import ModelConfig
+from luspo_cli.data.images import ImageFile
 from luspo_cli.errors import UsageError
 from luspo_cli.policy.inputs import fitting, prompt_length, prompt_tokens
 from luspo_cli.policy.loading import end_tokens, load_model
@@ -171,7 +172,7 @@ def test_problems_with_a_long_prompt_are_left_out_and_counted(made_tokenizer: An
 
 
 def test_a_problem_with_images_is_refused(made_tokenizer: Any) -> None:
-    problem = Problem("p7", (Message("user", "<image>1"),), "1", "t", ("a.png",))
+    problem = Problem("p7", (Message("user", "<image>1"),), "1", "t", (ImageFile(Path("a.png")),))
     with pytest.raises(UsageError, match="'p7' has images"):
         prompt_tokens(problem, made_tokenizer)
 

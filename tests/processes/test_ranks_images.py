@@ -12,6 +12,7 @@ from doubles import rank_cases
 from doubles.processes import run_processes
 from doubles.vision import noise_image, vision_model, vision_processor
 from luspo_cli.config.layers import resolve_train
+from luspo_cli.data.images import ImageFile
 from luspo_cli.errors import UsageError
 from luspo_cli.grading.verdict import Reason, Verdict
 from luspo_cli.policy.inputs import prompt_inputs
@@ -28,7 +29,7 @@ def case(tmp_path: Path) -> dict[str, Any]:
     processor = vision_processor()
     noise_image(tmp_path / "a.png", 70, 60)
     problems = [
-        Problem("with", (Message("user", "<image>what?"),), "1", "test", (tmp_path / "a.png",)),
+        Problem("with", (Message("user", "<image>what?"),), "1", "test", (ImageFile(tmp_path / "a.png"),)),
         Problem("without", (Message("user", "1+1="),), "2", "test"),
     ]
     inputs = [prompt_inputs(p, processor.tokenizer, processor) for p in problems]

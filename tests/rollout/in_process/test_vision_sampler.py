@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from doubles.vision import IMAGE_TOKENS, noise_image, vision_model, vision_processor
+from luspo_cli.data.images import ImageFile
 from luspo_cli.evaluation.benchmark import Benchmark, BenchmarkProblem
 from luspo_cli.evaluation.sampling import BenchmarkPrompts, SamplingModel
 from luspo_cli.policy.inputs import prompt_inputs
@@ -46,7 +47,7 @@ def prompts(processor: Any, tmp_path_factory: pytest.TempPathFactory) -> list[Pr
         paths = [folder / f"{number}-{n}.png" for n in range(len(sizes))]
         for path, (width, height) in zip(paths, sizes, strict=True):
             noise_image(path, width, height, number)
-        problem = Problem(f"p{number}", (Message("user", text),), "4", "t", tuple(paths))
+        problem = Problem(f"p{number}", (Message("user", text),), "4", "t", tuple(map(ImageFile, paths)))
         found.append(prompt_inputs(problem, processor.tokenizer, processor))
     return found
 
@@ -252,17 +253,15 @@ def test_every_picture_of_a_benchmark_is_read_when_its_turn_comes(
     qwen_processor: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All 448 lengths from the headers, with no pixel decoded; then one chunk, whose lengths are as foretold."""
-    from luspo_cli.policy import inputs
-
     benchmark, folder = benchmark_case("logicvista")
     decoded: list[str] = []
-    load = inputs.load_image
+    load = ImageFile.load
 
-    def counted(file: Path) -> Any:
-        decoded.append(str(file.relative_to(folder.resolve())))
-        return load(file)
+    def counted(image: ImageFile) -> Any:
+        decoded.append(str(image.path.relative_to(folder.resolve())))
+        return load(image)
 
-    monkeypatch.setattr(inputs, "load_image", counted)
+    monkeypatch.setattr(ImageFile, "load", counted)
     problems = benchmark.problems(folder)
     model = SamplingModel(cast(Sampler, None), qwen_processor.tokenizer, None, qwen_processor)
     prompts = BenchmarkPrompts(model, benchmark, problems, folder=folder)
