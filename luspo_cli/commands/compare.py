@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer import Argument, Option
 
 from luspo_cli.errors import UsageError
 
@@ -31,39 +32,29 @@ DEFAULT_OUT = Path("runs")
 def compare_cli(
     runs: Annotated[
         list[Path] | None,
-        typer.Argument(
+        Argument(
             help="Run folders, folders of them, or logs of TRL, verl, ms-swift, OpenRLHF or W&B; or give --preset."
         ),
     ] = None,
-    preset: Annotated[
-        str | None, typer.Option("--preset", help="Train what is missing of this preset, then compare.")
-    ] = None,
+    preset: Annotated[str | None, Option(help="Train what is missing of this preset, then compare.")] = None,
     objectives: Annotated[
-        str | None, typer.Option("--objectives", help=f"With --preset: names, comma between. [{DEFAULT_OBJECTIVES}]")
+        str | None, Option(help=f"With --preset: names, comma between. [{DEFAULT_OBJECTIVES}]")
     ] = None,
-    seeds: Annotated[
-        int | None, typer.Option("--seeds", min=1, help=f"With --preset: seeds 0 to N-1. [{DEFAULT_SEEDS}]")
-    ] = None,
+    seeds: Annotated[int | None, Option(min=1, help=f"With --preset: seeds 0 to N-1. [{DEFAULT_SEEDS}]")] = None,
     sets: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="With --preset: section.key=value for all runs; can be repeated."),
+        list[str] | None, Option("--set", help="With --preset: section.key=value for all runs; can be repeated.")
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", help="With --preset: runs are OUT/PRESET/OBJECTIVE-seedK. [runs]")
-    ] = None,
+    out: Annotated[Path | None, Option(help="With --preset: runs are OUT/PRESET/OBJECTIVE-seedK. [runs]")] = None,
     processes: Annotated[
         int | None,
-        typer.Option(
-            "--processes",
-            min=1,
-            help="With --preset: trainings side by side, which share the cores. [2; 1 with an NVIDIA device]",
+        Option(
+            min=1, help="With --preset: trainings side by side, which share the cores. [2; 1 with an NVIDIA device]"
         ),
     ] = None,
     figure: Annotated[
-        Path | None,
-        typer.Option("--figure", help="Write the length figure here. [with --preset: OUT/PRESET/lengths.png]"),
+        Path | None, Option(help="Write the length figure here. [with --preset: OUT/PRESET/lengths.png]")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, for programs.")] = False,
+    as_json: Annotated[bool, Option("--json", help="Print one JSON object, for programs.")] = False,
 ) -> None:
     """Compare runs: response length beside accuracy, each run, means with intervals, differences seed by seed."""
     if bool(runs) == bool(preset):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Argument, Option
 
 from luspo_cli.config.eval import OPTIONS, EvalRun, resolve_eval
 
@@ -35,90 +36,60 @@ def eval_cli(
     context: typer.Context,
     model: Annotated[
         str | None,
-        typer.Argument(
+        Argument(
             metavar="MODEL_OR_RUN", help="A run, a folder of a model or adapter, or a hub id; none with --responses."
         ),
     ] = None,
     benchmark: Annotated[
-        str | None, typer.Option("--benchmark", "-b", help="Names, comma between; `--list` shows them.")
+        str | None, Option("--benchmark", "-b", help="Names, comma between; `--list` shows them.")
     ] = None,
-    suite: Annotated[str | None, typer.Option("--suite", help="text, vision or all.")] = None,
+    suite: Annotated[str | None, Option(help="text, vision or all.")] = None,
     data: Annotated[
-        Path | None,
-        typer.Option("--data", help="Folder with the benchmark's files; of several, with a folder each. [the hub]"),
+        Path | None, Option(help="Folder with the benchmark's files; of several, with a folder each. [the hub]")
     ] = None,
     out: Annotated[
-        Path | None,
-        typer.Option("--out", help="Folder of the results [RUN/evals or evals/MODEL]; with --responses the JSON file."),
+        Path | None, Option(help="Folder of the results [RUN/evals or evals/MODEL]; with --responses the JSON file.")
     ] = None,
-    samples: Annotated[int | None, typer.Option("--samples", min=1, help="Responses a problem. [1]")] = None,
-    temperature: Annotated[float | None, typer.Option("--temperature", min=0.0, help="0: greedy. [1.0]")] = None,
-    top_p: Annotated[float | None, typer.Option("--top-p", help="Nucleus, above 0 up to 1. [1.0]")] = None,
-    max_response_tokens: Annotated[
-        int | None, typer.Option("--max-response-tokens", min=1, help="Response limit. [the run's; else 2048]")
-    ] = None,
-    prompt: Annotated[
-        str | None, typer.Option("--prompt", help="Prompt variant; the extraction follows it. [the benchmark's]")
-    ] = None,
-    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Of the draws. [0]")] = None,
-    limit: Annotated[
-        int | None, typer.Option("--limit", min=1, help="The first N problems only; the result says so.")
-    ] = None,
-    dtype: Annotated[
-        str | None, typer.Option("--dtype", help="auto, float32 or bfloat16. [auto: the run's; else by machine]")
-    ] = None,
-    max_rows: Annotated[
-        int | None, typer.Option("--max-rows", min=1, help="Responses in flight; a kill costs about so many. [64]")
-    ] = None,
+    samples: Annotated[int | None, Option(min=1, help="Responses a problem. [1]")] = None,
+    temperature: Annotated[float | None, Option(min=0.0, help="0: greedy. [1.0]")] = None,
+    top_p: Annotated[float | None, Option(help="Nucleus, above 0 up to 1. [1.0]")] = None,
+    max_response_tokens: Annotated[int | None, Option(min=1, help="Response limit. [the run's; else 2048]")] = None,
+    prompt: Annotated[str | None, Option(help="Prompt variant; the extraction follows it. [the benchmark's]")] = None,
+    seed: Annotated[int | None, Option(min=0, help="Of the draws. [0]")] = None,
+    limit: Annotated[int | None, Option(min=1, help="The first N problems only; the result says so.")] = None,
+    dtype: Annotated[str | None, Option(help="auto, float32 or bfloat16. [auto: the run's; else by machine]")] = None,
+    max_rows: Annotated[int | None, Option(min=1, help="Responses in flight; a kill costs about so many. [64]")] = None,
     sampler: Annotated[
-        str | None,
-        typer.Option("--sampler", help="auto, in-process or vllm. [auto: vllm with a CUDA device, if installed]"),
+        str | None, Option(help="auto, in-process or vllm. [auto: vllm with a CUDA device, if installed]")
     ] = None,
-    step: Annotated[
-        int | None, typer.Option("--step", min=1, help="The run's checkpoint of this step. [the newest whole one]")
-    ] = None,
-    revision: Annotated[
-        str | None, typer.Option("--revision", help="Branch, tag or commit of a hub id. [main]")
-    ] = None,
+    step: Annotated[int | None, Option(min=1, help="The run's checkpoint of this step. [the newest whole one]")] = None,
+    revision: Annotated[str | None, Option(help="Branch, tag or commit of a hub id. [main]")] = None,
     trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model. Read it first.")
+        bool, Option("--trust-remote-code", help="Run Python code that comes with the model. Read it first.")
     ] = False,
-    replace: Annotated[
-        bool, typer.Option("--replace", help="Draw anew where results with other settings stand.")
-    ] = False,
-    responses: Annotated[
-        Path | None, typer.Option("--responses", help="Score this JSON-lines file; no model is needed.")
-    ] = None,
+    replace: Annotated[bool, Option("--replace", help="Draw anew where results with other settings stand.")] = False,
+    responses: Annotated[Path | None, Option(help="Score this JSON-lines file; no model is needed.")] = None,
     mode: Annotated[
-        str | None,
-        typer.Option("--mode", help="rule (ours, never guesses) or official (the benchmark's own script). [rule]"),
+        str | None, Option(help="rule (ours, never guesses) or official (the benchmark's own script). [rule]")
     ] = None,
     judge_url: Annotated[
-        str | None, typer.Option("--judge-url", help="OpenAI-compatible endpoint: a second verdict beside the rule's.")
+        str | None, Option(help="OpenAI-compatible endpoint: a second verdict beside the rule's.")
     ] = None,
-    judge_model: Annotated[str | None, typer.Option("--judge-model", help="The judge's name at the endpoint.")] = None,
-    judge_key_env: Annotated[
-        str | None, typer.Option("--judge-key-env", help="Environment variable that holds the endpoint's key.")
-    ] = None,
+    judge_model: Annotated[str | None, Option(help="The judge's name at the endpoint.")] = None,
+    judge_key_env: Annotated[str | None, Option(help="Environment variable that holds the endpoint's key.")] = None,
     judge_task: Annotated[
-        str | None, typer.Option("--judge-task", help="extract (we compare) or verdict (the judge decides). [extract]")
+        str | None, Option(help="extract (we compare) or verdict (the judge decides). [extract]")
     ] = None,
-    judge_timeout: Annotated[
-        float | None, typer.Option("--judge-timeout", help="Seconds that one request may take. [60]")
-    ] = None,
-    judge_workers: Annotated[
-        int | None, typer.Option("--judge-workers", min=1, help="Requests in flight at the judge. [8]")
-    ] = None,
-    config: Annotated[
-        Path | None, typer.Option("--config", help="A TOML file with the keys that options and --set set.")
-    ] = None,
+    judge_timeout: Annotated[float | None, Option(help="Seconds that one request may take. [60]")] = None,
+    judge_workers: Annotated[int | None, Option(min=1, help="Requests in flight at the judge. [8]")] = None,
+    config: Annotated[Path | None, Option(help="A TOML file with the keys that options and --set set.")] = None,
     sets: Annotated[
-        list[str] | None, typer.Option("--set", help="section.key=value, on top of everything; can be repeated.")
+        list[str] | None, Option("--set", help="section.key=value, on top of everything; can be repeated.")
     ] = None,
     list_benchmarks: Annotated[
-        bool, typer.Option("--list", help="List the benchmarks: licence, size, modality, version, prompts, hub ids.")
+        bool, Option("--list", help="List the benchmarks: licence, size, modality, version, prompts, hub ids.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, for programs.")] = False,
+    as_json: Annotated[bool, Option("--json", help="Print one JSON object, for programs.")] = False,
 ) -> None:
     """Evaluate a model or a run on the field's benchmarks, or score responses made elsewhere."""
     if list_benchmarks:

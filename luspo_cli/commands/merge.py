@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Argument, Option
 
 from luspo_cli.errors import UsageError
 
@@ -20,13 +21,11 @@ MERGE_EXAMPLES = [
 
 def merge_cli(
     run_or_adapter: Annotated[
-        str, typer.Argument(help="A run folder of a LoRA run, or a peft folder with adapter_config.json.")
+        str, Argument(help="A run folder of a LoRA run, or a peft folder with adapter_config.json.")
     ],
-    out: Annotated[Path, typer.Option("--out", help="The folder to make.")],
-    step: Annotated[
-        int | None, typer.Option("--step", help="Which checkpoint of a run. [the newest whole one]")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Answer as one JSON object.")] = False,
+    out: Annotated[Path, Option(help="The folder to make.")],
+    step: Annotated[int | None, Option(help="Which checkpoint of a run. [the newest whole one]")] = None,
+    as_json: Annotated[bool, Option("--json", help="Answer as one JSON object.")] = False,
 ) -> None:
     """Fold an adapter into its base model and write float32 weights and tokenizer, for any program that loads models."""
     from luspo_cli.evaluation.weights import find_weights

@@ -11,20 +11,17 @@ import json
 from typing import Annotated, Any
 
 import typer
+from typer import Argument, Option
 
 from luspo_cli.config.objective import resolve
 from luspo_cli.config.objective_text import ObjectiveText, chosen_names, describe
 
-OBJECTIVES_EXAMPLES = [
-    "luspo objectives",
-    "luspo objectives luspo gspo",
-    "luspo objectives --json",
-]
+OBJECTIVES_EXAMPLES = ["luspo objectives", "luspo objectives luspo gspo", "luspo objectives --json"]
 
 
 def objectives_cli(
-    names: Annotated[list[str] | None, typer.Argument(help="Names to show; all of them where none is given.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, name → parts, for programs.")] = False,
+    names: Annotated[list[str] | None, Argument(help="Names to show; all of them where none is given.")] = None,
+    as_json: Annotated[bool, Option("--json", help="Print one JSON object, name → parts, for programs.")] = False,
 ) -> None:
     """List the objectives: four parts in words, clip range, equation, paper, and the spelling in TRL and verl."""
     texts = [describe(resolve(name)) for name in chosen_names(names)]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Argument, Option
 
 PLOT_LENGTH_EXAMPLES = [
     "luspo plot-length runs/tiny --out lengths.png",
@@ -23,28 +24,26 @@ PLOT_LENGTH_EXAMPLES = [
 
 def plot_length_cli(
     runs: Annotated[
-        list[Path],
-        typer.Argument(help="Run folders, folders of them, or logs of TRL, verl, ms-swift, OpenRLHF or W&B."),
+        list[Path], Argument(help="Run folders, folders of them, or logs of TRL, verl, ms-swift, OpenRLHF or W&B.")
     ],
     out: Annotated[
-        Path, typer.Option("--out", "-o", help="The figure: .png, .svg or .pdf. An older one is replaced.")
+        Path, Option("--out", "-o", help="The figure: .png, .svg or .pdf. An older one is replaced.")
     ] = Path("lengths.png"),
     smooth: Annotated[
-        int | None,
-        typer.Option("--smooth", help="Steps of the centred moving mean; 1: none. Left out: a twelfth of the steps."),
+        int | None, Option(help="Steps of the centred moving mean; 1: none. Left out: a twelfth of the steps.")
     ] = None,
     split_correct: Annotated[
-        bool, typer.Option("--split-correct", help="Draw correct (solid) and incorrect rollouts (dashed) apart.")
+        bool, Option("--split-correct", help="Draw correct (solid) and incorrect rollouts (dashed) apart.")
     ] = False,
     metric: Annotated[
-        str, typer.Option("--metric", help="Another metric of docs/run-folder.md, for example response_length/p90.")
+        str, Option(help="Another metric of docs/run-folder.md, for example response_length/p90.")
     ] = "response_length/mean",
-    linear: Annotated[bool, typer.Option("--linear", help="A linear axis; lengths have a logarithmic one.")] = False,
+    linear: Annotated[bool, Option("--linear", help="A linear axis; lengths have a logarithmic one.")] = False,
     accuracy: Annotated[
-        bool, typer.Option("--accuracy/--no-accuracy", help="A second panel with accuracy on the training batch.")
+        bool, Option("--accuracy/--no-accuracy", help="A second panel with accuracy on the training batch.")
     ] = True,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object, {path, caption, notes, clip_ranges}, for programs.")
+        bool, Option("--json", help="Print one JSON object, {path, caption, notes, clip_ranges}, for programs.")
     ] = False,
 ) -> None:
     """Draw mean response length over training steps, one colour an objective: each run, their mean and their range."""

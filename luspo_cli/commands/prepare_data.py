@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer import Argument, Option
 
 if TYPE_CHECKING:
     from luspo_cli.data.prepare import Prepared
@@ -47,56 +48,42 @@ class IfExistsChoice(StrEnum):
 def prepare_data_cli(
     sources: Annotated[
         list[str],
-        typer.Argument(
+        Argument(
             metavar="SOURCE...",
             help="gsm8k, dapo-math-17k, arithmetic (made), a local .jsonl/.json/.csv/.tsv/.parquet file or folder, "
             "or a hub data set owner/name[:config].",
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write.")],
+    out: Annotated[Path, Option("--out", "-o", help="The folder to write.")],
     from_path: Annotated[
-        Path | None,
-        typer.Option("--from", help="File or folder with a named source's upstream files; left out: the hub."),
+        Path | None, Option("--from", help="File or folder with a named source's upstream files; left out: the hub.")
     ] = None,
     question_column: Annotated[
-        str | None, typer.Option("--question-column", help="Column of the question; dots look into nested columns.")
+        str | None, Option(help="Column of the question; dots look into nested columns.")
     ] = None,
     answer_column: Annotated[
-        str | None, typer.Option("--answer-column", help="Column of the gold answer; dots look into nested columns.")
+        str | None, Option(help="Column of the gold answer; dots look into nested columns.")
     ] = None,
     prompt: Annotated[
-        str | None,
-        typer.Option(
-            "--prompt", help="qwen-boxed, boxed-suffix, gsm8k-verl, dapo or plain; left out: the source's own."
-        ),
+        str | None, Option(help="qwen-boxed, boxed-suffix, gsm8k-verl, dapo or plain; left out: the source's own.")
     ] = None,
-    split: Annotated[
-        list[str] | None, typer.Option("--split", help="Split to read, repeatable; left out: all there are.")
-    ] = None,
-    held_out: Annotated[
-        int, typer.Option("--held-out", help="Training rows to draw as the test split of a source without one.")
-    ] = 0,
+    split: Annotated[list[str] | None, Option(help="Split to read, repeatable; left out: all there are.")] = None,
+    held_out: Annotated[int, Option(help="Training rows to draw as the test split of a source without one.")] = 0,
     exclude: Annotated[
-        list[Path] | None,
-        typer.Option("--exclude", help="Benchmark file or folder whose questions training must not hold; repeatable."),
+        list[Path] | None, Option(help="Benchmark file or folder whose questions training must not hold; repeatable.")
     ] = None,
-    limit: Annotated[int | None, typer.Option("--limit", help="Keep at most so many training rows.")] = None,
-    size: Annotated[int, typer.Option("--size", help="Problems to make (arithmetic).")] = 2000,
-    seed: Annotated[int, typer.Option("--seed", help="Seed of made problems and of the held-out draw.")] = 0,
-    revision: Annotated[str | None, typer.Option("--revision", help="Commit, tag or branch of a hub data set.")] = None,
-    max_prompt_characters: Annotated[
-        int, typer.Option("--max-prompt-characters", help="Leave longer prompts out.")
-    ] = 10_000,
+    limit: Annotated[int | None, Option(help="Keep at most so many training rows.")] = None,
+    size: Annotated[int, Option(help="Problems to make (arithmetic).")] = 2000,
+    seed: Annotated[int, Option(help="Seed of made problems and of the held-out draw.")] = 0,
+    revision: Annotated[str | None, Option(help="Commit, tag or branch of a hub data set.")] = None,
+    max_prompt_characters: Annotated[int, Option(help="Leave longer prompts out.")] = 10_000,
     check_answers: Annotated[
-        bool,
-        typer.Option(
-            "--check-answers/--no-check-answers", help="Leave out gold answers that the verifier cannot read."
-        ),
+        bool, Option("--check-answers/--no-check-answers", help="Leave out gold answers that the verifier cannot read.")
     ] = True,
     if_exists: Annotated[
-        IfExistsChoice, typer.Option("--if-exists", help="Where --out holds prepared data already.")
+        IfExistsChoice, Option(help="Where --out holds prepared data already.")
     ] = IfExistsChoice.REFUSE,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the manifest, for programs.")] = False,
+    as_json: Annotated[bool, Option("--json", help="Print the manifest, for programs.")] = False,
 ) -> None:
     """Write problems as train.parquet (and test.parquet) in verl's layout, with a manifest of what was left out."""
     from luspo_cli.data.prepare import prepare

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
+from typer import Option
 
 from luspo_cli.errors import UsageError
 from luspo_cli.processes.local import check_processes, launch
@@ -33,40 +34,31 @@ TRAIN_EXAMPLES = [
 
 
 def train_cli(
-    objective: Annotated[
-        str | None, typer.Option("--objective", help="grpo, gspo, luspo, ...; see `luspo objectives`. [luspo]")
-    ] = None,
-    preset: Annotated[
-        str | None, typer.Option("--preset", help="Model, data, budget and rewards: a name from presets/.")
-    ] = None,
-    config: Annotated[
-        Path | None, typer.Option("--config", help="A TOML file of your own, on top of the preset.")
-    ] = None,
+    objective: Annotated[str | None, Option(help="grpo, gspo, luspo, ...; see `luspo objectives`. [luspo]")] = None,
+    preset: Annotated[str | None, Option(help="Model, data, budget and rewards: a name from presets/.")] = None,
+    config: Annotated[Path | None, Option(help="A TOML file of your own, on top of the preset.")] = None,
     sets: Annotated[
-        list[str] | None, typer.Option("--set", help="section.key=value, on top of everything; can be repeated.")
+        list[str] | None, Option("--set", help="section.key=value, on top of everything; can be repeated.")
     ] = None,
-    run: Annotated[Path | None, typer.Option("--run", help="Run folder. [runs/PRESET-OBJECTIVE-seedK]")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest whole checkpoint of --run.")] = False,
+    run: Annotated[Path | None, Option(help="Run folder. [runs/PRESET-OBJECTIVE-seedK]")] = None,
+    resume: Annotated[bool, Option("--resume", help="Go on from the newest whole checkpoint of --run.")] = False,
     if_exists: Annotated[
-        str, typer.Option("--if-exists", help="What to do with a run folder that is there: refuse, resume or replace.")
+        str, Option(help="What to do with a run folder that is there: refuse, resume or replace.")
     ] = "refuse",
     processes: Annotated[
-        int | None,
-        typer.Option(
-            "--processes", help="Train in so many processes of this machine, one a GPU where there are GPUs. [1]"
-        ),
+        int | None, Option(help="Train in so many processes of this machine, one a GPU where there are GPUs. [1]")
     ] = None,
     allow_changed: Annotated[
         bool,
-        typer.Option(
+        Option(
             "--allow-changed",
             help="Go on although data, starting model or config.json changed since the run began; provenance.json says so.",
         ),
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print configuration, objective, memory and what is missing; do nothing.")
+        bool, Option("--dry-run", help="Print configuration, objective, memory and what is missing; do nothing.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Answer as one JSON object.")] = False,
+    as_json: Annotated[bool, Option("--json", help="Answer as one JSON object.")] = False,
 ) -> None:
     """Train one model with one objective; the run folder holds every number and how it was made."""
     with one_of_a_machine_speaks():

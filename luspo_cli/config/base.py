@@ -11,3 +11,7 @@ class Section(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
+
+    def changed(self, *keys: str) -> list[str]:
+        """Those of the section's `keys` whose value is not the default."""
+        return [key for key in keys if getattr(self, key) != type(self).model_fields[key].default]

@@ -16,7 +16,6 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from luspo_cli.config.evaluation import EvaluationConfig
 from luspo_cli.config.objective import NAMED_OBJECTIVES, ObjectiveConfig
 from luspo_cli.config.run import MADE_TERMS, TrainRun
 from luspo_cli.errors import UsageError, nearest
@@ -103,12 +102,11 @@ def _refuse_unread(
     off = max((place for place, section in enumerate(sections) if "every" in section), default=-1)
     for section in sections[off + 1 :] if not config.evaluation.every else ():
         # What stands beside or below an `every = 0` belongs to the evaluations that it turns off: no mistake.
-        for key in section:
-            if key != "every" and getattr(config.evaluation, key) != EvaluationConfig.model_fields[key].default:
-                raise UsageError(
-                    f"{origins[f'evaluation.{key}']}: evaluation.{key} changes nothing while evaluation.every is 0: set that"
-                    " too, or leave this out"
-                )
+        for key in config.evaluation.changed(*section):
+            raise UsageError(
+                f"{origins[f'evaluation.{key}']}: evaluation.{key} changes nothing while evaluation.every is 0: set that"
+                " too, or leave this out"
+            )
 
 
 def _chosen_objective(layers: Sequence[tuple[Mapping[str, Any], str]]) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
@@ -61,10 +61,8 @@ class LoraConfig(Section):
 
     @model_validator(mode="after")
     def _adapters_are_on(self) -> LoraConfig:
-        for key in ("alpha", "targets"):
-            default: Any = type(self).model_fields[key].default
-            if not self.rank and getattr(self, key) != default:
-                raise ValueError(f"model.lora.{key} needs model.lora.rank: without a rank there are no adapters")
+        for key in self.changed("alpha", "targets") if not self.rank else ():
+            raise ValueError(f"model.lora.{key} needs model.lora.rank: without a rank there are no adapters")
         if len(set(self.targets)) < len(self.targets):
             raise ValueError(f"model.lora.targets names a layer twice: {', '.join(self.targets)}")
         return self

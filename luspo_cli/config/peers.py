@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 
 from luspo_cli.config.objective import ObjectiveConfig
 
@@ -176,55 +175,24 @@ def _missing_in_verl(config: ObjectiveConfig) -> str:
     return ""
 
 
-PEER_KEYS: Mapping[str, Mapping[str, str]] = MappingProxyType(
-    {
-        "trl": MappingProxyType(
-            {
-                "completions/mean_length": "response_length/mean",
-                "completions/max_length": "response_length/max",
-                "completions/clipped_ratio": "response/truncated_fraction",
-                "reward": "reward/total/mean",
-                "loss": "objective/loss",
-                "grad_norm": "update/grad_norm",
-                "learning_rate": "update/learning_rate",
-                "entropy": "policy/entropy",
-                "clip_ratio/low_mean": "objective/clip_low_fraction",
-                "clip_ratio/high_mean": "objective/clip_high_fraction",
-                "step_time": "time/total",
-            }
-        ),
-        "trl-before-0.17": MappingProxyType(
-            {
-                "completion_length": "response_length/mean",
-                "reward": "reward/total/mean",
-                "loss": "objective/loss",
-                "grad_norm": "update/grad_norm",
-                "learning_rate": "update/learning_rate",
-            }
-        ),
-        "verl": MappingProxyType(
-            {
-                "response_length/mean": "response_length/mean",
-                "response_length/max": "response_length/max",
-                "response_length/clip_ratio": "response/truncated_fraction",
-                "critic/score/mean": "reward/total/mean",
-                "actor/pg_loss": "objective/loss",
-                "actor/grad_norm": "update/grad_norm",
-                "actor/lr": "update/learning_rate",
-                "actor/entropy": "policy/entropy",
-                "timing_s/gen": "time/rollout",
-                "timing_s/step": "time/total",
-            }
-        ),
-        "openrlhf": MappingProxyType(
-            {
-                "response_length": "response_length/mean",
-                "response_clip_ratio": "response/truncated_fraction",
-                "reward": "reward/total/mean",
-                "policy_loss": "objective/loss",
-                "actor_lr": "update/learning_rate",
-            }
-        ),
-    }
-)
+_FRAMEWORKS = ("trl", "trl-before-0.17", "verl", "openrlhf")
+_PEER_TABLE = (
+    # Ours, then each framework's in the order above; "" where it has none.
+    ("response_length/mean", "completions/mean_length", "completion_length", "response_length/mean", "response_length"),
+    ("response_length/max", "completions/max_length", "", "response_length/max", ""),
+    ("response/truncated_fraction", "completions/clipped_ratio", "", "response_length/clip_ratio", "response_clip_ratio"),
+    ("reward/total/mean", "reward", "reward", "critic/score/mean", "reward"),
+    ("objective/loss", "loss", "loss", "actor/pg_loss", "policy_loss"),
+    ("update/grad_norm", "grad_norm", "grad_norm", "actor/grad_norm", ""),
+    ("update/learning_rate", "learning_rate", "learning_rate", "actor/lr", "actor_lr"),
+    ("policy/entropy", "entropy", "", "actor/entropy", ""),
+    ("objective/clip_low_fraction", "clip_ratio/low_mean", "", "", ""),
+    ("objective/clip_high_fraction", "clip_ratio/high_mean", "", "", ""),
+    ("time/rollout", "", "", "timing_s/gen", ""),
+    ("time/total", "step_time", "", "timing_s/step", ""),
+)  # fmt: skip
+PEER_KEYS: Mapping[str, Mapping[str, str]] = {
+    framework: {row[column]: row[0] for row in _PEER_TABLE if row[column]}
+    for column, framework in enumerate(_FRAMEWORKS, start=1)
+}
 """Framework -> its key, without a leading `train/` -> ours, for the numbers that mean the same. ms-swift has TRL's keys."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
@@ -81,18 +81,16 @@ class RolloutConfig(Section):
 
     @model_validator(mode="after")
     def _bounds_bind(self) -> RolloutConfig:
-        for key in ("max_sampling_rounds", "stop_after_steps_without_signal"):
-            default: Any = type(self).model_fields[key].default
-            if not self.dynamic_sampling and getattr(self, key) != default:
-                raise ValueError(
-                    f"rollout.{key} needs rollout.dynamic_sampling = true; without it no step has a second round"
-                )
+        bounds = ("max_sampling_rounds", "stop_after_steps_without_signal")
+        for key in self.changed(*bounds) if not self.dynamic_sampling else ():
+            raise ValueError(
+                f"rollout.{key} needs rollout.dynamic_sampling = true; without it no step has a second round"
+            )
         return self
 
     @model_validator(mode="after")
     def _vllm_keys_bind(self) -> RolloutConfig:
-        changed = [key for key in VllmConfig.model_fields if getattr(self.vllm, key) != getattr(VllmConfig(), key)]
-        for key in changed:
+        for key in self.vllm.changed(*VllmConfig.model_fields):
             of_server = key in ("servers", "timeout_s")
             if self.sampler not in (("vllm-server",) if of_server else ("auto", "vllm")):
                 wanted = "vllm-server" if of_server else "vllm"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -48,8 +48,7 @@ class UpdateConfig(Section):
 
     @model_validator(mode="after")
     def _cap_binds(self) -> UpdateConfig:
-        default: Any = type(self).model_fields["sampler_correction_cap"].default
-        if self.sampler_correction == "none" and self.sampler_correction_cap != default:
+        if self.sampler_correction == "none" and self.changed("sampler_correction_cap"):
             raise ValueError(
                 "update.sampler_correction_cap needs update.sampler_correction = token, sequence or sequence-product"
             )
