@@ -244,8 +244,9 @@ def _parents(path: str) -> Iterator[str]:
 
 def _nearest_key(path: str, root: type[BaseModel]) -> str:
     """The closest valid key: spelt like the whole, or with the same last part in another section."""
-    keys = [key for key, _ in all_keys(root)]
-    last = path.rpartition(".")[2]
+    parent, _, last = path.rpartition(".")
+    # Of equal names the one in the very section of the path comes last, and counts.
+    keys = sorted((key for key, _ in all_keys(root)), key=lambda key: key.rpartition(".")[0] == parent)
     elsewhere = [key for key in keys if key.rpartition(".")[2] == last]
     if elsewhere:
         return f" (did you mean '{elsewhere[0]}'?)"

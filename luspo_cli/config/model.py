@@ -9,9 +9,80 @@ from pydantic import Field, model_validator
 from luspo_cli.config.base import Section
 
 
+class VisionShapeConfig(Section):
+    """The size of the vision tower before the decoder; none while `depth` is 0, and the model reads text only."""
+
+    family: Literal["qwen2_5_vl", "qwen2_vl"] = "qwen2_5_vl"
+    """Which tower: Qwen2.5-VL's has gated feed-forwards, scales without shift, and windows."""
+    depth: int = Field(default=0, ge=0)
+    width: int = Field(default=64, ge=4)
+    heads: int = Field(default=4, ge=1)
+    feed_forward: int = Field(default=128, ge=8)
+    patch: int = Field(default=14, ge=1)
+    """Height and width of a patch in pixels."""
+    temporal_patch: int = Field(default=2, ge=1)
+    """Frames of a patch: an image stands in each of them."""
+    merge: int = Field(default=2, ge=1)
+    """An image token is made of this many patches in both directions."""
+    window: int = Field(default=112, ge=1)
+    """Height and width in pixels of what a patch sees (qwen2_5_vl)."""
+    full_attention: tuple[int, ...] = Field(default=(), strict=False)
+    """Blocks, counted from 0, in which a patch sees its whole image all the same."""
+
+    @model_validator(mode="after")
+    def _tower_fits(self) -> VisionShapeConfig:
+        if not self.depth:
+            named = sorted(self.model_fields_set - {"depth"})
+            changed = [key for key in named if getattr(self, key) != type(self).model_fields[key].default]
+            if changed:
+                raise ValueError(
+                    f"model.shape.vision.{changed[0]} needs model.shape.vision.depth: at 0 there is no tower"
+                )
+            return self
+        if self.width % (4 * self.heads):
+            raise ValueError(
+                f"model.shape.vision.width = {self.width} is no multiple of 4 times model.shape.vision.heads = {self.heads}:"
+                " half of a head's width is for the row of a patch and half for its column, in pairs"
+            )
+        if self.family == "qwen2_vl" and self.feed_forward % self.width:
+            raise ValueError(
+                f"model.shape.vision.feed_forward = {self.feed_forward} is no multiple of model.shape.vision.width ="
+                f" {self.width}, which family qwen2_vl needs"
+            )
+        if self.window < self.patch * self.merge:
+            raise ValueError(
+                f"model.shape.vision.window = {self.window} is smaller than one image token"
+                f" ({self.patch * self.merge} pixels: patch times merge)"
+            )
+        if outside := [block for block in self.full_attention if not 0 <= block < self.depth]:
+            raise ValueError(
+                f"model.shape.vision.full_attention names block {outside[0]}; there are 0 to {self.depth - 1}"
+            )
+        return self
+
+    @property
+    def patch_values(self) -> int:
+        """Values of one patch as the processor makes it: three colours in every frame."""
+        return 3 * self.temporal_patch * self.patch**2
+
+    def parameters(self, text_width: int) -> int:
+        """Number of weights: patch embedding, blocks, and the merger that makes image tokens of `text_width`."""
+        if not self.depth:
+            return 0
+        width, merged, gated = self.width, self.width * self.merge**2, self.family == "qwen2_5_vl"
+        norm = width if gated else 2 * width
+        attention = 4 * width * width + 4 * width
+        if gated:
+            feed_forward = 3 * width * self.feed_forward + 2 * self.feed_forward + width
+        else:
+            feed_forward = 2 * width * self.feed_forward + self.feed_forward + width
+        merger = norm + merged * merged + merged + merged * text_width + text_width
+        return self.patch_values * width + self.depth * (2 * norm + attention + feed_forward) + merger
+
+
 class ShapeConfig(Section):
-    """The size of a Qwen2 decoder. It makes the model where `model.path` is `made`; elsewhere the dry run estimates with it
-    while the model itself is not on this machine."""
+    """The size of a Qwen2 decoder, with a vision tower or without. It makes the model where `model.path` is `made`; elsewhere the
+    dry run estimates with it while the model itself is not on this machine."""
 
     vocabulary: int = Field(default=32, ge=8)
     layers: int = Field(default=2, ge=1)
@@ -20,9 +91,14 @@ class ShapeConfig(Section):
     key_value_heads: int = Field(default=3, ge=1)
     feed_forward: int = Field(default=384, ge=8)
     tied_head: bool = False
+    vision: VisionShapeConfig = VisionShapeConfig()
 
     def parameters(self) -> int:
-        """Number of weights: embeddings, attention with biases on q/k/v, gated feed-forward, norms, head."""
+        """Number of weights: the decoder's, and those of the vision tower."""
+        return self.decoder_parameters() + self.vision.parameters(self.width)
+
+    def decoder_parameters(self) -> int:
+        """Embeddings, attention with biases on q/k/v, gated feed-forward, norms, head."""
         head_width = self.width // self.heads
         key_value_width = self.key_value_heads * head_width
         attention = 2 * self.width * self.width + 2 * self.width * key_value_width + self.width + 2 * key_value_width

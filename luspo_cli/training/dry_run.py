@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from luspo_cli.config.model import ShapeConfig
 from luspo_cli.config.objective_text import describe
 from luspo_cli.config.run import MADE, MADE_TERMS, TrainRun
-from luspo_cli.errors import UsageError
 from luspo_cli.policy.model_files import config_file, find_model, unread_revision
+from luspo_cli.policy.model_shape import read_shape
 from luspo_cli.rollout.samplers import (
     INSTALL_VLLM,
     choose_sampler,
@@ -49,7 +47,7 @@ class Plan:
 def make_plan(config: TrainRun, processes: int = 1) -> Plan:
     """Describe the run that `config` would be in so many processes."""
     file = None if config.model.path == MADE else config_file(config.model.path, config.model.revision)
-    shape = _shape(config, file)
+    shape = read_shape(file) if file else config.model.shape
     rollout, update = config.rollout, config.update
     rows = rollout.problems * rollout.group_size
     sampler = choose_sampler(
@@ -122,23 +120,3 @@ def missing_inputs(config: TrainRun) -> list[str]:
         elif Path(path).is_dir() and not (Path(path) / f"{split}.parquet").exists():
             found.append(f"{key}: {path} has no {split}.parquet; make it with luspo prepare-data")
     return found
-
-
-def _shape(config: TrainRun, file: Path | None) -> ShapeConfig:
-    """The shape of the model itself where its configuration is on disk, else that of [model.shape]."""
-    if file is None:
-        return config.model.shape
-    try:
-        stored = json.loads(file.read_bytes())
-        stored = stored.get("text_config", stored)
-        return ShapeConfig(
-            vocabulary=stored["vocab_size"],
-            layers=stored["num_hidden_layers"],
-            width=stored["hidden_size"],
-            heads=stored["num_attention_heads"],
-            key_value_heads=stored.get("num_key_value_heads", stored["num_attention_heads"]),
-            feed_forward=stored["intermediate_size"],
-            tied_head=bool(stored.get("tie_word_embeddings", False)),
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UsageError(f"{file} does not describe a language model: {type(error).__name__} {error}") from None
