@@ -14,7 +14,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from luspo_cli.analysis.differences import compared_parts, scoring_warnings, session_warnings
 from luspo_cli.analysis.history import RunHistory
@@ -31,9 +31,13 @@ from luspo_cli.analysis.variants import (
 from luspo_cli.errors import UsageError
 from luspo_cli.metrics.intervals import Estimate, estimate
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 LENGTH = "response_length/mean"
 ACCURACY = "reward/accuracy/mean"
 HELD_OUT = "evaluation/accuracy"
+BLIND = "evaluation/blind_accuracy"
 BENCHMARK_COUNTS = frozenset({"correct", "samples", "problems_missing"})
 """Metrics of a benchmark's result that count responses or problems."""
 WINDOW_SHARE = 10
@@ -55,6 +59,8 @@ MEASURES: dict[str, Measure] = {
     "held_out_start": Measure("accuracy, held out, untrained", "1"),
     "held_out_final": Measure("accuracy, held out, last", "1", paired=True),
     "held_out_best": Measure("accuracy, held out, best", "1"),
+    "blind_start": Measure("accuracy, held out, blind, untrained", "1"),
+    "blind_final": Measure("accuracy, held out, blind, last", "1", paired=True),
     "length_start": Measure("response length, start", "tokens"),
     "length_middle": Measure("response length, mid-run", "tokens", paired=True),
     "length_final": Measure("response length, final", "tokens", paired=True),
@@ -199,15 +205,14 @@ def _training_steps(run: RunHistory) -> list[int]:
 def _summarise_run(run: RunHistory, variant: Variant, common: int) -> RunSummary:
     windows = windows_of([step for step in _training_steps(run) if step <= common])
     whole = (windows.start[0], common)
-    evaluated = run.evaluations[HELD_OUT].loc[:common].dropna() if HELD_OUT in run.evaluations else None
-    if evaluated is not None and evaluated.empty:
-        evaluated = None
-    untrained = None if evaluated is None or evaluated.index[0] != 0 else float(evaluated.iloc[0])
+    evaluated, blind = _evaluated(run, HELD_OUT, common), _evaluated(run, BLIND, common)
     values = {
         "accuracy_final": _mean(run, ACCURACY, windows.final),
-        "held_out_start": untrained,
-        "held_out_final": None if evaluated is None else float(evaluated.iloc[-1]),
-        "held_out_best": None if evaluated is None else float(evaluated.max()),
+        "held_out_start": _found(evaluated.get(0, math.nan)),
+        "held_out_final": _found(evaluated.iloc[-1]) if len(evaluated) else None,
+        "held_out_best": _found(evaluated.max()),
+        "blind_start": _found(blind.get(0, math.nan)),
+        "blind_final": _found(blind.iloc[-1]) if len(blind) else None,
         "length_start": _mean(run, LENGTH, windows.start),
         "length_middle": _mean(run, LENGTH, windows.middle),
         "length_final": _mean(run, LENGTH, windows.final),
@@ -233,8 +238,8 @@ def _summarise_run(run: RunHistory, variant: Variant, common: int) -> RunSummary
         finished=run.finished,
         windows=windows,
         values=values,
-        held_out_last_step=None if evaluated is None else int(evaluated.index[-1]),
-        held_out_best_step=None if evaluated is None else int(evaluated.index[int(evaluated.argmax())]),
+        held_out_last_step=int(evaluated.index[-1]) if len(evaluated) else None,
+        held_out_best_step=int(evaluated.index[int(evaluated.argmax())]) if len(evaluated) else None,
     )
 
 
@@ -310,6 +315,11 @@ def _warnings(
 def _repeated_seeds(variant: Variant) -> list[int]:
     seeds = [run.seed for run in variant.runs if run.seed is not None]
     return sorted({seed for seed in seeds if seeds.count(seed) > 1})
+
+
+def _evaluated(run: RunHistory, metric: str, common: int) -> pd.Series:
+    """What the held-out evaluations up to step `common` found, by step; empty where the run has none."""
+    return run.evaluations.reindex(columns=[metric])[metric].loc[:common].dropna()
 
 
 def _mean(run: RunHistory, metric: str, window: tuple[int, int]) -> float | None:

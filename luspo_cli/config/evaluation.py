@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from luspo_cli.config.base import Section
+
+Blind = Literal["none", "noise", "other"]
+"""The blind control: no second measurement, or one with every image replaced by noise, or by another problem's image."""
 
 
 class EvaluationConfig(Section):
@@ -20,3 +25,5 @@ class EvaluationConfig(Section):
     """0: the most probable token each time (greedy)."""
     max_response_tokens: int = Field(default=0, ge=0)
     """0: the limit of training."""
+    blind: Blind = "none"
+    """A second time with the same draws: random pixels for every image, or another problem's images. What text alone gives."""

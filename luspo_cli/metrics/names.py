@@ -122,6 +122,9 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
         "length_pressure/gspo": Metric("tokens", "The same with the weights of GSPO."),
         "length_pressure/luspo": Metric("tokens", "The same with the weights of LUSPO."),
         "evaluation/accuracy": Metric("1", "Accuracy on held-out problems, in the steps that evaluate."),
+        "evaluation/blind_accuracy": Metric(
+            "1", "Accuracy on the same problems and draws with other images; only with evaluation.blind."
+        ),
         "evaluation/response_length/mean": Metric("tokens", "Mean response length on held-out problems."),
         "evaluation/truncated_fraction": Metric("1", "Share of held-out responses that the response limit cut."),
         "evaluation/problems": Metric("problems", "Held-out problems that were evaluated."),

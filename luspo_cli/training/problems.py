@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from luspo_cli.config.run import MADE_TERMS, TrainRun
 from luspo_cli.data.batches import BatchSource, ProblemBatches
+from luspo_cli.data.blind import blinded
 from luspo_cli.data.overlap import held_out_warning
 from luspo_cli.data.problems import load_problems
 from luspo_cli.errors import UsageError
@@ -34,11 +35,14 @@ class RunProblems:
 
     source: BatchSource
     held_out: list[Problem]
+    blind: list[Problem]
+    """The held-out slice with the images of `evaluation.blind`; empty without."""
     from_file: list[Problem]
     """Training problems from a file, empty for made ones: their golds are checked before the first step."""
     longest: LongestPrompt | None
     """Among the training problems."""
     longest_held_out: LongestPrompt | None
+    """With its images or blind."""
 
     def check_golds(self, rubric: Rubric) -> None:
         """UsageError for a gold answer that cannot be read: it would score every response wrong."""
@@ -56,12 +60,14 @@ def problems_of(config: TrainRun, loaded: LoadedModel) -> RunProblems:
     if not data.train:
         raise UsageError("data.train is empty; set it to a file or folder from `luspo prepare-data`")
     held_out = _held_out(config) if config.evaluation.every else []
-    longest_held_out = longest_prompt(held_out, [loaded.prompt_length(problem) for problem in held_out])
+    blind = _blind(config, held_out)
+    shown = [*held_out, *blind]
+    longest_held_out = longest_prompt(shown, [loaded.prompt_length(problem) for problem in shown])
     if data.train == MADE_TERMS:
         made = MadeTermsBatches(data.profile, config.rollout.problems, seed)
         first = made.batch(0)  # they differ by a few tokens
         longest = longest_prompt(first, [loaded.prompt_length(problem) for problem in first])
-        return RunProblems(made, held_out, [], longest, longest_held_out)
+        return RunProblems(made, held_out, blind, [], longest, longest_held_out)
     found = load_problems(data.train)
     problems, lengths = fitting(found, loaded.prompt_length, data.max_prompt_tokens)
     if too_long := len(found) - len(problems):
@@ -73,7 +79,7 @@ def problems_of(config: TrainRun, loaded: LoadedModel) -> RunProblems:
     if warning := held_out_warning(problems, held_out, data.train, data.held_out):
         logger.warning(warning)
     source = ProblemBatches(problems, config.rollout.problems, seed, data.shuffle)
-    return RunProblems(source, held_out, problems, longest_prompt(problems, lengths), longest_held_out)
+    return RunProblems(source, held_out, blind, problems, longest_prompt(problems, lengths), longest_held_out)
 
 
 def longest_prompt(problems: Sequence[Problem], lengths: Sequence[int]) -> LongestPrompt | None:
@@ -92,3 +98,15 @@ def _held_out(config: TrainRun) -> list[Problem]:
             f"{config.data.held_out} has {len(problems)} problems, fewer than evaluation.problems={number}"
         )
     return problems[:number]
+
+
+def _blind(config: TrainRun, held_out: Sequence[Problem]) -> list[Problem]:
+    """The held-out slice as `evaluation.blind` shows it; UsageError where no problem has an image."""
+    how = config.evaluation.blind
+    if how == "none":
+        return []
+    if not any(problem.images for problem in held_out):
+        raise UsageError(
+            f"evaluation.blind = '{how}' replaces images, and no held-out problem of {config.data.held_out} has one: leave it out"
+        )
+    return blinded(held_out, how, config.run.seed)

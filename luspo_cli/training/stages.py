@@ -45,7 +45,7 @@ def make_stages(
     accelerator = make_accelerator(low_precision, images=loaded.processor is not None, sharded=sharded)
     held_out = None
     if config.evaluation.every:
-        held_out = HeldOut(problems.held_out, loaded.prompt, held_out_draws(config), rubric)
+        held_out = HeldOut(problems.held_out, loaded.prompt, held_out_draws(config), rubric, problems.blind)
     sampler = make_sampler(
         choose_sampler(config.rollout.sampler, reads_images=loaded.processor is not None),
         SamplerModel(

@@ -55,6 +55,22 @@ def test_windows_are_a_tenth_at_start_middle_and_end(steps, expected) -> None:
     assert windows_of(list(steps)) == expected
 
 
+def test_the_blind_control_stands_beside_the_held_out_accuracy(write_run) -> None:
+    held_out = {"evaluation__accuracy": [None, 0.5, None, 0.9], "evaluation__blind_accuracy": [None, 0.3, None, 0.2]}
+    folder = write_run("a", lengths=[1.0, 2.0, 3.0, 4.0], **held_out)
+    (folder / "evals").mkdir()
+    rows = [(0, 0.4, 0.25), (2, 0.5, 0.3), (4, 0.9, 0.2)]
+    (folder / "evals" / "held-out.jsonl").write_text(
+        "".join(
+            json.dumps({"step": step, "evaluation/accuracy": seeing, "evaluation/blind_accuracy": blind}) + "\n"
+            for step, seeing, blind in rows
+        )
+    )
+    values = compare_runs(read_runs([folder])).runs[0].values
+    assert (values["held_out_start"], values["held_out_final"]) == (0.4, 0.9)
+    assert (values["blind_start"], values["blind_final"]) == (0.25, 0.2)
+
+
 def test_values_of_one_run_by_hand(write_run) -> None:
     folder = write_run(
         "a",
@@ -74,6 +90,8 @@ def test_values_of_one_run_by_hand(write_run) -> None:
         "held_out_start": None,
         "held_out_final": 0.4,
         "held_out_best": 0.6,
+        "blind_start": None,
+        "blind_final": None,
         "length_start": 1.5,
         "length_middle": 9.5,
         "length_final": 19.5,

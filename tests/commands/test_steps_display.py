@@ -71,6 +71,17 @@ def test_held_out_accuracy_has_a_column_once_there_is_one_and_missing_numbers_ar
     assert len(lines) == 4  # nothing runs after the last step
 
 
+def test_the_blind_control_stands_behind_the_held_out_accuracy(capsys: pytest.CaptureFixture[str]) -> None:
+    evaluated = record(2, **{"evaluation/accuracy": 0.75, "evaluation/blind_accuracy": 0.25})
+    table = StepTable(terminal(), "runs/a", 2, lambda: 0.0)
+    table.show(evaluated)
+    lines = screen(table)
+    assert lines[1].split()[3:5] == ["held-out", "blind"]
+    assert lines[2].split()[3:5] == ["0.750", "0.250"]
+    StepLines(2).show(evaluated)
+    assert capsys.readouterr().err.endswith("left 0:00  held-out 0.750  blind 0.250\n")
+
+
 @pytest.mark.parametrize(
     ("width", "titles"),
     [

@@ -29,6 +29,7 @@ from luspo_cli.errors import UsageError
         (["model.path=x/y", "data.train=z", "data.profile=pays"], "data.profile"),
         (["data.shuffle=false"], "--set: data.shuffle = false is for problems from a file"),
         (["evaluation.every=0", "evaluation.problems=64"], "--set: evaluation.problems changes nothing"),
+        (["evaluation.every=0", "evaluation.blind=noise"], "--set: evaluation.blind changes nothing"),
         (["evaluation.every=0", "evaluation.samples=2"], "evaluation.samples changes nothing"),
         (
             ["evaluation.every=0", "evaluation.samples=1", "evaluation.temperature=0.5"],

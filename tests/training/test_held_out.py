@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 from luspo_cli.config.reward import RewardConfig
 from luspo_cli.metrics.intervals import accuracy_interval
+from luspo_cli.metrics.names import METRICS
 from luspo_cli.records import Message, Problem, Prompt, Rollout, StopReason
 from luspo_cli.rewards.rubric import Rubric
 from luspo_cli.rollout.sampler import SamplingOptions
@@ -58,6 +60,29 @@ def test_accuracy_length_and_truncation_by_hand() -> None:
     assert result["evaluation/problems"] == 3
     assert result["evaluation/failed_verifications"] == 0
     assert result["evaluation/no_answer_fraction"] == pytest.approx(2 / 6)  # both of c
+
+
+def test_the_blind_control_is_measured_beside_it_with_the_same_draws() -> None:
+    """Three of four right with their images, one of four without: Wilson's 0.3006 to 0.9544 and 0.0456 to 0.6994."""
+    problems = [Problem(f"p{n}", (Message("user", "x"),), "5", "t") for n in range(4)]
+    blind = [replace(problem, id=f"blind {problem.id}") for problem in problems]
+    answers = ["#5", "#5", "#5", "#6", "#6", "#5", "#6", "#6"]
+    sampler = Scripted(
+        {p.id: [(answer, StopReason.END)] for p, answer in zip([*problems, *blind], answers, strict=True)}
+    )
+    options = SamplingOptions(1, 8, seed=4)
+    with Rubric(RewardConfig(verifier="exact"), 8) as rubric:
+        result = HeldOut(problems, lambda p: Prompt(p.id, (1,)), options, rubric, blind).evaluate(sampler)  # type: ignore[arg-type]
+        seeing = HeldOut(problems, lambda p: Prompt(p.id, (1,)), options, rubric).evaluate(sampler)  # type: ignore[arg-type]
+    assert sampler.asked == [options] * 3
+    added = {key: result[key] for key in result.keys() - seeing.keys()}
+    assert {key: value for key, value in result.items() if key not in added} == seeing
+    assert added == {
+        "evaluation/blind_accuracy": 0.25,
+        "evaluation/blind_accuracy_low": pytest.approx(0.0456, abs=1e-4),
+        "evaluation/blind_accuracy_high": pytest.approx(0.6994, abs=1e-4),
+    }
+    assert "evaluation/blind_accuracy" in METRICS
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from doubles.messages import heard
 from doubles.vision import noise_image, vision_model, vision_processor
 from luspo_cli.config.layers import resolve_train
 from luspo_cli.config.model import ModelConfig
+from luspo_cli.errors import UsageError
 from luspo_cli.policy.loading import load_model
 from luspo_cli.training.session import run_training
 
@@ -116,3 +117,35 @@ def test_adapters_of_a_run_with_images_are_on_the_language_model_alone(folder: P
     assert {name.split(".")[1] for name in moved} == {"language_model"}
     assert len(moved) == 2 * 7  # both layers, all seven matrices: the tower's namesakes are untouched
     assert load_model(ModelConfig(path=str(adapter))).processor is not None
+
+
+@pytest.mark.parametrize("how", ["noise", "other"])
+def test_the_blind_control_changes_nothing_else(folder: Path, how: str) -> None:
+    """The run with it has the weights and the seeing scores of the one without it, resumed as well."""
+    import shutil
+
+    def evaluations(name: str) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (folder / name / "evals/held-out.jsonl").read_text().splitlines()]
+
+    train(folder, "without")
+    _, steps = train(folder, "whole", f"evaluation.blind={how}")
+    assert "evaluation/blind_accuracy" in steps[-1]
+    blind = ("evaluation/blind_accuracy", "evaluation/blind_accuracy_low", "evaluation/blind_accuracy_high")
+    whole = evaluations("whole")
+    assert [{key: value for key, value in row.items() if key not in blind} for row in whole] == evaluations("without")
+    assert all(row[blind[1]] <= row[blind[0]] <= row[blind[2]] for row in whole)
+    shutil.copytree(folder / "whole", folder / "part")
+    shutil.rmtree(folder / "part/checkpoints/step-000002")
+    train(folder, "part", f"evaluation.blind={how}", resume=True)
+    assert evaluations("part") == whole
+    weights_of = [weights(folder / name / "checkpoints/step-000002/model") for name in ("without", "whole", "part")]
+    assert all(torch.equal(weights_of[0][name], other[name]) for other in weights_of[1:] for name in other)
+
+
+def test_the_blind_control_of_a_run_without_images_is_refused(folder: Path) -> None:
+    rows = pandas.read_parquet(folder / "data/train.parquet").iloc[[2]]  # the one without an image
+    rows.to_parquet(folder / "data/test.parquet")
+    said = "evaluation.blind = 'noise' replaces images, and no held-out problem of .* has one: leave it out"
+    with pytest.raises(UsageError, match=said):
+        train(folder, "run", "evaluation.blind=noise", "evaluation.problems=1")
+    assert not (folder / "run").exists()

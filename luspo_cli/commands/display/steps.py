@@ -46,11 +46,13 @@ def _of(key: str) -> Callable[[Record], float | None]:
 
 
 HELD_OUT = Column("held-out", _of("evaluation/accuracy"), ".3f", 3)
+BLIND = Column("blind", _of("evaluation/blind_accuracy"), ".3f", 4)
 COLUMNS = (
     Column("step", _of("step"), "d", 0),
     Column("length", _of("response_length/mean"), ".1f", 1),
     Column("accuracy", _of("reward/accuracy/mean"), ".3f", 2),
     HELD_OUT,
+    BLIND,
     Column("reward", _of("reward/total/mean"), ".3f", 6),
     Column("clipped", clipped_fraction, ".2f", 5),
     Column("grad norm", _of("update/grad_norm"), ".3g", 7),
@@ -86,8 +88,11 @@ class StepLines:
         return None
 
     def show(self, record: Record) -> None:
-        evaluated = record.get("evaluation/accuracy")
-        held_out = "" if evaluated is None else f"  held-out {evaluated:.3f}"
+        held_out = "".join(
+            f"  {column.title} {value:.3f}"
+            for column in (HELD_OUT, BLIND)
+            if (value := column.value(record)) is not None
+        )
         print(
             f"step {record['step']:>4}/{self._pace.steps}  length {record['response_length/mean']:7.1f}"
             f"  accuracy {record['reward/accuracy/mean']:.3f}  truncated {record['response/truncated_fraction']:.2f}"
@@ -119,7 +124,7 @@ class StepTable(LiveTable):
             return Text("")
         step, steps = records[-1]["step"], self._pace.steps
         cells = {c: [number(c.value(record), c.form) for record in records] for c in COLUMNS}
-        columns = [c for c in COLUMNS if c is not HELD_OUT or any(cells[c])]
+        columns = [c for c in COLUMNS if c not in (HELD_OUT, BLIND) or any(cells[c])]
         columns = _fitting(columns, [max(map(len, (c.title, *cells[c]))) for c in columns], width)
         table = Table(box=None, pad_edge=False, title_justify="left", caption_justify="left")
         table.title = Text(f"{self._run}  step {step}/{steps}  left {left}", overflow="ellipsis", no_wrap=True)
