@@ -1,4 +1,4 @@
-"""What this machine gives a process: its processor cores, and whether there is a CUDA device."""
+"""What this machine gives a process: its processor cores and memory, and whether there is a CUDA device."""
 
 from __future__ import annotations
 
@@ -10,9 +10,26 @@ _DEVICES = ("nvidia*", "nvhost*", "nvgpu*", "dxg", "kfd")
 """Names in /dev of what a CUDA (or ROCm) driver talks to; without any of them torch need not be asked, nor imported."""
 
 
+MOST_PER_CORE = 4
+"""Processes of one kind that a core is asked to carry: more of them only wait for one another, and fill the memory."""
+_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+"""Where a container's or a job's memory limit stands (cgroup 2 and 1)."""
+
+
 def usable_cores() -> int:
     """The processor cores that this process may run on: in a container or a job, fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def memory_bytes() -> int:
+    """The memory that processes here can have together: the machine's, or a container's limit where that is lower."""
+    found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for file in _LIMITS:
+        try:
+            found.append(int(Path(file).read_text()))
+        except (OSError, ValueError):  # not there, or no limit ("max")
+            continue
+    return min(found)
 
 
 def has_cuda() -> bool:

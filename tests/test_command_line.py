@@ -65,6 +65,9 @@ def only_sentence(error: str) -> str:
         ([], "say what to train: --preset NAME ("),
         (["--objective", "gspo"], "say what to train: --preset NAME ("),
         (["--resume"], "--resume needs --run: the folder to go on in"),
+        (["--if-exists", "resume"], "--resume needs --run: the folder to go on in"),
+        (["--if-exists", "resume", "--run", "none"], "there is no run to resume in none: it has no config.json"),
+        (["--resume", "--if-exists", "replace", "--run", "none"], "--if-exists replace deletes it: give one of the two"),
         (["--resume", "--run", "runs/none"], "there is no run to resume in runs/none: it has no config.json"),
         (["--resume", "--run", "runs/none", "--set", "run.steps=9"], "leave out --objective and --set"),
         (["--preset", "qwen2.5-0.5b", "--set", "model.path=./none"], "which it is relative to; set it to a folder with"),
@@ -189,6 +192,11 @@ def test_a_run_on_own_data_ends_with_0(luspo: Command, tmp_path: Path, model: st
     code, _, error = luspo("train", "--preset", "tiny", *words)
     assert "run folder runs/tiny-luspo-seed0 exists; go on with --resume" in only_sentence(error)
     assert code == 2
+    # Both ways to resume read the stored configuration where nothing else is given.
+    for how in (["--resume"], ["--if-exists", "resume"]):
+        code, _, error = luspo("train", "--run", "runs/tiny-luspo-seed0", *how)
+        assert code == 0, error
+        assert "run runs/tiny-luspo-seed0 is finished: step 2 of 2" in error
 
 
 def test_a_stored_configuration_that_is_no_text(luspo: Command, tmp_path: Path) -> None:
@@ -248,9 +256,8 @@ def test_a_dry_run_prints_the_plan_and_touches_nothing(luspo: Command, tmp_path:
     assert (code, error) == (0, "")
     for words in ("objective luspo", "sequence", "equation", "memory on one device", "missing", "run", "steps="):
         assert words in out
-    assert ("data.train: data/dapo-math-17k does not exist; make it with luspo prepare-data" in out) is (
-        arguments[1] == "qwen2.5-7b"
-    )
+    absent = "data.train: There is no data file or folder data/dapo-math-17k; make it with `luspo prepare-data"
+    assert (absent in out) is (arguments[1] == "qwen2.5-7b")
     code, out, _ = luspo("train", *arguments, "--dry-run", "--json")
     plan = json.loads(out)
     assert plan["objective"]["name"] == "luspo"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import shlex
 import signal
 import sys
 from pathlib import Path
@@ -15,7 +14,7 @@ import typer
 from typer import Option
 
 from luspo_cli.errors import UsageError
-from luspo_cli.processes.local import check_processes, launch
+from luspo_cli.processes.local import check_processes, launch, resume_command
 from luspo_cli.processes.place import is_first_process, one_of_a_machine_speaks
 from luspo_cli.processes.supervise import stop_with_supervisor
 
@@ -66,9 +65,11 @@ def train_cli(
             raise UsageError(f"--if-exists must be refuse, resume or replace, not '{if_exists}'")
         if allow_changed and not resume and if_exists != "resume":
             raise UsageError("--allow-changed is for going on with a run: give --resume as well")
+        if resume and if_exists == "replace":
+            raise UsageError("--resume goes on with the run and --if-exists replace deletes it: give one of the two")
         existing = cast(Literal["refuse", "resume", "replace"], "resume" if resume else if_exists)
         copies = check_processes(processes)
-        resolved = _resolve(objective, preset, config, sets or [], run, resume)
+        resolved = _resolve(objective, preset, config, sets or [], run, existing == "resume")
         if dry_run:
             from dataclasses import asdict
 
@@ -82,7 +83,10 @@ def train_cli(
         path = run or Path("runs") / f"{name}-{resolved.objective.name}-seed{resolved.run.seed}"
         if copies > 1:
             from luspo_cli.runs.folder import RunFolder
+            from luspo_cli.training.dry_run import crowded
 
+            if reason := crowded(resolved, copies):
+                raise UsageError(reason)
             RunFolder(path).check(resolved.model_dump(mode="json"), existing)
             launch(copies, path, [sys.executable, "-m", "luspo_cli", *sys.argv[1:]])
             return
@@ -118,8 +122,7 @@ def train(
         if as_json and first:
             typer.echo(json.dumps({"run": str(path), "last_step": outcome.last_step, "finished": outcome.finished}))
         if not outcome.finished:
-            go_on = f"luspo train --run {shlex.quote(str(path))} --resume"
-            logger.info(f"stopped after step {outcome.last_step}; go on with: {go_on}")
+            logger.info(f"stopped after step {outcome.last_step}; go on with: {resume_command(path)}")
             raise typer.Exit(128 + (outcome.stopped_by or signal.SIGINT))
         logger.info(f"done: {path}")
 

@@ -2,7 +2,8 @@
 
 Nothing is guessed and nothing is skipped: a row without a prompt or a gold answer, or an image outside the data
 folder, stops the loading with a sentence, because a problem that silently scores zero looks like a hard one. Gold
-answers arrive as int, float or text in the wild and become text here.
+answers arrive as int, float or text in the wild and become text here. Nothing heavy is imported before there is a file to
+read: the dry run asks here too.
 """
 
 from __future__ import annotations
@@ -11,17 +12,16 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pyarrow
-import pyarrow.parquet
-
-from luspo_cli.data.images import ImageFile, image_file
 from luspo_cli.data.prompts import IMAGE_MARK
 from luspo_cli.data.values import answer_text
 from luspo_cli.errors import UsageError, first_line, nearest
 from luspo_cli.files import file_sha256
 from luspo_cli.records import Message, Problem
+
+if TYPE_CHECKING:
+    from luspo_cli.data.images import ImageFile
 
 _COLUMNS = ("data_source", "prompt", "images", "reward_model", "extra_info")
 _REQUIRED = ("prompt", "reward_model")
@@ -38,7 +38,7 @@ def load_problems(path: str | Path, *, split: str = "train", deduplicate: bool =
     Raises:
         UsageError: no such file, not verl's layout, no rows, or a row that cannot be used.
     """
-    file = _data_file(Path(path), split)
+    file = _data_file(path, split)
     problems: list[Problem] = []
     seen: set[bytes] = set()
     ids: dict[str, int] = {}
@@ -62,10 +62,11 @@ def load_problems(path: str | Path, *, split: str = "train", deduplicate: bool =
 
 def fingerprint(path: str | Path, *, split: str = "train") -> str:
     """Return the sha256, in hex, of the file that `load_problems` reads for the same arguments."""
-    return file_sha256(_data_file(Path(path), split))
+    return file_sha256(_data_file(path, split))
 
 
-def _data_file(path: Path, split: str) -> Path:
+def _data_file(given: str | Path, split: str) -> Path:
+    path = Path(given).expanduser()
     if path.is_dir():
         file = path / f"{split}.parquet"
         if file.is_file():
@@ -90,6 +91,8 @@ def _make_it(path: Path) -> str:
 
 
 def _rows(file: Path) -> Iterator[dict[str, Any]]:
+    import pyarrow.parquet
+
     try:
         with pyarrow.parquet.ParquetFile(file) as parquet:
             names = parquet.schema_arrow.names
@@ -156,6 +159,8 @@ def _image(image: Any, folder: Path, place: str) -> ImageFile:
         raise UsageError(
             f"{place}: an image is not a path to a file below {folder}; store images as files beside the data."
         )
+    from luspo_cli.data.images import ImageFile, image_file
+
     try:
         return ImageFile(image_file(image, folder))
     except UsageError as error:

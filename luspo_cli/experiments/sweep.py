@@ -20,11 +20,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from luspo_cli.config.stored import differing_keys, with_defaults
+from luspo_cli.config.layers import resolve_train
+from luspo_cli.config.run import TrainRun
 from luspo_cli.errors import RunError, UsageError
 from luspo_cli.files import require_object
 from luspo_cli.machine import has_cuda, usable_cores
 from luspo_cli.processes.supervise import Supervisor, killed_by
+from luspo_cli.runs.folder import RunFolder, other_settings, unused_settings
+from luspo_cli.training.dry_run import crowded
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +102,7 @@ def train_runs(
         if setting.partition("=")[0].strip() in ("run.seed", "objective.name"):
             raise UsageError(f"--set {setting}: the comparison itself sets this; use --seeds and --objectives.")
     trainings = plan_trainings(
-        objectives, seeds, folder, lambda objective, seed: configuration(objective, seed, preset, sets)
+        objectives, seeds, folder, lambda name, seed: resolved(name, seed, preset, sets).model_dump(mode="json")
     )
     missing = [training for training in trainings if training.state != "finished"]
     logger.info(
@@ -109,6 +112,9 @@ def train_runs(
     )
     if missing:
         side_by_side = min(processes or (1 if has_cuda() else min(2, usable_cores())), len(missing))
+        first = resolved(missing[0].objective, missing[0].seed, preset, sets)
+        if reason := crowded(first, side_by_side, of_one_run=False):
+            raise UsageError(reason)
         with display as shown:
             train_missing(
                 trainings,
@@ -119,13 +125,9 @@ def train_runs(
     return [training.run for training in trainings]
 
 
-def configuration(objective: str, seed: int, preset: str, sets: Sequence[str]) -> Configuration:
-    """Return what `config.json` of one run must hold."""
-    from luspo_cli.config.layers import resolve_train
-
-    run = resolve_train(preset=preset, objective=objective, sets=[*sets, f"run.seed={seed}"])
-    resolved: Configuration = run.model_dump(mode="json")
-    return resolved
+def resolved(objective: str, seed: int, preset: str, sets: Sequence[str]) -> TrainRun:
+    """Return the configuration of one run."""
+    return resolve_train(preset=preset, objective=objective, sets=[*sets, f"run.seed={seed}"])
 
 
 def plan_trainings(
@@ -270,16 +272,19 @@ def _state_of(run: Path, wanted: Configuration) -> Literal["fresh", "unfinished"
         if any(run.iterdir()) if run.is_dir() else run.exists():
             raise UsageError(f"{run} exists and is not a run folder; move it away or choose another --out.")
         return "fresh"
-    # A run of an older version lacks the keys that came later.
-    found = with_defaults(require_object(run / "config.json", f"move {run} away and repeat the command"))
-    different = [f"{key} ({was!r} there, {now!r} now)" for key, was, now in differing_keys(found, wanted)]
+    found = require_object(run / "config.json", f"move {run} away and repeat the command")
+    different = [f"{key} ({was!r} there, {now!r} now)" for key, was, now in other_settings(found, wanted)]
     if different:
         more = f" and {len(different) - 3} more" if len(different) > 3 else ""
         raise UsageError(
             f"{run} was trained with another configuration: {', '.join(different[:3])}{more};"
             " move the folder away or choose another --out."
         )
-    return "finished" if _is_finished(run, int(wanted["run"]["steps"])) else "unfinished"
+    if not _is_finished(run, int(wanted["run"]["steps"])):
+        return "unfinished"
+    if unused := unused_settings(RunFolder(run).new_settings(wanted)):
+        logger.warning(f"{run}: {unused}")
+    return "finished"
 
 
 def _is_finished(run: Path, steps: int) -> bool:

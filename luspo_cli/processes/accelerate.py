@@ -8,13 +8,17 @@ image.
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 from typing import Any
 
 from luspo_cli.errors import UsageError
 from luspo_cli.grading.grader import MOST_WORKERS
+from luspo_cli.machine import MOST_PER_CORE
 from luspo_cli.processes.ranks import Ranks
+
+logger = logging.getLogger(__name__)
 
 FOREIGN = {
     "ACCELERATE_USE_FSDP": "leave out its FSDP options and set model.sharding = full",
@@ -72,7 +76,16 @@ def set_threads(threads: int, ranks: Ranks) -> None:
         torch.set_num_threads(threads or ranks.cores())
 
 
-def rubric_workers(ranks: Ranks) -> int:
-    """Worker processes that check answers where `reward.workers` is 0: with several processes of a run no more than this one's
-    cores, since all of them check at the same time; for a run of one process 0, which leaves the number to the rubric."""
-    return 0 if ranks.size == 1 else min(ranks.cores(), MOST_WORKERS)
+def rubric_workers(wanted: int, ranks: Ranks) -> int:
+    """Worker processes that check answers: as `reward.workers` says, with no more than `MOST_PER_CORE` a core of this process.
+
+    Where it is 0, with several processes of a run no more than this one's cores, since all of them check at the same time; for a
+    run of one process 0, which leaves the number to the rubric.
+    """
+    most = MOST_PER_CORE * ranks.cores()
+    if wanted > most:  # no refusal: a run that goes on with fewer cores than it began with cannot change the key
+        logger.warning(
+            f"reward.workers = {wanted} is more than {MOST_PER_CORE} for each of this process's {ranks.cores()} processor cores:"
+            f" {most} check answers"
+        )
+    return min(wanted, most) or (0 if ranks.size == 1 else min(ranks.cores(), MOST_WORKERS))

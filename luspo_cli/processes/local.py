@@ -64,6 +64,13 @@ def launch(processes: int, run: Path, command: Sequence[str]) -> None:
         _conclude(statuses, [ranks.index(child) for child in supervisor.ended], supervisor.signals, run)
 
 
+def resume_command(run: Path, processes: int = 0) -> str:
+    """The whole command line that goes on with a run; `processes`: how many work on it, 0: as many as started with this one."""
+    place = read_place() if os.environ.get(BY_LUSPO) else None
+    number = processes or (place.size if place else 1)
+    return f"luspo train --run {shlex.quote(str(run))} --resume{f' --processes {number}' if number > 1 else ''}"
+
+
 def _watch(supervisor: Supervisor) -> None:
     """Wait for all; after a bad end for `GRACE_S` at most, and after a second Ctrl-C alike."""
     deadline = None
@@ -88,8 +95,7 @@ def _conclude(statuses: Sequence[int | None], ended: Sequence[int], signals: Seq
             print("luspo: interrupted", file=sys.stderr)
         sys.exit(first if first in _SAID else asked)
     rank = next((r for r in ended if statuses[r] not in (0, LOST_STATUS)), ended[0] if ended else 0)
-    go_on = f"luspo train --run {shlex.quote(str(run))} --resume --processes {len(statuses)}"
-    advice = f"Every checkpoint is whole: go on with: {go_on}"
+    advice = f"Every checkpoint is whole: go on with: {resume_command(run, len(statuses))}"
     if not (run / "config.json").is_file():
         advice = "No run was begun: give the same command again"
     raise RunError(f"process {rank} of {len(statuses)} {_how(statuses[rank])}; the others were stopped. {advice}")

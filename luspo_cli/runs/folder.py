@@ -202,9 +202,7 @@ class RunFolder:
 
     def _check_same(self, config: Mapping[str, Any]) -> None:
         stored = require_object(self.path / "config.json", "choose another --run")
-        found = differing_keys(with_defaults(stored), config)
-        different = [one for one in found if not _is_taken(one, config)]
-        if different:
+        if different := other_settings(stored, config):
             shown = ", ".join(f"{key} ({was!r} there, {now!r} now)" for key, was, now in different[:3])
             longer = len(different) == 1 and different[0][0] == "run.steps" and different[0][2] > different[0][1]
             why = (
@@ -226,6 +224,25 @@ class RunFolder:
                 shutil.rmtree(entry)
             else:
                 entry.unlink()
+
+
+def other_settings(stored: Mapping[str, Any], config: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """What makes `config` another run than the stored one: (key, value there, value now) of keys that are not taken over."""
+    return [one for one in differing_keys(with_defaults(stored), config) if not _is_taken(one, config)]
+
+
+def unused_settings(new: list[tuple[str, Any, Any]]) -> str | None:
+    """Say that a run that has all its steps has no use for new settings; None where there are none.
+
+    `run.track` is of use: a finished run is handed over to a new writer as a whole.
+    """
+    keys = [f"{key} ({was} there, {now} now)" for key, was, now in new if key != "run.track"]
+    if not keys:
+        return None
+    return (
+        f"nothing to do: the run has all its steps, so {', '.join(keys)} is neither used nor recorded; give it together with"
+        " a larger run.steps"
+    )
 
 
 def _is_taken(difference: tuple[str, Any, Any], config: Mapping[str, Any]) -> bool:

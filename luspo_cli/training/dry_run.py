@@ -7,18 +7,25 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from luspo_cli.config.model import ShapeConfig
 from luspo_cli.config.objective_text import describe
-from luspo_cli.config.run import MADE, MADE_TERMS, TrainRun
+from luspo_cli.config.run import MADE, TrainRun
+from luspo_cli.data.overlap import held_out_warning
+from luspo_cli.errors import UsageError
+from luspo_cli.machine import MOST_PER_CORE, has_cuda, memory_bytes, usable_cores
 from luspo_cli.policy.model_files import config_file, find_model, unread_revision
 from luspo_cli.policy.model_shape import read_shape
+from luspo_cli.records import Problem
 from luspo_cli.rollout.samplers import (
     INSTALL_VLLM,
+    ChosenSampler,
     choose_sampler,
     device_memory,
     folder_reads_images,
     vllm_is_installed,
 )
 from luspo_cli.training.memory import estimate_memory, trained_parameters
+from luspo_cli.training.problems import held_out_problems, training_problems
 
 GIB = 2**30
 
@@ -42,19 +49,24 @@ class Plan:
     sampler: dict[str, str]
     """`name`, and the `reason` why it is this one."""
     missing: list[str]
+    warnings: list[str]
+    """What the run would warn about before its first step."""
 
 
 def make_plan(config: TrainRun, processes: int = 1) -> Plan:
     """Describe the run that `config` would be in so many processes."""
-    file = None if config.model.path == MADE else config_file(config.model.path, config.model.revision)
-    shape = read_shape(file) if file else config.model.shape
+    file, shape, sampler = _model(config)
     rollout, update = config.rollout, config.update
     rows = rollout.problems * rollout.group_size
-    sampler = choose_sampler(
-        rollout.sampler, reads_images=folder_reads_images(str(file.parent) if file else config.model.path)
-    )
     device_bytes = device_memory() if sampler.name == "vllm" else None
     memory = estimate_memory(config, shape, processes, sampler.name, device_bytes)
+    unreadable, overlap = _data(config)
+    missing = [
+        *missing_inputs(config),
+        *unreadable,
+        config.correction_refused(sampler.name),
+        crowded(config, processes),
+    ]
     return Plan(
         configuration=config.model_dump(mode="json"),
         objective=asdict(describe(config.objective)),
@@ -74,8 +86,33 @@ def make_plan(config: TrainRun, processes: int = 1) -> Plan:
             * (rollout.max_sampling_rounds if rollout.dynamic_sampling else 1),
         },
         sampler={"name": sampler.name, "reason": sampler.reason},
-        missing=missing_inputs(config) + [reason for reason in [config.correction_refused(sampler.name)] if reason],
+        missing=[reason for reason in missing if reason],
+        warnings=[overlap] if overlap else [],
     )
+
+
+def crowded(config: TrainRun, copies: int, *, of_one_run: bool = True) -> str | None:
+    """Say why this machine cannot carry so many processes that train; None where it can, and for one.
+
+    `of_one_run`: whether they share the work of one run or each train a run of their own. On GPUs a process for each is all
+    there can be, and their memory is not the machine's.
+    """
+    most, limit = (
+        MOST_PER_CORE * usable_cores(),
+        f"{MOST_PER_CORE} for each of this machine's {usable_cores()} processor cores",
+    )
+    if copies > 1 and copies <= most and not has_cuda():
+        try:
+            _, shape, sampler = _model(config)
+        except UsageError:  # the run says what is wrong with its model
+            return None
+        memory, whole = estimate_memory(config, shape, copies if of_one_run else 1, sampler.name), memory_bytes()
+        each = max(memory["update_peak"], memory["rollout_peak"])
+        most = max(1, int(whole / each))
+        size = f"{each / GIB:.1f} GiB each (the estimate of --dry-run)"
+        limit = f"fit into this machine's {whole / GIB:.1f} GiB of memory at {size}"
+    fewer = f"--processes {most} or less" if most > 1 else "--processes 1"
+    return f"{copies} processes are more than {limit}: give {fewer}" if copies > most else None
 
 
 def _notes(config: TrainRun, shape_unknown: bool, device_unknown: bool) -> list[str]:
@@ -91,7 +128,7 @@ def _notes(config: TrainRun, shape_unknown: bool, device_unknown: bool) -> list[
 
 
 def missing_inputs(config: TrainRun) -> list[str]:
-    """One sentence for every file or model that the run needs and this machine does not have, or that makes no sense."""
+    """One sentence for every model or package that the run needs and this machine does not have, or that makes no sense."""
     found: list[str] = []
     if config.model.path != MADE:
         reason = find_model(config.model.path, config.model.revision)
@@ -107,16 +144,28 @@ def missing_inputs(config: TrainRun) -> list[str]:
     ):
         if wanted_by and find_spec(package) is None:
             found.append(f"{wanted_by} needs {package}: pip install 'luspo[{extra}]'")
-    wanted = {"data.train": (config.data.train, "train")}
-    if config.evaluation.every:
-        wanted["data.held_out"] = (config.data.held_out, "test")
-    for key, (path, split) in wanted.items():
-        if path == MADE_TERMS:
-            continue
-        if not path:
-            found.append(f"{key} is empty: set it to a folder from luspo prepare-data")
-        elif not Path(path).exists():
-            found.append(f"{key}: {path} does not exist; make it with luspo prepare-data")
-        elif Path(path).is_dir() and not (Path(path) / f"{split}.parquet").exists():
-            found.append(f"{key}: {path} has no {split}.parquet; make it with luspo prepare-data")
     return found
+
+
+def _data(config: TrainRun) -> tuple[list[str], str | None]:
+    """Why the run could not read its problems, one sentence a key, and what it would warn about."""
+    read: list[list[Problem]] = []
+    unreadable = []
+    for problems in (training_problems, held_out_problems):
+        try:
+            read.append(problems(config))
+        except UsageError as error:
+            unreadable.append(str(error))
+    if unreadable:
+        return unreadable, None
+    training, held_out = read
+    return [], held_out_warning(training, held_out, config.data.train, config.data.held_out)
+
+
+def _model(config: TrainRun) -> tuple[Path | None, ShapeConfig, ChosenSampler]:
+    """The model's config.json where it is on disk, its shape, and the sampler that will run."""
+    path = config.model.path
+    file = None if path == MADE else config_file(path, config.model.revision)
+    reads_images = folder_reads_images(str(file.parent) if file else path)
+    shape = read_shape(file) if file else config.model.shape
+    return file, shape, choose_sampler(config.rollout.sampler, reads_images=reads_images)

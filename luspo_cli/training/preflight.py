@@ -30,7 +30,7 @@ from luspo_cli.training.provenance import (
     Change,
     changed_inputs,
     configuration_fingerprint,
-    model_elsewhere,
+    input_elsewhere,
     provenance,
     refuse_changed,
 )
@@ -67,7 +67,7 @@ def prepare(
             goes_on = RunFolder(path).check(config.model_dump(mode="json"), if_exists) and if_exists == "resume"
             # A run of an older version may hold a revision that nothing read, and must resume.
             if goes_on:
-                reason = model_elsewhere(path / "provenance.json", config.model.path)
+                reason = input_elsewhere(path / "provenance.json", config)
             else:
                 reason = unread_revision(config.model.path, config.model.revision)
             if reason:

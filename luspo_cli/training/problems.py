@@ -5,18 +5,19 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from luspo_cli.config.run import MADE_TERMS, TrainRun
 from luspo_cli.data.batches import BatchSource, ProblemBatches
-from luspo_cli.data.blind import blinded
 from luspo_cli.data.overlap import held_out_warning
 from luspo_cli.data.problems import load_problems
 from luspo_cli.errors import UsageError
-from luspo_cli.policy.inputs import fitting
-from luspo_cli.policy.loading import LoadedModel
 from luspo_cli.records import Problem
-from luspo_cli.rewards.rubric import Rubric
 from luspo_cli.training.made.terms import MadeTermsBatches, held_out_terms
+
+if TYPE_CHECKING:  # the dry run reads problems without torch
+    from luspo_cli.policy.loading import LoadedModel
+    from luspo_cli.rewards.rubric import Rubric
 
 logger = logging.getLogger(__name__)
 
@@ -56,10 +57,10 @@ class RunProblems:
 
 def problems_of(config: TrainRun, loaded: LoadedModel) -> RunProblems:
     """Read or make the problems of a run; UsageError where there are none, too few, or none that fits."""
+    from luspo_cli.policy.inputs import fitting
+
     data, seed = config.data, config.run.seed
-    if not data.train:
-        raise UsageError("data.train is empty; set it to a file or folder from `luspo prepare-data`")
-    held_out = _held_out(config) if config.evaluation.every else []
+    found, held_out = training_problems(config), held_out_problems(config)
     blind = _blind(config, held_out)
     shown = [*held_out, *blind]
     longest_held_out = longest_prompt(shown, [loaded.prompt_length(problem) for problem in shown])
@@ -68,7 +69,6 @@ def problems_of(config: TrainRun, loaded: LoadedModel) -> RunProblems:
         first = made.batch(0)  # they differ by a few tokens
         longest = longest_prompt(first, [loaded.prompt_length(problem) for problem in first])
         return RunProblems(made, held_out, blind, [], longest, longest_held_out)
-    found = load_problems(data.train)
     problems, lengths = fitting(found, loaded.prompt_length, data.max_prompt_tokens)
     if too_long := len(found) - len(problems):
         logger.info(f"{too_long} of {len(found)} problems have prompts over {data.max_prompt_tokens} tokens: left out")
@@ -88,14 +88,24 @@ def longest_prompt(problems: Sequence[Problem], lengths: Sequence[int]) -> Longe
     return None if longest is None else LongestPrompt(longest[0], longest[1].id)
 
 
-def _held_out(config: TrainRun) -> list[Problem]:
+def training_problems(config: TrainRun) -> list[Problem]:
+    """The problems of `data.train`, those with long prompts too; none where they are made. UsageError where there are none."""
+    if not config.data.train:
+        raise UsageError("data.train is empty; set it to a file or folder from `luspo prepare-data`")
+    return [] if config.data.train == MADE_TERMS else _load("data.train", config.data.train, "train")
+
+
+def held_out_problems(config: TrainRun) -> list[Problem]:
+    """The slice that the run is checked with, none where it is not. UsageError where there are too few."""
     number = config.evaluation.problems
+    if not config.evaluation.every:
+        return []
     if config.data.held_out == MADE_TERMS:
         return held_out_terms(config.data.profile, number, config.run.seed)
-    problems = load_problems(config.data.held_out, split="test")
+    problems = _load("data.held_out", config.data.held_out, "test")
     if len(problems) < number:
         raise UsageError(
-            f"{config.data.held_out} has {len(problems)} problems, fewer than evaluation.problems={number}"
+            f"data.held_out: {config.data.held_out} has {len(problems)} problems, fewer than evaluation.problems={number}"
         )
     return problems[:number]
 
@@ -109,4 +119,13 @@ def _blind(config: TrainRun, held_out: Sequence[Problem]) -> list[Problem]:
         raise UsageError(
             f"evaluation.blind = '{how}' replaces images, and no held-out problem of {config.data.held_out} has one: leave it out"
         )
+    from luspo_cli.data.blind import blinded
+
     return blinded(held_out, how, config.run.seed)
+
+
+def _load(key: str, path: str, split: str) -> list[Problem]:
+    try:
+        return load_problems(path, split=split)
+    except UsageError as error:
+        raise UsageError(f"{key}: {error}") from error

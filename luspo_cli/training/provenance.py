@@ -53,7 +53,7 @@ def provenance(config: TrainRun, made: Path | None, processes: int = 1) -> dict[
             "gpus": cuda,
         },
         "data": {
-            name: {"path": path, "sha256": fingerprint(path, split=split)}
+            name: {"path": path, "sha256": fingerprint(path, split=split), **_began_in(path)}
             for name, path, split in (("train", config.data.train, "train"), ("held_out", config.data.held_out, "test"))
             if path and path != MADE_TERMS
         },
@@ -67,9 +67,9 @@ def provenance(config: TrainRun, made: Path | None, processes: int = 1) -> dict[
 
 
 def _began_in(path: str) -> dict[str, str]:
-    """Where a relative model folder is looked for; nothing for another path, a hub id or a made model."""
+    """Where a relative path of the configuration is looked for; nothing for another path, a hub id or what is made."""
     given = Path(path).expanduser()
-    return {"relative_to": str(Path.cwd())} if given.is_dir() and not given.is_absolute() else {}
+    return {"relative_to": str(Path.cwd())} if given.exists() and not given.is_absolute() else {}
 
 
 def _extras(config: TrainRun) -> list[str]:
@@ -123,19 +123,19 @@ def changed_inputs(stored: Path, found: Mapping[str, Any]) -> list[Change]:
     """
     if not stored.is_file():
         return []
-    began = read_provenance(stored)
-    last = (began.get("resumed") or [began])[-1]
+    last = _last_accepted(read_provenance(stored))
     changes = [
-        Change(f"{place}, the data of data.{name},", had["sha256"], now["sha256"])
+        Change(f"{_placed(now, had)}, the data of data.{name},", had["sha256"], now["sha256"])
         for name, now in _mapping(found, "data").items()
         if (had := _mapping(last, "data").get(name)) and had.get("sha256") != now["sha256"]
-        for place in [now["path"]]
     ]
     had_model, model = _mapping(last, "model"), _mapping(found, "model")
     had_weights, weights = had_model.get("weights"), model.get("weights")
     if had_weights and weights:
         changes += [
-            Change(f"{name} of the starting model {model.get('path')}", had_weights.get(name), weights.get(name))
+            Change(
+                f"{name} of the starting model {_placed(model, had_model)}", had_weights.get(name), weights.get(name)
+            )
             for name in sorted({*had_weights, *weights})
             if had_weights.get(name) != weights.get(name)
         ]
@@ -151,20 +151,39 @@ def changed_inputs(stored: Path, found: Mapping[str, Any]) -> list[Change]:
     return changes
 
 
-def model_elsewhere(stored: Path, path: str) -> str | None:
-    """Say that the starting model of a run that goes on was relative to another folder than this one; None where it is here.
+def input_elsewhere(stored: Path, config: TrainRun) -> str | None:
+    """Say which relative path of a run that goes on was relative to another folder than this one; None where all are here.
 
     `stored`: the run's provenance.json. Runs of versions that did not record the folder are not spoken of.
     """
-    began_in = _mapping(read_object(stored) or {}, "model").get("relative_to")
-    here = Path.cwd()
-    if not began_in or Path(began_in) == here or Path(path).expanduser().exists():
-        return None
-    there = Path(began_in) / path
-    return (
-        f"model.path '{path}' is relative, and there is no such folder in {here}: when the run began it was {there};"
-        f" resume from {began_in}"
-    )
+    last, here = _last_accepted(read_object(stored) or {}), Path.cwd()
+    data, held = config.data, _mapping(last, "data")
+    for key, path, entry in (
+        ("model.path", config.model.path, _mapping(last, "model")),
+        ("data.train", data.train, _mapping(held, "train")),
+        ("data.held_out", data.held_out, _mapping(held, "held_out")),
+    ):
+        began_in = entry.get("relative_to")
+        if began_in and Path(began_in) != here and not Path(path).expanduser().exists():
+            return (
+                f"{key} '{path}' is relative, and there is no such file or folder in {here}: when the run began it was"
+                f" {Path(began_in) / path}; resume from {began_in}"
+            )
+    return None
+
+
+def _last_accepted(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What the last session of a provenance.json began with."""
+    last: Mapping[str, Any] = (record.get("resumed") or [record])[-1]
+    return last
+
+
+def _placed(now: Mapping[str, Any], had: Mapping[str, Any]) -> str:
+    """The path of an input; of a relative one that was looked for in another folder, both places."""
+    here, there = now.get("relative_to"), had.get("relative_to")
+    if here == there or not (here and there):
+        return str(now.get("path"))
+    return f"{Path(here) / now['path']}, which was {Path(there) / had['path']}"
 
 
 def refuse_changed(changes: list[Change]) -> None:

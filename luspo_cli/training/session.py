@@ -22,7 +22,7 @@ from luspo_cli.processes.ranks import Ranks, joined
 from luspo_cli.processes.signals import stop_on_signals
 from luspo_cli.rewards.rubric import Rubric
 from luspo_cli.runs.checkpoints import Checkpoint, policy_folder
-from luspo_cli.runs.folder import IfExists, RunFolder
+from luspo_cli.runs.folder import IfExists, RunFolder, unused_settings
 from luspo_cli.runs.resume import open_run
 from luspo_cli.runs.tracking import Tracking
 from luspo_cli.training.dynamic_sampling import SignalWatch, TruncationWatch
@@ -61,7 +61,7 @@ def run_training(
     with ExitStack() as stack:
         ranks = stack.enter_context(joined(config.run.wait_for_processes_s))
         stack.enter_context(shortage_explained())
-        reward = config.reward.model_copy(update={"workers": config.reward.workers or rubric_workers(ranks)})
+        reward = config.reward.model_copy(update={"workers": rubric_workers(config.reward.workers, ranks)})
         rubric = stack.enter_context(Rubric(reward, config.rollout.max_response_tokens))
         prepared = prepare(config, path, if_exists, rubric, ranks, allow_changed)
         folder = stack.enter_context(RunFolder(path))
@@ -95,6 +95,8 @@ def _take_up(prepared: Prepared, folder: RunFolder, if_exists: IfExists, ranks: 
                     logger.info(f"{key} is {now} from here on ({was} before)")
                 changes = as_records(prepared.changes)
                 record_provenance(folder.path / "provenance.json", prepared.origin, first_step, changes)
+            elif unused := unused_settings(prepared.new_settings):
+                logger.warning(unused)
     return ranks.broadcast(checkpoint)
 
 

@@ -11,11 +11,13 @@ import textwrap
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from luspo_cli.config.layers import resolve_train
 from luspo_cli.errors import RunError, UsageError
 from luspo_cli.experiments import sweep
 from luspo_cli.experiments.sweep import (
@@ -26,6 +28,7 @@ from luspo_cli.experiments.sweep import (
     plan_trainings,
     train_command,
     train_missing,
+    train_runs,
 )
 
 STEPS = 3
@@ -213,6 +216,39 @@ def test_another_configuration_is_refused_by_key(tmp_path, config, message) -> N
     (run / "config.json").write_text(json.dumps({"objective": {"name": "gspo"}} | config))
     with pytest.raises(UsageError, match=message):
         _plan(tmp_path)
+
+
+def test_what_a_resumed_run_takes_over_is_no_other_configuration(tmp_path) -> None:
+    """By the rule of `luspo train --resume`: what is only stored, and more steps of a constant learning rate."""
+    from doubles.messages import heard  # this file is loaded by itself, too
+
+    run = tmp_path / "gspo-seed0"
+    (run / "checkpoints" / "step-000003").mkdir(parents=True)
+    stored = resolve_train(preset="tiny", objective="gspo", sets=["run.steps=3"]).model_dump(mode="json")
+    (run / "config.json").write_text(json.dumps(stored))
+    (run / "metrics.jsonl").write_text("".join(json.dumps({"step": step}) + "\n" for step in (1, 2, 3)))
+
+    def state(*sets: str) -> str:
+        config = resolve_train(preset="tiny", objective="gspo", sets=["run.steps=3", *sets]).model_dump(mode="json")
+        (training,) = plan_trainings(["gspo"], 1, tmp_path, lambda *_: config)
+        return training.state
+
+    with heard() as said:
+        assert state() == "finished"
+    assert said == []
+    assert state("run.steps=5") == "unfinished"
+    with heard() as said:
+        assert state("run.keep_checkpoints=5") == "finished"
+    assert "run.keep_checkpoints (2 there, 5 now) is neither used nor recorded" in said[0]
+    with pytest.raises(UsageError, match=r"another configuration: run\.steps \(3 there, 2 now\)"):
+        state("run.steps=2")
+
+
+def test_more_trainings_side_by_side_than_the_machine_carries_are_refused(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("luspo_cli.training.dry_run.usable_cores", lambda: 1)
+    with pytest.raises(UsageError, match=r"^6 processes are more than 4 for each of this machine's 1 processor cores"):
+        train_runs(["gspo", "luspo"], 3, tmp_path, preset="tiny", sets=[], processes=200, display=nullcontext(Seen()))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_folders_that_are_no_runs_are_refused(tmp_path) -> None:

@@ -18,8 +18,8 @@ import pytest
 
 from luspo_cli.errors import RunError
 from luspo_cli.processes import local
-from luspo_cli.processes.local import launch
-from luspo_cli.processes.place import LOST_STATUS
+from luspo_cli.processes.local import launch, resume_command
+from luspo_cli.processes.place import BY_LUSPO, LOST_STATUS, Place
 
 RANK = textwrap.dedent(
     """
@@ -144,3 +144,14 @@ def test_a_launcher_that_is_killed_takes_its_processes_along(tmp_path: Path) -> 
     wait_for(lambda: all((tmp_path / f"told{rank}").exists() for rank in range(2)))
     assert [(tmp_path / f"told{rank}").read_text() for rank in range(2)] == [str(int(signal.SIGTERM))] * 2
     assert json.loads((tmp_path / "pid0").read_text()) != started.pid
+
+
+def test_the_advised_command_is_the_whole_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the processes of `luspo train --processes`; of another launcher only its own command can say them."""
+    assert resume_command(Path("a run")) == "luspo train --run 'a run' --resume"
+    assert resume_command(Path("r"), 3) == "luspo train --run r --resume --processes 3"
+    for name, value in Place(1, 2, 1, "127.0.0.1", 29500).variables().items():
+        monkeypatch.setenv(name, value)
+    assert resume_command(Path("r")) == "luspo train --run r --resume"
+    monkeypatch.setenv(BY_LUSPO, "1")
+    assert resume_command(Path("r")) == "luspo train --run r --resume --processes 2"

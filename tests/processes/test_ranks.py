@@ -286,3 +286,24 @@ def test_what_fails_alike_on_all_processes_is_printed_by_one(tmp_path: Path) -> 
     found = [torch.load(tmp_path / f"{rank}.found", weights_only=False) for rank in range(2)]
     assert sorted(name for name, _, _ in found) == ["PeerFailed", "RunError"]
     assert {(sentence, status) for _, sentence, status in found} == {("the loss was not finite", 1)}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "size", "here", "workers"),
+    [(0, 1, 1, 0), (3, 1, 1, 3), (200, 1, 1, 16), (0, 2, 2, 2), (200, 2, 2, 8), (1, 8, 8, 1), (5, 8, 8, 4)],
+)
+def test_workers_that_check_answers_are_bounded_by_the_cores(
+    monkeypatch: pytest.MonkeyPatch, wanted: int, size: int, here: int, workers: int
+) -> None:
+    """Four cores: at most four workers for each that this process has; a run may go on with fewer cores than it began with."""
+    from doubles.messages import heard
+    from luspo_cli.processes.accelerate import rubric_workers
+    from luspo_cli.processes.ranks import Ranks
+
+    monkeypatch.setattr("luspo_cli.processes.ranks.usable_cores", lambda: 4)
+    with heard() as said:
+        assert rubric_workers(wanted, Ranks(0, size, here)) == workers
+    assert bool(said) is (wanted > workers > 0)
+    if said:
+        assert f"reward.workers = {wanted} is more than 4 for each of this process's" in said[0]
+        assert said[0].endswith(f"processor cores: {workers} check answers")

@@ -219,7 +219,8 @@ def test_ctrl_c_finishes_the_step_on_all_and_writes_one_checkpoint(
     assert launcher.returncode == 130, said
     last = records(tmp_path / "run")[-1]["step"]
     assert said.count("stopping after this step") == 1
-    assert said.count(f"stopped after step {last}; go on with: luspo train --run {tmp_path / 'run'} --resume") == 1
+    go_on = f"stopped after step {last}; go on with: luspo train --run {tmp_path / 'run'} --resume --processes 2\n"
+    assert said.count(go_on) == 1
     assert os.listdir(tmp_path / "run/checkpoints") == [f"step-{last:06d}"]
 
 
@@ -239,6 +240,11 @@ def test_a_failure_of_the_first_process_is_said_once(small_run: Callable[..., Tr
     ("processes", "environment", "sentence"),
     [
         ("0", {}, "--processes must be 1 or more, not 0"),
+        (
+            "100000",
+            {},
+            "^100000 processes are more than 4 for each of this machine's .* processor cores: give --processes",
+        ),
         ("2", {"RANK": "1", "WORLD_SIZE": "4"}, r"this is process 1 of 4 of another launcher .* leave out --processes"),
         ("2", {"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}, "leave out --processes"),
     ],

@@ -16,7 +16,7 @@ from luspo_cli.training.provenance import (
     as_records,
     changed_inputs,
     configuration_fingerprint,
-    model_elsewhere,
+    input_elsewhere,
     provenance,
     record_provenance,
     refuse_changed,
@@ -154,16 +154,66 @@ def test_the_version_of_the_grader_is_recorded_where_it_rewards(monkeypatch: pyt
         assert provenance(config, None)["grader"] == version
 
 
-def test_a_relative_model_is_looked_for_where_the_run_began(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The sentence names both folders; nothing is said where the model is here too, or was given in full."""
+@pytest.mark.parametrize(
+    ("key", "sets"),
+    [
+        ("model.path", ["model.path=here/x"]),
+        ("data.train", ["model.path=m", "data.train=here/x"]),
+        ("data.held_out", ["model.path=m", "data.held_out=here/x"]),
+    ],
+)
+def test_a_relative_path_is_looked_for_where_the_run_began(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str, sets: list[str]
+) -> None:
+    """The sentence names the key and both folders; nothing is said where the input is here too, or was given in full."""
+    config = resolve_train(preset="qwen2.5-0.5b", sets=sets)
     stored, began_in = tmp_path / "provenance.json", tmp_path / "there"
-    stored.write_text(json.dumps({"model": {"path": "models/x", "relative_to": str(began_in)}}))
+    section, name = key.split(".")
+
+    def began(relative_to: str | None) -> dict[str, Any]:
+        entry = {"path": "here/x", "relative_to": relative_to}
+        return {section: entry if section == "model" else {name: entry}}
+
+    stored.write_text(json.dumps(began(str(began_in))))
     monkeypatch.chdir(tmp_path)
-    said = model_elsewhere(stored, "models/x")
+    said = input_elsewhere(stored, config)
     assert said is not None
-    assert f"it was {began_in}/models/x" in said
-    assert f"no such folder in {tmp_path}" in said
-    (tmp_path / "models" / "x").mkdir(parents=True)
-    assert model_elsewhere(stored, "models/x") is None
-    stored.write_text(json.dumps({"model": {"path": "models/y", "relative_to": None}}))
-    assert model_elsewhere(stored, "models/y") is None
+    assert said.startswith(f"{key} 'here/x' is relative, and there is no such file or folder in {tmp_path}: ")
+    assert said.endswith(f"it was {began_in}/here/x; resume from {began_in}")
+    # A later session in another folder counts, as it does for what changed.
+    stored.write_text(json.dumps(began(str(began_in)) | {"resumed": [began(str(tmp_path / "later"))]}))
+    assert f"resume from {tmp_path}/later" in str(input_elsewhere(stored, config))
+    (tmp_path / "here" / "x").mkdir(parents=True)
+    assert input_elsewhere(stored, config) is None
+    (tmp_path / "here" / "x").rmdir()
+    stored.write_text(json.dumps(began(None)))
+    assert input_elsewhere(stored, config) is None
+
+
+def test_a_change_behind_a_relative_path_names_both_places(tmp_path: Path) -> None:
+    stored = tmp_path / "provenance.json"
+    began = origin()
+    began["data"]["train"] |= {"relative_to": "/a"}
+    began["model"] |= {"relative_to": "/a"}
+    now = origin(NEW, {"model.safetensors": NEW})
+    now["data"]["train"] |= {"relative_to": "/b"}
+    now["model"] |= {"relative_to": "/b"}
+    record_provenance(stored, began, 0)
+    assert [change.what for change in changed_inputs(stored, now)] == [
+        "/b/data/train.parquet, which was /a/data/train.parquet, the data of data.train,",
+        "model.safetensors of the starting model /b/start, which was /a/start",
+    ]
+
+
+def test_where_relative_paths_are_looked_for_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For each of them by one rule; `~` is the home folder in each, and no relative path."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    for folder in ("model", "data", "home/data"):
+        (tmp_path / folder).mkdir(parents=True)
+        for split in ("train", "test"):
+            (tmp_path / folder / f"{split}.parquet").write_bytes(b"some")
+    config = resolve_train(preset="qwen2.5-0.5b", sets=["model.path=model", "data.train=data", "data.held_out=~/data"])
+    found = provenance(config, None)
+    assert found["model"]["relative_to"] == found["data"]["train"]["relative_to"] == str(tmp_path)
+    assert found["data"]["held_out"].keys() == {"path", "sha256"}

@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from doubles.models import random_qwen2
+from luspo_cli.commands.display.plan import plan_text
 from luspo_cli.config.layers import resolve_train
+from luspo_cli.data.overlap import held_out_warning
 from luspo_cli.errors import UsageError
-from luspo_cli.training.dry_run import GIB, make_plan, missing_inputs
+from luspo_cli.training.dry_run import GIB, _data, crowded, make_plan, missing_inputs
 from luspo_cli.training.memory import estimate_memory
+from luspo_cli.training.problems import held_out_problems, training_problems
+
+
+def write_problems(file: Path, number: int, text: str = "question") -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = {
+        "prompt": [[{"role": "user", "content": f"{text} {n}"}] for n in range(number)],
+        "reward_model": [{"ground_truth": "3"}] * number,
+    }
+    pq.write_table(pa.table(rows), file)
 
 
 def test_memory_of_weights_and_optimizer_by_hand() -> None:
@@ -74,11 +89,25 @@ def test_everything_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert [sentence.split()[0].rstrip(":") for sentence in missing] == ["model.path", "data.train", "data.held_out"]
     (tmp_path / "data/dapo-math-17k").mkdir(parents=True)
     missing = make_plan(resolve_train(preset="qwen2.5-7b")).missing
-    assert "has no train.parquet; make it with luspo prepare-data" in missing[1]
+    assert missing[1].startswith(
+        "data.train: There is no train.parquet in data/dapo-math-17k (it holds no parquet file);"
+    )
+    assert "make it with `luspo prepare-data dapo-math-17k --out data/dapo-math-17k`" in missing[1]
     (tmp_path / "data/dapo-math-17k/train.parquet").touch()
     (tmp_path / "hub/hub/models--Qwen--Qwen2.5-7B").mkdir(parents=True)
     (tmp_path / "data/aime24").mkdir()
     (tmp_path / "data/aime24/train.parquet").touch()
+    missing = make_plan(resolve_train(preset="qwen2.5-7b")).missing
+    assert [sentence.split(" cannot be read as parquet")[0] for sentence in missing] == [
+        "data.train: data/dapo-math-17k/train.parquet", "data.held_out: data/aime24/train.parquet"
+    ]  # fmt: skip
+    write_problems(tmp_path / "data/dapo-math-17k/train.parquet", 8)
+    write_problems(tmp_path / "data/aime24/train.parquet", 29, "held out")
+    (missing_one,) = make_plan(resolve_train(preset="qwen2.5-7b")).missing
+    assert missing_one.startswith(
+        "data.held_out: data/aime24/train.parquet has 29 problems, fewer than evaluation.problems=30"
+    )
+    write_problems(tmp_path / "data/aime24/train.parquet", 30, "held out")
     assert make_plan(resolve_train(preset="qwen2.5-7b")).missing == []
     assert make_plan(resolve_train(preset="qwen2.5-7b", sets=["model.revision=v1"])).missing == []
     (tmp_path / "hub/config.json").write_text('{"model_type": "qwen2"}')
@@ -213,3 +242,53 @@ def test_the_shape_of_a_hub_model_is_read_from_the_cache(tmp_path: Path, monkeyp
     plan = make_plan(config)
     assert (plan.parameters, plan.shape_from, plan.memory_notes) == (8496, "config.json", [])
     assert make_plan(resolve_train(preset="tiny")).memory_notes == []
+
+
+def test_more_processes_than_the_machine_carries_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its cores, and by its memory where there is no device with memory of its own: copies times the estimate."""
+    from luspo_cli.training import dry_run
+
+    config = resolve_train(preset="qwen2.5-7b", sets=["model.sharding=full"])
+    each = max(estimate_memory(config, config.model.shape, 4)[peak] for peak in ("update_peak", "rollout_peak"))
+    monkeypatch.setattr(dry_run, "usable_cores", lambda: 2)
+    monkeypatch.setattr(dry_run, "has_cuda", lambda: False)
+    monkeypatch.setattr(dry_run, "memory_bytes", lambda: 4 * each)
+    assert crowded(config, 1) is crowded(config, 4) is None
+    cores = "9 processes are more than 4 for each of this machine's 2 processor cores: give --processes 8 or less"
+    assert crowded(config, 9) == cores
+    assert make_plan(config, 9).missing[-1] == cores
+    monkeypatch.setattr(dry_run, "memory_bytes", lambda: 3.5 * each)
+    said = crowded(config, 4)
+    assert said == (
+        f"4 processes are more than fit into this machine's {3.5 * each / GIB:.1f} GiB of memory at {each / GIB:.1f} GiB each"
+        " (the estimate of --dry-run): give --processes 3 or less"
+    )
+    # Each with a run of its own shares out nothing.
+    alone = max(estimate_memory(config, config.model.shape)[peak] for peak in ("update_peak", "rollout_peak"))
+    assert alone > each
+    monkeypatch.setattr(dry_run, "memory_bytes", lambda: 4 * each)
+    assert f"{alone / GIB:.1f} GiB each" in str(crowded(config, 4, of_one_run=False))
+    monkeypatch.setattr(dry_run, "memory_bytes", lambda: each / 2)
+    assert str(crowded(config, 4)).endswith("give --processes 1")
+    monkeypatch.setattr(dry_run, "has_cuda", lambda: True)
+    assert crowded(config, 8) is None
+    assert crowded(config, 9) == cores
+
+
+def test_the_dry_run_warns_of_held_out_questions_that_are_trained_on(tmp_path: Path) -> None:
+    """In the words of the run; what is not in the slice that is evaluated does not count."""
+    write_problems(tmp_path / "train.parquet", 8)
+    write_problems(tmp_path / "held.parquet", 6)
+    sets = [f"model.path={tmp_path}", f"data.train={tmp_path}", f"data.held_out={tmp_path / 'held.parquet'}"]
+    (tmp_path / "config.json").write_text("{}")
+    sets += ["evaluation.problems=4"]
+    config = resolve_train(preset="qwen2.5-0.5b", sets=sets)
+    assert _data(config)[1] == held_out_warning(
+        training_problems(config), held_out_problems(config), str(tmp_path), str(tmp_path / "held.parquet")
+    )
+    assert str(_data(config)[1]).startswith("all 4 held-out questions of data.held_out")
+    write_problems(tmp_path / "held.parquet", 6, "another")
+    assert _data(config) == ([], None)
+    plan = make_plan(resolve_train(preset="tiny"))
+    assert plan.warnings == []
+    assert "warning: so it is\n\nnothing is missing" in plan_text(replace(plan, warnings=["so it is"]))

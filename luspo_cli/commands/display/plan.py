@@ -33,5 +33,6 @@ def _lines(plan: Plan) -> Iterator[str]:
     for name, size in plan.memory_gib.items():
         yield f"  {name.replace('_', ' '):<16} {size:8.2f}"
     yield from (f"  note: {note}" for note in plan.memory_notes)
+    yield from (f"\nwarning: {sentence}" for sentence in plan.warnings)
     yield "\nmissing" if plan.missing else "\nnothing is missing"
     yield from (f"  {sentence}" for sentence in plan.missing)
