@@ -177,7 +177,7 @@ def _draw_and_score(
         fingerprint = weights.fingerprint() or weights.path
     evaluations = []
     for name, benchmark in loaded.items():
-        evaluation = _evaluation(config, name, benchmark, problems[name], weights, fingerprint, several)
+        evaluation = _evaluation(config, name, benchmark, problems[name], weights, fingerprint)
         check(evaluation, replace_other=config.output.replace)
         evaluations.append(evaluation)
     return [
@@ -215,14 +215,9 @@ def _evaluation(
     problems: list[BenchmarkProblem],
     weights: Weights,
     fingerprint: str,
-    several: bool,
 ) -> Evaluation:
     from luspo_cli.evaluation.runner import Evaluation
 
-    data, images = _data(config), None
-    if benchmark.modality == "vision" and data is not None:
-        place = benchmark_data(name, data, several=several)
-        images = place if place.is_dir() else place.parent
     prompt = config.benchmark.prompt or benchmark.default_prompt
     asked = config.benchmark.model_copy(update={"names": (name,), "suite": "", "prompt": prompt})
     return Evaluation(
@@ -233,7 +228,6 @@ def _evaluation(
         weights=fingerprint,
         step=weights.step,
         out=Path(config.output.path) if config.output.path else weights.out,
-        images=images,
     )
 
 

@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from luspo_cli.data.images import ImageFile, image_file
 from luspo_cli.data.reading import Row
 from luspo_cli.errors import UsageError
+from luspo_cli.records import ImageSource
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,12 +30,29 @@ class BenchmarkProblem:
     question: str
     gold: str
     raw_gold: Any
-    images: tuple[str, ...] = ()
-    """Paths below the data folder, in the order of the prompt's `<image>` marks."""
+    images: tuple[ImageSource, ...] = ()
+    """In the order of the prompt's `<image>` marks."""
     extra: Mapping[str, Any] = field(default_factory=dict)
     """What the metrics need: level, subject, question type, skills."""
     aliases: tuple[str, ...] = ()
     """Other ids under which a response may be handed in, such as the 0-based row index."""
+
+
+@dataclass(frozen=True, slots=True)
+class BenchmarkImage:
+    """An image that lies beside a benchmark's file; it is looked for when it is asked for, since scoring needs no pictures."""
+
+    folder: Path
+    name: str
+    """Its path below the folder, as the benchmark's file has it."""
+
+    def load(self) -> Any:
+        """As `ImageFile.load`; UsageError as well where the path leaves the folder."""
+        return ImageFile(image_file(self.name, self.folder)).load()
+
+    def size(self) -> tuple[int, int]:
+        """As `ImageFile.size`; raises UsageError as `load` does."""
+        return ImageFile(image_file(self.name, self.folder)).size()
 
 
 def benchmark_data(name: str, data: Path, *, several: bool) -> Path:

@@ -57,8 +57,6 @@ class Evaluation:
     step: int | None
     """Training steps behind the weights, where they are a run's."""
     out: Path
-    images: Path | None = None
-    """The folder that holds the images of a vision benchmark."""
 
     @property
     def variant(self) -> str:
@@ -135,7 +133,7 @@ def evaluate(
         return _score_again(evaluation, judge)
     name, identity = evaluation.benchmark.name, evaluation.identity()
     model = load()
-    prompts = BenchmarkPrompts(model, evaluation.benchmark, evaluation.problems, evaluation.variant, evaluation.images)
+    prompts = BenchmarkPrompts(model, evaluation.benchmark, evaluation.problems, evaluation.variant)
     prompts.require_room(evaluation.config.sampling.max_response_tokens)
     if lost := prompts.lost_text():
         logger.warning(lost)

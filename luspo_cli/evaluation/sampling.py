@@ -14,7 +14,6 @@ from typing import Any, Literal, overload
 
 from luspo_cli.config.model import ModelConfig
 from luspo_cli.config.rollout import TemplateValue
-from luspo_cli.data.images import ImageFile, image_file
 from luspo_cli.errors import UsageError
 from luspo_cli.evaluation.benchmark import Benchmark, BenchmarkProblem
 from luspo_cli.policy.inputs import lost_fraction, prompt_inputs, prompt_length
@@ -143,11 +142,8 @@ class BenchmarkPrompts(Sequence[Prompt]):
         benchmark: Benchmark,
         problems: Sequence[BenchmarkProblem],
         variant: str | None = None,
-        folder: Path | None = None,
     ) -> None:
         self.model, self.benchmark, self.problems, self.variant = model, benchmark, problems, variant
-        self.folder = folder
-        """The one that holds the images."""
 
     def __len__(self) -> int:
         return len(self.problems)
@@ -166,14 +162,10 @@ class BenchmarkPrompts(Sequence[Prompt]):
         return prompt_inputs(self.asked(index), model.tokenizer, model.processor, model.template_arguments)
 
     def asked(self, index: int) -> Problem:
-        """The problem as a prompt is made from it: its turns in `variant`, its images as files."""
+        """The problem as a prompt is made from it: its turns in `variant`, its images."""
         problem = self.problems[index]
         turns = self.benchmark.prompt(problem, self.variant)
-        try:
-            images = tuple(ImageFile(image_file(path, self.folder or Path())) for path in problem.images)
-        except UsageError as error:
-            raise UsageError(f"problem '{problem.id}': {error}") from error
-        return Problem(problem.id, turns, problem.gold, self.benchmark.name, images)
+        return Problem(problem.id, turns, problem.gold, self.benchmark.name, problem.images)
 
     def lengths(self) -> list[int]:
         """The length of each prompt in tokens, without decoding an image; raises UsageError for an unusable problem."""

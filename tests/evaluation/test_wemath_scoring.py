@@ -142,7 +142,7 @@ def test_groups_and_domains(problems: list[BenchmarkProblem]) -> None:
     assert len(groups) == 525
     assert len({problem.extra["domain"] for problem in problems} - {None}) == 12
     assert len({problem.extra["concept"] for problem in problems if not problem.extra["composed"]}) == 67
-    assert {problem.images[0].split("/")[0] for problem in problems} == {"2steps", "3steps"}
+    assert {problem.images[0].name.split("/")[0] for problem in problems} == {"2steps", "3steps"}
 
 
 def test_options_are_split_around_the_debris(problems: list[BenchmarkProblem]) -> None:

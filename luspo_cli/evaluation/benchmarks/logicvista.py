@@ -19,7 +19,7 @@ from typing import Any
 from luspo_cli.data.prompts import IMAGE_MARK, PromptTemplate
 from luspo_cli.data.reading import read_rows
 from luspo_cli.evaluation.benchmark import Benchmark, BenchmarkProblem, Mode
-from luspo_cli.evaluation.problems import check_rows, data_file
+from luspo_cli.evaluation.problems import BenchmarkImage, check_rows, data_file
 from luspo_cli.evaluation.scores import accuracy_by, as_dicts, overall
 from luspo_cli.grading.answers import AnswerMark
 from luspo_cli.grading.free_text.labels import assistant_part, labels_in, read_labels
@@ -62,7 +62,7 @@ class LogicVista(Benchmark):
         rows = list(read_rows(path, id_column="id"))
         columns = ("id", "imagename", "question", "answer", "skill", "broad_capability", "specific_capability")
         check_rows(rows, (str(row.get("id")) for row in rows), columns, self.size, path, self.name)
-        return [_problem(row) for row in rows]
+        return [_problem(row, path.parent) for row in rows]
 
     def extract(
         self, problem: BenchmarkProblem, response: str, *, mode: Mode = "rule", variant: str | None = None
@@ -127,11 +127,11 @@ def _as_list(extracted: str) -> list[str]:
     return [label.strip().lower() for label in text.split(",")]
 
 
-def _problem(row: Mapping[str, Any]) -> BenchmarkProblem:
+def _problem(row: Mapping[str, Any], folder: Path) -> BenchmarkProblem:
     labels = [label.strip() for label in row["answer"].split(",") if label.strip()]
     extra = {name: tuple(row[name]) for name in ("skill", "broad_capability", "specific_capability")}
     extra["capability"] = tuple(name for name in ("diagram", "ocr") if name in str(row["broad_capability"]))
-    image = f"images/{row['imagename']}"
+    image = BenchmarkImage(folder, f"images/{row['imagename']}")
     return BenchmarkProblem(str(row["id"]), row["question"], ", ".join(sorted(labels)), row["answer"], (image,), extra)
 
 

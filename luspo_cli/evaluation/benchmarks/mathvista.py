@@ -28,7 +28,7 @@ from luspo_cli.evaluation.benchmarks.mathvista_official import (
     short_extraction,
     unread_answer,
 )
-from luspo_cli.evaluation.problems import check_rows, data_file
+from luspo_cli.evaluation.problems import BenchmarkImage, check_rows, data_file
 from luspo_cli.evaluation.scores import accuracy_by, as_dicts, overall
 from luspo_cli.grading.answers import AnswerMark
 from luspo_cli.grading.free_text.choices import choice_position, read_choice
@@ -79,7 +79,7 @@ class MathVista(Benchmark):
         rows = list(read_rows(path, id_column="pid"))
         columns = ("pid", "question", "image", "answer", "question_type", "answer_type", "metadata")
         check_rows(rows, (str(row.get("pid")) for row in rows), columns, self.size, path, self.name)
-        return [_problem(row) for row in rows]
+        return [_problem(row, path.parent) for row in rows]
 
     def prompt(self, problem: BenchmarkProblem, variant: str | None = None) -> tuple[Message, ...]:
         """Return the official text prompt, with the box instruction in the variant `boxed`."""
@@ -159,7 +159,7 @@ def official_query(problem: BenchmarkProblem) -> str:
     return "\n".join(lines)
 
 
-def _problem(row: Mapping[str, Any]) -> BenchmarkProblem:
+def _problem(row: Mapping[str, Any], folder: Path) -> BenchmarkProblem:
     choices = row.get("choices")
     precision = row.get("precision")
     metadata = row["metadata"]
@@ -173,7 +173,8 @@ def _problem(row: Mapping[str, Any]) -> BenchmarkProblem:
         "skills": tuple(metadata["skills"]),
     }
     answer = str(row["answer"])
-    return BenchmarkProblem(str(row["pid"]), row["question"], answer.strip(), answer, (row["image"],), extra)
+    image = BenchmarkImage(folder, row["image"])
+    return BenchmarkProblem(str(row["pid"]), row["question"], answer.strip(), answer, (image,), extra)
 
 
 def _values(name: str) -> Any:

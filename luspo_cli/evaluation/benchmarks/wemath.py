@@ -29,7 +29,7 @@ from luspo_cli.data.prompts import IMAGE_MARK, PromptTemplate
 from luspo_cli.data.reading import read_rows
 from luspo_cli.errors import UsageError
 from luspo_cli.evaluation.benchmark import Benchmark, BenchmarkProblem, Mode
-from luspo_cli.evaluation.problems import check_rows, data_file
+from luspo_cli.evaluation.problems import BenchmarkImage, check_rows, data_file
 from luspo_cli.evaluation.scores import Cell, accuracy_by, as_dicts, overall
 from luspo_cli.grading.answers import AnswerMark
 from luspo_cli.grading.free_text.letters import official_letter, read_letter, short_letter
@@ -70,7 +70,7 @@ class WeMath(Benchmark):
         ids = (f"{row.get('ID')}/{row.get('key')}" for row in rows)
         check_rows(rows, ids, columns, self.size, path, self.name)
         domains = _domains(path.with_name("knowledge_structure_nodes.json"))
-        return [_problem(row, domains) for row in rows]
+        return [_problem(row, domains, path.parent) for row in rows]
 
     def prompt(self, problem: BenchmarkProblem, variant: str | None = None) -> tuple[Message, ...]:
         """Return the prompt with the question and the option string as the file prints it."""
@@ -218,7 +218,7 @@ def _domains(path: Path) -> dict[str, str]:
     return {node["full node"].rpartition("_")[2]: node["root2"] for node in read_rows(path, id_column="full node")}
 
 
-def _problem(row: Mapping[str, Any], domains: Mapping[str, str]) -> BenchmarkProblem:
+def _problem(row: Mapping[str, Any], domains: Mapping[str, str], folder: Path) -> BenchmarkProblem:
     composed = row["key"].endswith("multi")
     concept = row["knowledge concept"]
     if not composed and concept not in domains:
@@ -236,7 +236,8 @@ def _problem(row: Mapping[str, Any], domains: Mapping[str, str]) -> BenchmarkPro
     identifier = f"{row['ID']}/{row['key']}"
     answer = row["answer"].strip()
     aliases = (str(row["question number"]), f"{row['ID']}_{row['key']}", f"{row['ID']}:{row['key']}")
-    return BenchmarkProblem(identifier, row["question"], answer, row["answer"], (row["image_path"],), extra, aliases)
+    image = BenchmarkImage(folder, row["image_path"])
+    return BenchmarkProblem(identifier, row["question"], answer, row["answer"], (image,), extra, aliases)
 
 
 WEMATH = WeMath()
