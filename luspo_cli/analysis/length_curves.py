@@ -16,6 +16,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,17 @@ SPARE_STYLES: tuple[tuple[str, Any], ...] = (
     ("#E69F00", (0, (1, 1))),
     ("#D55E00", (0, (5, 1.2, 1, 1.2))),
 )
+MORE_STYLES = tuple(
+    (colour, dashes)
+    for dashes in ("solid", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1.2, 1, 1.2)), (0, (5, 1.2, 1, 1.2, 1, 1.2)))
+    for colour in ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+    if (colour, dashes) not in {*STYLES.values(), *SPARE_STYLES}
+)
+"""For figures of many variants: every other pair of colour and line style."""
+ROOM_ABOVE, ROOM_BELOW = 3, 3
+"""Lines of legend and of small print for which the panels keep their height; for more the figure grows."""
+LEGEND_LINE, PRINT_LINE = 0.23, 0.14
+"""Their heights, in inches."""
 DESIGN: dict[str, Any] = {
     "font.size": 10.5,
     "axes.spines.top": False,
@@ -161,6 +173,10 @@ def build_figure(
     if split_correct:
         # Solid and dashed tell correct from incorrect here; colour alone tells the objectives apart.
         styles = {label: (colour, "solid") for label, (colour, _) in styles.items()}
+    if len(set(styles.values())) < len(styles):
+        notes.append(
+            f"{len(styles)} lines are more than there are looks to tell them apart; draw fewer runs in one figure."
+        )
     band = not split_correct and len(variants) <= MOST_BANDS
     _draw_panel(axes[0], variants, styles, metrics, window, band=band)
     _label_panel(axes[0], metric)
@@ -177,11 +193,13 @@ def build_figure(
     lines = [_caption(variants, window, band=band)]
     if ranges := clip_ranges(variants):
         lines.append(clip_sentence(ranges))
-    _add_legend(figure, variants, styles, split_correct)
+    above = _add_legend(figure, variants, styles, split_correct)
     figure.get_layout_engine().set(wspace=0.06)  # type: ignore[union-attr, call-arg]
-    # About 17 characters of the small print fit an inch.
-    below = "\n".join(textwrap.fill(line, int(figure.get_figwidth() * 17)) for line in lines)
+    # About 14 characters of the small print fit an inch.
+    below = "\n".join(textwrap.fill(line, int(figure.get_figwidth() * 14)) for line in lines)
     figure.supxlabel(below, fontsize=8, color="#555555")
+    more = max(0, above - ROOM_ABOVE) * LEGEND_LINE + max(0, below.count("\n") + 1 - ROOM_BELOW) * PRINT_LINE
+    figure.set_figheight(figure.get_figheight() + more)
     return figure, "; ".join(lines), tuple(notes)
 
 
@@ -216,14 +234,13 @@ def mean_and_band(curves: Sequence[pd.Series]) -> pd.DataFrame:
 def choose_styles(variants: Sequence[Variant]) -> dict[str, tuple[str, Any]]:
     """Return colour and line style by label: fixed for named objectives, spare ones for the rest in reading order."""
     styles: dict[str, tuple[str, Any]] = {}
-    spare = 0
+    spare = cycle(SPARE_STYLES + MORE_STYLES)
     for variant in variants:
         fixed = STYLES.get(variant.objective)
         if fixed is not None and fixed not in styles.values():
             styles[variant.label] = fixed
         else:
-            styles[variant.label] = SPARE_STYLES[spare % len(SPARE_STYLES)]
-            spare += 1
+            styles[variant.label] = next(spare)
     return styles
 
 
@@ -314,23 +331,26 @@ def fraction_limits(low: float, high: float) -> tuple[float, float]:
 
 def _add_legend(
     figure: Figure, variants: Sequence[Variant], styles: dict[str, tuple[str, Any]], split_correct: bool
-) -> None:
+) -> int:
+    """Draw the legend above the panels; returns its height in lines."""
+    # It is as wide as the figure: about 11.5 characters an inch, 6 for the sample line.
+    room = int(figure.get_figwidth() * 11.5)
     handles = []
     for variant in variants:
         colour, style = styles[variant.label]
         runs = len(variant.runs)
         recorded = all(run.seed is not None for run in variant.runs)
         count = f" ({runs} {'seed' if runs == 1 else 'seeds'})" if recorded else ""
-        handles.append(Line2D([], [], color=colour, linestyle=style, linewidth=2.2, label=f"{variant.label}{count}"))
+        label = textwrap.fill(f"{variant.label}{count}", room - 6)
+        handles.append(Line2D([], [], color=colour, linestyle=style, linewidth=2.2, label=label))
     if split_correct:
         handles.append(Line2D([], [], color="#555555", linestyle="solid", linewidth=1.6, label="correct"))
         handles.append(Line2D([], [], color="#555555", linestyle=(0, (4, 1.5)), linewidth=1.6, label="incorrect"))
-    # A legend above the panels is as wide as the figure: about 11.5 characters an inch, 6 for the sample line.
-    room = int(figure.get_figwidth() * 11.5)
-    widest = max(len(str(handle.get_label())) for handle in handles) + 6
-    in_a_row = sum(len(str(handle.get_label())) + 6 for handle in handles) <= room
-    columns = len(handles) if in_a_row else max(1, min(len(handles), room // widest))
+    texts = [str(handle.get_label()) for handle in handles]
+    widths = [max(map(len, text.splitlines())) + 6 for text in texts]
+    columns = len(handles) if sum(widths) <= room else max(1, min(len(handles), room // max(widths)))
     figure.legend(handles=handles, loc="outside upper center", ncols=columns)
+    return -(-sum(text.count("\n") + 1 for text in texts) // columns)
 
 
 def _caption(variants: Sequence[Variant], window: int, *, band: bool) -> str:

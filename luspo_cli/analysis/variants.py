@@ -45,6 +45,9 @@ OBJECTIVE_ORDER = tuple(NAMED_OBJECTIVES)
 EXTRA_TERMS = frozenset({"objective.kl_coefficient", "objective.entropy_coefficient"})
 """Terms added to an objective: a comparison of objectives should hold them equal."""
 
+MOST_NAMED = 4
+"""Variants that a sentence names one by one although all have the same."""
+
 ClipRange = tuple[float | None, float | None]
 """`objective.clip_low` and `objective.clip_high`; both None where the objective has no clip range, as sapo."""
 
@@ -95,11 +98,13 @@ def clip_ranges(variants: Sequence[Variant]) -> dict[str, ClipRange]:
 
 
 def clip_sentence(ranges: Mapping[str, ClipRange]) -> str:
-    """Return "clip range: grpo 0.2 / 0.28, sapo none", or "" where no range is known."""
-    shown = (
-        f"{label} {'none' if low is None and high is None else f'{show(low)} / {show(high)}'}"
+    """Return "clip range: grpo 0.2 / 0.28, sapo none", or "" where no range is known; of many equal ones, "0.2 / 0.28 in all"."""
+    many_alike = len(ranges) > MOST_NAMED and len(set(ranges.values())) == 1
+    shown = [
+        (f"{text} in all" if many_alike else f"{label} {text}")
         for label, (low, high) in ranges.items()
-    )
+        for text in ["none" if low is None and high is None else f"{show(low)} / {show(high)}"]
+    ][: 1 if many_alike else None]
     return f"clip range: {', '.join(shown)}" if ranges else ""
 
 

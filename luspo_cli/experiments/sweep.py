@@ -18,16 +18,15 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from luspo_cli.config.layers import resolve_train
-from luspo_cli.config.run import TrainRun
 from luspo_cli.errors import RunError, UsageError
 from luspo_cli.files import require_object
 from luspo_cli.machine import has_cuda, usable_cores
 from luspo_cli.processes.supervise import Supervisor, killed_by
-from luspo_cli.runs.folder import RunFolder, other_settings, unused_settings
-from luspo_cli.training.dry_run import crowded
+
+if TYPE_CHECKING:
+    from luspo_cli.config.run import TrainRun
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +101,7 @@ def train_runs(
         if setting.partition("=")[0].strip() in ("run.seed", "objective.name"):
             raise UsageError(f"--set {setting}: the comparison itself sets this; use --seeds and --objectives.")
     trainings = plan_trainings(
-        objectives, seeds, folder, lambda name, seed: resolved(name, seed, preset, sets).model_dump(mode="json")
+        objectives, seeds, folder, lambda objective, seed: configuration(objective, seed, preset, sets)
     )
     missing = [training for training in trainings if training.state != "finished"]
     logger.info(
@@ -112,6 +111,8 @@ def train_runs(
     )
     if missing:
         side_by_side = min(processes or (1 if has_cuda() else min(2, usable_cores())), len(missing))
+        from luspo_cli.training.dry_run import crowded
+
         first = resolved(missing[0].objective, missing[0].seed, preset, sets)
         if reason := crowded(first, side_by_side, of_one_run=False):
             raise UsageError(reason)
@@ -127,7 +128,14 @@ def train_runs(
 
 def resolved(objective: str, seed: int, preset: str, sets: Sequence[str]) -> TrainRun:
     """Return the configuration of one run."""
+    from luspo_cli.config.layers import resolve_train
+
     return resolve_train(preset=preset, objective=objective, sets=[*sets, f"run.seed={seed}"])
+
+
+def configuration(objective: str, seed: int, preset: str, sets: Sequence[str]) -> Configuration:
+    """Return what `config.json` of one run must hold."""
+    return resolved(objective, seed, preset, sets).model_dump(mode="json")
 
 
 def plan_trainings(
@@ -272,6 +280,8 @@ def _state_of(run: Path, wanted: Configuration) -> Literal["fresh", "unfinished"
         if any(run.iterdir()) if run.is_dir() else run.exists():
             raise UsageError(f"{run} exists and is not a run folder; move it away or choose another --out.")
         return "fresh"
+    from luspo_cli.runs.folder import RunFolder, other_settings, unused_settings
+
     found = require_object(run / "config.json", f"move {run} away and repeat the command")
     different = [f"{key} ({was!r} there, {now!r} now)" for key, was, now in other_settings(found, wanted)]
     if different:

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from luspo_cli.commands.compare import COMPARE_EXAMPLES, chosen_objectives, compare_cli
 from luspo_cli.commands.plot_length import PLOT_LENGTH_EXAMPLES, plot_length_cli
+from luspo_cli.config.layers import resolve_train
 from luspo_cli.errors import UsageError
 from luspo_cli.experiments import sweep
 from luspo_cli.experiments.sweep import Interrupted, Training
@@ -146,6 +147,7 @@ def _command(training: Training) -> list[str]:
 
 def test_a_preset_is_trained_compared_and_drawn(call, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(sweep, "configuration", lambda objective, seed, preset, sets: _wanted(objective, seed))
+    monkeypatch.setattr(sweep, "resolved", lambda *_: resolve_train(preset="tiny"))  # its size alone counts
     monkeypatch.setattr(sweep, "train_command", lambda training, preset, sets: _command(training))
     words = (
         "compare",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -316,3 +318,40 @@ def test_the_small_print_names_the_clip_range_of_each_objective(runs) -> None:
     clip = "clip range: gspo 0.002 / 0.0025, luspo 0.002 / 0.0025"
     assert caption.endswith(f"; {clip}")
     assert figure.get_supxlabel().splitlines()[-1] == clip
+
+
+@pytest.mark.parametrize(("number", "split"), [(1, False), (9, False), (20, False), (20, True)])
+def test_a_figure_of_many_variants_grows_and_keeps_its_panels(write_run, tmp_path, number: int, split: bool) -> None:
+    """Legend and small print take what they need above and below; no line of either leaves the figure or meets a panel."""
+    runs = read_runs(
+        [
+            write_run(
+                f"run{i}",
+                change={"update": {"learning_rate": float(i)}, "data": {"train": f"data/some/rather/long/path/{i}"}},
+                response_length__correct=[10.0, 20.0, 30.0],
+                response_length__incorrect=[10.0, 20.0, 30.0],
+            )
+            for i in range(number)
+        ]
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plot_length(runs, tmp_path / "many.png", split_correct=split)
+        figure, caption, notes = build_figure(runs, split_correct=split)
+        figure.draw_without_rendering()
+    box = figure.legends[0].get_window_extent()
+    print_box = figure._supxlabel.get_window_extent()
+    width, height = figure.bbox.size
+    for panel in figure.axes:
+        assert panel.bbox.height > 1.5 * figure.dpi
+        assert print_box.y1 < panel.bbox.y0
+        assert panel.bbox.y1 < box.y0
+    for found in (box, print_box):
+        assert found.x0 >= 0
+        assert found.x1 <= width
+        assert found.y1 <= height + 1
+    styles = choose_styles(split_into_variants(runs))
+    assert len(set(styles.values())) == number
+    # Where colour alone tells the variants apart there are seven.
+    assert any("more than there are looks to tell them apart" in note for note in notes) is (split and number > 7)
+    assert caption.endswith("0.002 / 0.0025 in all" if number > 4 else "luspo 0.002 / 0.0025")
