@@ -7,7 +7,7 @@ Nothing here fills up later: a stage that knows more has a type of its own. Toke
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Protocol
 
@@ -75,9 +75,14 @@ class Prompt:
     problem_id: str
     tokens: tuple[int, ...]  # [P], image tokens included
     image_inputs: dict[str, Any] | None = None
-    """`pixel_values` [patches, values], `image_grid_thw` [images, 3] in patches, `mm_token_type_ids` [P] (1: image token)."""
+    """`image_grid_thw` [images, 3] in patches, `mm_token_type_ids` [P] (1: image token), and either `pixel_values`
+    [patches, values] or what a frozen vision tower made of them, `image_features` [image tokens, layers, width]."""
     thought_open: bool = False
     """Whether the chat template opened a thought (`<think>`) and left it open: the response begins inside it."""
+
+    def without_images(self) -> Prompt:
+        """The same prompt without what its images take in memory."""
+        return self if self.image_inputs is None else replace(self, image_inputs=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,3 +131,7 @@ class ScoredGroup:
     advantages: tuple[float, ...]  # [G]
     prompt: Prompt | None = None
     """What the rollouts answer, as it was sampled from; None where a test or a tool has no need of it."""
+
+    def without_images(self) -> ScoredGroup:
+        """The same group without what its images take in memory."""
+        return self if self.prompt is None else replace(self, prompt=self.prompt.without_images())

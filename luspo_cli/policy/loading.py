@@ -22,6 +22,7 @@ from luspo_cli.config.rollout import TemplateValue
 from luspo_cli.errors import UsageError, first_line
 from luspo_cli.files import replacing_folder, said_in_one_sentence
 from luspo_cli.policy import attention
+from luspo_cli.policy.images import tower_is_frozen, with_features
 from luspo_cli.policy.inputs import check_template_arguments, prompt_inputs, prompt_length
 from luspo_cli.policy.model_files import ADAPTER_CONFIG, config_file, find_model, is_hub_id
 from luspo_cli.policy.supported import VISION_MODELS, unsupported
@@ -47,6 +48,11 @@ class LoadedModel:
     def prompt(self, problem: Problem) -> Prompt:
         """The problem as this model reads it; UsageError where the model reads text only, or an image or mark does not fit."""
         return prompt_inputs(problem, self.tokenizer, self.processor, self.template_arguments)
+
+    def training_prompt(self, problem: Problem) -> Prompt:
+        """The same with what the vision tower makes of the images, computed now, where no weight of the tower is trained."""
+        prompt = self.prompt(problem)
+        return with_features(prompt, self.model) if tower_is_frozen(self.model) else prompt
 
     def prompt_length(self, problem: Problem) -> int:
         """Tokens of that prompt, without decoding an image; raises UsageError alike."""

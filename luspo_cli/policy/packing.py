@@ -5,7 +5,8 @@ first, so that memory runs out at once or not at all), and rows without advantag
 out changes nothing about the others, bit for bit.
 
 With several processes the rows of a mini-batch are split alike by tokens, with the same number of passes on each. Every process
-knows all rows, so each works out the whole plan and takes its part; nothing is negotiated. Sharded weights are gathered in every
+knows all rows, so each works out the whole plan and takes its part; nothing is negotiated. Rows of one prompt with images stay
+together: one process alone needs those images. Sharded weights are gathered in every
 forward and backward pass, by all processes at once, so one that has fewer micro-batches than another adds fillers: the shortest
 row, with its loss times 0.
 """
@@ -14,11 +15,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from luspo_cli.policy.images import BatchImages, batch_images
 from luspo_cli.records import Rollout, ScoredGroup
+
+_WITHOUT_IMAGES = "problem '{}' has images and its image inputs were not handed in"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +32,10 @@ class Row:
 
     rollout: Rollout
     advantage: float
-    image_inputs: Mapping[str, Tensor] | None = None
-    """Of the prompt, as the processor made them; rows of one group share the tensors."""
+    image_inputs: Mapping[str, Any] | None = None
+    """`Prompt.image_inputs`, the same object in all rows of a group; None also where another process holds them."""
+    images_of: str = ""
+    """The problem whose images it needs; empty where it needs none."""
 
     @property
     def width(self) -> int:
@@ -43,9 +50,8 @@ class PolicyBatch:
     prompt_lengths: Tensor  # [B]
     response_mask: Tensor  # [B, R] bool, true on response tokens; column j is the response's token j
     advantages: Tensor  # [B]
-    image_inputs: dict[str, Tensor] | None = None
-    """Of the rows with images, one after the other in row order: `pixel_values` [patches, values], `image_grid_thw`
-    [images, 3]; and `mm_token_type_ids` [B, W], 1 on image tokens. None where no row has an image."""
+    images: BatchImages | None = None
+    """None where no row has an image."""
     rollout_logprobs: Tensor | None = None
     """[B, R] as the sampler saw them, NaN in rows for which it returned none; None where no row has any."""
 
@@ -71,11 +77,12 @@ def split_mini_batches(groups: Sequence[ScoredGroup], number: int, tokens_per_mi
 
 
 def rows_of(group: ScoredGroup) -> list[Row]:
-    """The rows of one group, with the image inputs of its prompt where it has images."""
+    """The rows of one group, with the image inputs of its prompt where it has images and this process holds them."""
     own = group.prompt.image_inputs if group.prompt else None
-    if group.problem.images and own is None:
-        raise ValueError(f"problem '{group.problem.id}' has images and its image inputs were not handed in")
-    return [Row(r, a, own) for r, a in zip(group.rollouts, group.advantages, strict=True)]
+    images_of = group.problem.id if group.problem.images else ""
+    if images_of and group.prompt is None:
+        raise ValueError(_WITHOUT_IMAGES.format(images_of))
+    return [Row(r, a, own, images_of) for r, a in zip(group.rollouts, group.advantages, strict=True)]
 
 
 def _mini_batch(groups: Sequence[ScoredGroup], budget: int) -> MiniBatch:
@@ -110,14 +117,24 @@ class Piece:
 
 
 def balance_rows(rows: Sequence[Row], processes: int) -> list[list[Row]]:
-    """Rows, longest first, each to the process with the fewest tokens so far, of equal ones the first; [processes][rows]."""
+    """Rows, longest first, each to the process with the fewest tokens so far, of equal ones the first; [processes][rows].
+
+    Rows that need the same images go to one process together, so that no other one has to hold and to compute those.
+    """
+    units: dict[Any, list[Row]] = {}
+    for place, row in enumerate(rows):
+        units.setdefault(row.images_of or place, []).append(row)
     rows_of_process: list[list[Row]] = [[] for _ in range(processes)]
     tokens = [0] * processes
-    for row in sorted(rows, key=lambda row: -row.width):
+    for size, unit in sorted(((_tokens(unit), unit) for unit in units.values()), key=lambda pair: -pair[0]):
         least = tokens.index(min(tokens))
-        rows_of_process[least].append(row)
-        tokens[least] += row.width
+        rows_of_process[least].extend(unit)
+        tokens[least] += size
     return rows_of_process
+
+
+def _tokens(rows: Sequence[Row]) -> int:
+    return sum(row.width for row in rows)
 
 
 def own_pieces(micro_batches: Sequence[Sequence[Row]], rank: int, processes: int, budget: int) -> list[Piece]:
@@ -131,13 +148,16 @@ def own_pieces(micro_batches: Sequence[Sequence[Row]], rank: int, processes: int
     if not rows:
         return []
     split = [split_micro_batches(own, budget) for own in balance_rows(rows, processes)]
-    shortest = min(rows, key=lambda row: row.width)
+    shortest = min(rows, key=lambda row: (bool(row.images_of), row.width))
     fillers = max(map(len, split)) - len(split[rank])
     return [*(Piece(own) for own in split[rank]), *[Piece((shortest,), filler=True)] * fillers]
 
 
 def policy_batch(rows: Sequence[Row], device: torch.device | str = "cpu", padding: int = 0) -> PolicyBatch:
     """Pad rows into tensors; `padding` adds columns beyond the longest row (for tests and the noise floor)."""
+    lacking = next((row.images_of for row in rows if row.images_of and row.image_inputs is None), None)
+    if lacking is not None:
+        raise ValueError(_WITHOUT_IMAGES.format(lacking))
     width = max(row.width for row in rows) + padding
     response_width = max(row.rollout.response_length for row in rows) + padding
     tokens = torch.zeros(len(rows), width, dtype=torch.long)
@@ -150,7 +170,7 @@ def policy_batch(rows: Sequence[Row], device: torch.device | str = "cpu", paddin
         prompt_lengths=torch.tensor([len(row.rollout.prompt_tokens) for row in rows], device=device),
         response_mask=mask.to(device),
         advantages=torch.tensor([row.advantage for row in rows], dtype=torch.float32, device=device),
-        image_inputs=_image_inputs(rows, width, device),
+        images=batch_images([row.image_inputs for row in rows], width, device),
         rollout_logprobs=_rollout_logprobs(rows, response_width, device),
     )
 
@@ -162,18 +182,3 @@ def _rollout_logprobs(rows: Sequence[Row], response_width: int, device: torch.de
     for i, row in enumerate(rows):
         found[i, : len(row.rollout.rollout_logprobs)] = torch.tensor(row.rollout.rollout_logprobs)
     return found.to(device)
-
-
-def _image_inputs(rows: Sequence[Row], width: int, device: torch.device | str) -> dict[str, Tensor] | None:
-    with_images = [row.image_inputs for row in rows if row.image_inputs is not None]
-    if not with_images:
-        return None
-    kinds = torch.zeros(len(rows), width, dtype=torch.long)  # responses and padding are text: 0
-    for i, row in enumerate(rows):
-        if row.image_inputs is not None:
-            kinds[i, : len(row.rollout.prompt_tokens)] = row.image_inputs["mm_token_type_ids"]
-    return {
-        "pixel_values": torch.cat([inputs["pixel_values"] for inputs in with_images]).to(device),
-        "image_grid_thw": torch.cat([inputs["image_grid_thw"] for inputs in with_images]).to(device),
-        "mm_token_type_ids": kinds.to(device),
-    }

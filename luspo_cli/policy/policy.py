@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from luspo_cli.policy.images import hidden_states, rotary_positions
 from luspo_cli.policy.logprobs import token_logprobs
 from luspo_cli.policy.packing import PolicyBatch
 
@@ -44,9 +45,12 @@ class Policy(nn.Module):
 
     def forward(self, batch: PolicyBatch, with_entropy: bool = False) -> tuple[Tensor, Tensor]:
         """Log-probs and, on request, entropies [B, R] (float32, nats) of the batch's response tokens; 0 where masked."""
-        hidden = self.model.model(
-            input_ids=batch.tokens, use_cache=False, **self._positions_and_images(batch)
-        ).last_hidden_state  # [B, W, width]
+        images = batch.images
+        placeholder = getattr(self.model.config, "image_token_id", None)
+        if images is None and placeholder is not None and bool((batch.tokens == placeholder).any()):
+            raise ValueError("rows hold image tokens and their image inputs were not handed in")
+        positions = rotary_positions(self.model, batch.tokens, images)
+        hidden = hidden_states(self.model, batch.tokens, positions, images, use_cache=False)  # [B, W, width]
         mask = batch.response_mask
         rows, columns = mask.nonzero(as_tuple=True)  # [N] response tokens, row by row
         # The token at position p is predicted by the hidden state at p - 1.
@@ -62,23 +66,6 @@ class Policy(nn.Module):
             torch.zeros(shape, device=hidden.device).scatter(0, flat, logprobs).view(mask.shape),
             torch.zeros(shape, device=hidden.device).scatter(0, flat, entropy).view(mask.shape),
         )
-
-    def _positions_and_images(self, batch: PolicyBatch) -> dict[str, Tensor]:
-        """Rotary positions, [1, W] or with images [3, B, W] (time, height, width), and the pixels of the batch.
-
-        Padding counts as text after the response, so positions of real tokens do not depend on it.
-        """
-        images = batch.image_inputs
-        if images is None:
-            placeholder = getattr(self.model.config, "image_token_id", None)
-            if placeholder is not None and bool((batch.tokens == placeholder).any()):
-                raise ValueError("rows hold image tokens and their image inputs were not handed in")
-            return {"position_ids": torch.arange(batch.tokens.shape[1], device=batch.tokens.device)[None]}
-        grid = images["image_grid_thw"]
-        positions, _ = self.model.model.get_rope_index(
-            batch.tokens, mm_token_type_ids=images["mm_token_type_ids"], image_grid_thw=grid
-        )
-        return {"position_ids": positions, "pixel_values": images["pixel_values"], "image_grid_thw": grid}
 
 
 def _autocast(tensor: Tensor) -> bool:

@@ -17,7 +17,11 @@ FACTORS = ("logits_scaling", "logit_scale", "lm_head_multiplier", "output_multip
 """Configuration entries by which some models multiply or divide their logits; 1 changes nothing."""
 CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap", "attn_logit_softcapping")
 """Entries by which some models bound their logits or attention scores through a tanh."""
-VISION_MODELS = {"qwen2_vl": "Qwen2VLProcessor", "qwen2_5_vl": "Qwen2_5_VLProcessor"}
+VISION_MODELS = {
+    "qwen2_vl": "Qwen2VLProcessor",
+    "qwen2_5_vl": "Qwen2_5_VLProcessor",
+    "qwen3_vl": "Qwen3VLProcessor",
+}
 """Model types whose image tokens and rotary positions the engine knows, with their processors in transformers."""
 OTHER_TASKS = ("ForMaskedLM", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
 """Ends of the names of architectures that do not write text."""
@@ -65,7 +69,8 @@ def _of_its_type(config: Mapping[str, Any], path: str) -> str | None:
     if not kind:
         return f"the config.json of model '{path}' names no model_type; take a folder that transformers can load"
     if config.get("vision_config") and kind not in VISION_MODELS:
-        known = " and ".join(sorted(VISION_MODELS))
+        *others, last = sorted(VISION_MODELS)
+        known = f"{', '.join(others)} and {last}"
         return f"model '{path}' is a vision model of type {kind}; supported are {known}"
     if config.get("auto_map"):  # its code comes with the model and is not read here
         return None

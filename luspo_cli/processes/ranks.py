@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -59,6 +59,20 @@ class Ranks:
         with self.guarded():
             dist.all_gather_object(values, value, group=self.objects)
         return values
+
+    def exchange(self, parcels: Sequence[T]) -> list[T]:
+        """Hand `parcels[rank]` to each process; what the others had for this one, by rank. PeerLost as in `gather`."""
+        if self.size == 1:
+            return list(parcels)
+        import torch.distributed as dist
+
+        received: list[T] = []
+        with self.guarded():
+            for sender in range(self.size):
+                box: list[Any] = [None]
+                dist.scatter_object_list(box, list(parcels) if sender == self.rank else None, sender, self.objects)
+                received.append(box[0])
+        return received
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is set on any process."""

@@ -7,8 +7,8 @@ Decided here:
   one. FSDP's own bfloat16 policy would halve the traffic and change them.
 - Gradients are reduced in every micro-batch. Waiting for the last one would keep a whole gradient on each process, and memory is
   what sharding is for.
-- A vision tower belongs to the root: rows with images may be on some processes only, and a layer that is gathered there and not
-  elsewhere would wait for ever.
+- A vision tower is not trained and stays whole on each process: rows with images may be on some processes only, and a layer that
+  is gathered there and not elsewhere would wait for ever.
 - Checkpoints hold whole tensors: what one process writes any number of processes read.
 """
 
@@ -26,20 +26,29 @@ def shard(policy: nn.Module, device: torch.device) -> None:
     from torch.distributed.fsdp import fully_shard
 
     refuse_trained_tower(policy)
+    tower = _vision_tower(policy)
+    if tower is not None:
+        tower.to(device)
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     for layer in decoder_layers(policy):
         fully_shard(layer, mesh=mesh)
     # Not torch's default for a root, which stays gathered after a pass without gradients: the optimizer must find its shares.
-    fully_shard(policy, mesh=mesh, reshard_after_forward=True)
+    whole = set() if tower is None else set(tower.parameters())
+    fully_shard(policy, mesh=mesh, reshard_after_forward=True, ignored_params=whole)
 
 
 def refuse_trained_tower(model: nn.Module) -> None:
     """UsageError for a vision tower whose weights would move: rows with images may be on some processes only."""
-    if any("visual." in name and weight.requires_grad for name, weight in model.named_parameters()):
+    tower = _vision_tower(model)
+    if tower is not None and any(weight.requires_grad for weight in tower.parameters()):
         raise UsageError(
             "model.sharding = full trains a vision model's language part only: set model.freeze_vision = true,"
             " or model.sharding = none"
         )
+
+
+def _vision_tower(model: nn.Module) -> nn.Module | None:
+    return next((module for name, module in model.named_modules() if name.endswith("visual")), None)
 
 
 def decoder_layers(model: nn.Module) -> list[nn.Module]:

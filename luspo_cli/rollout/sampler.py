@@ -32,7 +32,10 @@ class Sampler(Protocol):
         options: SamplingOptions,
         on_progress: Callable[[int], None] | None = None,
     ) -> list[list[Rollout]]:
-        """Return [number of prompts][group_size] rollouts; `on_progress` hears the count of finished rollouts."""
+        """Return [number of prompts][group_size] rollouts; `on_progress` hears the count of finished rollouts.
+
+        `prompts` may make each prompt when it is asked for: ask once, and let its images go as soon as they are not needed.
+        """
         ...
 
     def load_weights(self, policy: Any) -> None:

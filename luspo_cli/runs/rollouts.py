@@ -14,7 +14,7 @@ def store_rollouts(folder: Path, step: int, groups: Sequence[ScoredGroup], batch
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    in_batch = {id(group) for group in batch}
+    in_batch = {id(group.rollouts) for group in batch}  # a group may have let go of its images since
     rows = [
         {
             "problem_id": rollout.problem_id,
@@ -31,7 +31,7 @@ def store_rollouts(folder: Path, step: int, groups: Sequence[ScoredGroup], batch
             "reward_format": reward.format,
             "reward_overlong": reward.overlong,
             "advantage": advantage,
-            "in_batch": id(group) in in_batch,
+            "in_batch": id(group.rollouts) in in_batch,
             "response_length": rollout.response_length,
             "stop_reason": str(rollout.stop_reason),
             "thought_open": rollout.thought_open,

@@ -36,6 +36,7 @@ class StepGroups:
     """The groups of one step; each list is in sampling order."""
 
     sampled: list[ScoredGroup]
+    """All of them, without images."""
     batch: list[ScoredGroup]
     """Those that the update gets: `rollout.problems`."""
     rounds: int
@@ -56,7 +57,7 @@ def sample_step(source: BatchSource, step: int, settings: RolloutConfig, sample:
     problems = source.batch(step - 1)
     sampled = list(sample(problems, 0))
     if not settings.dynamic_sampling:
-        return StepGroups(sampled, sampled, 1)
+        return StepGroups([group.without_images() for group in sampled], sampled, 1)
     size, rounds = len(problems), 1
     while rounds < settings.max_sampling_rounds:
         number = further_problems(len(sampled), sum(map(is_mixed, sampled)), size)
@@ -65,7 +66,7 @@ def sample_step(source: BatchSource, step: int, settings: RolloutConfig, sample:
             break
         sampled += sample(problems, rounds)
         rounds += 1
-    return StepGroups(sampled, choose_batch(sampled, size), rounds)
+    return StepGroups([group.without_images() for group in sampled], choose_batch(sampled, size), rounds)
 
 
 def further_problems(sampled: int, mixed: int, size: int) -> int:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
-from luspo_cli.grading.verdict import Reason
+from luspo_cli.grading.verdict import Reason, Verdict
 from luspo_cli.metrics.intervals import accuracy_interval
-from luspo_cli.metrics.rollout_metrics import length_metrics
 from luspo_cli.processes.ranks import ALONE, Ranks
-from luspo_cli.records import Problem, Prompt, Rollout
+from luspo_cli.records import Problem, Prompt
 from luspo_cli.rewards.rubric import Rubric
 from luspo_cli.rollout.sampler import Sampler, SamplingOptions
 from luspo_cli.training.sampling import sample_and_score
@@ -21,8 +21,10 @@ ACCURACY = ("evaluation/accuracy", "evaluation/accuracy_low", "evaluation/accura
 class HeldOut:
     """The slice and how to sample it: the same draws each time, so that only the policy differs.
 
-    Prompts are made anew for each evaluation: the pixels of a whole slice would fill the memory between two of them. `blind` are
-    the same problems with other images (data/blind.py), measured a second time; none: no second time.
+    It is sampled in parts of at most `rows` responses a process (at least one problem), of which only lengths and verdicts are
+    kept, and a prompt is made when the sampler comes to it: memory does not grow with the slice. A response's draws follow from
+    its place in the whole slice. `blind` are the same problems with other images (data/blind.py), measured a second time; none:
+    no second time.
     """
 
     def __init__(
@@ -32,9 +34,13 @@ class HeldOut:
         options: SamplingOptions,
         rubric: Rubric,
         blind: Sequence[Problem] = (),
+        *,
+        rows: int = 1024,
     ) -> None:
         self.problems, self.to_prompt, self.options, self.rubric = list(problems), to_prompt, options, rubric
         self.blind = list(blind)
+        self.part = max(1, rows // options.group_size)
+        """Problems of one process in one call of the sampler."""
 
     def evaluate(self, sampler: Sampler, ranks: Ranks = ALONE) -> dict[str, Any]:
         """Sample and score; keys as in metrics.jsonl plus the counts of failed checks."""
@@ -45,22 +51,27 @@ class HeldOut:
         return result
 
     def _measure(self, problems: Sequence[Problem], sampler: Sampler, ranks: Ranks) -> dict[str, Any]:
-        scored = sample_and_score(ranks, sampler, self.rubric, problems, self.to_prompt, self.options)
-        rollouts: list[Rollout] = [rollout for group in scored.groups for rollout in group]
-        rewards = [reward for group in scored.rewards for reward in group]
-        right = [reward.verdict.correct for reward in rewards]
-        size = self.options.group_size
+        size, part = self.options.group_size, self.part * ranks.size
+        lengths: list[int] = []
+        truncated: list[bool] = []
+        verdicts: list[Verdict] = []
+        for start in range(0, len(problems), part):
+            options, own = replace(self.options, first_row=start * size), problems[start : start + part]
+            scored = sample_and_score(ranks, sampler, self.rubric, own, self.to_prompt, options, keep_images=False)
+            lengths += [rollout.response_length for group in scored.groups for rollout in group]
+            truncated += [rollout.truncated for group in scored.groups for rollout in group]
+            verdicts += [reward.verdict for group in scored.rewards for reward in group]
+        right = [verdict.correct for verdict in verdicts]
         per_problem = [statistics.fmean(right[i : i + size]) for i in range(0, len(right), size)]
         low, high = accuracy_interval(per_problem, samples=size)
-        lengths = length_metrics(rollouts)
-        reasons = [reward.verdict.reason for reward in rewards]
+        reasons = [verdict.reason for verdict in verdicts]
         return {
             "evaluation/accuracy": statistics.fmean(per_problem),
             "evaluation/accuracy_low": low,
             "evaluation/accuracy_high": high,
             "evaluation/problems": len(problems),
-            "evaluation/response_length/mean": lengths["response_length/mean"],
-            "evaluation/truncated_fraction": lengths["response/truncated_fraction"],
+            "evaluation/response_length/mean": statistics.fmean(lengths),
+            "evaluation/truncated_fraction": statistics.fmean(truncated),
             "evaluation/no_answer_fraction": reasons.count(Reason.NO_ANSWER) / len(reasons),
             "evaluation/failed_verifications": reasons.count(Reason.TIMEOUT) + reasons.count(Reason.CRASHED),
         }

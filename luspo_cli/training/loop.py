@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from luspo_cli.config.run import TrainRun
@@ -29,6 +29,7 @@ from luspo_cli.runs.folder import RunFolder
 from luspo_cli.runs.rollouts import store_rollouts
 from luspo_cli.training.dynamic_sampling import sample_step
 from luspo_cli.training.held_out import HeldOut
+from luspo_cli.training.image_delivery import deliver_images
 from luspo_cli.training.noise_floor import noise_floor, untrained_difference
 from luspo_cli.training.optimizer import learning_rate
 from luspo_cli.training.sampling import StepSampler
@@ -76,11 +77,12 @@ def train(
         started = time.perf_counter()
         sampler = StepSampler(config, step, stages.sampler, stages.rubric, stages.to_prompt, ranks)
         groups = sample_step(stages.problems, step, config.rollout, sampler.sample)
-        batch = groups.batch
-
         every = config.update.noise_floor_every
         noise: dict[str, float | None] = {}
-        if every and step % every == 1 % every:
+        measures_noise = bool(every) and step % every == 1 % every
+        batch = deliver_images(groups.batch, stages.updater, ranks, measures_noise)
+        groups = replace(groups, batch=batch)  # the one before holds images that no row of this process needs
+        if measures_noise:
             policy, budget = stages.updater.policy, config.update.tokens_per_micro_batch
             noise = {
                 "ratio/noise_floor": noise_floor(policy, batch, budget),

@@ -32,7 +32,7 @@ def noise_floor(policy: Any, groups: Sequence[ScoredGroup], tokens_per_micro_bat
 
     None where no row has a response, or where log-probs are not finite. All processes of a run call this together.
     """
-    batches = _measured_rows(groups, tokens_per_micro_batch)
+    batches = measured_rows(groups, tokens_per_micro_batch)
     if not batches:
         return None
     together = [_sequence_means(policy, batch, 0) for batch in batches]
@@ -50,7 +50,7 @@ def untrained_difference(policy: Any, groups: Sequence[ScoredGroup], tokens_per_
     if any(advantage for group in groups for advantage in group.advantages):
         return {}
     mismatch = SamplerMismatch()
-    for rows in _measured_rows(groups, tokens_per_micro_batch):
+    for rows in measured_rows(groups, tokens_per_micro_batch):
         batch = policy_batch(rows, next(policy.parameters()).device)
         logprobs, _ = policy(batch)  # sharded weights are gathered in the pass, so every process makes each of them
         if (drawn := batch.rollout_logprobs) is not None:
@@ -77,7 +77,7 @@ class NoiseWatch:
             self._limit = None
 
 
-def _measured_rows(groups: Sequence[ScoredGroup], tokens_per_micro_batch: int) -> list[tuple[Row, ...]]:
+def measured_rows(groups: Sequence[ScoredGroup], tokens_per_micro_batch: int) -> list[tuple[Row, ...]]:
     """A few rows with a response in micro-batches, those that will be trained first; none where all responses are empty."""
     rows = [row for group in groups for row in rows_of(group) if row.rollout.response_length]
     rows.sort(key=lambda row: row.advantage == 0.0)  # stable: the order of the batch stays within both kinds

@@ -1,8 +1,8 @@
 """What training and its held-out check ask of the sampler, and one batch of it split over processes by whole groups.
 
 Each process makes the prompts of a contiguous share of the problems, images and all, samples and scores them; then all of them
-hold everything. The draws of a row follow from the seed and its place among all rows of the call, so which process samples it
-changes nothing but the last bits of logits.
+hold everything but the images, which stay where they were decoded (training/image_delivery.py). The draws of a row follow from
+the seed and its place among all rows of the call, so which process samples it changes nothing but the last bits of logits.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, overload
 
 from luspo_cli.advantages import ADVANTAGES
 from luspo_cli.config.run import TrainRun
@@ -31,6 +31,7 @@ class Scored:
     """Prompts, groups of rollouts and their rewards, in the order of the problems, and what they took on the slowest process."""
 
     prompts: list[Prompt]
+    """With images only where this process made them and was asked to keep them."""
     groups: list[list[Rollout]]
     rewards: list[tuple[Reward, ...]]
     rollout_s: float
@@ -57,7 +58,9 @@ class StepSampler:
         """The scored groups of these problems; `round_number` counts from 0, and each round has draws of its own."""
         seed = (self._config.run.seed * SEED_STRIDE + self._step + round_number * ROUND_STRIDE) % 2**63
         options = replace(training_draws(self._config), seed=seed)
-        scored = sample_and_score(self._ranks, self._sampler, self._rubric, problems, self._to_prompt, options)
+        scored = sample_and_score(
+            self._ranks, self._sampler, self._rubric, problems, self._to_prompt, options, keep_images=True
+        )
         self.rollout_s += scored.rollout_s
         self.reward_s += scored.reward_s
         return with_advantages(problems, scored, self._config)
@@ -70,8 +73,13 @@ def sample_and_score(
     problems: Sequence[Problem],
     to_prompt: Callable[[Problem], Prompt],
     options: SamplingOptions,
+    *,
+    keep_images: bool,
 ) -> Scored:
-    """Rollouts and rewards for all problems, on every process; each does its share. A failed share fails everywhere."""
+    """Rollouts and rewards for all problems, on every process; each does its share. A failed share fails everywhere.
+
+    Without `keep_images` a prompt is made when the sampler comes to it, and its images are let go.
+    """
     share = ranks.share(len(problems))
     own = [problems[i] for i in share]
     started = time.perf_counter()
@@ -79,18 +87,50 @@ def sample_and_score(
     draws = replace(options, first_row=options.first_row + share.start * options.group_size)
 
     with ranks.phase():
-        prompts = [to_prompt(problem) for problem in own]
+        prompts: Sequence[Prompt] = PromptsOnRequest(own, to_prompt)
+        if keep_images:
+            prompts = list(prompts)
         groups = sampler.sample_groups(prompts, draws)
         sampled = time.perf_counter()
         rewards = rubric.score_groups(own, groups)
-    parts = ranks.gather(Scored(prompts, groups, rewards, sampled - started, time.perf_counter() - sampled))
+    parts = ranks.gather(Scored([], groups, rewards, sampled - started, time.perf_counter() - sampled))
+    everywhere = [_without_images(group) for part in parts for group in part.groups]
+    if keep_images:
+        everywhere[share.start : share.stop] = prompts
     return Scored(
-        prompts=[prompt for part in parts for prompt in part.prompts],
+        prompts=everywhere,
         groups=[group for part in parts for group in part.groups],
         rewards=[rewards for part in parts for rewards in part.rewards],
         rollout_s=max(part.rollout_s for part in parts),
         reward_s=max(part.reward_s for part in parts),
     )
+
+
+class PromptsOnRequest(Sequence[Prompt]):
+    """The prompts of problems, each made when it is asked for."""
+
+    def __init__(self, problems: Sequence[Problem], to_prompt: Callable[[Problem], Prompt]) -> None:
+        self._problems, self._to_prompt = problems, to_prompt
+
+    def __len__(self) -> int:
+        return len(self._problems)
+
+    @overload
+    def __getitem__(self, place: int) -> Prompt: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> list[Prompt]: ...
+
+    def __getitem__(self, place: int | slice) -> Prompt | list[Prompt]:
+        if isinstance(place, slice):
+            return [self._to_prompt(problem) for problem in self._problems[place]]
+        return self._to_prompt(self._problems[place])
+
+
+def _without_images(group: Sequence[Rollout]) -> Prompt:
+    """The prompt that a group answers."""
+    first = group[0]
+    return Prompt(first.problem_id, first.prompt_tokens, None, first.thought_open)
 
 
 def with_advantages(problems: Sequence[Problem], scored: Scored, config: TrainRun) -> list[ScoredGroup]:

@@ -28,6 +28,9 @@ from luspo_cli.training.problems import RunProblems
 from luspo_cli.training.sampling import held_out_draws, longest_row, training_draws
 from luspo_cli.training.update import Updater
 
+HELD_OUT_PARTS = 4
+"""Times `rollout.max_rows`: responses in one part of the held-out slice, so that few rows decode alone at its end."""
+
 
 def make_stages(
     config: TrainRun,
@@ -43,9 +46,6 @@ def make_stages(
     sharded = ranks.size > 1 and config.model.sharding == "full"
     low_precision = config.model.compute_dtype == "bfloat16"
     accelerator = make_accelerator(low_precision, images=loaded.processor is not None, sharded=sharded)
-    held_out = None
-    if config.evaluation.every:
-        held_out = HeldOut(problems.held_out, loaded.prompt, held_out_draws(config), rubric, problems.blind)
     sampler = make_sampler(
         choose_sampler(config.rollout.sampler, reads_images=loaded.processor is not None),
         SamplerModel(
@@ -72,6 +72,12 @@ def make_stages(
         reference = Policy(frozen, config.rollout.temperature)
     if config.model.freeze_vision:
         freeze_vision(loaded.model)
+    to_prompt = accelerator.autocast()(loaded.training_prompt)  # features are computed as in the policy's own passes
+    held_out = None
+    if config.evaluation.every:
+        rows = HELD_OUT_PARTS * config.rollout.max_rows
+        draws = held_out_draws(config)
+        held_out = HeldOut(problems.held_out, to_prompt, draws, rubric, problems.blind, rows=rows)
     policy = Policy(loaded.model, config.rollout.temperature).train()
     if sharded:
         for whole in (policy, reference):
@@ -94,7 +100,7 @@ def make_stages(
 
     return Stages(
         problems=problems.source,
-        to_prompt=loaded.prompt,
+        to_prompt=to_prompt,
         sampler=sampler,
         rubric=rubric,
         updater=Updater(prepared, optimizer, accelerator, config, reference, ranks),

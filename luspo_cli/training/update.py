@@ -67,7 +67,8 @@ class Updater:
     def update(self, groups: Sequence[ScoredGroup], learning_rate: float) -> dict[str, float]:
         """Run the batch's mini-batches; returns the step's objective, ratio, policy, update and time metrics.
 
-        All processes of a run call this together, with the same groups. RunError after `update.stop_after_bad_steps` steps in a
+        All processes of a run call this together, with the same groups, of whose images each needs those of its `computed_rows`
+        alone. RunError after `update.stop_after_bad_steps` steps in a
         row that were not finite, or where a correction lacks the sampler's log-probs.
         """
         settings, objective = self.config.update, self.config.objective
@@ -130,11 +131,18 @@ class Updater:
         others = objective.kl_coefficient > 0 or objective.entropy_coefficient > 0
         return others or not self.config.update.skip_rows_without_advantage
 
-    def _pieces(self, batch: MiniBatch) -> list[Piece]:
-        """What this process computes of it, in as many passes as every other process."""
+    def computed_rows(self, groups: Sequence[ScoredGroup], rank: int) -> list[tuple[Row, ...]]:
+        """What process `rank` computes in an update with these groups, pass by pass."""
+        settings = self.config.update
+        batches = split_mini_batches(groups, settings.mini_batches, settings.tokens_per_micro_batch)
+        return [piece.rows for batch in batches for piece in self._pieces(batch, rank)]
+
+    def _pieces(self, batch: MiniBatch, rank: int | None = None) -> list[Piece]:
+        """What a process, by default this one, computes of it, in as many passes as every other process."""
         parts = [batch.with_advantage, *([batch.without_advantage] if self._needs_every_row() else [])]
         budget = self.config.update.tokens_per_micro_batch
-        return [piece for part in parts for piece in own_pieces(part, self.ranks.rank, self.ranks.size, budget)]
+        rank = self.ranks.rank if rank is None else rank
+        return [piece for part in parts for piece in own_pieces(part, rank, self.ranks.size, budget)]
 
     def _reduced(self, last: bool) -> AbstractContextManager[Any]:
         """Whether the gradients of this pass are summed over the processes: with DDP only in the last pass of a mini-batch.

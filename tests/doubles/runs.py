@@ -64,12 +64,16 @@ def train(config: TrainRun, path: Path, how: str = "refuse", crash_after: int = 
 def as_arguments(config: TrainRun, folder: Path) -> list[str]:
     """The command line of a run with this configuration: a TOML file of all its sections in `folder`, the run beside it."""
     lines: list[str] = []
-    for section, table in config.model_dump(mode="json", exclude_none=True).items():
-        lines.append(f"[{section}]")
-        lines += [f"{key} = {json.dumps(value)}" for key, value in table.items() if not isinstance(value, dict)]
+
+    def write(name: str, table: dict[str, Any]) -> None:
+        lines.append(f"[{name}]")
+        lines.extend(f"{key} = {json.dumps(value)}" for key, value in table.items() if not isinstance(value, dict))
         for key, inner in table.items():
             if isinstance(inner, dict):
-                lines += [f"[{section}.{key}]", *(f"{k} = {json.dumps(v)}" for k, v in inner.items())]
+                write(f"{name}.{key}", inner)
+
+    for section, table in config.model_dump(mode="json", exclude_none=True).items():
+        write(section, table)
     (folder / "own.toml").write_text("\n".join(lines) + "\n")
     return ["train", "--config", str(folder / "own.toml"), "--run", str(folder / "run")]
 

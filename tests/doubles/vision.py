@@ -16,6 +16,7 @@ IMAGE, VIDEO = SPECIAL.index("<|image_pad|>"), SPECIAL.index("<|video_pad|>")
 IMAGE_TOKENS = (4, 5, 6, 7)
 CHARACTERS = "\n" + "".join(map(chr, range(32, 127)))
 VOCABULARY = 128
+FAMILIES = ("qwen2_5_vl", "qwen2_vl", "qwen3_vl")
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
     "{% if m['content'] is string %}{{ m['content'] }}{% else %}{% for part in m['content'] %}"
@@ -69,8 +70,7 @@ def vision_model(
 ) -> Any:
     """A random model of two layers; `ours` False: transformers' plain attention. `image_tokens`: start, end, image, video."""
     import torch
-    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2VLConfig
-    from transformers import Qwen2VLForConditionalGeneration as Qwen2VL
+    import transformers
 
     from luspo_cli.policy import attention
     from luspo_cli.policy.loading import VISION_ATTENTION
@@ -79,22 +79,27 @@ def vision_model(
     attention.register()
     torch.manual_seed(seed)
     start, stop, image, video = image_tokens
-    text = {
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}
+    text: dict[str, Any] = {
         "vocab_size": vocabulary, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
         "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 2048,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]},
-        "bos_token_id": None, "eos_token_id": end, "pad_token_id": 0,
+        "rope_parameters": rope, "bos_token_id": None, "eos_token_id": end, "pad_token_id": 0,
     }  # fmt: skip
+    vision: dict[str, Any] = {"depth": 2, "num_heads": 2}
+    if family == "qwen2_vl":
+        vision |= {"embed_dim": 32, "hidden_size": 64, "mlp_ratio": 2}
+    else:
+        vision |= {"hidden_size": 32, "intermediate_size": 48, "out_hidden_size": 64}
     if family == "qwen2_5_vl":
         # Windows of 2 x 2 image tokens in the first block, the whole image in the second.
-        vision = {
-            "depth": 2, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "out_hidden_size": 64,
-            "window_size": 56, "fullatt_block_indexes": [1],
-        }  # fmt: skip
-    else:
-        vision = {"depth": 2, "embed_dim": 32, "hidden_size": 64, "mlp_ratio": 2, "num_heads": 2}
-    kind: Any = Qwen2_5_VLConfig if family == "qwen2_5_vl" else Qwen2VLConfig
-    config = kind(
+        vision |= {"window_size": 56, "fullatt_block_indexes": [1]}
+    if family == "qwen3_vl":
+        # Features of the first block go behind the language model's first layer. Patches of 14, as of the processor here.
+        vision |= {"patch_size": 14, "num_position_embeddings": 16, "deepstack_visual_indexes": [0]}
+        text["head_dim"] = 16
+        rope["mrope_interleaved"] = True
+    name = {"qwen2_vl": "Qwen2VL", "qwen2_5_vl": "Qwen2_5_VL", "qwen3_vl": "Qwen3VL"}[family]
+    config = getattr(transformers, f"{name}Config")(
         text_config=text,
         vision_config=vision,
         vision_start_token_id=start,
@@ -103,7 +108,7 @@ def vision_model(
         video_token_id=video,
     )
     config._attn_implementation = VISION_ATTENTION if ours else "eager"
-    model: Any = (Qwen2_5_VLForConditionalGeneration if family == "qwen2_5_vl" else Qwen2VL)(config)
+    model: Any = getattr(transformers, f"{name}ForConditionalGeneration")(config)
     model.generation_config.eos_token_id = end
     with torch.no_grad():
         for name, weight in model.named_parameters():

@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 import torch
 
-from doubles.vision import END, IMAGE_TOKENS, VOCABULARY, noise_image, vision_model, vision_processor
+from doubles.vision import END, FAMILIES, IMAGE_TOKENS, VOCABULARY, noise_image, vision_model, vision_processor
 from luspo_cli.config.model import ModelConfig
 from luspo_cli.data.images import ImageFile
 from luspo_cli.errors import UsageError
 from luspo_cli.grading.verdict import Reason, Verdict
 from luspo_cli.policy.inputs import prompt_inputs
 from luspo_cli.policy.loading import freeze_vision, load_model
-from luspo_cli.policy.packing import Row, policy_batch, split_mini_batches
+from luspo_cli.policy.packing import Row, policy_batch, rows_of, split_mini_batches
 from luspo_cli.policy.policy import Policy
 from luspo_cli.records import Message, Problem, Prompt, Reward, Rollout, ScoredGroup, StopReason
 
@@ -83,7 +83,7 @@ def rows_with_images(prompts: dict[str, Prompt]) -> list[Row]:
     ]
 
 
-@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen2_vl"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_log_probs_are_those_of_the_models_own_forward_pass(prompts: dict[str, Prompt], family: str) -> None:
     """The model alone, with its plain attention, finds positions and places of the images by itself, row by row."""
     model, reference = vision_model(family=family), vision_model(ours=False, family=family)
@@ -118,13 +118,14 @@ def test_the_pixels_and_the_order_of_images_matter(prompts: dict[str, Prompt]) -
     assert (before - after).abs().max() > 1e-2
 
 
-def test_padding_and_micro_batches_change_neither_value_nor_gradient(prompts: dict[str, Prompt]) -> None:
+@pytest.mark.parametrize("family", FAMILIES)
+def test_padding_and_micro_batches_change_neither_value_nor_gradient(prompts: dict[str, Prompt], family: str) -> None:
     """Rows with two, one and no image, together and apart, right-padded by 0, 1 and 30 columns."""
     rows = rows_with_images(prompts)
     random.Random(1).shuffle(rows)
 
     def gradients(batches: Sequence[Sequence[Row]], padding: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        model = vision_model(dtype="float64")
+        model = vision_model(dtype="float64", family=family)
         policy, values = Policy(model, 1.0), []
         for batch in batches:
             logprobs, _ = policy(policy_batch(batch, padding=padding))
@@ -143,17 +144,30 @@ def test_padding_and_micro_batches_change_neither_value_nor_gradient(prompts: di
             assert (one - other).norm() <= 1e-5 * one.norm() + 1e-9
 
 
-def test_a_batch_holds_the_images_in_row_order(prompts: dict[str, Prompt]) -> None:
+def test_a_batch_holds_the_images_in_row_order_and_each_prompts_once(prompts: dict[str, Prompt]) -> None:
     rows = rows_with_images(prompts)
+    random.Random(1).shuffle(rows)
     batch = policy_batch(rows, padding=3)
-    assert batch.image_inputs is not None
+    assert batch.images is not None
     grids = [row.image_inputs["image_grid_thw"].tolist() for row in rows if row.image_inputs]
-    assert batch.image_inputs["image_grid_thw"].tolist() == [grid for own in grids for grid in own]
-    assert len(batch.image_inputs["pixel_values"]) == sum(t * h * w for own in grids for t, h, w in own)
-    kinds = batch.image_inputs["mm_token_type_ids"]
-    assert kinds.shape == batch.tokens.shape
-    assert torch.equal(kinds.bool(), batch.tokens == IMAGE_TOKENS[2])
-    assert policy_batch([row for row in rows if not row.image_inputs]).image_inputs is None
+    assert batch.images.row_grids.tolist() == [grid for own in grids for grid in own]
+    assert torch.equal(batch.images.kinds.bool(), batch.tokens == IMAGE_TOKENS[2])
+    first = list(dict.fromkeys(row.rollout.problem_id for row in rows if row.image_inputs))
+    assert len(first) == 3
+    assert batch.images.pixels is not None
+    inputs = [prompts[name].image_inputs for name in first]
+    assert torch.equal(batch.images.pixels, torch.cat([own["pixel_values"] for own in inputs if own]))
+    assert torch.equal(batch.images.grids, torch.cat([own["image_grid_thw"] for own in inputs if own]))
+    numbers = [prompts[name].tokens.count(IMAGE_TOKENS[2]) for name in first]
+    assert batch.images.tokens == sum(numbers)
+    begin = {name: sum(numbers[:i]) for i, name in enumerate(first)}
+    expected = [
+        begin[row.rollout.problem_id] + i
+        for row in rows
+        for i in range(row.rollout.prompt_tokens.count(IMAGE_TOKENS[2]))
+    ]
+    assert batch.images.places.tolist() == expected
+    assert policy_batch([row for row in rows if not row.image_inputs]).images is None
 
 
 def test_mini_batches_carry_the_images_and_refuse_to_go_without(prompts: dict[str, Prompt]) -> None:
@@ -164,6 +178,8 @@ def test_mini_batches_carry_the_images_and_refuse_to_go_without(prompts: dict[st
         assert row.image_inputs is images.get(row.rollout.problem_id)
     with pytest.raises(ValueError, match="'two' has images and its image inputs were not handed in"):
         split_mini_batches([replace(group, prompt=None) for group in groups if group.problem.id == "two"], 1, 1000)
+    with pytest.raises(ValueError, match="'two' has images and its image inputs were not handed in"):
+        policy_batch([replace(row, image_inputs=None) for row in rows_of(groups[2])])
     with pytest.raises(ValueError, match="image tokens and their image inputs were not handed in"):
         Policy(vision_model(), 1.0)(policy_batch([Row(groups[0].rollouts[0], 1.0)]))
 
@@ -243,7 +259,7 @@ def test_vision_models_of_another_kind_are_refused(saved: Path) -> None:
     from transformers import LlavaConfig
 
     LlavaConfig().save_pretrained(saved)
-    with pytest.raises(UsageError, match="vision model of type llava; supported are qwen2_5_vl and qwen2_vl"):
+    with pytest.raises(UsageError, match="vision model of type llava; supported are qwen2_5_vl, qwen2_vl and qwen3_vl"):
         load_model(ModelConfig(path=str(saved)))
 
 

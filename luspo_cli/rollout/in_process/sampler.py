@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from luspo_cli.policy.images import batch_images, hidden_states, rotary_positions
 from luspo_cli.records import Prompt, Rollout, StopReason
 from luspo_cli.rollout.in_process.cache import KeyValueCache, PromptCache, decode_mask
 from luspo_cli.rollout.in_process.draw import choose_tokens
@@ -21,6 +22,7 @@ from luspo_cli.rollout.in_process.packed import copy_weights
 from luspo_cli.rollout.sampler import SamplingOptions
 
 PREFILL_TOKENS = 8192
+DROPPED_ROWS = 256
 IMAGE_TOKENS = (
     "image_token_id",
     "video_token_id",
@@ -70,13 +72,13 @@ class InProcessSampler:
         size = options.group_size
         rollouts = [
             Rollout(
-                problem_id=prompts[row // size].problem_id,
-                prompt_tokens=prompts[row // size].tokens,
+                problem_id=batch.begun[row // size].problem_id,
+                prompt_tokens=batch.begun[row // size].tokens,
                 response_tokens=tuple(batch.responses[row]),
                 response=texts[row],
                 stop_reason=batch.stop_reasons[row],
                 rollout_logprobs=tuple(batch.logprobs[row]),
-                thought_open=prompts[row // size].thought_open,
+                thought_open=batch.begun[row // size].thought_open,
             )
             for row in range(len(texts))
         ]
@@ -95,11 +97,11 @@ class _DecodeBatch:
         self.never_drawn = image_tokens(model).to(self.device)
         self.max_groups = max(1, max_rows // options.group_size)
         total = len(prompts) * options.group_size
-        generator = torch.Generator().manual_seed(options.seed)
-        # The rows before this call's are drawn and dropped: a row's numbers follow from its place in the whole batch.
-        uniform = torch.rand(options.first_row + total, options.max_response_tokens, generator=generator)
-        self.uniform = uniform[options.first_row :].to(self.device)
-        self.waiting = list(range(len(prompts)))
+        self.uniform = uniform_numbers(options, total).to(self.device)
+        self.begun: list[Prompt] = []
+        """The prompts that were computed, without their images."""
+        self.next: Prompt | None = None
+        """The first of those that wait, where it was made and found no room."""
         self.cache = KeyValueCache()
         self.row = torch.zeros(0, dtype=torch.long, device=self.device)  # [R] row number of each live row
         self.length = torch.zeros(0, dtype=torch.long, device=self.device)  # [R] response tokens so far
@@ -127,7 +129,7 @@ class _DecodeBatch:
                 if on_progress:
                     on_progress(finished)
                 # Cutting rows out copies the cache: let an eighth of them finish first, unless groups wait for the places.
-                if gone == len(done) or gone * 8 >= len(done) or self.waiting:
+                if gone == len(done) or gone * 8 >= len(done) or len(self.begun) < len(self.prompts):
                     rows = (~done).nonzero()[:, 0]
                     chosen, finished_here = chosen[rows], 0
                     self._keep(rows)
@@ -184,33 +186,42 @@ class _DecodeBatch:
         self.logits = self.model.lm_head(hidden[:, -1])
 
     def _admit(self) -> None:
-        """Prefill waiting groups while there is room for whole groups."""
-        size = self.options.group_size
-        while self.waiting and (room := self.max_groups - -(-len(self.row) // size)) > 0:
-            groups: list[int] = []
-            longest = 0
-            for group in self.waiting[:room]:
-                longest = max(longest, len(self.prompts[group].tokens))
-                if groups and longest * (len(groups) + 1) > PREFILL_TOKENS:
-                    break
-                groups.append(group)
-            self.waiting = self.waiting[len(groups) :]
-            self._prefill(groups)
+        """Prefill waiting groups while there is room for whole groups.
 
-    def _prefill(self, groups: list[int]) -> None:
+        A prompt is asked for here, once, and its images are let go after its prefill: `prompts` may make each one when asked.
+        """
         size = self.options.group_size
-        prompts = [self.prompts[group].tokens for group in groups]
-        lengths = [len(prompt) for prompt in prompts]
+        while len(self.begun) < len(self.prompts) and (room := self.max_groups - -(-len(self.row) // size)) > 0:
+            prompts: list[Prompt] = []
+            longest = 0
+            for place in range(len(self.begun), min(len(self.begun) + room, len(self.prompts))):
+                prompt = self.next or self.prompts[place]
+                longest = max(longest, len(prompt.tokens))
+                if prompts and longest * (len(prompts) + 1) > PREFILL_TOKENS:
+                    self.next = prompt
+                    break
+                prompts.append(prompt)
+                self.next = None
+            self._prefill(prompts)
+
+    def _prefill(self, prompts: list[Prompt]) -> None:
+        size = self.options.group_size
+        lengths = [len(prompt.tokens) for prompt in prompts]
         ids = torch.zeros(len(prompts), max(lengths), dtype=torch.long, device=self.device)
         for i, prompt in enumerate(prompts):
-            ids[i, : len(prompt)] = torch.tensor(prompt, device=self.device)
+            ids[i, : lengths[i]] = torch.tensor(prompt.tokens, device=self.device)
+        images = batch_images([prompt.image_inputs for prompt in prompts], ids.shape[1], self.device)
+        positions = rotary_positions(self.model, ids, images)
         computed = PromptCache()
-        inputs, after = self._positions_and_images(groups, ids, lengths)
-        hidden = self.model.model(input_ids=ids, past_key_values=computed, use_cache=True, **inputs).last_hidden_state
+        hidden = hidden_states(self.model, ids, positions, images, past_key_values=computed, use_cache=True)
         last = hidden[torch.arange(len(prompts)), torch.tensor(lengths) - 1]  # [N, width]
         logits = self.model.lm_head(last).repeat_interleave(size, 0)
         self.cache.add(computed, lengths, size)
-        rows = torch.cat([torch.arange(group * size, (group + 1) * size) for group in groups]).to(self.device)
+        first = len(self.begun) * size
+        rows = torch.arange(first, first + len(prompts) * size, device=self.device)
+        self.begun += [prompt.without_images() for prompt in prompts]
+        # An image takes fewer positions than tokens: the response begins after the largest one, not at the length.
+        after = lengths if images is None else [int(positions[:, i, :n].max()) + 1 for i, n in enumerate(lengths)]
         start = torch.tensor(after, device=self.device).repeat_interleave(size)
         self.row = torch.cat([self.row, rows])
         self.length = torch.cat([self.length, torch.zeros_like(rows)])
@@ -218,30 +229,21 @@ class _DecodeBatch:
         self.position = torch.cat([self.position, start])
         self.logits = torch.cat([self.logits, logits]) if self.logits.numel() else logits
 
-    def _positions_and_images(
-        self, groups: list[int], ids: Tensor, lengths: list[int]
-    ) -> tuple[dict[str, Tensor], list[int]]:
-        """What the backbone needs beside the tokens [N, P], and each response's first rotary position."""
-        images = [self.prompts[group].image_inputs for group in groups]
-        if not any(images):
-            return {"position_ids": torch.arange(ids.shape[1], device=self.device)[None]}, lengths
-        kinds = torch.zeros_like(ids)
-        for i, inputs in enumerate(images):
-            if inputs:
-                kinds[i, : lengths[i]] = inputs["mm_token_type_ids"].to(self.device)
-        grid = torch.cat([inputs["image_grid_thw"] for inputs in images if inputs]).to(self.device)
-        pixels = torch.cat([inputs["pixel_values"] for inputs in images if inputs]).to(self.device)
-        positions, _ = self.model.model.get_rope_index(ids, mm_token_type_ids=kinds, image_grid_thw=grid)  # [3, N, P]
-        # An image takes fewer positions than tokens: the response begins after the largest one, not at the length.
-        after = [int(positions[:, i, :length].max()) + 1 for i, length in enumerate(lengths)]
-        return {"position_ids": positions, "pixel_values": pixels, "image_grid_thw": grid}, after
-
     def _collect(self) -> None:
         lengths = self.lengths.tolist()
         tokens, logprobs, ended = self.tokens.cpu(), self.token_logprobs.cpu(), self.ended.tolist()
         self.responses = [tokens[i, :n].tolist() for i, n in enumerate(lengths)]
         self.logprobs = [logprobs[i, :n].tolist() for i, n in enumerate(lengths)]
         self.stop_reasons = [StopReason.END if end else StopReason.LENGTH for end in ended]
+
+
+def uniform_numbers(options: SamplingOptions, rows: int) -> Tensor:
+    """The numbers [rows, T] that draw these rows, by their places in the whole batch: those of earlier rows are dropped."""
+    generator = torch.Generator().manual_seed(options.seed)
+    for begin in range(0, options.first_row, DROPPED_ROWS):  # in parts: there may be any number of them
+        earlier = min(DROPPED_ROWS, options.first_row - begin)
+        torch.rand(earlier, options.max_response_tokens, generator=generator)
+    return torch.rand(rows, options.max_response_tokens, generator=generator)
 
 
 def image_tokens(model: Any) -> Tensor:
