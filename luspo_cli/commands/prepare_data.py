@@ -25,6 +25,8 @@ PREPARE_DATA_EXAMPLES = [
     "luspo prepare-data gsm8k --from grade-school-math/data --out data/gsm8k",
     "luspo prepare-data dapo-math-17k --out data/dapo --exclude benchmarks/aime24 --exclude benchmarks/aime25",
     "luspo prepare-data my.jsonl --question-column task --answer-column result --held-out 100 --out data/mine",
+    "luspo prepare-data virl39k --from ViRL39K --max-pass-rate 0.9 --held-out 500 --out data/virl39k",
+    "luspo prepare-data charts.jsonl --images-from charts.zip --image-column figure --images bytes --out data/charts",
     "luspo prepare-data owner/name --revision 1a2b3c4 --prompt boxed-suffix --out data/name",
 ]
 
@@ -36,6 +38,14 @@ _NOTES = {
     "earlier_turns_dropped": "are conversations, of which only the last question is kept",
 }
 """Count of a split's manifest entry -> what it says of used rows."""
+
+
+class ImagesChoice(StrEnum):
+    """How the rows of the parquet name their images."""
+
+    RELATIVE = "relative"
+    ABSOLUTE = "absolute"
+    BYTES = "bytes"
 
 
 class IfExistsChoice(StrEnum):
@@ -50,19 +60,54 @@ def prepare_data_cli(
         list[str],
         Argument(
             metavar="SOURCE...",
-            help="gsm8k, dapo-math-17k, arithmetic (made), a local .jsonl/.json/.csv/.tsv/.parquet file or folder, "
-            "or a hub data set owner/name[:config].",
+            help="gsm8k (MIT), dapo-math-17k (Apache-2.0), arithmetic (made), a local .jsonl/.json/.csv/.tsv/.parquet file or "
+            "folder, or a hub data set owner/name[:config]. With images: virl39k (TIGER-Lab/ViRL39K, 38,870 questions; MIT, and "
+            "what it took from other data sets keeps their terms), geo3k (hiyouga/geometry3k, 3,002 questions; MIT).",
         ),
     ],
     out: Annotated[Path, Option("--out", "-o", help="The folder to write.")],
     from_path: Annotated[
-        Path | None, Option("--from", help="File or folder with a named source's upstream files; left out: the hub.")
+        Path | None,
+        Option(
+            "--from",
+            help="File or folder with a named source's upstream files (virl39k: 39Krelease.parquet, and beside it images.zip or "
+            "the folder images); left out: the hub.",
+        ),
     ] = None,
     question_column: Annotated[
         str | None, Option(help="Column of the question; dots look into nested columns.")
     ] = None,
     answer_column: Annotated[
         str | None, Option(help="Column of the gold answer; dots look into nested columns.")
+    ] = None,
+    image_column: Annotated[
+        list[str] | None,
+        Option(help="Column of the images, repeatable; left out: those that are called like images."),
+    ] = None,
+    images_from: Annotated[
+        list[Path] | None,
+        Option(
+            help="Folder or archive (.zip, .tar, .tar.gz) with the images that rows name by path, repeatable; the data file's "
+            "own folder and an images.zip in it are looked into first.",
+        ),
+    ] = None,
+    images: Annotated[
+        ImagesChoice,
+        Option(
+            help="How the parquet holds images: relative paths (of files in OUT/images), absolute paths, or the bytes.",
+        ),
+    ] = ImagesChoice.RELATIVE,
+    min_pass_rate: Annotated[
+        float | None, Option(help="Leave out training rows that a model solves less often.")
+    ] = None,
+    max_pass_rate: Annotated[
+        float | None, Option(help="Leave out training rows that a model solves more often.")
+    ] = None,
+    pass_rate_column: Annotated[
+        str | None,
+        Option(
+            help="Column of the pass rate; left out: PassRate_7BBase (of virl39k), pass_rate or PassRate_32BTrained.",
+        ),
     ] = None,
     prompt: Annotated[
         str | None, Option(help="qwen-boxed, boxed-suffix, gsm8k-verl, dapo or plain; left out: the source's own.")
@@ -86,15 +131,26 @@ def prepare_data_cli(
     as_json: Annotated[bool, Option("--json", help="Print the manifest, for programs.")] = False,
 ) -> None:
     """Write problems as train.parquet (and test.parquet) in verl's layout, with a manifest of what was left out."""
+    from luspo_cli.data.columns import SourceOptions
+    from luspo_cli.data.filtering import PassRates
     from luspo_cli.data.prepare import prepare
-    from luspo_cli.data.sources import SourceOptions
     from luspo_cli.grading.grader import Grader
 
     with Grader() as grader, _progress() as progress:
         prepared = prepare(
             sources,
             out,
-            options=SourceOptions(from_path, question_column, answer_column, revision, size, seed),
+            options=SourceOptions(
+                from_path,
+                question_column,
+                answer_column,
+                revision,
+                size,
+                seed,
+                tuple(image_column or ()),
+                tuple(images_from or ()),
+                pass_rate_column,
+            ),
             prompt=prompt,
             splits=split or (),
             held_out=held_out,
@@ -105,6 +161,8 @@ def prepare_data_cli(
             max_prompt_characters=max_prompt_characters,
             unparsable=grader.unreadable if check_answers else None,
             progress=progress,
+            images=images.value,
+            pass_rates=PassRates(min_pass_rate, max_pass_rate),
         )
     if as_json:
         typer.echo(json.dumps(prepared.manifest, sort_keys=True))
@@ -121,6 +179,16 @@ def _summary(prepared: Prepared) -> Iterator[str]:
         for count, what in _NOTES.items():
             if counts[count]:
                 yield f"note: {counts[count]} of them {what}."
+        for reason, said in counts["first_left_out"].items():
+            yield f"note: first {reason.replace('_', ' ')}, in {said}."
+    images = prepared.manifest["images"]
+    if images["files"]:
+        moving = f"; {images['animated']} are animations, seen by their first frame" if images["animated"] else ""
+        size = f"{images['files']} different ones ({images['bytes'] / 1e6:.1f} MB)"
+        yield f"images: {images['used']} in rows, {size}, kept as they came{moving}."
+    for source in prepared.manifest["sources"]:
+        if source["licence"]:
+            yield f"licence of {source['name']}, as its page says: {source['licence']}."
     files = ", ".join(f"{split}.parquet ({count} problems)" for split, count in prepared.rows.items())
     yield f"{prepared.folder}: {files}, manifest.json."
 

@@ -1,40 +1,60 @@
-"""Image files → what a vision model's processor reads; the files are data of others and are treated as such.
+"""Images in files and in parquet → what a vision model's processor reads; they are data of others and are treated as such.
 
-An image lies inside the data folder and is one of a few raster formats, recognised by its content and not by its name.
-Transparent parts become white, as the Qwen authors' own loading does: dropping the alpha channel instead would turn a figure
-with black lines on a transparent ground into a black square. Sizes are left to the model's processor, which resizes by its own
+An image is one of a few raster formats, recognised by its content and not by its name. Transparent parts become white, as the
+Qwen authors' own loading does: dropping the alpha channel instead would turn a figure with black lines on a transparent ground
+into a black square. Of an animation the first frame is read. Sizes are left to the model's processor, which resizes by its own
 smallest and largest number of pixels; nothing here shrinks or cuts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache, partial
+from io import BytesIO
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
+from luspo_cli.data.left_out import LeftOut, UnusableImage
 from luspo_cli.data.prompts import IMAGE_MARK
 from luspo_cli.errors import UsageError, first_line
-from luspo_cli.records import Message
+from luspo_cli.records import ImageSource, Message
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 """Raster formats that Pillow decodes itself; formats that start another program (EPS) are not among them."""
+_BEGINNINGS = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF", b"GIF8", b"BM", b"II*\0", b"MM\0*")
+"""First bytes of the formats, of files that Pillow cannot tell the kind of since they are damaged."""
+_ORIENTATION = 0x0112
+_LYING = (5, 6, 7, 8)
+"""EXIF orientations that exchange width and height."""
 
 
-def image_file(path: str, folder: Path) -> Path:
-    """The absolute path of the image that data in `folder` calls `path`; UsageError where it leaves the folder or is missing."""
+def image_file(path: str, folder: Path, *, absolute: bool = False) -> Path:
+    """The absolute path of the image that data in `folder` calls `path`; `absolute`: it may be one, wherever it leads.
+
+    Raises UnusableImage where the path leaves the folder or the file is missing.
+    """
+    free = absolute and PurePosixPath(path).is_absolute()
     root = folder.resolve()
     try:
         file = (root / path).resolve()
-    except (OSError, ValueError, RuntimeError) as error:  # a NUL character, a loop of links
-        raise UsageError(f"the image path {path!r} cannot be followed ({error}); correct it") from error
-    if PurePosixPath(path).is_absolute() or not file.is_relative_to(root):
-        raise UsageError(f"the image path {path} leaves the data folder {folder}; copy the image into it")
-    if not file.is_file():
-        raise UsageError(f"the image {path} is missing in {folder}; put it there, or leave its problem out")
+        there = file.is_file()
+    except (OSError, ValueError, RuntimeError) as error:  # a NUL character, a loop of links, a name that is too long
+        raise UnusableImage(
+            LeftOut.IMAGE_MISSING, f"the image path {path!r} cannot be followed ({error}); correct it"
+        ) from error
+    if not free and (PurePosixPath(path).is_absolute() or not file.is_relative_to(root)):
+        raise UnusableImage(
+            LeftOut.IMAGE_OUTSIDE, f"the image path {path} leaves the data folder {folder}; copy the image into it"
+        )
+    if not there:
+        raise UnusableImage(
+            LeftOut.IMAGE_MISSING,
+            f"the image {path} is missing in {folder}; put it there, or leave its problem out",
+        )
     return file
 
 
@@ -49,17 +69,86 @@ class ImageFile:
         return str(self.path)
 
     def load(self) -> Image.Image:
-        """The image, upright, RGB, transparent parts white; UsageError where the file is missing or is no whole image."""
-        with _open(self.path) as image:
-            try:
-                return _rgb(ImageOps.exif_transpose(image))
-            except Exception as error:  # decoders raise whatever a broken file makes them raise
-                raise UsageError(_unreadable(self.path, error)) from error
+        """The image, upright, RGB, transparent parts white; UnusableImage where the file is missing or is no whole image."""
+        return decoded(self.path, self._called)
 
     def size(self) -> tuple[int, int]:
-        """Height and width in pixels, from the file's header alone; raises UsageError as `load` does."""
-        with _open(self.path) as image:
-            return image.height, image.width
+        """Height and width in pixels, from the file's header alone; raises UnusableImage as `load` does."""
+        return size_of(self.path, self._called)
+
+    def content(self) -> bytes:
+        """The file's bytes."""
+        try:
+            return self.path.read_bytes()
+        except OSError as error:
+            raise UnusableImage(LeftOut.IMAGE_MISSING, f"the image {self._called} cannot be read ({error})") from error
+
+    @property
+    def _called(self) -> str:
+        return f"{self.path.name!r} in {self.path.parent}"
+
+
+@dataclass(frozen=True, slots=True)
+class StoredImage:
+    """An image inside a parquet file, as bytes in the column `images`; read anew each time, with the rows written beside it."""
+
+    file: Path
+    row_group: int
+    row: int
+    """Within the row group."""
+    number: int
+    """Within the row."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.file}, {self._place}"
+
+    def load(self) -> Image.Image:
+        """As `ImageFile.load`."""
+        return decoded(BytesIO(self.content()), self._called)
+
+    def size(self) -> tuple[int, int]:
+        """As `ImageFile.size`."""
+        return size_of(BytesIO(self.content()), self._called)
+
+    def content(self) -> bytes:
+        """The image's bytes; UnusableImage where the file was moved, changed, or has none in this place."""
+        try:
+            cell = _images_of_group(self.file, self.row_group)[self.row].as_py()
+            image = cell[self.number] if isinstance(cell, list) else cell
+        except (OSError, IndexError, ValueError) as error:  # pyarrow's own errors are ValueErrors and OSErrors
+            raise UnusableImage(
+                LeftOut.IMAGE_MISSING, f"the image {self._called} cannot be read ({first_line(error)})"
+            ) from error
+        found = image.get("bytes") if isinstance(image, dict) else image
+        if not isinstance(found, bytes):
+            raise UnusableImage(LeftOut.IMAGE_MISSING, f"the image {self._called} has no bytes")
+        return found
+
+    @property
+    def _called(self) -> str:
+        return f"{self._place} of {self.file}"
+
+    @property
+    def _place(self) -> str:
+        return f"image {self.number} of row {self.row} of row group {self.row_group}"
+
+
+@lru_cache(maxsize=1)
+def _images_of_group(file: Path, row_group: int) -> Any:
+    import pyarrow.parquet
+
+    with pyarrow.parquet.ParquetFile(file) as parquet:
+        return parquet.read_row_group(row_group, columns=["images"]).column("images")
+
+
+def image_content(image: ImageSource) -> bytes:
+    """What tells an image's content from others': its bytes, or the pixels of one without; its name where it is missing."""
+    stored: Callable[[], bytes] | None = getattr(image, "content", None)
+    try:
+        return stored() if stored is not None else image.load().tobytes()
+    except UsageError:
+        return image.name.encode()
 
 
 def image_messages(messages: Sequence[Message], images: int) -> list[dict[str, Any]]:
@@ -85,22 +174,59 @@ def image_messages(messages: Sequence[Message], images: int) -> list[dict[str, A
     return turns
 
 
-def _open(file: Path) -> Image.Image:
+def decoded(source: Path | BinaryIO, called: str) -> Image.Image:
+    """The image of a file, upright and RGB; UnusableImage, naming it as it is `called`, where there is no whole image to read."""
+    with _open(source, called) as image:
+        try:
+            return _rgb(ImageOps.exif_transpose(image))
+        except Exception as error:  # decoders raise whatever a broken file makes them raise
+            raise _unreadable(called, error, LeftOut.IMAGE_UNREADABLE) from error
+
+
+def size_of(source: Path | BinaryIO, called: str) -> tuple[int, int]:
+    """Height and width of the upright image, from its header; raises UnusableImage as `decoded` does."""
+    with _open(source, called) as image:
+        # A PNG without EXIF in front of its pixels would be decoded in search of some behind them.
+        exif = image.getexif() if image.format != "PNG" or "exif" in image.info else {}
+        lying = exif.get(_ORIENTATION) in _LYING
+        return (image.width, image.height) if lying else (image.height, image.width)
+
+
+def _open(source: Path | BinaryIO, called: str) -> Image.Image:
+    fail = partial(_unreadable, called)
     try:
-        return Image.open(file, formats=FORMATS)
-    except FileNotFoundError:
-        raise UsageError(
-            f"the image {file.name} is missing in {file.parent}; put it there, or leave its problem out"
-        ) from None
+        image = Image.open(source, formats=FORMATS)
+    except FileNotFoundError as error:
+        where = f"{source.name} is missing in {source.parent}" if isinstance(source, Path) else f"{called} is missing"
+        raise UnusableImage(
+            LeftOut.IMAGE_MISSING, f"the image {where}; put it there, or leave its problem out"
+        ) from error
+    except UnidentifiedImageError as error:
+        if _begins_like_an_image(source):
+            raise fail(ValueError("it is cut off or damaged"), LeftOut.IMAGE_UNREADABLE) from error
+        raise fail(ValueError("its content is of another kind"), LeftOut.IMAGE_NOT_SUPPORTED) from error
+    except Image.DecompressionBombError as error:
+        raise fail(error, LeftOut.IMAGE_TOO_LARGE) from error
     except Exception as error:
-        raise UsageError(_unreadable(file, error)) from error
+        raise fail(error, LeftOut.IMAGE_UNREADABLE) from error
+    if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
+        image.close()
+        large = f"{image.width} x {image.height} are more than {Image.MAX_IMAGE_PIXELS} pixels, decompression bomb"
+        raise fail(ValueError(large), LeftOut.IMAGE_TOO_LARGE)
+    return image
 
 
-def _unreadable(file: Path, error: BaseException) -> str:
-    return (
-        f"the image {file.name!r} in {file.parent} cannot be read ({first_line(error)});"
-        f" replace it with a whole {', '.join(FORMATS)} file"
-    )
+def _begins_like_an_image(source: Path | BinaryIO) -> bool:
+    if isinstance(source, Path):
+        with source.open("rb") as stream:
+            return stream.read(8).startswith(_BEGINNINGS)
+    source.seek(0)
+    return source.read(8).startswith(_BEGINNINGS)
+
+
+def _unreadable(called: str, error: BaseException, reason: LeftOut) -> UnusableImage:
+    said = f"the image {called} cannot be read ({first_line(error)})"
+    return UnusableImage(reason, f"{said}; replace it with a whole {', '.join(FORMATS)} file")
 
 
 def _rgb(image: Image.Image) -> Image.Image:

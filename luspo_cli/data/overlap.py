@@ -12,6 +12,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 
+from luspo_cli.data.prompts import IMAGE_MARK
 from luspo_cli.records import Problem
 
 LONG_TEXT = 100
@@ -22,15 +23,19 @@ _FRACTION = re.compile(r"\\[dtc]frac(?![a-zA-Z])")
 
 
 def normalise_question(text: str) -> str:
-    """Return `text` in lower case without white space, LaTeX spacing, formula delimiters and closing punctuation."""
-    text = unicodedata.normalize("NFKC", text).lower()
+    """Return `text` in lower case without image marks, white space, LaTeX spacing, formula delimiters and closing punctuation."""
+    text = unicodedata.normalize("NFKC", text.replace(IMAGE_MARK, " ")).lower()
     text = _FRACTION.sub(r"\\frac", text)
     return _SPACING.sub("", text).rstrip(".?!:;,")
 
 
-def question_digest(text: str) -> bytes:
-    """Return 16 bytes that are equal for questions equal after normalisation."""
-    return hashlib.blake2b(normalise_question(text).encode("utf-8", "surrogatepass"), digest_size=16).digest()
+def question_digest(text: str, images: Sequence[str] = ()) -> bytes:
+    """Return 16 bytes that are equal for questions equal after normalisation, with the same images.
+
+    `images`: what tells each one's content; one wording under two pictures is two questions.
+    """
+    whole = "\0".join((normalise_question(text), *images))
+    return hashlib.blake2b(whole.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 class ExcludedQuestions:
@@ -74,8 +79,13 @@ def held_out_warning(
 
     Compared by the questions themselves: one file under two names, or a copy of it, is found too.
     """
-    trained = {question_digest(_question(problem)) for problem in train}
-    shared = sum(question_digest(_question(problem)) in trained for problem in held_out)
+    trained = {_by_name(problem) for problem in train}
+    others = [problem for problem in held_out if _by_name(problem) not in trained]
+    # Images are read only where the words are the same and the files are not.
+    same_words = {_words(problem) for problem in others if problem.images}
+    seen = {_by_content(problem) for problem in train if problem.images and _words(problem) in same_words}
+    apart = sum(not problem.images or _by_content(problem) not in seen for problem in others)
+    shared = len(held_out) - apart
     if not shared:
         return None
     amount = "all" if shared == len(held_out) else f"{shared} of the"
@@ -85,7 +95,21 @@ def held_out_warning(
     )
 
 
+def _words(problem: Problem) -> bytes:
+    return question_digest(_question(problem))
+
+
+def _by_name(problem: Problem) -> bytes:
+    return question_digest(_question(problem), [image.name for image in problem.images])
+
+
+def _by_content(problem: Problem) -> bytes:
+    from luspo_cli.data.images import image_content
+
+    digests = [hashlib.blake2b(image_content(image), digest_size=16).hexdigest() for image in problem.images]
+    return question_digest(_question(problem), digests)
+
+
 def _question(problem: Problem) -> str:
-    users = [message.content for message in problem.prompt if message.role == "user"]
-    # Of several turns all belong to the question; two images under one wording are two questions.
-    return "\n".join((*users, *(image.name for image in problem.images)))
+    # Of several turns all belong to the question.
+    return "\n".join(message.content for message in problem.prompt if message.role == "user")

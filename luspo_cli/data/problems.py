@@ -2,8 +2,9 @@
 
 Nothing is guessed and nothing is skipped: a row without a prompt or a gold answer, or an image outside the data
 folder, stops the loading with a sentence, because a problem that silently scores zero looks like a hard one. Gold
-answers arrive as int, float or text in the wild and become text here. Nothing heavy is imported before there is a file to
-read: the dry run asks here too.
+answers arrive as int, float or text in the wild and become text here. Images are paths, or bytes inside the file, which
+are not read before they are asked for. An absolute path is followed only where the manifest beside the file says that it
+was written with such paths. Nothing heavy is imported before there is a file to read: the dry run asks here too.
 """
 
 from __future__ import annotations
@@ -17,16 +18,20 @@ from typing import TYPE_CHECKING, Any
 from luspo_cli.data.prompts import IMAGE_MARK
 from luspo_cli.data.values import answer_text
 from luspo_cli.errors import UsageError, first_line, nearest
-from luspo_cli.files import file_sha256
-from luspo_cli.records import Message, Problem
+from luspo_cli.files import file_sha256, read_object
+from luspo_cli.records import ImageSource, Message, Problem
 
 if TYPE_CHECKING:
-    from luspo_cli.data.images import ImageFile
+    import pyarrow.parquet
+
+    from luspo_cli.data.images import StoredImage
 
 _COLUMNS = ("data_source", "prompt", "images", "reward_model", "extra_info")
 _REQUIRED = ("prompt", "reward_model")
 _BATCH_ROWS = 4096
-_KNOWN_SOURCES = ("gsm8k", "dapo-math-17k", "arithmetic")
+_FEW_ROWS = 32
+"""Where images come along with their bytes."""
+_KNOWN_SOURCES = ("gsm8k", "dapo-math-17k", "arithmetic", "virl39k", "geo3k")
 
 
 def load_problems(path: str | Path, *, split: str = "train", deduplicate: bool = False) -> list[Problem]:
@@ -39,11 +44,12 @@ def load_problems(path: str | Path, *, split: str = "train", deduplicate: bool =
         UsageError: no such file, not verl's layout, no rows, or a row that cannot be used.
     """
     file = _data_file(path, split)
+    absolute = _absolute_images(file.parent)
     problems: list[Problem] = []
     seen: set[bytes] = set()
     ids: dict[str, int] = {}
     for number, row in enumerate(_rows(file)):
-        problem = _problem(row, number, file, split)
+        problem = _problem(row, number, file, split, absolute)
         if deduplicate:
             content = repr((problem.prompt, problem.answer, problem.images)).encode("utf-8", "surrogatepass")
             digest = hashlib.blake2b(content, digest_size=16).digest()
@@ -93,6 +99,8 @@ def _make_it(path: Path) -> str:
 def _rows(file: Path) -> Iterator[dict[str, Any]]:
     import pyarrow.parquet
 
+    from luspo_cli.data.images import StoredImage
+
     try:
         with pyarrow.parquet.ParquetFile(file) as parquet:
             names = parquet.schema_arrow.names
@@ -102,14 +110,58 @@ def _rows(file: Path) -> Iterator[dict[str, Any]]:
                         f"{file} has no column '{name}'{nearest(name, names)}; it has {', '.join(names)}. "
                         "Training data needs verl's layout: run it through `luspo prepare-data` first."
                     )
-            columns = [name for name in _COLUMNS if name in names]
-            for batch in parquet.iter_batches(batch_size=_BATCH_ROWS, columns=columns):
-                yield from batch.to_pylist()
+            columns, at_once = _columns(parquet, [name for name in _COLUMNS if name in names])
+            for group in range(parquet.num_row_groups):
+                stored, place = _may_hold_bytes(parquet, group), 0
+                for batch in parquet.iter_batches(batch_size=at_once, row_groups=[group], columns=columns):
+                    for row in batch.to_pylist():
+                        row["images"] = _located(row.get("images"), stored, StoredImage(file, group, place, 0))
+                        place += 1
+                        yield row
     except (pyarrow.ArrowException, OSError) as error:
         raise UsageError(f"{file} cannot be read as parquet: {first_line(error)}.") from error
 
 
-def _problem(row: Mapping[str, Any], number: int, file: Path, split: str) -> Problem:
+def _columns(parquet: pyarrow.parquet.ParquetFile, names: list[str]) -> tuple[list[str], int]:
+    """The columns to read, of images in objects all but their bytes, and how many rows at once."""
+    leaves = [parquet.schema.column(place).path for place in range(len(parquet.schema))]
+    images = [leaf for leaf in leaves if leaf.split(".")[0] == "images"]
+    without = [leaf for leaf in images if leaf.split(".")[-1] != "bytes"]
+    if without:
+        names = [*(name for name in names if name != "images"), *without]
+    may_be_bytes = images and not (without and without != images)
+    return names, _FEW_ROWS if may_be_bytes else _BATCH_ROWS
+
+
+def _may_hold_bytes(parquet: pyarrow.parquet.ParquetFile, group: int) -> bool:
+    """Whether a row group has images in objects with bytes, by what its header says of empty places."""
+    metadata = parquet.metadata.row_group(group)
+    for column in (metadata.column(place) for place in range(metadata.num_columns)):
+        path = column.path_in_schema.split(".")
+        if path[0] == "images" and path[-1] == "bytes" and column.physical_type == "BYTE_ARRAY":
+            known = column.statistics if column.is_stats_set else None
+            return known is None or not known.has_null_count or known.null_count < column.num_values
+    return False
+
+
+def _located(images: Any, stored: bool, first: StoredImage) -> list[Any]:
+    """A row's images, those that are bytes by where they are; `first` is where the row's first one would be."""
+    several = images if isinstance(images, list) else [] if images is None else [images]
+    return [
+        replace(first, number=number) if isinstance(image, bytes) or (stored and isinstance(image, Mapping)) else image
+        for number, image in enumerate(several)
+    ]
+
+
+def _absolute_images(folder: Path) -> bool:
+    """Whether the data of a folder was written with absolute paths of its images, by its manifest."""
+    from luspo_cli.data.writing import MANIFEST
+
+    images = (read_object(folder / MANIFEST) or {}).get("images")
+    return isinstance(images, Mapping) and images.get("stored_as") == "absolute"
+
+
+def _problem(row: Mapping[str, Any], number: int, file: Path, split: str, absolute: bool) -> Problem:
     place = f"row {number} of {file}"
     source = row.get("data_source") or ""
     extra = row.get("extra_info")
@@ -121,7 +173,7 @@ def _problem(row: Mapping[str, Any], number: int, file: Path, split: str) -> Pro
             f"{place} has no gold answer (reward_model.ground_truth); `luspo prepare-data` leaves such rows out."
         )
     prompt = _messages(row["prompt"], place)
-    images = _images(row.get("images"), prompt, file.parent, place)
+    images = _images(row["images"], prompt, file.parent, place, absolute)
     index = extra.get("index", extra.get("id"))
     identity = f"{source or file.stem}/{extra.get('split') or split}/{number if index is None else index}"
     return Problem(identity, prompt, answer, source, images, extra)
@@ -143,25 +195,29 @@ def _messages(turns: Any, place: str) -> tuple[Message, ...]:
     return tuple(messages)
 
 
-def _images(images: Any, prompt: tuple[Message, ...], folder: Path, place: str) -> tuple[ImageFile, ...]:
-    files = tuple(_image(image, folder, place) for image in images or ())
+def _images(
+    images: list[Any], prompt: tuple[Message, ...], folder: Path, place: str, absolute: bool
+) -> tuple[ImageSource, ...]:
+    found = tuple(_image(image, folder, place, absolute) for image in images)
     marks = sum(message.content.count(IMAGE_MARK) for message in prompt)
-    # Without an images column, "<image>" is text of the problem.
-    if files and marks != len(files):
-        raise UsageError(f"{place} has {len(files)} images but {marks} '{IMAGE_MARK}' marks in its prompt.")
-    return files
+    # Without images, "<image>" is text of the problem.
+    if found and marks != len(found):
+        raise UsageError(f"{place} has {len(found)} images but {marks} '{IMAGE_MARK}' marks in its prompt.")
+    return found
 
 
-def _image(image: Any, folder: Path, place: str) -> ImageFile:
+def _image(image: Any, folder: Path, place: str, absolute: bool) -> ImageSource:
+    from luspo_cli.data.images import ImageFile, StoredImage, image_file
+
+    if isinstance(image, StoredImage):
+        return image
     if isinstance(image, Mapping):
         image = image.get("path") or image.get("image")
     if not isinstance(image, str) or not image:
         raise UsageError(
-            f"{place}: an image is not a path to a file below {folder}; store images as files beside the data."
+            f"{place}: an image is neither bytes nor a path to a file below {folder}; run it through `luspo prepare-data`."
         )
-    from luspo_cli.data.images import ImageFile, image_file
-
     try:
-        return ImageFile(image_file(image, folder))
+        return ImageFile(image_file(image, folder, absolute=absolute))
     except UsageError as error:
         raise UsageError(f"{place}: {error}.") from error

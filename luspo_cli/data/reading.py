@@ -13,13 +13,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from luspo_cli.data.values import is_image_column
+from luspo_cli.data.image_columns import is_image_column
 from luspo_cli.errors import UsageError, nearest
 
 SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".tsv")
 QUESTION_COLUMNS = ("question", "problem", "prompt", "query")
 ANSWER_COLUMNS = ("answer", "reward_model.ground_truth", "ground_truth", "final_answer", "gold")
 _BATCH_ROWS = 1024
+_READ_AT_ONCE = 2**20
 _SHOWN_COLUMNS = 20
 
 Row = Mapping[str, Any]
@@ -207,10 +208,10 @@ def _parquet(file: Path, columns: Sequence[str]) -> Iterator[Row]:
     import pyarrow.parquet
 
     try:
-        with pyarrow.parquet.ParquetFile(file) as parquet:
+        # A row group may hold gigabytes of images: it is read in parts, and few rows of it are in memory at a time.
+        with pyarrow.parquet.ParquetFile(file, buffer_size=_READ_AT_ONCE) as parquet:
             _refuse_repeated(parquet.schema_arrow.names, str(file))
             names = list(dict.fromkeys(columns)) or None
-            # Rows that hold images are large: few of them are in memory at a time.
             large = any(is_image_column(name) for name in names or parquet.schema_arrow.names)
             for batch in parquet.iter_batches(batch_size=_BATCH_ROWS // 32 if large else _BATCH_ROWS, columns=names):
                 yield from batch.to_pylist()

@@ -11,71 +11,21 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from enum import StrEnum
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from luspo_cli.data.reading import (
-    ANSWER_COLUMNS,
-    QUESTION_COLUMNS,
-    SUFFIXES,
-    choose_column,
-    column_names,
-    data_files,
-    read_rows,
-    value_at,
-)
-from luspo_cli.data.values import answer_text, gold_answer, has_image, is_image_column, is_missing, read_question
-from luspo_cli.errors import RunError, UsageError, first_line, nearest
-from luspo_cli.grading.answers import has_box
+from luspo_cli.data.archives import ImagePlaces, is_archive
+from luspo_cli.data.columns import Columns, SourceOptions, SourceRow
+from luspo_cli.data.hub import hub_tables
+from luspo_cli.data.published import PUBLISHED, Published
+from luspo_cli.data.reading import SUFFIXES, column_names, data_files, read_rows
+from luspo_cli.errors import UsageError, nearest
 
 _SPLIT_WORDS = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("validation", "val", "valid", "dev", "eval"), "validation"),
     "test": "test",
 }
-
-
-class LeftOut(StrEnum):
-    """Why a row was not used; the first reason that applies is counted."""
-
-    WITH_IMAGES = "with_images"
-    """Images (or videos) belong to it, and only text is prepared."""
-    QUESTION_NOT_TEXT = "question_not_text"
-    EMPTY_QUESTION = "empty_question"
-    ANSWER_NOT_TEXT = "answer_not_text_or_number"
-    EMPTY_ANSWER = "empty_answer"
-    UNREADABLE_TEXT = "unreadable_text"
-    """Text with half of a surrogate pair, which is not Unicode."""
-    OVERLONG = "overlong"
-    """More prompt characters than allowed."""
-    UNPARSABLE_ANSWER = "unparsable_answer"
-    """Not one short value, or not readable by the verifier."""
-    IN_TEST_SPLIT = "in_test_split"
-    IN_VALIDATION_SPLIT = "in_validation_split"
-    DUPLICATE = "duplicate"
-    CONFLICTING_ANSWER = "conflicting_answer"
-    """The question of an earlier row that was used, with another gold answer."""
-    IN_EXCLUDED_BENCHMARK = "in_excluded_benchmark"
-
-
-@dataclass(frozen=True, slots=True)
-class SourceRow:
-    """A bare question and its gold answer; None or "" where the source has none."""
-
-    question: str
-    answer: str | None
-    number: int
-    """Row of the source's split, counted from 0."""
-    unfit: LeftOut | None = None
-    """What the row's values alone forbid: images, or values of a type that is no text."""
-    system: str = ""
-    """The data's own system turn."""
-    earlier_turns: bool = False
-    """Whether turns of a conversation stood before the question."""
-    from_solution: bool = False
-    """Whether the answer is the last box of a worked solution."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,45 +39,14 @@ class Source:
     splits: Mapping[str, Callable[[], Iterator[SourceRow]]]
     revision: str | None = None
     files: tuple[Path, ...] = ()
+    facts: Mapping[str, type] = field(default_factory=dict)
+    """Further fields of `extra_info` that its rows fill, and their types."""
+    pass_rate_column: str | None = None
+    licence: str | None = None
+    """Of a known source, as its own page says."""
 
 
-@dataclass(frozen=True, slots=True)
-class SourceOptions:
-    """What the caller may say about a source."""
-
-    from_path: Path | None = None
-    question_column: str | None = None
-    answer_column: str | None = None
-    revision: str | None = None
-    size: int = 2000
-    seed: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class _Published:
-    hub_id: str
-    hub_config: str | None
-    data_source: str
-    prompt: str
-    splits: tuple[str, ...]
-    gold: Callable[[Any], str | None] = gold_answer
-    file_stem: str = ".*"
-    """Pattern of the upstream files' names; GSM8K's folder holds others beside them."""
-
-
-def _gsm8k_gold(value: Any) -> str | None:
-    return gold_answer(value) if isinstance(value, str) and "####" in value else None
-
-
-_PUBLISHED = {
-    "gsm8k": _Published(
-        "openai/gsm8k", "main", "gsm8k", "qwen-boxed", ("train", "test"), _gsm8k_gold, r"(?:train|test)(?:-\d+-of-\d+)?"
-    ),
-    "dapo-math-17k": _Published(
-        "BytedTsinghua-SIA/DAPO-Math-17k", None, "math_dapo", "dapo", ("train",), file_stem=r"(?i:(?!.*aime).*)"
-    ),
-}
-SOURCE_NAMES = (*_PUBLISHED, "arithmetic", "virl39k")
+SOURCE_NAMES = (*PUBLISHED, "arithmetic")
 
 
 def open_source(name: str, options: SourceOptions) -> Source:
@@ -137,32 +56,30 @@ def open_source(name: str, options: SourceOptions) -> Source:
         UsageError: no such source, file or column.
         RunError: the hub cannot be reached.
     """
-    if options.from_path is not None and name not in _PUBLISHED:
+    if options.from_path is not None and name not in PUBLISHED:
         raise UsageError(
-            f"--from names the files of {' or '.join(_PUBLISHED)}; "
-            "for your own data give the path itself as the source."
+            f"--from names the files of {' or '.join(PUBLISHED)}; for your own data give the path itself as the source."
         )
-    if name == "virl39k":
-        raise UsageError("virl39k holds images, and prepare-data reads text only so far; choose a text source.")
     if name == "arithmetic":
         return Source("arithmetic", "arithmetic", "qwen-boxed", {"train": lambda: _arithmetic(options)})
-    if name in _PUBLISHED:
-        return _open_published(name, _PUBLISHED[name], options)
+    if name in PUBLISHED:
+        published = PUBLISHED[name]
+        return _open_hub(name, published, options) if options.from_path is None else _given(name, published, options)
     path = Path(name)
     if path.exists():
         return _open_local(path, options)
     if name.count("/") == 1 and not name.startswith((".", "/", "~")) and path.suffix.lower() not in SUFFIXES:
         hub_id, _, config = name.partition(":")
-        return _open_hub(name, _Published(hub_id, config or None, hub_id, "qwen-boxed", ("train", "test")), options)
+        return _open_hub(name, Published(hub_id, config or None), options)
     raise UsageError(
         f"'{name}' is neither a file or folder nor a known source{nearest(name, SOURCE_NAMES)}; the known sources are "
         f"{', '.join(SOURCE_NAMES)}, and a hub data set is written owner/name."
     )
 
 
-def _open_published(name: str, published: _Published, options: SourceOptions) -> Source:
-    if options.from_path is None:
-        return _open_hub(name, published, options)
+def _given(name: str, published: Published, options: SourceOptions) -> Source:
+    """A known source whose upstream files are at hand."""
+    assert options.from_path is not None
     by_split = {
         split: files
         for split, files in _files_by_split(options.from_path, published.file_stem).items()
@@ -172,19 +89,52 @@ def _open_published(name: str, published: _Published, options: SourceOptions) ->
         raise UsageError(
             f"{options.from_path} holds no {' or '.join(published.splits)} file of {name} ({', '.join(SUFFIXES)})."
         )
-    splits = {split: _reader(files, options, published.gold) for split, files in by_split.items()}
-    all_files = tuple(file for files in by_split.values() for file in files)
-    return Source(name, published.data_source, published.prompt, splits, options.revision, all_files)
+    return _from_files(name, published, by_split, options)
 
 
 def _open_local(path: Path, options: SourceOptions) -> Source:
     by_split = {"train": [path]} if path.is_file() else _files_by_split(path)
     if not by_split:
         raise UsageError(f"{path} holds no data file ({', '.join(SUFFIXES)}).")
-    splits = {split: _reader(files, options, gold_answer) for split, files in by_split.items()}
-    all_files = tuple(file for files in by_split.values() for file in files)
     name = path.resolve().stem if path.is_file() else path.resolve().name
-    return Source(name, name, "qwen-boxed", splits, None, all_files)
+    return _from_files(name, Published(name), by_split, options)
+
+
+def _from_files(name: str, published: Published, by_split: Mapping[str, list[Path]], options: SourceOptions) -> Source:
+    facts: dict[str, type] = {}
+    rate: str | None = None
+    splits: dict[str, Callable[[], Iterator[SourceRow]]] = {}
+    for split, files in by_split.items():
+        chosen = []
+        for file in files:
+            beside = [file.parent, *([options.from_path] if options.from_path is not None else [])]
+            places = ImagePlaces(options.images_from, beside=beside, stem=file.stem)
+            columns = Columns.chosen(column_names(file), options, str(file), published.gold, places)
+            chosen.append((file, columns))
+            facts |= columns.facts()
+            rate = rate or columns.pass_rate
+        splits[split] = _reader(chosen)
+    all_files = tuple(file for files in by_split.values() for file in files)
+    source = published.data_source or published.hub_id
+    return Source(name, source, published.prompt, splits, options.revision, all_files, facts, rate, published.licence)
+
+
+def _open_hub(name: str, published: Published, options: SourceOptions) -> Source:
+    tables, revision = hub_tables(name, published, options)
+    facts: dict[str, type] = {}
+    for _, columns in tables.values():
+        facts |= columns.facts()
+    rates = [columns.pass_rate for _, columns in tables.values() if columns.pass_rate]
+    return Source(
+        name,
+        published.data_source or published.hub_id,
+        published.prompt,
+        {split: rows for split, (rows, _) in tables.items()},
+        revision,
+        facts=facts,
+        pass_rate_column=rates[0] if rates else None,
+        licence=published.licence,
+    )
 
 
 def split_of(name: str) -> str:
@@ -208,6 +158,8 @@ def _splits_said(name: str) -> set[str]:
 
 def _files_by_split(path: Path, stem: str = ".*") -> dict[str, list[Path]]:
     """Return the data files of a path by split; one file that is given by itself is training data unless it says `test`."""
+    if path.is_file() and is_archive(path):
+        raise UsageError(f"--from names the data's own files; name {path} with --images-from, or unpack it first.")
     if path.is_file():
         return {"test" if split_of(path.stem) == "test" else "train": [path]}
     if not path.is_dir():
@@ -222,101 +174,13 @@ def _files_by_split(path: Path, stem: str = ".*") -> dict[str, list[Path]]:
     return by_split
 
 
-def _reader(
-    files: list[Path], options: SourceOptions, gold: Callable[[Any], str | None]
-) -> Callable[[], Iterator[SourceRow]]:
-    chosen = [(file, _Columns.chosen(column_names(file), options, str(file), gold)) for file in files]
-
+def _reader(chosen: list[tuple[Path, Columns]]) -> Callable[[], Iterator[SourceRow]]:
     def rows() -> Iterator[SourceRow]:
         number = 0
         for file, columns in chosen:
             for row in read_rows(file, columns.top_level()):
                 yield columns.row(row, number)
                 number += 1
-
-    return rows
-
-
-@dataclass(frozen=True, slots=True)
-class _Columns:
-    """The columns of one file or table that matter, and how its gold answers are read."""
-
-    question: str
-    answer: str
-    images: tuple[str, ...]
-    gold: Callable[[Any], str | None]
-
-    @classmethod
-    def chosen(
-        cls, names: list[str], options: SourceOptions, place: str, gold: Callable[[Any], str | None]
-    ) -> _Columns:
-        question = choose_column(
-            names, options.question_column, QUESTION_COLUMNS, option="--question-column", place=place
-        )
-        answer = choose_column(names, options.answer_column, ANSWER_COLUMNS, option="--answer-column", place=place)
-        return cls(question, answer, tuple(name for name in names if is_image_column(name)), gold)
-
-    def top_level(self) -> list[str]:
-        """Return the names to read: a nested column comes with the whole of its outermost one."""
-        return [column.partition(".")[0] for column in (self.question, self.answer)] + list(self.images)
-
-    def row(self, row: Mapping[str, Any], number: int) -> SourceRow:
-        """Return one row's question and gold answer, with what forbids its use."""
-        raw = value_at(row, self.answer)
-        question, text = read_question(value_at(row, self.question)), answer_text(raw)
-        unfit = None
-        # By the row's own keys: JSON rows may have columns that the first one has not.
-        if question.has_images or any(is_image_column(name) and has_image(value) for name, value in row.items()):
-            unfit = LeftOut.WITH_IMAGES
-        elif not question.is_text:
-            unfit = LeftOut.QUESTION_NOT_TEXT
-        elif text is None and not is_missing(raw) and question.text:
-            unfit = LeftOut.ANSWER_NOT_TEXT
-        answer = self.gold(raw)
-        solution = answer is not None and answer != text and has_box(text or "") and "####" not in (text or "")
-        return SourceRow(question.text, answer, number, unfit, question.system, question.earlier_turns, solution)
-
-
-def _open_hub(name: str, published: _Published, options: SourceOptions) -> Source:
-    hub_id = published.hub_id
-    try:
-        import datasets
-
-        loaded = datasets.load_dataset(hub_id, published.hub_config, revision=options.revision)
-    except Exception as error:  # the hub client raises dozens of kinds; each one means "no data"
-        how = f"give its files with --from PATH (`luspo prepare-data {name} --from PATH ...`)"
-        raise RunError(
-            f"{hub_id} is no local path and could not be loaded from the Hugging Face hub ({first_line(error)}); "
-            "check the name and the network"
-            + (f", or {how}." if name in _PUBLISHED else ", or download it and give the file as the source.")
-        ) from error
-    splits: dict[str, Callable[[], Iterator[SourceRow]]] = {}
-    for split, table in loaded.items():
-        names = list(table.column_names)
-        names += [f"{column}.{inner}" for column in names for inner in _inner_names(table.features[column])]
-        splits[str(split)] = _table_rows(table, _Columns.chosen(names, options, f"{hub_id} ({split})", published.gold))
-    ordered = {split: splits[split] for split in (*published.splits, *splits) if split in splits}
-    return Source(name, published.data_source, published.prompt, ordered, _commit(loaded) or options.revision)
-
-
-def _commit(loaded: Mapping[Any, Any]) -> str | None:
-    """Return the hub commit that the loaded files came from, where their addresses name it."""
-    for table in loaded.values():
-        for address in getattr(table.info, "download_checksums", None) or ():
-            match = re.search(r"@([0-9a-f]{40})/", str(address))
-            if match:
-                return match.group(1)
-    return None
-
-
-def _inner_names(feature: Any) -> list[str]:
-    return list(feature) if isinstance(feature, Mapping) else []
-
-
-def _table_rows(table: Any, columns: _Columns) -> Callable[[], Iterator[SourceRow]]:
-    def rows() -> Iterator[SourceRow]:
-        for number, row in enumerate(table):
-            yield columns.row(row, number)
 
     return rows
 

@@ -10,15 +10,12 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from functools import lru_cache
 from typing import Any
 
+from luspo_cli.data.image_columns import RawImage, raw_images
 from luspo_cli.data.prompts import IMAGE_MARK, PROMPTS, strip_prompt
 from luspo_cli.grading.answers import has_box, last_boxed
 
-_IMAGE_COLUMN = re.compile(
-    r"(?:decoded_)?(?:image|img|picture|pic|video)s?_?\d*(?:_(?:path|file|name|url|bytes)s?)?", re.IGNORECASE
-)
 _LONGEST_GOLD = 300
 _MOST_BOXES = 50
 _WITH_THOUSANDS = re.compile(r"[-+]?\$?\d{1,3}(?:,\d{3})+(?:\.\d+)?")
@@ -34,8 +31,9 @@ class Question:
     """"" where there is none."""
     is_text: bool = True
     """Whether the value is text at all; a missing one counts as empty text."""
-    has_images: bool = False
-    """Whether it has image parts or `<image>` marks."""
+    images: tuple[RawImage, ...] = ()
+    """Those that its parts hold themselves; a part that names none is a mark alone."""
+    has_videos: bool = False
     system: str = ""
     """The data's own system turn; a template's is taken off with the rest of the template."""
     earlier_turns: bool = False
@@ -59,8 +57,7 @@ def answer_text(value: Any) -> str | None:
         return answer_text(value[0])
     if isinstance(value, int):
         return str(value)
-    text, _ = _content(value)
-    return (text or "").strip() or None
+    return (_content(value).text or "").strip() or None
 
 
 def gold_answer(value: Any) -> str | None:
@@ -111,7 +108,7 @@ def read_question(value: Any) -> Question:
     asked = [place for place, turn in enumerate(turns) if turn.get("role") == "user"]
     if not asked:
         return Question("")
-    system = "\n".join(_content(turn.get("content"))[0] or "" for turn in turns if turn.get("role") in _SYSTEM_ROLES)
+    system = "\n".join(_content(turn.get("content")).text or "" for turn in turns if turn.get("role") in _SYSTEM_ROLES)
     if system.strip() in {template.system for template in PROMPTS.values()}:
         system = ""
     earlier = any(turn.get("role") not in _SYSTEM_ROLES for turn in turns[: asked[-1]])
@@ -123,43 +120,40 @@ def question_text(value: Any) -> str:
     return read_question(value).text
 
 
-@lru_cache(maxsize=1024)
-def is_image_column(name: str) -> bool:
-    """Whether a top-level column holds images (or videos), by its name."""
-    return _IMAGE_COLUMN.fullmatch(name) is not None
-
-
-def has_image(value: Any) -> bool:
-    """Whether an image column holds one for a row: bytes, a path, or either inside lists and objects."""
-    if isinstance(value, Mapping):
-        return any(has_image(inner) for inner in value.values())
-    if isinstance(value, list | tuple):
-        return any(has_image(inner) for inner in value)
-    return not is_missing(value) and not isinstance(value, bool | int | float)
-
-
 def _question(value: Any, system: str = "", earlier_turns: bool = False) -> Question:
-    text, images = _content(value)
-    if text is None:
+    content = _content(value)
+    if content.text is None:
         return Question("", is_text=is_missing(value))
-    bare = strip_prompt(text.strip()).strip()
-    return Question(bare, True, images or IMAGE_MARK in bare, system, earlier_turns)
+    bare = strip_prompt(content.text.strip()).strip()
+    return Question(bare, True, content.images, content.has_videos, system, earlier_turns)
 
 
-def _content(value: Any) -> tuple[str | None, bool]:
-    """Return a message's content as text, None where it is no text, and whether parts of it are images."""
+@dataclass(frozen=True, slots=True)
+class _Content:
+    """A message's content: its text, None where it is no text, each image part an `<image>` mark in it."""
+
+    text: str | None
+    images: tuple[RawImage, ...] = ()
+    has_videos: bool = False
+
+
+def _content(value: Any) -> _Content:
     if isinstance(value, str):
-        return value, False
+        return _Content(value)
     if isinstance(value, Mapping):
+        kind = str(value.get("type", ""))
+        if "image" in kind:
+            named = (raw_images(value.get(key)) for key in ("image", "image_url", "url", "path", "bytes"))
+            return _Content(IMAGE_MARK, next((images for images in named if images), ()))
+        if "video" in kind:
+            return _Content("", has_videos=True)
         text = value.get("text", value.get("content") if "role" in value else None)
-        if isinstance(text, str):
-            return text, False
-        return (text if text is None else _content(text)[0]), "image" in str(value.get("type", ""))
+        return _Content(text if text is None or isinstance(text, str) else _content(text).text)
     if not isinstance(value, list) or not all(isinstance(part, Mapping) for part in value):
-        return None, False  # a list of bare texts is a list, not one text
+        return _Content(None)  # a list of bare texts is a list, not one text
     parts = [_content(part) for part in value]
-    images = any(image for _, image in parts)
-    # An image part has no text of its own; any other part without text is not understood.
-    if any(text is None and not image for text, image in parts):
-        return None, images
-    return "".join(text or "" for text, _ in parts), images
+    images = tuple(image for part in parts for image in part.images)
+    videos = any(part.has_videos for part in parts)
+    texts = [part.text for part in parts]
+    # A part without text that is neither image nor video is not understood.
+    return _Content(None if None in texts else "".join(text or "" for text in texts), images, videos)

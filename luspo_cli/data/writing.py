@@ -7,8 +7,9 @@ Rows go out in verl's layout, one row group at a time. The folder that a new one
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -21,39 +22,56 @@ from luspo_cli.records import Message
 
 MANIFEST = "manifest.json"
 _ROWS_PER_GROUP = 2048
+_IMAGE_BYTES_PER_GROUP = 4 * 2**20
+"""Reading one image reads those of its row group."""
 
 IfExists = Literal["refuse", "replace"]
+StoredAs = Literal["relative", "absolute", "bytes"]
+"""How a row of the parquet names its images."""
 
-SCHEMA = pyarrow.schema(
-    [
-        ("data_source", pyarrow.string()),
-        ("prompt", pyarrow.list_(pyarrow.struct([("role", pyarrow.string()), ("content", pyarrow.string())]))),
-        ("ability", pyarrow.string()),
-        ("reward_model", pyarrow.struct([("style", pyarrow.string()), ("ground_truth", pyarrow.string())])),
-        (
-            "extra_info",
-            pyarrow.struct(
-                [
-                    ("split", pyarrow.string()),
-                    ("index", pyarrow.int64()),
-                    ("source_row", pyarrow.int64()),
-                    ("question", pyarrow.string()),
-                ]
-            ),
-        ),
-    ]
-)
-"""verl's layout; `index` numbers the rows of the file, `source_row` those of the source's split."""
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """verl's layout, with the further fields of `extra_info` that the sources fill."""
+
+    images: StoredAs = "relative"
+    facts: Mapping[str, type] = field(default_factory=dict)
+
+    def schema(self) -> pyarrow.Schema:
+        """`index` numbers the rows of the file, `source_row` those of the source's split."""
+        text, number = pyarrow.string(), pyarrow.int64()
+        message = pyarrow.struct([("role", text), ("content", text)])
+        facts = [(name, text if kind is str else pyarrow.float64()) for name, kind in self.facts.items()]
+        image = pyarrow.struct([("bytes", pyarrow.binary()), ("path", text)]) if self.images == "bytes" else text
+        return pyarrow.schema(
+            [
+                ("data_source", text),
+                ("prompt", pyarrow.list_(message)),
+                ("images", pyarrow.list_(image)),
+                ("ability", text),
+                ("reward_model", pyarrow.struct([("style", text), ("ground_truth", text)])),
+                (
+                    "extra_info",
+                    pyarrow.struct(
+                        [("split", text), ("index", number), ("source_row", number), ("question", text), *facts]
+                    ),
+                ),
+            ]
+        )
 
 
 class SplitWriter:
-    """Writes one parquet file in row groups; closing it twice is fine."""
+    """Writes one parquet file in row groups; closing it twice is fine. A file whose rows have no images has no such column."""
 
-    def __init__(self, file: Path, split: str) -> None:
+    def __init__(self, file: Path, split: str, layout: Layout | None = None) -> None:
         self.rows = 0
+        self._file = file
         self._split = split
+        self._schema = (layout or Layout()).schema()
         self._buffer: list[dict[str, Any]] = []
-        self._writer = pyarrow.parquet.ParquetWriter(file, SCHEMA)
+        self._image_bytes = 0
+        self._with_images = False
+        self._writer = pyarrow.parquet.ParquetWriter(file, self._schema)
 
     def __enter__(self) -> Self:
         return self
@@ -62,39 +80,58 @@ class SplitWriter:
         if kind is None:
             self.flush()
         self._writer.close()
+        if kind is None and not self._with_images:
+            self._drop_images()
 
-    def add(self, data_source: str, prompt: tuple[Message, ...], answer: str, source_row: int, question: str) -> None:
-        """Append one problem; its index is its row number."""
+    def add(
+        self,
+        data_source: str,
+        prompt: tuple[Message, ...],
+        answer: str,
+        extra: Mapping[str, Any],
+        images: Sequence[Any] = (),
+    ) -> None:
+        """Append one problem; its index is its row number. `images` are as the layout has them: paths, or bytes in objects."""
         self._buffer.append(
             {
                 "data_source": data_source,
                 "prompt": [{"role": message.role, "content": message.content} for message in prompt],
+                "images": [*images],
                 "ability": "math",
                 "reward_model": {"style": "rule", "ground_truth": answer},
-                "extra_info": {
-                    "split": self._split,
-                    "index": self.rows,
-                    "source_row": source_row,
-                    "question": question,
-                },
+                "extra_info": {**extra, "split": self._split, "index": self.rows},
             }
         )
         self.rows += 1
-        if len(self._buffer) >= _ROWS_PER_GROUP:
+        self._with_images = self._with_images or bool(images)
+        self._image_bytes += sum(len(image["bytes"]) for image in images if isinstance(image, Mapping))
+        if len(self._buffer) >= _ROWS_PER_GROUP or self._image_bytes >= _IMAGE_BYTES_PER_GROUP:
             self.flush()
 
     def copy(self, row: Mapping[str, Any]) -> None:
         """Append a row that another split's file held; its source row stays."""
-        extra = row["extra_info"]
         prompt = tuple(Message(turn["role"], turn["content"]) for turn in row["prompt"])
         answer = row["reward_model"]["ground_truth"]
-        self.add(row["data_source"], prompt, answer, extra["source_row"], extra["question"])
+        self.add(row["data_source"], prompt, answer, row["extra_info"], row.get("images") or ())
 
     def flush(self) -> None:
         """Write the buffered rows as one row group."""
         if self._buffer:
-            self._writer.write_table(pyarrow.Table.from_pylist(self._buffer, schema=SCHEMA))
+            self._writer.write_table(pyarrow.Table.from_pylist(self._buffer, schema=self._schema))
             self._buffer.clear()
+            self._image_bytes = 0
+
+    def _drop_images(self) -> None:
+        with_column = self._file.with_name(f".{self._file.name}")
+        self._file.rename(with_column)
+        place = self._schema.get_field_index("images")
+        with (
+            pyarrow.parquet.ParquetFile(with_column) as read,
+            pyarrow.parquet.ParquetWriter(self._file, self._schema.remove(place)) as written,
+        ):
+            for group in range(read.num_row_groups):
+                written.write_table(read.read_row_group(group).remove_column(place))
+        with_column.unlink()
 
 
 def check_output(out: Path, if_exists: IfExists) -> None:

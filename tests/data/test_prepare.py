@@ -16,10 +16,11 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from luspo_cli.data.columns import SourceOptions
+from luspo_cli.data.left_out import LeftOut
 from luspo_cli.data.prepare import prepare
 from luspo_cli.data.problems import load_problems
 from luspo_cli.data.prompts import build_prompt
-from luspo_cli.data.sources import LeftOut, SourceOptions
 from luspo_cli.data.values import gold_answer
 
 REPO = Path(__file__).resolve().parents[2]
@@ -129,7 +130,17 @@ def test_every_reason_is_counted(tmp_path: Path) -> None:
         LeftOut.UNREADABLE_TEXT: 1,
         LeftOut.IN_TEST_SPLIT: 0,
         LeftOut.IN_VALIDATION_SPLIT: 0,
-        LeftOut.WITH_IMAGES: 0,
+        LeftOut.WITH_VIDEOS: 0,
+        LeftOut.PASS_RATE_MISSING: 0,
+        LeftOut.PASS_RATE_OUTSIDE: 0,
+        LeftOut.IMAGE_COLUMNS_UNCLEAR: 0,
+        LeftOut.IMAGE_MARKS_DIFFER: 0,
+        LeftOut.IMAGE_MISSING: 0,
+        LeftOut.IMAGE_OUTSIDE: 0,
+        LeftOut.IMAGE_NOT_SUPPORTED: 0,
+        LeftOut.IMAGE_UNREADABLE: 0,
+        LeftOut.IMAGE_TOO_LARGE: 0,
+        LeftOut.IMAGE_TOO_THIN: 0,
         LeftOut.QUESTION_NOT_TEXT: 0,
         LeftOut.ANSWER_NOT_TEXT: 0,
         LeftOut.IN_EXCLUDED_BENCHMARK: 1,
@@ -199,7 +210,7 @@ def test_repeated_parquet_is_read_once_in_bounded_memory(tmp_path: Path) -> None
         import resource
         from pathlib import Path
         from luspo_cli.data.prepare import prepare
-        from luspo_cli.data.sources import SourceOptions
+        from luspo_cli.data.columns import SourceOptions
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         options = SourceOptions(from_path=Path({str(tmp_path / "dapo")!r}))
         prepared = prepare(["dapo-math-17k"], Path({str(tmp_path / "out")!r}), options=options)

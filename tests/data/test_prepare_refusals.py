@@ -15,9 +15,11 @@ from typing import Any
 import pytest
 
 from luspo_cli.data import prepare as prepare_module
+from luspo_cli.data.columns import SourceOptions, SourceRow
+from luspo_cli.data.filtering import PassRates
 from luspo_cli.data.prepare import prepare
 from luspo_cli.data.problems import load_problems
-from luspo_cli.data.sources import Source, SourceOptions, SourceRow
+from luspo_cli.data.sources import Source
 from luspo_cli.errors import RunError, UsageError
 
 REPO = Path(__file__).resolve().parents[2]
@@ -42,10 +44,17 @@ def test_refusals_name_what_to_do(tmp_path: Path) -> None:
     empty = str(write_lines(tmp_path / "empty.jsonl", []))
     useless = str(write_lines(tmp_path / "useless.jsonl", [{"question": "a?", "answer": ""}] * 3))
     (tmp_path / "bare").mkdir()
+    archive = tmp_path / "images.zip"
+    archive.touch()
     cases: list[tuple[list[str], dict[str, Any], str]] = [
         ([], {}, "at least one source"),
         (["gsm9k"], {}, r"did you mean 'gsm8k'"),
-        (["virl39k"], {}, "images"),
+        (["virl39k"], {"options": SourceOptions(from_path=tmp_path / "bare")}, "no train file of virl39k"),
+        (["virl39k"], {"options": SourceOptions(from_path=Path(archive))}, r"name .*images\.zip with --images-from"),
+        ([source], {"options": SourceOptions(images_from=(tmp_path / "none.zip",))}, "neither a folder nor an archive"),
+        ([source], {"options": SourceOptions(image_columns=("img",))}, r"no column 'img'.*question, answer"),
+        ([source], {"pass_rates": PassRates(0.9, 0.1)}, "--min-pass-rate 0.9 is above --max-pass-rate 0.1"),
+        ([source], {"pass_rates": PassRates(0.1)}, r"5 pass rate missing.*name the column with --pass-rate-column"),
         ([str(tmp_path / "nowhere.jsonl")], {}, "neither a file or folder nor a known source"),
         ([str(tmp_path / "bare")], {}, "holds no data file"),
         ([source], {"options": SourceOptions(from_path=tmp_path)}, "--from names the files of gsm8k"),
@@ -157,7 +166,7 @@ def test_a_write_that_really_fails_is_one_sentence(tmp_path: Path) -> None:
         import resource, sys
         from pathlib import Path
         from luspo_cli.data.prepare import prepare
-        from luspo_cli.data.sources import SourceOptions
+        from luspo_cli.data.columns import SourceOptions
         from luspo_cli.errors import RunError
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
         try:

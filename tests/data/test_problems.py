@@ -120,8 +120,9 @@ def test_images_are_paths_below_the_folder(tmp_path: Path) -> None:
             load([unfollowed])
     with pytest.raises(UsageError, match="missing"):
         load(["images/2.png"])
-    with pytest.raises(UsageError, match="not a path"):
-        load([{"bytes": b"png", "path": None}])
+    for nothing in ({"bytes": None, "path": None}, None, ""):
+        with pytest.raises(UsageError, match="neither bytes nor a path"):
+            load(["images/1.png", nothing] if not isinstance(nothing, dict) else [nothing])
     with pytest.raises(UsageError, match="2 images but 1"):
         load(["images/1.png", "images/1.png"])
 

@@ -12,11 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from luspo_cli.data.columns import SourceOptions
+from luspo_cli.data.image_columns import RawImage, is_image_column, is_video_column, raw_images
+from luspo_cli.data.left_out import LeftOut
 from luspo_cli.data.prepare import prepare
 from luspo_cli.data.problems import load_problems
 from luspo_cli.data.prompts import QWEN_BOXED
-from luspo_cli.data.sources import LeftOut, SourceOptions
-from luspo_cli.data.values import answer_text, gold_answer, has_image, is_image_column, is_missing, read_question
+from luspo_cli.data.values import answer_text, gold_answer, is_missing, read_question
 from luspo_cli.errors import UsageError
 
 PART = {"type": "text", "text": "What is 2 + 3?"}
@@ -76,7 +78,7 @@ def test_what_is_not_missing(value: Any) -> None:
 def test_a_question_in_every_shape(value: Any) -> None:
     question = read_question(value)
     assert question.text == "What is 2 + 3?"
-    assert (question.is_text, question.has_images, question.system, question.earlier_turns) == (True, False, "", False)
+    assert (question.is_text, question.images, question.system, question.earlier_turns) == (True, (), "", False)
 
 
 @pytest.mark.parametrize("value", [12, 1.5, ["a", "b"], {"value": "a"}, [{"role": "user", "content": 12}], True])
@@ -86,12 +88,14 @@ def test_a_question_that_is_no_text(value: Any) -> None:
 
 def test_images_are_seen_in_parts_and_marks() -> None:
     parts = [{"type": "image_url", "image_url": {"url": "a.png"}}, PART]
-    assert read_question([{"role": "user", "content": parts}]).has_images
-    assert read_question([{"role": "user", "content": parts}]).text == "What is 2 + 3?"
-    assert read_question("<image>How long is it?").has_images
+    asked = read_question([{"role": "user", "content": parts}])
+    assert (asked.text, asked.images) == ("<image>What is 2 + 3?", (RawImage(path="a.png"),))
+    asked = read_question([{"role": "user", "content": [PART, {"type": "image"}]}])
+    assert (asked.text, asked.images) == ("What is 2 + 3?<image>", ())
+    assert read_question([{"role": "user", "content": [PART, {"type": "video", "video": "a.mp4"}]}]).has_videos
 
 
-@pytest.mark.parametrize("name", ["image", "images", "Image_2", "decoded_image", "image_path", "picture", "videos"])
+@pytest.mark.parametrize("name", ["image", "images", "Image_2", "decoded_image", "image_path", "picture"])
 def test_columns_of_images(name: str) -> None:
     assert is_image_column(name)
 
@@ -99,16 +103,21 @@ def test_columns_of_images(name: str) -> None:
 @pytest.mark.parametrize("name", ["imagination", "image_count_total", "question", "preimage", "picturesque"])
 def test_columns_of_something_else(name: str) -> None:
     assert not is_image_column(name)
+    assert not is_video_column(name)
+
+
+def test_columns_of_videos() -> None:
+    assert [name for name in ("videos", "video_path", "image") if is_video_column(name)] == ["videos", "video_path"]
 
 
 @pytest.mark.parametrize("value", [b"\x89PNG", "a.png", [{"bytes": b"x", "path": None}], {"path": "a.png"}, ["", "b"]])
 def test_a_cell_with_an_image(value: Any) -> None:
-    assert has_image(value)
+    assert raw_images(value)
 
 
 @pytest.mark.parametrize("value", [None, [], "", [None], {"bytes": None, "path": None}, float("nan"), 3])
 def test_a_cell_without_an_image(value: Any) -> None:
-    assert not has_image(value)
+    assert not raw_images(value)
 
 
 ANY = st.recursive(
@@ -132,7 +141,7 @@ def test_any_value_is_read_or_named(value: Any) -> None:
     assert question.text == question.text.strip()
     assert question.is_text or not question.text
     assert gold is None or gold.strip() == gold != ""
-    assert not (is_missing(value) and (gold or question.text or has_image(value)))
+    assert not (is_missing(value) and (gold or question.text or raw_images(value)))
 
 
 def write(file: Path, rows: list[dict[str, Any]]) -> str:
@@ -140,13 +149,12 @@ def write(file: Path, rows: list[dict[str, Any]]) -> str:
     return str(file)
 
 
-def test_rows_with_images_are_left_out_and_counted(tmp_path: Path) -> None:
-    image = {"bytes": b"\x89PNG", "path": None}
-    rows = [{"question": f"What is {n} + 0?", "answer": str(n), "images": [image] if n < 3 else []} for n in range(7)]
+def test_rows_with_videos_are_left_out_and_counted(tmp_path: Path) -> None:
+    rows = [{"question": f"What is {n} + 0?", "answer": str(n), "videos": ["a.mp4"] if n < 3 else []} for n in range(7)]
     prepared = prepare([write(tmp_path / "mixed.parquet", rows)], tmp_path / "out")
     assert prepared.rows == {"train": 4}
-    assert prepared.manifest["splits"]["train"]["left_out"][LeftOut.WITH_IMAGES] == 3
-    with pytest.raises(UsageError, match=r"None of the 3 rows .*\(3 with images\).*reads text only"):
+    assert prepared.manifest["splits"]["train"]["left_out"][LeftOut.WITH_VIDEOS] == 3
+    with pytest.raises(UsageError, match=r"None of the 3 rows .*\(3 with videos\)"):
         prepare([write(tmp_path / "all.parquet", rows[:3])], tmp_path / "none")
     assert not (tmp_path / "none").exists()
 
@@ -154,7 +162,7 @@ def test_rows_with_images_are_left_out_and_counted(tmp_path: Path) -> None:
 def test_images_that_only_later_rows_have_are_seen(tmp_path: Path) -> None:
     file = tmp_path / "late.jsonl"
     file.write_text('{"question": "a?", "answer": 1}\n{"question": "b?", "answer": 2, "image": "b.png"}\n')
-    assert prepare([str(file)], tmp_path / "out").manifest["splits"]["train"]["left_out"]["with_images"] == 1
+    assert prepare([str(file)], tmp_path / "out").manifest["splits"]["train"]["left_out"]["image_missing"] == 1
 
 
 def test_values_of_other_types_are_not_called_empty(tmp_path: Path) -> None:

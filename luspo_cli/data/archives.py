@@ -1,0 +1,200 @@
+"""Where the images that rows name by path are: in folders, or in archives, of which only the named members are read.
+
+No name of an archive ever becomes a path on the disk: a member's bytes are read, bounded, and stored under a name made from them.
+Links, devices and names that lead out of the archive are no members here. A compressed tar is unpacked once, as a whole, into one
+scratch file, since nothing in it can be found otherwise; what it may grow to is bounded by its own size.
+"""
+
+from __future__ import annotations
+
+import gzip
+import posixpath
+import stat
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from luspo_cli.data.images import image_file
+from luspo_cli.data.left_out import LeftOut, UnusableImage
+from luspo_cli.errors import UsageError, first_line
+
+ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
+MOST_BYTES = 64 * 2**20
+"""Of one image file."""
+MOST_MEMBERS = 5_000_000
+_MOST_GROWTH = 100
+"""Times an archive's own size, beyond the free part, that is read from it: pictures hardly shrink, bombs do."""
+_FREE_GROWTH = 2**30
+_CHUNK = 2**20
+
+_DAMAGED = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, NotImplementedError, RuntimeError)
+
+
+def is_archive(path: Path) -> bool:
+    """Whether a file is an archive, by its name."""
+    return path.name.lower().endswith(ARCHIVES)
+
+
+class ImagePlaces:
+    """Folders and archives in which images are looked for, one after the other."""
+
+    def __init__(self, places: Sequence[Path], *, beside: Sequence[Path] = (), stem: str = "") -> None:
+        """`beside`: the folders of a data file, which come first, with their archives of the name `images` or `stem`."""
+        folders = [*dict.fromkeys(folder.resolve() for folder in beside if folder.is_dir())]
+        names = [f"{name}{end}" for name in dict.fromkeys(("images", "image", stem)) for end in ARCHIVES]
+        own = [*folders, *(folder / name for folder in folders for name in names if (folder / name).is_file())]
+        for place in places:
+            if not place.is_dir() and not (place.is_file() and is_archive(place)):
+                raise UsageError(f"{place} is neither a folder nor an archive ({', '.join(ARCHIVES)}) of images.")
+        self._names = [place.name or str(place) for place in (*own, *places)]
+        self._places = [_Folder(place) if place.is_dir() else _Archive(place) for place in (*own, *places)]
+
+    def read(self, path: str, scratch: Path) -> bytes:
+        """The bytes of the image at `path`; a compressed tar is unpacked into the folder `scratch`.
+
+        Raises UnusableImage where no place has it, it is too large, or it leads out of all of them.
+        """
+        if "://" in path[:12]:
+            raise UnusableImage(LeftOut.IMAGE_MISSING, f"{path} is an address; download the image and name its file")
+        outside: UnusableImage | None = None
+        for place in self._places:
+            try:
+                content = place.read(path, scratch)
+            except UnusableImage as error:
+                if error.reason is not LeftOut.IMAGE_OUTSIDE:
+                    raise
+                outside = error
+                continue
+            if content is not None:
+                return content
+        if outside is not None:
+            raise UnusableImage(LeftOut.IMAGE_OUTSIDE, f"the path {path} leads out of {self}; name its folder")
+        raise UnusableImage(LeftOut.IMAGE_MISSING, f"the image {path} is not in {self}")
+
+    def __str__(self) -> str:
+        return " or ".join(self._names) or "the table, which has no folder of images"
+
+
+def _shortened(path: str, name: str) -> list[str]:
+    """The path, and the path without its first folder where that is the name of the place in which it is looked for."""
+    first, _, rest = path.partition("/")
+    stem = name[: -len(next((end for end in ARCHIVES if name.lower().endswith(end)), "")) or None]
+    return [path, rest] if rest and first == stem else [path]
+
+
+class _Folder:
+    def __init__(self, root: Path) -> None:
+        self._root = root.resolve()
+
+    def read(self, path: str, scratch: Path) -> bytes | None:
+        del scratch
+        for name in _shortened(path.removeprefix(f"{self._root}/"), self._root.name):
+            try:
+                file = image_file(name, self._root)
+            except UnusableImage as error:
+                if error.reason is LeftOut.IMAGE_OUTSIDE:
+                    raise
+                continue
+            try:
+                with file.open("rb") as stream:
+                    return _bounded(stream, path)
+            except OSError as error:
+                raise UnusableImage(
+                    LeftOut.IMAGE_UNREADABLE, f"the image {path} cannot be read ({error.strerror})"
+                ) from error
+        return None
+
+
+class _Archive:
+    """A zip or tar file, whose members are listed when the first is asked for."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._members: dict[str, Callable[[], BinaryIO | None]] | None = None
+        self._left = _MOST_GROWTH * file.stat().st_size + _FREE_GROWTH
+
+    def read(self, path: str, scratch: Path) -> bytes | None:
+        if self._members is None:
+            self._members = self._listed(scratch)
+        for name in _shortened(posixpath.normpath(path), self._file.name):
+            opened = self._members.get(name)
+            if opened is None:
+                continue
+            try:
+                stream = opened()
+                if stream is None:
+                    continue
+                with stream:
+                    content = _bounded(stream, path)
+            except (*_DAMAGED, OSError) as error:
+                said = f"the image {path} in {self._file.name} cannot be read ({first_line(error)})"
+                raise UnusableImage(LeftOut.IMAGE_UNREADABLE, said) from error
+            self._spend(len(content))
+            return content
+        return None
+
+    def _spend(self, size: int) -> None:
+        self._left -= size
+        if self._left < 0:
+            raise UsageError(
+                f"{self._file} unpacks to more than {_MOST_GROWTH} times its own size, which no archive of pictures does;"
+                " unpack it yourself and name the folder."
+            )
+
+    def _listed(self, scratch: Path) -> dict[str, Callable[[], BinaryIO | None]]:
+        try:
+            return self._of_zip() if self._file.name.lower().endswith(".zip") else self._of_tar(scratch)
+        except (*_DAMAGED, OSError) as error:
+            raise UsageError(f"{self._file} cannot be read as an archive: {first_line(error)}.") from error
+
+    def _of_zip(self) -> dict[str, Callable[[], Any]]:
+        archive = zipfile.ZipFile(self._file)
+        self._count(len(archive.infolist()))
+        return {
+            name: lambda info=info: archive.open(info)  # type: ignore[misc]
+            for info in archive.infolist()
+            if not info.is_dir() and not stat.S_ISLNK(info.external_attr >> 16) and (name := _inside(info.filename))
+        }
+
+    def _of_tar(self, scratch: Path) -> dict[str, Callable[[], Any]]:
+        file = self._file
+        if not file.name.lower().endswith(".tar"):
+            file = self._unpacked(scratch)
+        archive = tarfile.open(file, "r:")  # noqa: SIM115 - members are read from it until the preparation ends
+        members: dict[str, Callable[[], Any]] = {}
+        for number, info in enumerate(archive):
+            self._count(number)
+            if info.isreg() and (name := _inside(info.name)):
+                members[name] = lambda info=info: archive.extractfile(info)  # type: ignore[misc]
+        return members
+
+    def _unpacked(self, scratch: Path) -> Path:
+        """The tar file inside a compressed one, written to the scratch folder; it counts against the bound once, as a whole."""
+        scratch.mkdir(parents=True, exist_ok=True)
+        target = scratch / f"{len(list(scratch.iterdir()))}.tar"
+        with gzip.open(self._file) as packed, target.open("wb") as out:
+            while chunk := packed.read(_CHUNK):
+                self._spend(len(chunk))
+                out.write(chunk)
+        self._left = _MOST_GROWTH * target.stat().st_size + _FREE_GROWTH
+        return target
+
+    def _count(self, members: int) -> None:
+        if members > MOST_MEMBERS:
+            raise UsageError(f"{self._file} has more than {MOST_MEMBERS} members; unpack it and name the folder.")
+
+
+def _inside(name: str) -> str | None:
+    """A member's name without `.` and `..` in it; None where it would lead out of the archive."""
+    name = posixpath.normpath(name)
+    return None if name.startswith(("/", "..")) or "\0" in name else name
+
+
+def _bounded(stream: BinaryIO, path: str) -> bytes:
+    content = stream.read(MOST_BYTES + 1)
+    if len(content) > MOST_BYTES:
+        raise UnusableImage(LeftOut.IMAGE_TOO_LARGE, f"the image {path} has more than {MOST_BYTES // 2**20} MiB")
+    return content

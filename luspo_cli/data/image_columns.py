@@ -1,0 +1,111 @@
+"""Which images a row names: by path, by bytes, or as base64 text, one or several, in a column or inside its messages.
+
+Of several filled image columns a numbered series (`image_1`, `image_2`) belongs together, and a plain name (`image`) goes before
+one that says how it is kept (`image_path`, `decoded_image`); columns that none of these rules orders are not guessed at.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from luspo_cli.data.left_out import LeftOut
+from luspo_cli.data.prompts import IMAGE_MARK
+
+_KEPT_AS = r"(?P<kept>_(?:path|file|name|url|bytes)s?)?"
+_IMAGE_COLUMN = re.compile(
+    rf"(?P<decoded>decoded_)?(?P<word>(?:image|img|picture|pic)s?)_?(?P<number>\d*){_KEPT_AS}", re.IGNORECASE
+)
+_VIDEO_COLUMN = re.compile(rf"(?:decoded_)?videos?_?\d*{_KEPT_AS}", re.IGNORECASE)
+_NUMBERED_MARK = re.compile(r"<image[ _](\d+)>", re.IGNORECASE)
+_BASE64_STARTS = ("/9j/", "iVBORw0KGgo", "UklGR", "R0lGOD", "Qk", "SUkqA", "TU0AK")
+"""Of JPEG, PNG, WEBP, GIF, BMP and TIFF."""
+_SHORTEST_BASE64 = 60
+_INNER = ("bytes", "path", "image", "image_url", "url")
+"""Keys of an object that stands for one image; the first that holds something counts."""
+
+
+@dataclass(frozen=True, slots=True)
+class RawImage:
+    """One image as a row names it: its bytes or its path; neither where the row has a hole in its place."""
+
+    content: bytes | None = None
+    path: str | None = None
+
+
+@lru_cache(maxsize=1024)
+def is_image_column(name: str) -> bool:
+    """Whether a top-level column holds images, by its name."""
+    return _IMAGE_COLUMN.fullmatch(name) is not None
+
+
+@lru_cache(maxsize=1024)
+def is_video_column(name: str) -> bool:
+    """Whether a top-level column holds videos, by its name."""
+    return _VIDEO_COLUMN.fullmatch(name) is not None
+
+
+def raw_images(value: Any) -> tuple[RawImage, ...]:
+    """The images that a cell names, in order; () where it holds none. JSON lists of paths, as CSV files have them, are read."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            return (RawImage(path=value),)
+    if isinstance(value, list | tuple):
+        found = tuple(_raw_image(item) for item in value)
+        return found if any(image != RawImage() for image in found) else ()
+    found = (_raw_image(value),)
+    return () if found == (RawImage(),) else found
+
+
+def _raw_image(value: Any) -> RawImage:
+    if isinstance(value, bytes | bytearray | memoryview):
+        return RawImage(content=bytes(value))
+    if isinstance(value, Mapping):
+        found = (_raw_image(value.get(key)) for key in _INNER)
+        return next((image for image in found if image != RawImage()), RawImage())
+    if not isinstance(value, str) or not value.strip():
+        return RawImage()
+    text = value.strip()
+    encoded = text.partition("base64,")[2] if text.startswith("data:") else text if _is_base64(text) else ""
+    if not encoded:
+        return RawImage(path=text.removeprefix("file://"))
+    try:
+        return RawImage(content=base64.b64decode(encoded))
+    except (binascii.Error, ValueError):
+        return RawImage(content=b"")  # no image can be read from it
+
+
+def _is_base64(text: str) -> bool:
+    return len(text) >= _SHORTEST_BASE64 and text.startswith(_BASE64_STARTS) and "." not in text
+
+
+def images_of_row(row: Mapping[str, Any], names: Iterable[str]) -> tuple[RawImage, ...] | LeftOut:
+    """The images in a row's columns of these names; a reason where more than one column could be meant."""
+    filled: dict[tuple[str, ...], list[tuple[int, tuple[RawImage, ...]]]] = {}
+    for name in names:
+        match = _IMAGE_COLUMN.fullmatch(name)
+        if match is not None and (images := raw_images(row.get(name))):
+            kind = tuple((match[part] or "").lower() for part in ("decoded", "word", "kept"))
+            filled.setdefault(kind, []).append((int(match["number"] or 0), images))
+    plain = [kind for kind in filled if not kind[0] and not kind[2]]
+    kinds = plain or list(filled)
+    if len(kinds) > 1:
+        return LeftOut.IMAGE_COLUMNS_UNCLEAR
+    series = sorted(filled[kinds[0]], key=lambda column: column[0]) if kinds else []
+    return tuple(image for _, images in series for image in images)
+
+
+def with_marks(question: str, images: Sequence[RawImage]) -> tuple[str, tuple[RawImage, ...]]:
+    """A question whose marks are numbered (`<image 1>`) with marks of ours, and its images in the order of the marks."""
+    numbers = [int(number) for number in _NUMBERED_MARK.findall(question)]
+    if IMAGE_MARK in question or set(numbers) != set(range(1, len(images) + 1)):
+        return question, tuple(images)
+    return _NUMBERED_MARK.sub(IMAGE_MARK, question), tuple(images[number - 1] for number in numbers)
