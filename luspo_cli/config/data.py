@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from luspo_cli.config.base import Section
 
@@ -22,3 +22,14 @@ class DataConfig(Section):
     """Visit the problems in a seeded random order, a new one each epoch; false: in file order."""
     max_prompt_tokens: int = Field(default=1024, ge=1)
     """Problems with a longer prompt are left out before training, and counted."""
+    max_pixels: int = Field(default=0, ge=0)
+    """A vision model's images are made smaller to have at most so many pixels each (height times width); 0: as the model's own
+    processor does. Checkpoints keep it."""
+    min_pixels: int = Field(default=0, ge=0)
+    """And made larger to have at least so many; 0: as the model's own processor does."""
+
+    @model_validator(mode="after")
+    def _pixels_fit(self) -> DataConfig:
+        if self.max_pixels and self.min_pixels > self.max_pixels:
+            raise ValueError(f"data.min_pixels ({self.min_pixels}) must not exceed data.max_pixels ({self.max_pixels})")
+        return self

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from luspo_cli.config.data import DataConfig
 from luspo_cli.config.model import ModelConfig
 from luspo_cli.config.rollout import TemplateValue
 from luspo_cli.errors import UsageError, first_line
@@ -29,6 +30,7 @@ from luspo_cli.policy.supported import VISION_MODELS, unsupported
 from luspo_cli.policy.whole import unfit_weights
 from luspo_cli.records import Problem, Prompt
 
+IMAGE_PROCESSOR = "preprocessor_config.json"
 VISION_ATTENTION = {"text_config": attention.NAME, "vision_config": "sdpa"}
 
 
@@ -59,17 +61,22 @@ class LoadedModel:
         return prompt_length(problem, self.tokenizer, self.processor, self.template_arguments)
 
 
-def load_model(config: ModelConfig, template_arguments: Mapping[str, TemplateValue] | None = None) -> LoadedModel:
+def load_model(
+    config: ModelConfig,
+    template_arguments: Mapping[str, TemplateValue] | None = None,
+    data: DataConfig | None = None,
+) -> LoadedModel:
     """Load weights (float32) and tokenizer; UsageError where there are none or the architecture does not fit.
 
-    `template_arguments` go to the chat template with every prompt; one that it does not read is a UsageError as well.
+    `template_arguments` go to the chat template with every prompt; one that it does not read is a UsageError as well. `data`
+    bounds the pixels of images; None: as the model's own processor does.
     """
     from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
     folder = Path(config.path).expanduser()
     if (folder / ADAPTER_CONFIG).is_file():
-        return _load_adapted(folder, config, template_arguments)
+        return _load_adapted(folder, config, template_arguments, data)
     attention.register()
     no_progress_bars()
     source, options = _source(config)
@@ -79,6 +86,7 @@ def load_model(config: ModelConfig, template_arguments: Mapping[str, TemplateVal
         if reason := unsupported(kind.to_dict(), config.path):  # with the defaults that config.json leaves out
             raise UsageError(reason)
         processor = _processor(kind, source, tokenizer, config) if hasattr(kind, "vision_config") else None
+        bound_pixels(processor, data or DataConfig(), config.path)
         architecture: Any = AutoModelForImageTextToText if processor else AutoModelForCausalLM
         model, report = _read_quietly(
             architecture,
@@ -188,7 +196,7 @@ class _FixedStates(torch.nn.Module):
 def _refuse_altered_logits(model: Any, path: str) -> None:
     """UsageError for a model that does more to its hidden states than the head's product, under a name that nobody has listed."""
     if hasattr(model.config, "vision_config"):
-        return  # the two types that are supported are known
+        return  # the types that are supported are known
     head = model.lm_head.weight
     states = torch.linspace(-1.0, 1.0, 2 * head.shape[1], dtype=head.dtype).view(1, 2, -1)
     layers, model.model = model.model, _FixedStates(states)
@@ -216,7 +224,10 @@ def _read_quietly(architecture: Any, source: str, **options: Any) -> Any:
 
 
 def _load_adapted(
-    folder: Path, config: ModelConfig, template_arguments: Mapping[str, TemplateValue] | None
+    folder: Path,
+    config: ModelConfig,
+    template_arguments: Mapping[str, TemplateValue] | None,
+    data: DataConfig | None,
 ) -> LoadedModel:
     """A base model with the adapter of a peft folder folded into it: a plain model in float32."""
     from luspo_cli.policy.lora import fold_adapter, read_adapter_config
@@ -237,6 +248,9 @@ def _load_adapted(
             f" {ADAPTER_CONFIG})"
         ) from error
     fold_adapter(loaded.model, folder)
+    if loaded.processor is not None and (folder / IMAGE_PROCESSOR).is_file():
+        loaded.processor.image_processor = _image_processor(str(folder), "main")  # it was trained with these sizes
+    bound_pixels(loaded.processor, data or DataConfig(), config.path)
     return loaded
 
 
@@ -250,13 +264,41 @@ def no_progress_bars() -> None:
 def _processor(kind: Any, source: str, tokenizer: Any, config: ModelConfig) -> Any:
     """The processor of a vision-language model, from its tokenizer and its Pillow image processor; videos are not read."""
     import transformers
-    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
     if tokenizer.chat_template is None:
         raise UsageError(f"model '{config.path}' has no chat template, which says where an image stands in a prompt")
-    images = Qwen2VLImageProcessorPil.from_pretrained(source, revision=config.revision)
+    images = _image_processor(source, config.revision)
     processor = images_only(getattr(transformers, VISION_MODELS[kind.model_type]))
     return processor(images, tokenizer, chat_template=tokenizer.chat_template)
+
+
+def _image_processor(source: str, revision: str) -> Any:
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    return Qwen2VLImageProcessorPil.from_pretrained(source, revision=revision)
+
+
+def bound_pixels(processor: Any | None, data: DataConfig, path: str) -> None:
+    """Put the bounds that `data` sets into the processor of the model at `path`, which is saved with them.
+
+    UsageError for bounds that leave no size, and for a model without images.
+    """
+    asked = data.changed("max_pixels", "min_pixels")
+    if not asked:
+        return
+    if processor is None:
+        raise UsageError(
+            f"data.{asked[0]} is for models that read images, and model '{path}' reads text only: leave it out"
+        )
+    size = processor.image_processor.size
+    least, most = data.min_pixels or size["shortest_edge"], data.max_pixels or size["longest_edge"]
+    if least > most:
+        other = "min_pixels" if asked == ["max_pixels"] else "max_pixels"
+        raise UsageError(
+            f"model '{path}' makes every image at least {least} pixels large and at most {most} with data.{asked[0]} ="
+            f" {getattr(data, asked[0])}: set data.{other} too"
+        )
+    processor.image_processor.size = type(size)(shortest_edge=least, longest_edge=most)
 
 
 def images_only(processor: Any) -> Any:

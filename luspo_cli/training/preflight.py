@@ -140,7 +140,7 @@ def _start(config: TrainRun, starting: Path | None) -> LoadedModel:
     if config.model.lora.rank:
         require_peft()
     model = config.model.model_copy(update={"path": str(starting)}) if starting else config.model
-    loaded = load_model(model, config.rollout.chat_template)
+    loaded = load_model(model, config.rollout.chat_template, config.data)
     if config.model.lora.rank:
         number = add_adapters(loaded.model, config.model, config.run.seed, str(starting or config.model.path))
         logger.info(f"training {number:,} weights of adapters; the base model stays as it is")

@@ -111,7 +111,7 @@ def _go_on_from(checkpoint: Checkpoint, prepared: Prepared, ranks: Ranks) -> Any
     del prepared.loaded  # first: these weights would stay in memory beside the checkpoint's
     with ranks.phase():
         prepared.loaded = load_model(
-            config.model.model_copy(update={"path": str(folder)}), config.rollout.chat_template
+            config.model.model_copy(update={"path": str(folder)}), config.rollout.chat_template, config.data
         )
     return reference
 

@@ -1,4 +1,4 @@
-"""A small random Qwen2.5-VL model and a real Qwen2.5-VL processor over a tokenizer of single characters."""
+"""A small random model of each vision family and its real processor over a tokenizer of single characters."""
 
 from __future__ import annotations
 
@@ -46,16 +46,17 @@ def character_tokenizer() -> Any:
     )
 
 
-def vision_processor(tokenizer: Any = None, max_pixels: int = MAX_PIXELS) -> Any:
-    """A Qwen2_5_VLProcessor that reads images only."""
-    from transformers import Qwen2_5_VLProcessor
+def vision_processor(tokenizer: Any = None, max_pixels: int = MAX_PIXELS, family: str = "qwen2_5_vl") -> Any:
+    """The family's processor, which reads images only; patches of 14 pixels."""
+    import transformers
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
     from luspo_cli.policy.loading import images_only
+    from luspo_cli.policy.supported import VISION_MODELS
 
     tokenizer = tokenizer or character_tokenizer()
     images = Qwen2VLImageProcessorPil(min_pixels=56 * 56, max_pixels=max_pixels)
-    return images_only(Qwen2_5_VLProcessor)(images, tokenizer, chat_template=TEMPLATE)
+    return images_only(getattr(transformers, VISION_MODELS[family]))(images, tokenizer, chat_template=TEMPLATE)
 
 
 def vision_model(
@@ -126,3 +127,16 @@ def noise_image(path: Path, width: int, height: int, seed: int = 0) -> Path:
     small = Image.frombytes("RGB", (5, 4), generator.randbytes(60))
     small.resize((width, height), Image.Resampling.BICUBIC).save(path)
     return path
+
+
+def counted_tower(model: Any) -> list[int]:
+    """The number of patches of every call of the model's vision tower from now on."""
+    calls: list[int] = []
+    compute = model.model.visual.forward
+
+    def counted(pixels: Any, *rest: Any, **options: Any) -> Any:
+        calls.append(len(pixels))
+        return compute(pixels, *rest, **options)
+
+    model.model.visual.forward = counted
+    return calls

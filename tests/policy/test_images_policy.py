@@ -211,19 +211,24 @@ def test_a_template_that_refuses_an_image_prompt_is_one_sentence(folder: Path) -
         prompt_inputs(problem_of("two", folder), processor.tokenizer, processor)
 
 
-@pytest.fixture
-def saved(tmp_path: Path) -> Path:
-    vision_processor().save_pretrained(tmp_path)
-    vision_model().save_pretrained(tmp_path)
+@pytest.fixture(params=["qwen2_5_vl"])
+def saved(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    vision_processor(family=request.param).save_pretrained(tmp_path)
+    vision_model(family=request.param).save_pretrained(tmp_path)
     return tmp_path
 
 
+@pytest.mark.parametrize(
+    ("saved", "kind"),
+    [("qwen2_5_vl", "Qwen2_5_VL"), ("qwen2_vl", "Qwen2VL"), ("qwen3_vl", "Qwen3VL")],
+    indirect=["saved"],
+)
 def test_a_vision_model_is_loaded_with_its_processor(
-    saved: Path, folder: Path, prompts: dict[str, Prompt], tmp_path_factory: pytest.TempPathFactory
+    saved: Path, kind: str, folder: Path, prompts: dict[str, Prompt], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     loaded = load_model(ModelConfig(path=str(saved)))
-    assert type(loaded.model).__name__ == "Qwen2_5_VLForConditionalGeneration"
-    assert type(loaded.processor).__name__ == "Qwen2_5_VLProcessor"
+    assert type(loaded.model).__name__ == f"{kind}ForConditionalGeneration"
+    assert type(loaded.processor).__name__ == f"{kind}Processor"
     assert loaded.end_tokens == (END,)
     assert {weight.dtype for weight in loaded.model.parameters()} == {torch.float32}
     # What a checkpoint holds is loaded alike, down to the pixels.

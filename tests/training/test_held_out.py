@@ -85,6 +85,41 @@ def test_the_blind_control_is_measured_beside_it_with_the_same_draws() -> None:
     assert "evaluation/blind_accuracy" in METRICS
 
 
+def test_a_slice_in_parts_gives_the_same_numbers_and_draws() -> None:
+    """Five problems, whose numbers depend on the draws, at once, one by one, and in parts of two and three."""
+    from luspo_cli.rollout.in_process.sampler import uniform_numbers
+
+    class Drawn(Scripted):
+        def sample_groups(self, prompts: Sequence[Prompt], options: SamplingOptions, on_progress: Any = None) -> Any:
+            self.asked.append((len(prompts), options.first_row))
+            rows = uniform_numbers(options, len(prompts) * options.group_size)[:, 0].tolist()
+            texts = ["#5" if number < 0.4 else "#" + "." * int(9 * number) for number in rows]
+            size = options.group_size
+            return [
+                [self._rollout(prompt, text, StopReason.END) for text in texts[i * size : (i + 1) * size]]
+                for i, prompt in enumerate(prompts)
+            ]
+
+    problems = [Problem(f"p{n}", (Message("user", "x"),), "5", "t") for n in range(5)]
+    results, made = [], []
+    with Rubric(RewardConfig(verifier="exact"), 8) as rubric:
+        for rows, parts in ((1024, [(5, 0)]), (1, [(1, n) for n in range(0, 15, 3)]), (8, [(2, 0), (2, 6), (1, 12)])):
+            sampler = Drawn({})
+            made.clear()
+            held_out = HeldOut(
+                problems,
+                lambda p: made.append(p.id) or Prompt(p.id, (1,)),
+                SamplingOptions(3, 8, seed=2),
+                rubric,
+                rows=rows,
+            )
+            results.append(held_out.evaluate(sampler))  # type: ignore[arg-type]
+            assert sampler.asked == parts
+            assert made == [p.id for p in problems]  # each prompt once
+    assert results[0] == results[1] == results[2]
+    assert 0 < results[0]["evaluation/accuracy"] < 1
+
+
 @pytest.mark.parametrize(
     ("right", "number", "low", "high"),
     [

@@ -12,7 +12,7 @@ import torch
 from luspo_cli.policy.packing import Row, policy_batch
 from luspo_cli.policy.policy import Policy
 from luspo_cli.records import Prompt, Rollout, StopReason
-from luspo_cli.rollout.in_process.sampler import InProcessSampler
+from luspo_cli.rollout.in_process.sampler import InProcessSampler, uniform_numbers
 from luspo_cli.rollout.sampler import SamplingOptions
 
 END = 1
@@ -87,6 +87,15 @@ def test_a_row_draws_its_own_numbers_whatever_is_beside_it(
     assert tokens(sampled(model, made_tokenizer, [prompts[0]])) == tokens(twice)[:1]
     assert len(set(tokens(twice)[0])) > 1
     assert tokens(sampled(model, made_tokenizer, [prompts[0]], seed=12)) != tokens(twice)[:1]
+
+
+@pytest.mark.parametrize("length", [1, 7, 64])
+def test_rows_further_down_a_batch_have_the_numbers_of_the_whole_one(length: int) -> None:
+    whole = uniform_numbers(SamplingOptions(1, length, seed=5), 1200)
+    for first, rows in ((0, 3), (1, 5), (256, 2), (600, 17), (1100, 100)):
+        assert torch.equal(
+            uniform_numbers(SamplingOptions(1, length, seed=5, first_row=first), rows), whole[first : first + rows]
+        )
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -21,6 +22,7 @@ from luspo_cli.records import Message, Problem, Prompt, Rollout
 from luspo_cli.rollout.in_process.packed import bfloat16_copy
 from luspo_cli.rollout.in_process.sampler import InProcessSampler, image_tokens
 from luspo_cli.rollout.sampler import Sampler, SamplingOptions
+from luspo_cli.training.sampling import PromptsOnRequest
 
 # Text and image sizes (width, height): tall, wide, small, two at once, none, one at the very start.
 PROMPTS = [
@@ -166,6 +168,31 @@ def test_a_group_computes_its_images_once(
     monkeypatch.setattr(model.model.visual, "forward", counted)
     sampled(model, processor.tokenizer, prompts, group_size=8)
     assert sum(seen) == sum(len(prompt.image_inputs["pixel_values"]) for prompt in prompts if prompt.image_inputs)
+
+
+def test_a_prompt_is_asked_for_once_and_its_pixels_are_let_go(processor: Any, tmp_path: Path) -> None:
+    """Forty problems through two places: never are the pixels of more than two prompts there."""
+    files = [noise_image(tmp_path / f"{n}.png", 40 + n, 60, n) for n in range(40)]
+    problems = [Problem(str(n), (Message("user", "<image>"),), "1", "t", (ImageFile(f),)) for n, f in enumerate(files)]
+    made: list[str] = []
+    there: list[weakref.ref[torch.Tensor]] = []
+    most = 0
+
+    def to_prompt(problem: Problem) -> Prompt:
+        nonlocal most
+        prompt = prompt_inputs(problem, processor.tokenizer, processor)
+        assert prompt.image_inputs is not None
+        made.append(problem.id)
+        there.append(weakref.ref(prompt.image_inputs["pixel_values"]))
+        most = max(most, sum(one() is not None for one in there))
+        return prompt
+
+    groups = sampled(vision_model(), processor.tokenizer, PromptsOnRequest(problems, to_prompt), 6)
+    assert made == [problem.id for problem in problems]
+    assert most <= 2
+    held = [prompt_inputs(problem, processor.tokenizer, processor) for problem in problems]
+    assert tokens(groups) == tokens(sampled(vision_model(), processor.tokenizer, held, 6))
+    assert [group[0].prompt_tokens for group in groups] == [prompt.tokens for prompt in held]
 
 
 def test_the_bfloat16_copy_samples_images_too(processor: Any, prompts: list[Prompt]) -> None:
