@@ -15,7 +15,10 @@ def main() -> None:
     _spell_what_streams_can()
     try:
         _run()
-    except KeyboardInterrupt:
+    except BaseException as error:
+        # Before Python 3.12 a Ctrl-C in the middle of an import may arrive as a RuntimeError that it caused.
+        if not isinstance(error, KeyboardInterrupt) and not isinstance(error.__cause__, KeyboardInterrupt):
+            raise
         if os.environ.get("RANK", "0") == "0":
             print("luspo: interrupted", file=sys.stderr)
         sys.exit(130)

@@ -16,6 +16,16 @@ class Finder:
             {INTERRUPT}
 sys.meta_path.insert(0, Finder())
 """
+IN_A_CLASS = f"""
+class Named:
+    def __set_name__(self, *_):  # before Python 3.12 what comes from here is wrapped in a RuntimeError
+        {INTERRUPT}
+class Finder:
+    def find_spec(self, name, *_):
+        if name == "luspo_cli.commands":
+            type("Holder", (), {{"field": Named()}})
+sys.meta_path.insert(0, Finder())
+"""
 IN_A_COMMAND = f"""
 from luspo_cli.training import session
 session.run_training = lambda *_, **__: {INTERRUPT}
@@ -34,8 +44,13 @@ session.run_training = stop
 
 @pytest.mark.parametrize(
     ("setting", "said"),
-    [(IN_IMPORTS, "luspo: interrupted\n"), (IN_A_COMMAND, "luspo: interrupted\n"), (REPORTED_BY_THE_COMMAND, "")],
-    ids=["imports", "command", "reported"],
+    [
+        (IN_IMPORTS, "luspo: interrupted\n"),
+        (IN_A_CLASS, "luspo: interrupted\n"),
+        (IN_A_COMMAND, "luspo: interrupted\n"),
+        (REPORTED_BY_THE_COMMAND, ""),
+    ],
+    ids=["imports", "class", "command", "reported"],
 )
 def test_ctrl_c_is_one_line_and_130(tmp_path: Path, setting: str, said: str) -> None:
     code = f"import os, signal, sys\nfrom luspo_cli.__main__ import main\n{setting}\n"

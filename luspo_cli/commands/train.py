@@ -70,17 +70,17 @@ def train_cli(
         existing = cast(Literal["refuse", "resume", "replace"], "resume" if resume else if_exists)
         copies = check_processes(processes)
         resolved = _resolve(objective, preset, config, sets or [], run, existing == "resume")
+        name = preset or (config.stem if config else "run")
+        path = run or Path("runs") / f"{name}-{resolved.objective.name}-seed{resolved.run.seed}"
         if dry_run:
             from dataclasses import asdict
 
             from luspo_cli.commands.display.plan import plan_text
             from luspo_cli.training.dry_run import make_plan
 
-            plan = make_plan(resolved, copies)
+            plan = make_plan(resolved, copies, path, existing)
             typer.echo(json.dumps(asdict(plan), indent=2) if as_json else plan_text(plan))
             return
-        name = preset or (config.stem if config else "run")
-        path = run or Path("runs") / f"{name}-{resolved.objective.name}-seed{resolved.run.seed}"
         if copies > 1:
             from luspo_cli.runs.folder import RunFolder
             from luspo_cli.training.dry_run import crowded

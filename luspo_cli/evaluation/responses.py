@@ -48,7 +48,7 @@ class ResponseReport:
 
     def to_json(self, problems: Sequence[BenchmarkProblem]) -> dict[str, Any]:
         """Return the counts, and the first ids of each kind."""
-        missing = [problem.id for problem in problems if problem.id not in self.lines_of]
+        missing = [problem.id for problem in problems if not self.lines_of[problem.id]]
         several = [problem.id for problem in problems if self.lines_of[problem.id] > 1]
         report: dict[str, Any] = {"lines": self.lines, "empty": self.empty}
         for kind, ids in (("missing", missing), ("unknown", list(self.unknown)), ("duplicate", several)):
@@ -134,7 +134,7 @@ def _samples(
     if problem_id is None:
         report.unknown[identity] += 1
         return
-    report.lines_of[problem_id] += 1
+    report.lines_of[problem_id] += bool(responses)  # of an empty list the response is missing
     for at, response in enumerate(responses):
         report.empty += not (response or "").strip()
         extraction = columns["extraction"][at]

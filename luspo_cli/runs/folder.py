@@ -81,6 +81,7 @@ class RunFolder:
         """
         if self._lock is None:
             self._check_free()
+        self._check_writable()
         if not self.path.exists() or (self.path.is_dir() and self._entries() <= {".lock"}):
             return False
         if not (self.path / "config.json").is_file():
@@ -92,6 +93,14 @@ class RunFolder:
         if if_exists == "resume":
             self._check_same(config)
         return True
+
+    def _check_writable(self) -> None:
+        """UsageError where the folder could not be made or written in: said before minutes of loading a model."""
+        there = next(found for found in (self.path, *self.path.absolute().parents) if found.exists())
+        if there != self.path and not there.is_dir():
+            raise UsageError(f"cannot make run folder {self.path}: {there}: Not a directory; choose another --run")
+        if there.is_dir() and not os.access(there, os.W_OK | os.X_OK):
+            raise UsageError(f"cannot write in {there}, where run folder {self.path} belongs; choose another --run")
 
     def __enter__(self) -> RunFolder:
         return self

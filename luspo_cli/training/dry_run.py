@@ -24,6 +24,7 @@ from luspo_cli.rollout.samplers import (
     folder_reads_images,
     vllm_is_installed,
 )
+from luspo_cli.runs.folder import IfExists, RunFolder
 from luspo_cli.training.memory import estimate_memory, trained_parameters
 from luspo_cli.training.problems import held_out_problems, training_problems
 
@@ -53,8 +54,8 @@ class Plan:
     """What the run would warn about before its first step."""
 
 
-def make_plan(config: TrainRun, processes: int = 1) -> Plan:
-    """Describe the run that `config` would be in so many processes."""
+def make_plan(config: TrainRun, processes: int = 1, run: Path | None = None, if_exists: IfExists = "refuse") -> Plan:
+    """Describe the run that `config` would be in so many processes, in the folder `run`."""
     file, shape, sampler = _model(config)
     rollout, update = config.rollout, config.update
     rows = rollout.problems * rollout.group_size
@@ -66,6 +67,7 @@ def make_plan(config: TrainRun, processes: int = 1) -> Plan:
         *unreadable,
         config.correction_refused(sampler.name),
         crowded(config, processes),
+        _taken(config, run, if_exists) if run else None,
     ]
     return Plan(
         configuration=config.model_dump(mode="json"),
@@ -145,6 +147,15 @@ def missing_inputs(config: TrainRun) -> list[str]:
         if wanted_by and find_spec(package) is None:
             found.append(f"{wanted_by} needs {package}: pip install 'luspo[{extra}]'")
     return found
+
+
+def _taken(config: TrainRun, run: Path, if_exists: IfExists) -> str | None:
+    """Why the run folder would be refused."""
+    try:
+        RunFolder(run).check(config.model_dump(mode="json"), if_exists)
+    except UsageError as error:
+        return str(error)
+    return None
 
 
 def _data(config: TrainRun) -> tuple[list[str], str | None]:

@@ -41,6 +41,11 @@ def right(n: int) -> str:
     return rf"\boxed{{{n}}}"
 
 
+def test_an_empty_list_of_responses_is_a_missing_response(score) -> None:
+    report = score([{"id": 60, "response": right(7)}, {"id": 61, "responses": []}]).responses
+    assert (report["missing"], report["missing_ids"][0], report["empty"]) == (29, "61", 0)
+
+
 def test_missing_empty_duplicate_and_unknown_ids_are_counted_and_none_is_lost(score) -> None:
     lines = [{"id": 60 + n, "response": right(n)} for n in range(20)]
     lines += [{"id": 80, "response": ""}, {"id": 81, "response": None}, {"id": "nobody", "response": right(1)}]

@@ -326,3 +326,22 @@ def test_file_and_name_are_on_the_disk_before_a_write_counts(tmp_path: Path, mon
         "sync rollouts/.step-000003.parquet.partial", "move rollouts/step-000003.parquet", "sync rollouts",
     ]  # fmt: skip
     assert sorted(path.name for path in tmp_path.rglob("*.*")) == ["a.json", "step-000003.parquet"]
+
+
+@pytest.mark.parametrize("how", ["refuse", "resume", "replace"])
+def test_a_folder_that_could_not_be_made_is_refused_by_the_look_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: Any
+) -> None:
+    """Before minutes of loading a model; nothing is left of the look."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(
+        UsageError, match=rf"^cannot make run folder .*file/a/b: {tmp_path / 'file'}: Not a directory; choose"
+    ):
+        RunFolder(tmp_path / "file" / "a" / "b").check({}, how)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
+    with pytest.raises(
+        UsageError, match=rf"^cannot write in {tmp_path}, where run folder a/b belongs; choose another --run"
+    ):
+        RunFolder(Path("a/b")).check({}, how)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -292,3 +292,18 @@ def test_the_dry_run_warns_of_held_out_questions_that_are_trained_on(tmp_path: P
     plan = make_plan(resolve_train(preset="tiny"))
     assert plan.warnings == []
     assert "warning: so it is\n\nnothing is missing" in plan_text(replace(plan, warnings=["so it is"]))
+
+
+def test_the_dry_run_says_that_the_run_folder_would_be_refused(tmp_path: Path) -> None:
+    config = resolve_train(preset="tiny")
+    assert make_plan(config, 1, tmp_path / "new").missing == []
+    (tmp_path / "other.txt").write_text("")
+    assert make_plan(config, 1, tmp_path).missing == [f"{tmp_path} exists and is no run folder; choose another --run"]
+    (tmp_path / "config.json").write_text(config.model_dump_json())
+    assert make_plan(config, 1, tmp_path).missing == [
+        f"run folder {tmp_path} exists; go on with --resume, or choose another --run"
+    ]
+    assert make_plan(config, 1, tmp_path, "resume").missing == []
+    (said,) = make_plan(resolve_train(preset="tiny", sets=["run.seed=7"]), 1, tmp_path, "resume").missing
+    assert "another configuration: run.seed (0 there, 7 now)" in said
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "other.txt"]
