@@ -132,7 +132,7 @@ def show_scores(finished: Finished, *, as_json: bool) -> None:
         summary = {key: value for key, value in finished.content.items() if key != "problems"}
         typer.echo(json.dumps({**summary, "file": None if file is None else str(file)}, allow_nan=False))
         return
-    _print_table([dict(finished.content)])
+    _print_tables([finished])
     if file is not None:
         typer.echo(f"\n{file}")
 
@@ -142,15 +142,18 @@ def show_results(finished: list[Finished], *, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps({"results": [_summary(one) for one in finished]}, allow_nan=False))
         return
-    _print_table([dict(one.content) for one in finished])
+    _print_tables(finished)
     typer.echo("")
     for one in finished:
-        typer.echo(f"{one.json_file} and {one.samples_file.name if one.samples_file else 'no samples'}")
+        files = [file.name for file in (one.samples_file, one.blind_samples_file) if file is not None]
+        typer.echo(f"{one.json_file} and {', '.join(files) or 'no samples'}")
 
 
 def _summary(finished: Finished) -> dict[str, Any]:
     shown = {key: value for key, value in finished.content.items() if key not in ("problems", "responses")}
     files = {"file": str(finished.json_file), "samples_file": str(finished.samples_file)}
+    if finished.blind_samples_file is not None:
+        files["blind_samples_file"] = str(finished.blind_samples_file)
     return {**shown, **files, "drawn": finished.drawn, "found": finished.found}
 
 
@@ -166,12 +169,16 @@ def show_benchmarks(*, as_json: bool) -> None:
         _console().print(benchmark_table(rows))
 
 
-def _print_table(contents: list[dict[str, Any]]) -> None:
-    from luspo_cli.commands.display.results import result_table, warnings
+def _print_tables(finished: list[Finished]) -> None:
+    from luspo_cli.commands.display.results import breakdown, result_table, warnings
 
-    _console().print(result_table(contents))
-    for content in contents:
-        for warning in warnings(content):
+    _console().print(result_table([one.content for one in finished]))
+    for one in finished:
+        if (table := breakdown(one.content, one.tables)) is not None:
+            typer.echo("")
+            _console().print(table)
+    for one in finished:
+        for warning in warnings(one.content):
             typer.echo(f"warning: {warning}", err=True)
 
 

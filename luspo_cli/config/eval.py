@@ -13,6 +13,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from luspo_cli.config.base import Section
+from luspo_cli.config.evaluation import Blind
 from luspo_cli.config.layers import merge, nested, parse_set, read_toml, validated
 from luspo_cli.config.rollout import TemplateArguments
 from luspo_cli.errors import UsageError
@@ -78,6 +79,9 @@ class SamplingConfig(Section):
     """auto: vLLM where there is a CUDA device and vllm is installed, in-process otherwise."""
     chat_template: TemplateArguments | None = None
     """Arguments for the model's chat template, such as { enable_thinking = false }; left out: the run's own."""
+
+    blind: Blind = "none"
+    """Draw a second time with other images, to tell what the text alone gives: noise, or another problem's images."""
 
     @property
     def chunk_problems(self) -> int:
@@ -163,7 +167,7 @@ OPTIONS: Mapping[str, str] = {
     **{key: f"model.{key}" for key in ("step", "revision", "trust_remote_code")},
     "benchmark": "benchmark.names",
     **{key: f"benchmark.{key}" for key in ("suite", "data", "prompt", "mode")},
-    **{key: f"sampling.{key}" for key in SamplingConfig.model_fields if key != "chat_template"},
+    **{key: f"sampling.{key}" for key in SamplingConfig.model_fields if key not in ("chat_template", "blind")},
     **{f"judge_{key.removesuffix('_s')}": f"judge.{key}" for key in JudgeConfig.model_fields},
     "responses": "responses.file",
     "out": "output.path",

@@ -12,15 +12,28 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol, TypeVar, cast
 
 from PIL import Image
 
 from luspo_cli.config.evaluation import Blind
 from luspo_cli.errors import UsageError
-from luspo_cli.records import ImageSource, Problem
+from luspo_cli.records import ImageSource
 
 _SHOWN = 3
+
+
+class Illustrated(Protocol):
+    """A dataclass of a problem with its images, of training or of a benchmark."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def images(self) -> tuple[ImageSource, ...]: ...
+
+
+P = TypeVar("P", bound=Illustrated)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +62,7 @@ class NoiseImage:
         return self.image.size()
 
 
-def blinded(problems: Sequence[Problem], how: Blind, seed: int) -> list[Problem]:
+def blinded(problems: Sequence[P], how: Blind, seed: int) -> list[P]:
     """The problems in their order with the images of the blind control `how`; text and answers stay as they are.
 
     `other` decodes images of equal sizes once to know which are the same picture, and never shows a problem its own.
@@ -60,13 +73,11 @@ def blinded(problems: Sequence[Problem], how: Blind, seed: int) -> list[Problem]
     if how == "none":
         return list(problems)
     if how == "noise":
-        return [
-            replace(
-                problem,
-                images=tuple(NoiseImage(image, seed, problem.id, at) for at, image in enumerate(problem.images)),
-            )
+        noise = [
+            tuple(NoiseImage(image, seed, problem.id, number) for number, image in enumerate(problem.images))
             for problem in problems
         ]
+        return [_showing(problem, images) for problem, images in zip(problems, noise, strict=True)]
     partners = _partners(problems, seed)
     alone = [problem.id for place, problem in enumerate(problems) if problem.images and place not in partners]
     if alone:
@@ -75,13 +86,14 @@ def blinded(problems: Sequence[Problem], how: Blind, seed: int) -> list[Problem]
             f"blind = 'other' finds no problem with as many images, and other ones, for {', '.join(alone[:_SHOWN])}{more};"
             " take blind = 'noise'"
         )
-    return [
-        replace(problem, images=problems[partners[place]].images) if problem.images else problem
-        for place, problem in enumerate(problems)
-    ]
+    return [_showing(problem, problems[partners.get(place, place)].images) for place, problem in enumerate(problems)]
 
 
-def _partners(problems: Sequence[Problem], seed: int) -> dict[int, int]:
+def _showing(problem: P, images: tuple[ImageSource, ...]) -> P:
+    return cast(P, replace(cast(Any, problem), images=images))
+
+
+def _partners(problems: Sequence[Illustrated], seed: int) -> dict[int, int]:
     """For the place of each problem with images the place of the one whose images it is shown; without those that have none."""
     contents = _contents(problems)
     shown = [tuple(contents[image.name] for image in problem.images) for problem in problems]
@@ -120,7 +132,7 @@ def _exchange(members: Sequence[int], shown: Sequence[Hashable], draws: random.R
     return {place: ordered[(at + most) % len(ordered)] for at, place in enumerate(ordered)}
 
 
-def _contents(problems: Sequence[Problem]) -> dict[str, tuple[tuple[int, int], str]]:
+def _contents(problems: Sequence[Illustrated]) -> dict[str, tuple[tuple[int, int], str]]:
     """Size and digest of each image by its name, equal for equal pictures; a size that no other image has needs no digest."""
     sizes: dict[str, tuple[int, int]] = {}
     digests: dict[str, str] = {}

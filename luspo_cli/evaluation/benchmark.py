@@ -38,6 +38,8 @@ class Benchmark(ABC):
     prompts: Mapping[str, PromptTemplate]
     default_prompt: str = "qwen-boxed"
     modes: tuple[Mode, ...] = ("rule",)
+    tables: tuple[str, ...] = ()
+    """Tables of the metrics that are shown below the score, dotted."""
 
     @abstractmethod
     def problems(self, source: Path) -> list[BenchmarkProblem]:

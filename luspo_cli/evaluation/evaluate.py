@@ -39,7 +39,7 @@ def run_evaluation(config: EvalRun, *, on_progress: Progress | None = None) -> l
         RunError: a file could not be written.
     """
     names = chosen_benchmarks(config.benchmark)
-    loaded = {name: _checked(load_benchmark(name), config.benchmark) for name in names}
+    loaded = {name: _checked(load_benchmark(name), config) for name in names}
     judge = None
     if config.judge.url:
         from luspo_cli.evaluation.judge import make_judge
@@ -125,7 +125,7 @@ def _score_file(config: EvalRun, loaded: dict[str, Benchmark], judge: Judge | No
     result = replace(result, details={**result.details, "config": config.stored()})
     if out is not None:
         result.write(out)
-    return Finished(result.to_json(), out, None, 0, 0)
+    return Finished(result.to_json(), out, None, 0, 0, benchmark.tables)
 
 
 def _draw_and_score(
@@ -240,10 +240,15 @@ def _problems(config: EvalRun, name: str, benchmark: Benchmark, *, several: bool
     return benchmark.from_hub() if data is None else benchmark.problems(benchmark_data(name, data, several=several))
 
 
-def _checked(benchmark: Benchmark, chosen: BenchmarkConfig) -> Benchmark:
-    """UsageError if the benchmark has no such mode or prompt variant."""
-    benchmark.require_mode(chosen.mode)
-    benchmark.template(chosen.prompt or None)
+def _checked(benchmark: Benchmark, config: EvalRun) -> Benchmark:
+    """UsageError if the benchmark has no such mode or prompt variant, or no images for a blind pass."""
+    benchmark.require_mode(config.benchmark.mode)
+    benchmark.template(config.benchmark.prompt or None)
+    if config.sampling.blind != "none" and benchmark.modality == "text":
+        raise UsageError(
+            f"sampling.blind = '{config.sampling.blind}' replaces images, and {benchmark.name} has none: leave it out, or choose"
+            " --suite vision."
+        )
     return benchmark
 
 

@@ -12,11 +12,14 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from luspo_cli.config.eval import EvalRun, Mode
+from luspo_cli.config.evaluation import Blind
+from luspo_cli.data.blind import blinded
 from luspo_cli.errors import RunError
 from luspo_cli.evaluation.benchmark import Benchmark, BenchmarkProblem
 from luspo_cli.evaluation.judge import Judge
@@ -32,6 +35,7 @@ from luspo_cli.evaluation.samples import (
 )
 from luspo_cli.evaluation.sampling import BenchmarkPrompts, SamplingModel
 from luspo_cli.evaluation.scorer import EvaluationResult, Finished, score_samples
+from luspo_cli.evaluation.scores import against_blind
 from luspo_cli.files import read_object
 from luspo_cli.grading.verdict import GRADER_VERSION
 from luspo_cli.metrics.rollout_metrics import length_statistics, lengths_by_verdict
@@ -57,6 +61,13 @@ class Evaluation:
     step: int | None
     """Training steps behind the weights, where they are a run's."""
     out: Path
+    shows: Blind = "none"
+    """What stands in the place of the images: of the blind pass what `sampling.blind` names."""
+
+    @property
+    def label(self) -> str:
+        """What the pass is called, and its file of samples."""
+        return self.benchmark.name if self.shows == "none" else f"{self.benchmark.name}.blind"
 
     @property
     def variant(self) -> str:
@@ -72,7 +83,12 @@ class Evaluation:
 
     @property
     def samples_file(self) -> Path:
-        return self.out / f"{self.benchmark.name}.parquet"
+        return self.out / f"{self.label}.parquet"
+
+    def passes(self) -> list[Evaluation]:
+        """This one, and the same draws with other images where they are asked for."""
+        blind = self.config.sampling.blind
+        return [self] if blind == "none" else [self, replace(self, shows=blind)]
 
     def identity(self) -> dict[str, Any]:
         """Return everything that the samples depend on."""
@@ -86,6 +102,7 @@ class Evaluation:
             del settings["sampler"]
         if not settings["chat_template"]:
             del settings["chat_template"]
+        del settings["blind"]  # it changes no sample of the pass that sees
         return {
             "model": self.model,
             "weights": self.weights,
@@ -93,6 +110,7 @@ class Evaluation:
             "prompt": self.variant,
             "prompts_sha256": hashlib.sha256(json.dumps(posed).encode()).hexdigest(),
             **settings,
+            **({} if self.shows == "none" else {"blind": self.shows}),
         }
 
 
@@ -102,16 +120,15 @@ def check(evaluation: Evaluation, *, replace_other: bool) -> bool:
     Raises:
         UsageError: a result or chunks with other settings are in the way, and `replace_other` is not given.
     """
-    settings = evaluation.identity()
-    unfinished = PartialSamples(evaluation.out, evaluation.benchmark.name)
-    for stored, what in (
-        (_finished(evaluation), str(evaluation.json_file)),
-        (unfinished.settings(), f"The unfinished evaluation in {unfinished.path}"),
-    ):
-        if stored is not None and not replace_other:
-            require_same(stored, settings, what)
-    finished = _finished(evaluation)
-    return finished is not None and is_same(finished, settings)
+    for one in evaluation.passes():
+        unfinished = PartialSamples(one.out, one.label)
+        for stored, what in (
+            (_finished(one), str(one.json_file)),
+            (unfinished.settings(), f"The unfinished evaluation in {unfinished.path}"),
+        ):
+            if stored is not None and not replace_other:
+                require_same(stored, one.identity(), what)
+    return all(map(_is_there, evaluation.passes()))
 
 
 def evaluate(
@@ -124,26 +141,42 @@ def evaluate(
 ) -> Finished:
     """Draw what is missing, score, and leave NAME.json and NAME.parquet; `load` is called only to draw.
 
+    A blind pass has its samples in NAME.blind.parquet and its score beside the other one.
+
     Raises:
         UsageError: a result or chunks with other settings are there, or a prompt does not fit the model.
         RunError: a file could not be written; the finished chunks are kept.
     """
-    total = len(evaluation.problems) * evaluation.config.sampling.samples
+    evaluation = _with_stored_blind(evaluation)
     if check(evaluation, replace_other=replace_other):
         return _score_again(evaluation, judge)
-    name, identity = evaluation.benchmark.name, evaluation.identity()
     model = load()
-    prompts = BenchmarkPrompts(model, evaluation.benchmark, evaluation.problems, evaluation.variant)
-    prompts.require_room(evaluation.config.sampling.max_response_tokens)
-    if lost := prompts.lost_text():
+    prompts = {one.label: _prompts(one, model) for one in evaluation.passes() if not _is_there(one)}
+    samples: list[list[StoredSample]] = []
+    drawn = 0
+    with ExitStack() as stack:
+        for one in evaluation.passes():
+            if one.label not in prompts:
+                samples.append(_read_back(one))
+                continue
+            partial = stack.enter_context(PartialSamples(one.out, one.label))
+            partial.open(one.identity(), replace=replace_other)
+            found, new = _draw(one, model, prompts[one.label], partial, on_progress)
+            samples.append(found)
+            drawn += new
+        content = _score(evaluation, samples, judge, _judge_log(evaluation, judge))
+        _remove_chunks(evaluation)
+    return _finish(evaluation, content, drawn, sum(map(len, samples)) - drawn)
+
+
+def _prompts(one: Evaluation, model: SamplingModel) -> BenchmarkPrompts:
+    """The prompts of a pass; UsageError where one does not fit the model."""
+    problems = blinded(one.problems, one.shows, one.config.sampling.seed)
+    prompts = BenchmarkPrompts(model, one.benchmark, problems, one.variant)
+    prompts.require_room(one.config.sampling.max_response_tokens)
+    if one.shows == "none" and (lost := prompts.lost_text()):
         logger.warning(lost)
-    with PartialSamples(evaluation.out, name) as partial:
-        partial.open(identity, replace=replace_other)
-        samples, drawn = _draw(evaluation, model, prompts, partial, on_progress)
-        log = JudgeLog(partial.path / "judge.jsonl", judge) if judge is not None else None
-        content = _score(evaluation, samples, judge, log)
-        partial.remove()
-    return Finished(content, evaluation.json_file, evaluation.samples_file, drawn, total - drawn)
+    return prompts
 
 
 def _draw(
@@ -153,7 +186,7 @@ def _draw(
     partial: PartialSamples,
     on_progress: Progress | None,
 ) -> tuple[list[StoredSample], int]:
-    """Return all samples in the order of the problems, and how many of them are new."""
+    """Return all samples of a pass in the order of the problems, and how many of them are new."""
     settings, name = evaluation.config.sampling, evaluation.benchmark.name
     size, total = settings.chunk_problems, len(prompts) * settings.samples
     ids = [problem.id for problem in evaluation.problems]
@@ -161,7 +194,7 @@ def _draw(
     chunks = {start: partial.get(start, ids[start : start + size], settings.samples) for start in starts}
     found = sum(len(chunk) for chunk in chunks.values() if chunk is not None)
     if found:
-        logger.info(f"{name}: going on after {found:,} of {total:,} samples")
+        logger.info(f"{evaluation.label}: going on after {found:,} of {total:,} samples")
     done = found
     for start in starts:
         if chunks[start] is not None:
@@ -170,7 +203,7 @@ def _draw(
 
         def report(rows: int, here: int = here) -> None:
             if on_progress is not None:
-                on_progress(name, here + rows, total, found)
+                on_progress(evaluation.label, here + rows, total, found)
 
         report(0)
         options = SamplingOptions(
@@ -207,83 +240,137 @@ def chunk_seed(seed: int, benchmark: str, first_problem: int) -> int:
     return int.from_bytes(digest[:8], "big") >> 2
 
 
-def _finished(evaluation: Evaluation) -> dict[str, Any] | None:
-    """Return the settings of the finished result, or None where none is there."""
-    content = read_object(evaluation.json_file)
-    if content is None or not evaluation.samples_file.is_file():
+def _finished(one: Evaluation) -> dict[str, Any] | None:
+    """Return the settings of a pass in the finished result, or None where it is not there."""
+    content = read_object(one.json_file)
+    if content is None or not one.samples_file.is_file():
         return None
-    settings = content.get("sampling")
-    return settings if isinstance(settings, dict) else {}
+    found = content.get("sampling")
+    settings = found if isinstance(found, dict) else {}
+    if one.shows == "none":
+        return settings
+    blind = content.get("blind")
+    return {**settings, "blind": blind.get("shows")} if isinstance(blind, dict) else None
+
+
+def _is_there(one: Evaluation) -> bool:
+    stored = _finished(one)
+    return stored is not None and is_same(stored, one.identity())
+
+
+def _with_stored_blind(evaluation: Evaluation) -> Evaluation:
+    """`evaluation` with the blind pass that stands beside its samples, where none is asked for: a new scoring keeps it."""
+    stored = (read_object(evaluation.json_file) or {}).get("blind")
+    if evaluation.config.sampling.blind != "none" or not isinstance(stored, dict):
+        return evaluation
+    sampling = evaluation.config.sampling.model_copy(update={"blind": stored.get("shows")})
+    with_blind = replace(evaluation, config=evaluation.config.model_copy(update={"sampling": sampling}))
+    return with_blind if all(map(_is_there, with_blind.passes())) else evaluation
 
 
 def _score_again(evaluation: Evaluation, judge: Judge | None) -> Finished:
     content: Mapping[str, Any] = read_object(evaluation.json_file) or {}
-    samples = _read_back(evaluation)
+    samples = [_read_back(one) for one in evaluation.passes()]
+    number = sum(map(len, samples))
     keys = ("version", "mode", "grader_version")
     scored_alike = [content.get(key) for key in keys] == [evaluation.benchmark.version, evaluation.mode, GRADER_VERSION]
-    wanted = None if judge is None else judge.identity()
-    judged = content.get("judge")
     failed = content.get("metrics", {}).get("judge", {}).get("failed", 0)
-    if scored_alike and (wanted is None or (wanted == judged and not failed)):
+    if scored_alike and (judge is None or (judge.identity() == content.get("judge") and not failed)):
         logger.info(f"{evaluation.benchmark.name}: the result is there")
     else:
-        logger.info(f"{evaluation.benchmark.name}: scoring the {len(samples):,} samples that are there")
-        log = None
-        if judge is not None:
-            replies = PartialSamples(evaluation.out, evaluation.benchmark.name).path / "judge.jsonl"
-            log = JudgeLog(replies, judge, known_replies(evaluation.samples_file) if wanted == judged else {})
-        content = _score(evaluation, samples, judge, log)
-    PartialSamples(evaluation.out, evaluation.benchmark.name).remove()  # a kill between result and clean-up leaves it
-    return Finished(content, evaluation.json_file, evaluation.samples_file, 0, len(samples))
+        logger.info(f"{evaluation.benchmark.name}: scoring the {number:,} samples that are there")
+        content = _score(evaluation, samples, judge, _judge_log(evaluation, judge))
+    _remove_chunks(evaluation)  # a kill between result and clean-up leaves them
+    return _finish(evaluation, content, 0, number)
 
 
-def _read_back(evaluation: Evaluation) -> list[StoredSample]:
+def _remove_chunks(evaluation: Evaluation) -> None:
+    for one in evaluation.passes():
+        PartialSamples(one.out, one.label).remove()
+
+
+def _finish(evaluation: Evaluation, content: Mapping[str, Any], drawn: int, found: int) -> Finished:
+    seeing, *blind = (one.samples_file for one in evaluation.passes())
+    return Finished(
+        content, evaluation.json_file, seeing, drawn, found, evaluation.benchmark.tables, blind[0] if blind else None
+    )
+
+
+def _judge_log(evaluation: Evaluation, judge: Judge | None) -> JudgeLog | None:
+    """Where the judge's replies are kept, with those that stand in the finished result."""
+    if judge is None:
+        return None
+    judged = (read_object(evaluation.json_file) or {}).get("judge")
+    known = judged == judge.identity() and _is_there(evaluation)
+    replies = PartialSamples(evaluation.out, evaluation.label).path / "judge.jsonl"
+    return JudgeLog(replies, judge, known_replies(evaluation.samples_file) if known else {})
+
+
+def _read_back(one: Evaluation) -> list[StoredSample]:
     try:
-        samples = read_samples(evaluation.samples_file)
+        samples = read_samples(one.samples_file)
     except (OSError, ValueError, KeyError):
         samples = []
-    if len(samples) != len(evaluation.problems) * evaluation.config.sampling.samples:
+    if len(samples) != len(one.problems) * one.config.sampling.samples:
         raise RunError(
-            f"{evaluation.samples_file} does not hold the samples of {evaluation.json_file.name}; remove both files,"
+            f"{one.samples_file} does not hold the samples of {one.json_file.name}; remove both files,"
             " then the same command draws the samples again."
         )
     return samples
 
 
 def _score(
-    evaluation: Evaluation,
-    samples: Sequence[StoredSample],
-    judge: Judge | None,
-    log: JudgeLog | None,
+    evaluation: Evaluation, samples: Sequence[Sequence[StoredSample]], judge: Judge | None, log: JudgeLog | None
 ) -> dict[str, Any]:
-    """Score and write both files, the JSON last: it says that the result is whole."""
+    """Score each pass and write all files, the JSON last: it says that the result is whole."""
+    passes = evaluation.passes()
+    results = [_scored(evaluation, drawn) for drawn in samples]
+    details: dict[str, Any] = {"benchmark_size": evaluation.benchmark.size, "sampling": evaluation.identity()}
+    details["config"] = evaluation.config.stored()
+    for one, blind in list(zip(passes, results, strict=True))[1:]:
+        difference, bounds = against_blind(evaluation.problems, results[0].graded, blind.graded)
+        details["blind"] = {
+            "shows": one.shows,
+            "accuracy": blind.metrics["accuracy"],
+            "accuracy_interval_95": blind.metrics["accuracy_interval_95"],
+            "seeing_minus_blind": difference,
+            "seeing_minus_blind_interval_95": bounds,
+            "metrics": dict(blind.metrics),
+        }
+    results[0] = replace(results[0], details=details)
+    if judge is not None and log is not None:
+        results[0] = judge_samples(judge, evaluation.benchmark, results[0], _to_grade(samples[0]), log)
+    if any(stored is not None and not is_same(stored, one.identity()) for one in passes for stored in [_finished(one)]):
+        evaluation.json_file.unlink()  # --replace: it must not stand beside samples that it does not describe
+    if len(passes) == 1:
+        replace(evaluation, shows="noise").samples_file.unlink(missing_ok=True)
+    for one, result, drawn in zip(passes, results, samples, strict=True):
+        write_results(one.samples_file, _rows(result, drawn))
+    results[0].write(evaluation.json_file)
+    return results[0].to_json()
+
+
+def _scored(evaluation: Evaluation, samples: Sequence[StoredSample]) -> EvaluationResult:
     benchmark, problems = evaluation.benchmark, evaluation.problems
-    truncated = [sample.stop_reason == StopReason.LENGTH for sample in samples]
-    to_grade = [
+    result = score_samples(benchmark, problems, _to_grade(samples), mode=evaluation.mode, variant=evaluation.variant)
+    lengths = [sample.response_length for sample in samples]
+    right = [result.graded[sample.id][sample.sample].correct for sample in samples]
+    return replace(
+        result, metrics={**result.metrics, **length_statistics(lengths), **lengths_by_verdict(lengths, right)}
+    )
+
+
+def _to_grade(samples: Sequence[StoredSample]) -> list[Sample]:
+    return [
         Sample(
             sample.id,
             sample.response,
-            truncated=cut,
+            truncated=sample.stop_reason == StopReason.LENGTH,
             response_length=sample.response_length,
             thought_open=sample.thought_open,
         )
-        for sample, cut in zip(samples, truncated, strict=True)
+        for sample in samples
     ]
-    result = score_samples(benchmark, problems, to_grade, mode=evaluation.mode, variant=evaluation.variant)
-    details: dict[str, Any] = {"benchmark_size": benchmark.size, "sampling": evaluation.identity()}
-    details["config"] = evaluation.config.stored()
-    lengths = [sample.response_length for sample in samples]
-    right = [result.graded[sample.id][sample.sample].correct for sample in samples]
-    metrics = {**result.metrics, **length_statistics(lengths), **lengths_by_verdict(lengths, right)}
-    result = replace(result, metrics=metrics, details=details)
-    if judge is not None and log is not None:
-        result = judge_samples(judge, benchmark, result, to_grade, log)
-    earlier = _finished(evaluation)
-    if earlier is not None and not is_same(earlier, details["sampling"]):
-        evaluation.json_file.unlink()  # --replace: it must not stand beside samples that it does not describe
-    write_results(evaluation.samples_file, _rows(result, samples))
-    result.write(evaluation.json_file)
-    return result.to_json()
 
 
 def _rows(result: EvaluationResult, samples: Sequence[StoredSample]) -> list[dict[str, Any]]:

@@ -15,6 +15,7 @@ from typing import Any
 
 from luspo_cli.evaluation.benchmark import Benchmark, BenchmarkProblem, Mode
 from luspo_cli.evaluation.responses import ResponseReport, Sample
+from luspo_cli.evaluation.scores import accuracy_by_image_size, as_dicts
 from luspo_cli.files import replace_file
 from luspo_cli.grading.answers import Extraction
 from luspo_cli.grading.grader import LONGEST_STORED, TIMEOUT_S, Decision, Grader
@@ -89,6 +90,10 @@ class Finished:
     drawn: int
     found: int
     """Samples that were there already."""
+    tables: tuple[str, ...] = ()
+    """The benchmark's: which tables of the metrics are shown."""
+    blind_samples_file: Path | None = None
+    """Of a blind pass."""
 
 
 def score_samples(
@@ -120,6 +125,8 @@ def score_samples(
         for problem in problems
     }
     metrics = benchmark.aggregate(problems, verdicts)
+    if sizes := as_dicts(accuracy_by_image_size(problems, verdicts)):
+        metrics["image_size"] = sizes
     metrics |= counts(verdict for row in verdicts.values() for verdict in row if verdict.reason is not Reason.MISSING)
     if tally.truncated_known:
         metrics["truncated_fraction"] = tally.truncated / tally.truncated_known

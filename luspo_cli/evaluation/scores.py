@@ -17,9 +17,10 @@ from functools import lru_cache
 from math import comb
 from typing import Any
 
+from luspo_cli.errors import UsageError
 from luspo_cli.evaluation.problems import BenchmarkProblem
 from luspo_cli.grading.verdict import Reason, Verdict
-from luspo_cli.metrics.intervals import bootstrap_interval
+from luspo_cli.metrics.intervals import bootstrap_interval, paired_interval
 
 _GOLD = "\0gold"
 
@@ -127,6 +128,39 @@ def accuracy_by(
         for value in dict.fromkeys(values_of(problem)):
             members.setdefault(value, []).append(problem)
     return {value: overall(members[value], graded) for value in sorted(members)}
+
+
+def accuracy_by_image_size(problems: Sequence[BenchmarkProblem], graded: Graded) -> dict[str, Cell]:
+    """One cell per third of the problems with images, by their pixels, the smallest first; equal sizes are never parted.
+
+    Empty where an image is missing: scores need no pictures.
+    """
+    try:
+        pixels = {
+            problem.id: sum(height * width for height, width in (image.size() for image in problem.images))
+            for problem in problems
+            if problem.images
+        }
+    except UsageError:
+        return {}
+    ordered = sorted(pixels.values())
+    ends = sorted({ordered[-(-len(ordered) * part // 3) - 1] for part in (1, 2, 3)}) if ordered else []
+    cells = {}
+    for start, end in zip([0, *(end + 1 for end in ends)], ends, strict=False):
+        members = [problem for problem in problems if start <= pixels.get(problem.id, -1) <= end]
+        title = f"{start:,} to {end:,} pixels" if start else f"up to {end:,} pixels"
+        cells[title] = overall(members, graded)
+    return cells
+
+
+def against_blind(
+    problems: Sequence[BenchmarkProblem], seeing: Graded, blind: Graded
+) -> tuple[float, tuple[float, float] | None]:
+    """Seeing minus blind accuracy, and its 95 % interval over the problems, each compared with itself."""
+    differences = [
+        share_correct(seeing.get(problem.id, ())) - share_correct(blind.get(problem.id, ())) for problem in problems
+    ]
+    return float(sum(differences) / max(1, len(differences))), paired_interval([float(one) for one in differences])
 
 
 def as_dicts(cells: Mapping[str, Cell]) -> dict[str, dict[str, float]]:

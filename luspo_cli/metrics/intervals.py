@@ -128,3 +128,14 @@ def bootstrap_interval(values: Sequence[float]) -> tuple[float, float] | None:
     means = numpy.array([array[generator.integers(0, len(array), len(array))].mean() for _ in range(RESAMPLES)])
     low, high = numpy.quantile(means, [0.025, 0.975])
     return float(low), float(high)
+
+
+def paired_interval(differences: Sequence[float]) -> tuple[float, float] | None:
+    """95 % interval of the mean of differences between two shares of each problem, within [-1, 1]; None for fewer than two.
+
+    `bootstrap_interval`; where all are equal, as far to both sides as Wilson's interval of 0 of n reaches.
+    """
+    if len(differences) < 2 or len(set(differences)) > 1:
+        return bootstrap_interval(differences)
+    reach = wilson_interval(0.0, len(differences))[1]
+    return max(-1.0, differences[0] - reach), min(1.0, differences[0] + reach)

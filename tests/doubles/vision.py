@@ -140,3 +140,35 @@ def counted_tower(model: Any) -> list[int]:
 
     model.model.visual.forward = counted
     return calls
+
+
+def colour_image(path: Path, colour: tuple[int, int, int], width: int = 56, height: int = 56) -> Path:
+    """Write an RGB image of one colour."""
+    from PIL import Image
+
+    Image.new("RGB", (width, height), colour).save(path)
+    return path
+
+
+def looking_model(processor: Any, prompts: Any, answers: Any, steps: int = 40) -> Any:
+    """The random model, trained on the spot to write `answers` [texts] after `prompts` [Prompt]; each kind has one length."""
+    import torch
+
+    model = vision_model(3)
+    replies = [[*processor.tokenizer(text)["input_ids"], END] for text in answers]
+    tokens = torch.tensor([[*prompt.tokens, *reply] for prompt, reply in zip(prompts, replies, strict=True)])
+    start = len(prompts[0].tokens)
+    types = torch.zeros_like(tokens)
+    types[:, :start] = torch.stack([prompt.image_inputs["mm_token_type_ids"] for prompt in prompts])
+    images = {key: torch.cat([p.image_inputs[key] for p in prompts]) for key in ("pixel_values", "image_grid_thw")}
+    positions, _ = model.model.get_rope_index(tokens, mm_token_type_ids=types, image_grid_thw=images["image_grid_thw"])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.0)
+    for _ in range(steps):
+        hidden = model.model(input_ids=tokens, position_ids=positions, use_cache=False, **images).last_hidden_state
+        logits = model.lm_head(hidden[:, start - 1 : -1])
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, start:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.05, "the model did not learn to look"
+    return model

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from luspo_cli.commands.display.format import DASH, percent
 from luspo_cli.evaluation.benchmark import Benchmark
+from luspo_cli.metrics.intervals import wilson_interval
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -21,16 +22,55 @@ def result_table(results: Sequence[Mapping[str, Any]]) -> Table:
     from rich.table import Table
 
     judged = any("judge" in content["metrics"] for content in results)
+    blind = any("blind" in content for content in results)
     inferred = any(_inferred(content) for content in results)
     table = Table(box=None, pad_edge=False)
     table.add_column("benchmark", no_wrap=True)
     titles: tuple[str, ...] = ("problems", "k", "avg@k %", "95 %", "pass@k %", "maj@k %", "correct")
     titles += ("length", "truncated %", "unanswered %", *(("inferred",) if inferred else ()))
+    titles += ("blind %", "seeing - blind") if blind else ()
     for title in (*titles, *(("judge %", "judge failed") if judged else ())):
         table.add_column(title, justify="right", no_wrap=True)
     for content in results:
-        table.add_row(*_cells(content, inferred, judged))
+        table.add_row(*_cells(content, inferred, judged, blind))
     return table
+
+
+def breakdown(content: Mapping[str, Any], tables: Sequence[str]) -> Table | None:
+    """Return accuracy by category and by image size, one line a value; None where the result has no such table."""
+    from rich.table import Table
+
+    metrics, other = content["metrics"], content.get("blind", {}).get("metrics")
+    shown = {path: cells for path in (*tables, "image_size") if (cells := _at(metrics, path))}
+    if not shown:
+        return None
+    table = Table(box=None, pad_edge=False)
+    table.add_column(content["benchmark"], no_wrap=True)
+    for title in ("problems", "accuracy %", "95 %", *(() if other is None else ("blind %", "difference"))):
+        table.add_column(title, justify="right", no_wrap=True)
+    for path, cells in shown.items():
+        table.add_row(f"by {path.rpartition('.')[2].replace('_', ' ')}", style="bold")
+        for value, cell in cells.items():
+            accuracy, total = _accuracy(cell)
+            row = [DASH if total is None else f"{total:,}", percent(accuracy)]
+            row.append(interval(wilson_interval(accuracy, total)) if total else DASH)
+            if other is not None:
+                blind, _ = _accuracy(_at(other, path)[value])
+                row += [percent(blind), signed(accuracy - blind)]
+            table.add_row(f"  {value}", *row)
+    return table
+
+
+def _at(metrics: Mapping[str, Any], path: str) -> Mapping[str, Any]:
+    found: Any = metrics
+    for part in path.split("."):
+        found = found.get(part, {})
+    return found
+
+
+def _accuracy(cell: Any) -> tuple[float, int | None]:
+    """Accuracy and number of problems of one line; the second is unknown of a mean over parts, such as We-Math's domains."""
+    return (cell["accuracy"], cell["total"]) if isinstance(cell, Mapping) else (cell, None)
 
 
 def _inferred(content: Mapping[str, Any]) -> int:
@@ -38,7 +78,7 @@ def _inferred(content: Mapping[str, Any]) -> int:
     return int(content["metrics"].get("read_from", {}).get("inferred", 0))
 
 
-def _cells(content: Mapping[str, Any], inferred: bool, judged: bool) -> list[str]:
+def _cells(content: Mapping[str, Any], inferred: bool, judged: bool, blind: bool) -> list[str]:
     metrics, samples = content["metrics"], content["n_samples"]
     problems, size = content["n_problems"], content.get("benchmark_size", content["n_problems"])
     judge = metrics.get("judge")
@@ -57,9 +97,22 @@ def _cells(content: Mapping[str, Any], inferred: bool, judged: bool) -> list[str
     ]
     if inferred:
         cells.append(f"{_inferred(content):,}")
+    if blind:
+        found = content.get("blind")
+        cells += [DASH, DASH] if found is None else [percent(found["accuracy"]), _difference(found)]
     if judged:
         cells += [percent(judge and judge["accuracy"]), f"{judge['failed']:,}" if judge else DASH]
     return cells
+
+
+def _difference(blind: Mapping[str, Any]) -> str:
+    bounds = blind["seeing_minus_blind_interval_95"]
+    return signed(blind["seeing_minus_blind"]) + ("" if bounds is None else f" ({interval(bounds)})")
+
+
+def signed(share: float) -> str:
+    """Return a difference of shares in percent points, with its sign."""
+    return f"{100 * share:+.1f}"
 
 
 def warnings(content: Mapping[str, Any]) -> list[str]:

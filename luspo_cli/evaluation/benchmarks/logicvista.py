@@ -50,6 +50,7 @@ class LogicVista(Benchmark):
     size = 448
     licence = "Apache-2.0 (repository); 287 pictures marked as not licensed"
     modes = ("rule", "official")
+    tables = ("skill", "capability")
     default_prompt = "boxed"
     prompts = {  # noqa: RUF012 - read-only by contract
         "official": PromptTemplate("official", None, before=_OFFICIAL_BEFORE, after=_OFFICIAL_AFTER),

@@ -64,6 +64,7 @@ class MathVista(Benchmark):
     licence = "CC BY-SA 4.0 (authors' part); evaluation only"
     hub_ids = ("AI4Math/MathVista:default:testmini",)
     modes = ("rule", "official")
+    tables = ("tables.task", "tables.skills", "tables.category")
     default_prompt = "boxed"
     prompts = {  # noqa: RUF012 - read-only by contract
         "official": PromptTemplate("official", None, before=IMAGE_MARK),

@@ -56,6 +56,7 @@ class WeMath(Benchmark):
     licence = "CC BY-NC 4.0 (non-commercial)"
     hub_ids = ("We-Math/We-Math:default:testmini",)
     modes = ("rule", "official")
+    tables = ("steps", "domains")
     default_prompt = "boxed"
     prompts = {  # noqa: RUF012 - read-only by contract
         "official": PromptTemplate("official", None, before=_OFFICIAL_BEFORE, after=_OFFICIAL_AFTER),
