@@ -90,7 +90,7 @@ def make_model() -> Callable[..., Any]:
 @pytest.fixture(scope="session")
 def made_tokenizer() -> Any:
     """The made task's tokenizer: 26 tokens, `<end>` is 1."""
-    from luspo_cli.training.made.model import made_tokenizer
+    from luspo_cli.training.made.build import made_tokenizer
 
     return made_tokenizer(VOCABULARY)
 

@@ -13,9 +13,9 @@ class DataConfig(Section):
     """Training problems, and a held-out file for the evaluation during training."""
 
     train: str = ""
-    """A file or folder written by `luspo prepare-data`, or `made:terms` for the task made on the spot."""
+    """A file or folder written by `luspo prepare-data`, or a task made on the spot: `made:terms` (text), `made:pictures`."""
     held_out: str = ""
-    """Like `train`, for evaluation during training; with `made:terms` fresh problems of another seed."""
+    """Like `train`, for evaluation during training; with a made task fresh problems of another seed."""
     profile: Literal["neutral", "pays", "costs"] = "neutral"
     """For `made:terms`: how length relates to being right in the demonstrations (docs/experiments.md)."""
     shuffle: bool = True

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from luspo_cli.config.objective import NAMED_OBJECTIVES, ObjectiveConfig
-from luspo_cli.config.run import MADE_TERMS, TrainRun
+from luspo_cli.config.run import MADE_TASKS, TrainRun
 from luspo_cli.errors import UsageError, nearest
 
 Root = TypeVar("Root", bound=BaseModel)
@@ -93,10 +93,10 @@ def _refuse_unread(
 
     Asked of what is typed and not of `TrainRun`: a stored configuration may hold such a key and must resume.
     """
-    if config.data.train == MADE_TERMS and not config.data.shuffle:
+    if config.data.train in MADE_TASKS and not config.data.shuffle:
         raise UsageError(
             f"{origins['data.shuffle']}: data.shuffle = false is for problems from a file: leave it out with data.train ="
-            f" '{MADE_TERMS}', which makes every batch anew"
+            f" '{config.data.train}', which makes every batch anew"
         )
     sections = [layer.get("evaluation", {}) for layer, _ in layers]
     off = max((place for place, section in enumerate(sections) if "every" in section), default=-1)

@@ -18,6 +18,9 @@ from luspo_cli.config.warmup import WarmupConfig
 
 MADE = "made"
 MADE_TERMS = "made:terms"
+MADE_PICTURES = "made:pictures"
+MADE_TASKS = (MADE_TERMS, MADE_PICTURES)
+"""What `data.train` and `data.held_out` call the tasks made on the spot."""
 STORED_ONLY = frozenset(
     {
         "run.checkpoint_every",
@@ -93,8 +96,10 @@ class TrainRun(Section):
             )
         if reward.format_weight and reward.format == "none":
             raise ValueError("reward.format_weight needs reward.format: one of boxed, gsm8k, answer-line")
-        if self.model.path == MADE and data.train != MADE_TERMS:
-            raise ValueError("model.path = 'made' knows only data.train = 'made:terms'; set model.path for other data")
+        if self.model.path == MADE and data.train not in MADE_TASKS:
+            raise ValueError(
+                f"model.path = 'made' knows only data.train = '{MADE_TERMS}' or '{MADE_PICTURES}'; set model.path for other data"
+            )
         if reward.overlong_weight != 1.0 and not reward.overlong_buffer:
             raise ValueError(
                 "reward.overlong_weight changes nothing while reward.overlong_buffer is 0: set the buffer too"
@@ -149,6 +154,11 @@ class TrainRun(Section):
             raise ValueError("[warmup] is for model.path = 'made' alone: leave it out with another model")
         if self.data.train != MADE_TERMS and self.data.profile != "neutral":
             raise ValueError("data.profile is for data.train = 'made:terms' alone: leave it out with other data")
+        if self.model.path == MADE and (self.data.train == MADE_PICTURES) != bool(self.model.shape.vision.depth):
+            raise ValueError(
+                f"data.train = '{MADE_PICTURES}' and model.shape.vision.depth belong together: a made model has a vision tower"
+                f" for pictures, and none for '{MADE_TERMS}'"
+            )
         if not warmup.min_accuracy <= warmup.stop_accuracy <= warmup.max_accuracy:
             raise ValueError(
                 f"warmup.stop_accuracy ({warmup.stop_accuracy}) must lie between warmup.min_accuracy ({warmup.min_accuracy})"

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from luspo_cli.config.run import MADE_TERMS, TrainRun
+from luspo_cli.config.run import MADE_TASKS, TrainRun
 from luspo_cli.data.batches import BatchSource, ProblemBatches
 from luspo_cli.data.overlap import held_out_warning
 from luspo_cli.data.problems import load_problems
 from luspo_cli.errors import UsageError
 from luspo_cli.records import Problem
-from luspo_cli.training.made.terms import MadeTermsBatches, held_out_terms
+from luspo_cli.training.made.task import MadeBatches, made_held_out
+from luspo_cli.training.made.tasks import TASKS
 
 if TYPE_CHECKING:  # the dry run reads problems without torch
     from luspo_cli.policy.loading import LoadedModel
@@ -64,8 +65,8 @@ def problems_of(config: TrainRun, loaded: LoadedModel) -> RunProblems:
     blind = _blind(config, held_out)
     shown = [*held_out, *blind]
     longest_held_out = longest_prompt(shown, [loaded.prompt_length(problem) for problem in shown])
-    if data.train == MADE_TERMS:
-        made = MadeTermsBatches(data.profile, config.rollout.problems, seed)
+    if data.train in MADE_TASKS:
+        made = MadeBatches(TASKS[data.train], data.profile, config.rollout.problems, seed)
         first = made.batch(0)  # they differ by a few tokens
         longest = longest_prompt(first, [loaded.prompt_length(problem) for problem in first])
         return RunProblems(made, held_out, blind, [], longest, longest_held_out)
@@ -92,7 +93,7 @@ def training_problems(config: TrainRun) -> list[Problem]:
     """The problems of `data.train`, those with long prompts too; none where they are made. UsageError where there are none."""
     if not config.data.train:
         raise UsageError("data.train is empty; set it to a file or folder from `luspo prepare-data`")
-    return [] if config.data.train == MADE_TERMS else _load("data.train", config.data.train, "train")
+    return [] if config.data.train in MADE_TASKS else _load("data.train", config.data.train, "train")
 
 
 def held_out_problems(config: TrainRun) -> list[Problem]:
@@ -100,8 +101,8 @@ def held_out_problems(config: TrainRun) -> list[Problem]:
     number = config.evaluation.problems
     if not config.evaluation.every:
         return []
-    if config.data.held_out == MADE_TERMS:
-        return held_out_terms(config.data.profile, number, config.run.seed)
+    if config.data.held_out in MADE_TASKS:
+        return made_held_out(TASKS[config.data.held_out], config.data.profile, number, config.run.seed)
     problems = _load("data.held_out", config.data.held_out, "test")
     if len(problems) < number:
         raise UsageError(

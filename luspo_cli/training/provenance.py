@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import luspo_cli
-from luspo_cli.config.run import MADE_TERMS, TrainRun
+from luspo_cli.config.run import MADE_TASKS, TrainRun
 from luspo_cli.data.problems import fingerprint
 from luspo_cli.errors import UsageError
 from luspo_cli.files import file_sha256, read_object, require_object, write_json
@@ -55,7 +55,7 @@ def provenance(config: TrainRun, made: Path | None, processes: int = 1) -> dict[
         "data": {
             name: {"path": path, "sha256": fingerprint(path, split=split), **_began_in(path)}
             for name, path, split in (("train", config.data.train, "train"), ("held_out", config.data.held_out, "test"))
-            if path and path != MADE_TERMS
+            if path and path not in MADE_TASKS
         },
         "model": {
             "path": config.model.path,

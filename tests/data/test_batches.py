@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from luspo_cli.data.batches import BatchSource, ProblemBatches
 from luspo_cli.errors import UsageError
 from luspo_cli.records import Message, Problem
-from luspo_cli.training.made.terms import MadeTermsBatches
+from luspo_cli.training.made.task import MadeBatches
+from luspo_cli.training.made.terms import TERMS
 
 
 def problems(count: int) -> list[Problem]:
@@ -104,7 +105,7 @@ def test_batches_are_the_same_whether_or_not_reserves_were_taken() -> None:
 
 
 def test_made_problems_have_a_reserve_without_end() -> None:
-    source = MadeTermsBatches("neutral", 4, 1)
+    source = MadeBatches(TERMS, "neutral", 4, 1)
     assert [*source.reserve(3, 0, 2), *source.reserve(3, 2, 5)] == source.reserve(3, 0, 7)
     own = {problem.id for problem in source.batch(3)}
     assert len(own | {problem.id for problem in source.reserve(3, 0, 500)}) == 504

@@ -68,7 +68,7 @@ def test_the_sampling_copy_is_the_policy_rounded_to_bfloat16(device: Any, make_m
 
     policy, other = make_model(0).to(device), make_model(1).to(device)
     copy = make_model(1, dtype="bfloat16").to(device)
-    from luspo_cli.training.made.model import made_tokenizer
+    from luspo_cli.training.made.build import made_tokenizer
 
     sampler = InProcessSampler(copy, made_tokenizer(26), [1], max_rows=8)
     options = SamplingOptions(4, 12, seed=0)

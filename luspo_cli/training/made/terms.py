@@ -14,24 +14,19 @@ import random
 from collections.abc import Sequence
 
 from luspo_cli.records import Message, Problem
+from luspo_cli.training.made.task import FILLER, MadeTask, filler
 
 LABELS = "abcdefghi"
-FILLER = "."
-CHARACTERS = "0123456789" + LABELS + "=#+;" + FILLER
-"""Every character of the task; with padding and end of sequence this is the vocabulary."""
-NEUTRAL_FILLER_MEAN, NEUTRAL_FILLER_CAP = 23.0, 80
 COSTS_FILLER_MEAN, COSTS_SPOIL = 15.0, 0.02
-WARM_UP_STEPS = {"neutral": 300, "pays": 300, "costs": 500}
-"""After which a model of the default shape has learnt the profile and its learning rate has fallen (docs/experiments.md)."""
 _TERMS = {"neutral": (4, 8), "pays": (4, 9), "costs": (4, 9)}
 _LARGEST = {"neutral": 3, "pays": 4, "costs": 4}
 _PAYS_STYLES = (("answer", 0.2), ("skipped", 0.4), ("sums", 0.2), ("spelled", 0.2))
 
 
-def make_problem(profile: str, generator: random.Random, name: str, most_terms: int | None = None) -> Problem:
-    """Draw one problem; `most_terms` lowers the largest number of terms (the curriculum of the warm-up)."""
+def make_problem(profile: str, generator: random.Random, name: str, share: float = 1.0) -> Problem:
+    """Draw one problem; early in the curriculum (`share` of it, up to 1) it has fewer terms."""
     fewest, most = _TERMS[profile]
-    most = max(2, min(most, most_terms or most))
+    most = min(most, 2 + int(7 * share))
     addends = [generator.randint(0, _LARGEST[profile]) for _ in range(generator.randint(min(fewest, most), most))]
     text = "".join(f"{label}{addend}" for label, addend in zip(LABELS, addends, strict=False)) + "="
     return Problem(
@@ -43,26 +38,17 @@ def demonstration(problem: Problem, profile: str, generator: random.Random) -> s
     """A response in the profile's manner, ending `#x` (right, or spoilt where the profile spoils)."""
     addends: Sequence[int] = problem.extra["addends"]
     if profile == "neutral":
-        return FILLER * _filler(generator, NEUTRAL_FILLER_MEAN, NEUTRAL_FILLER_CAP) + f"#{problem.answer}"
+        return filler(generator) + f"#{problem.answer}"
     if profile == "costs":
-        filler = _filler(generator, COSTS_FILLER_MEAN, NEUTRAL_FILLER_CAP)
-        return FILLER * filler + _running_sums(
-            addends, generator, spoilt=generator.random() < 1 - (1 - COSTS_SPOIL) ** filler
-        )
+        before = filler(generator, COSTS_FILLER_MEAN)
+        spoilt = generator.random() < 1 - (1 - COSTS_SPOIL) ** len(before)
+        return before + _running_sums(addends, generator, spoilt=spoilt)
     style = generator.choices([name for name, _ in _PAYS_STYLES], [share for _, share in _PAYS_STYLES])[0]
     if style == "answer":
         return f"#{problem.answer}"
     if style == "spelled":
         return _spelled(addends)
     return _running_sums(addends, generator, skip=0.5 if style == "skipped" else 0.0)
-
-
-def _filler(generator: random.Random, mean: float, cap: int) -> int:
-    """A geometric number with this mean before the cap."""
-    stop, length = 1.0 / (mean + 1.0), 0
-    while length < cap and generator.random() >= stop:
-        length += 1
-    return length
 
 
 def _running_sums(addends: Sequence[int], generator: random.Random, skip: float = 0.0, spoilt: bool = False) -> str:
@@ -88,31 +74,11 @@ def _spelled(addends: Sequence[int]) -> str:
     return "".join(parts) + f"#{total}"
 
 
-class MadeTermsBatches:
-    """Fresh problems for every step, a function of seed and step alone: each training batch is also a held-out sample."""
-
-    def __init__(self, profile: str, batch_size: int, seed: int) -> None:
-        self._profile, self._batch_size, self._seed = profile, batch_size, seed
-
-    def batch(self, step: int) -> list[Problem]:
-        generator = random.Random(f"luspo terms {self._profile} {self._seed} {step}")
-        return [
-            make_problem(self._profile, generator, f"terms/{self._seed}/{step}/{i}") for i in range(self._batch_size)
-        ]
-
-    def reserve(self, step: int, first: int, count: int) -> list[Problem]:
-        """Return further problems of the step; each has a generator of its own, so there is always one more."""
-        return [
-            make_problem(
-                self._profile,
-                random.Random(f"luspo terms reserve {self._profile} {self._seed} {step} {i}"),
-                f"terms/{self._seed}/{step}/reserve/{i}",
-            )
-            for i in range(first, first + count)
-        ]
-
-
-def held_out_terms(profile: str, number: int, seed: int) -> list[Problem]:
-    """Problems of a stream of their own for the evaluation during training."""
-    generator = random.Random(f"luspo terms held out {profile} {seed}")
-    return [make_problem(profile, generator, f"terms/held-out/{seed}/{i}") for i in range(number)]
+TERMS = MadeTask(
+    name="terms",
+    recipe=3,
+    characters="0123456789" + LABELS + "=#+;" + FILLER,
+    warm_up_steps={"neutral": 300, "pays": 300, "costs": 500},
+    problem=make_problem,
+    demonstration=demonstration,
+)

@@ -56,7 +56,7 @@ def tiny(folder: Path, *, tied: bool = False) -> tuple[Any, Any]:
     import torch
     from vllm_models import VOCABULARY, tiny_model
 
-    from luspo_cli.training.made.model import made_tokenizer
+    from luspo_cli.training.made.build import made_tokenizer
 
     torch.set_num_threads(1)
     return tiny_model(folder, tied=tied), made_tokenizer(VOCABULARY)

@@ -303,7 +303,7 @@ def answers(url: str) -> bool:
 def test_pushed_weights_draw_over_a_server(live: tuple[str, Path, Any]) -> None:
     from vllm_models import differences, randomise
 
-    from luspo_cli.training.made.model import made_tokenizer
+    from luspo_cli.training.made.build import made_tokenizer
 
     url, _, model = live
     own = sampler(url, tokenizer=made_tokenizer(512), longest=128, timeout_s=120.0)
@@ -324,7 +324,7 @@ def test_pushed_weights_draw_over_a_server(live: tuple[str, Path, Any]) -> None:
 def test_another_trainer_and_another_model_are_found_out(live: tuple[str, Path, Any]) -> None:
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
-    from luspo_cli.training.made.model import made_tokenizer
+    from luspo_cli.training.made.build import made_tokenizer
 
     url, _, model = live
     first, second = (sampler(url, tokenizer=made_tokenizer(512), longest=128, timeout_s=120.0) for _ in range(2))
@@ -371,7 +371,7 @@ def test_the_push_after_one_whose_trainer_was_killed(live: tuple[str, Path, Any]
     """Killed with the update open, or with so many weights on their way: layers are half loaded, or loaded and not finished."""
     from vllm_models import differences, randomise
 
-    from luspo_cli.training.made.model import made_tokenizer
+    from luspo_cli.training.made.build import made_tokenizer
 
     url, folder, model = live
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}

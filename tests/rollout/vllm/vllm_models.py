@@ -17,7 +17,7 @@ CONTEXT = 128
 
 def tiny_model(folder: Path, *, tied: bool, seed: int = 0) -> Any:
     """A random Qwen2 of 128 columns (vLLM's kernels want heads of 32), saved with a tokenizer in `folder`."""
-    from luspo_cli.training.made.model import made_tokenizer
+    from luspo_cli.training.made.build import made_tokenizer
 
     model = random_qwen2(
         VOCABULARY, width=128, feed_forward=192, layers=2, heads=4, key_value_heads=2, context=256, tied=tied

@@ -14,19 +14,23 @@ import pytest
 import torch
 
 from doubles.messages import heard
+from luspo_cli.config.model import ShapeConfig
 from luspo_cli.config.run import TrainRun
 from luspo_cli.errors import RunError
+from luspo_cli.policy.packing import policy_batch
 from luspo_cli.records import Problem
-from luspo_cli.training.made import model as module
-from luspo_cli.training.made.model import (
-    _demonstrations,
-    _warm_up_factor,
-    made_model,
-    made_tokenizer,
+from luspo_cli.training.made import warmup
+from luspo_cli.training.made.build import made_tokenizer, new_model
+from luspo_cli.training.made.model import made_model
+from luspo_cli.training.made.task import MadeBatches, made_held_out
+from luspo_cli.training.made.terms import TERMS, demonstration, make_problem
+from luspo_cli.training.made.warmup import (
+    demonstrations,
     missed_gates,
+    next_tokens,
+    warm_up_factor,
     within_group_correlation,
 )
-from luspo_cli.training.made.terms import CHARACTERS, MadeTermsBatches, demonstration, held_out_terms, make_problem
 
 TOKENS_OF_ANSWER_AND_END = 3
 
@@ -120,33 +124,35 @@ def test_costs_demonstrations_are_spoilt_by_their_filler() -> None:
 
 
 def test_batches_are_functions_of_seed_and_step() -> None:
-    source = MadeTermsBatches("neutral", 8, 3)
-    assert source.batch(5) == MadeTermsBatches("neutral", 8, 3).batch(5)
+    source = MadeBatches(TERMS, "neutral", 8, 3)
+    assert source.batch(5) == MadeBatches(TERMS, "neutral", 8, 3).batch(5)
     assert source.batch(5) != source.batch(6)
-    assert source.batch(5) != MadeTermsBatches("neutral", 8, 4).batch(5)
-    held_out = held_out_terms("neutral", 100, 3)
-    assert held_out[:50] == held_out_terms("neutral", 50, 3)
+    assert source.batch(5) != MadeBatches(TERMS, "neutral", 8, 4).batch(5)
+    held_out = made_held_out(TERMS, "neutral", 100, 3)
+    assert held_out[:50] == made_held_out(TERMS, "neutral", 50, 3)
     identities = {problem.id for step in range(20) for problem in source.batch(step)} | {p.id for p in held_out}
     assert len(identities) == 20 * 8 + 100
 
 
 def test_the_tokenizer_gives_back_every_character() -> None:
-    tokenizer = made_tokenizer(32)
-    ids = tokenizer.encode(CHARACTERS)
-    assert len(set(ids)) == len(ids) == len(CHARACTERS)
+    characters = TERMS.characters
+    tokenizer = made_tokenizer(32, characters)
+    ids = tokenizer.encode(characters)
+    assert len(set(ids)) == len(ids) == len(characters)
     assert 0 not in ids  # padding stands for what is unknown
-    assert tokenizer.decode(ids) == CHARACTERS
+    assert tokenizer.decode(ids) == characters
     assert tokenizer.decode([*tokenizer.encode("..#6"), tokenizer.eos_token_id], skip_special_tokens=True) == "..#6"
     assert tokenizer.apply_chat_template([{"role": "user", "content": "a1b2="}], tokenize=False) == "a1b2="
-    assert made_tokenizer(2 + len(CHARACTERS)) is not None
+    assert made_tokenizer(2 + len(characters), characters) is not None
     with pytest.raises(RunError, match="must be at least 26"):
-        made_tokenizer(25)
+        made_tokenizer(25, characters)
 
 
 def test_demonstrations_as_tensors_train_the_response_only() -> None:
-    tokenizer = made_tokenizer(32)
-    tokens, targets = _demonstrations(tokenizer, "neutral", random.Random(0), 16, 8)
-    for row, target in zip(tokens.tolist(), targets.tolist(), strict=True):
+    loaded = new_model(ShapeConfig(layers=1, width=16, heads=1, key_value_heads=1, feed_forward=8), TERMS.characters, 0)
+    tokenizer = loaded.tokenizer
+    batch = policy_batch(demonstrations(loaded, TERMS, "neutral", random.Random(0), 16))
+    for row, target in zip(batch.tokens.tolist(), next_tokens(batch).tolist(), strict=True):
         equals = row.index(tokenizer.convert_tokens_to_ids("="))
         end = row.index(tokenizer.eos_token_id)
         assert target[:equals] == [-100] * equals
@@ -155,9 +161,9 @@ def test_demonstrations_as_tensors_train_the_response_only() -> None:
 
 
 def test_the_warm_up_rate_by_hand() -> None:
-    assert [_warm_up_factor(step, 100, 4) for step in (0, 1)] == pytest.approx([0.25, 0.5], rel=1e-3)
-    assert _warm_up_factor(50, 100, 4) == pytest.approx(0.05 + 0.95 * 0.5)
-    assert _warm_up_factor(100, 100, 4) == pytest.approx(0.05)
+    assert [warm_up_factor(step, 100, 4) for step in (0, 1)] == pytest.approx([0.25, 0.5], rel=1e-3)
+    assert warm_up_factor(50, 100, 4) == pytest.approx(0.05 + 0.95 * 0.5)
+    assert warm_up_factor(100, 100, 4) == pytest.approx(0.05)
 
 
 @pytest.mark.parametrize(
@@ -248,7 +254,7 @@ def test_an_interrupted_warm_up_leaves_nothing_that_counts_as_a_model(
     def die(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "_measure", die)
+    monkeypatch.setattr(warmup, "_measure", die)
     with pytest.raises(KeyboardInterrupt):
         made_model(small_run("warmup.steps=2"))
     assert [name for name in os.listdir(tmp_path / "made") if not name.endswith(".lock")] == []

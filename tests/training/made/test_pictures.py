@@ -1,0 +1,213 @@
+"""The made task with pictures: the picture says the answer, is a function of its spec, and a whole run reads it as any image."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import random
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+
+from doubles.runs import SMALL_RUN, records, train, weight_bytes
+from luspo_cli.config.layers import resolve_train
+from luspo_cli.config.model import ModelConfig
+from luspo_cli.config.run import TrainRun
+from luspo_cli.errors import UsageError
+from luspo_cli.policy.loading import LoadedModel, load_model
+from luspo_cli.records import Problem
+from luspo_cli.training.dry_run import make_plan
+from luspo_cli.training.made.build import MOST_IMAGE_TOKENS, new_model
+from luspo_cli.training.made.model import made_model
+from luspo_cli.training.made.pictures import COLOURS, PICTURES, SIDE, DrawnImage, make_problem
+from luspo_cli.training.made.task import MadeBatches, made_held_out
+from luspo_cli.training.made.warmup import demonstrations
+
+SMALL = (
+    *(setting for setting in SMALL_RUN if "shape" not in setting and "warmup.steps" not in setting),
+    "model.shape.layers=1",
+    "model.shape.width=32",
+    "model.shape.heads=2",
+    "model.shape.key_value_heads=1",
+    "model.shape.feed_forward=48",
+    "model.shape.vision.depth=1",
+    "model.shape.vision.width=16",
+    "model.shape.vision.heads=2",
+    "model.shape.vision.feed_forward=16",
+    "model.shape.vision.full_attention=[0]",
+    "warmup.steps=2",
+    "run.steps=2",
+    "run.checkpoint_every=1",
+)
+
+
+def small_run(*sets: str) -> TrainRun:
+    return resolve_train(preset="tiny-vl", objective="luspo", sets=[*SMALL, *sets])
+
+
+def problems(number: int, seed: int = 0) -> list[Problem]:
+    generator = random.Random(seed)
+    return [make_problem("neutral", generator, str(i)) for i in range(number)]
+
+
+def pixels(image: DrawnImage) -> numpy.ndarray:
+    return numpy.asarray(image.load()).astype(int)
+
+
+def seen(problem: Problem) -> int:
+    """The answer as the pixels show it, read independently of how the picture was made."""
+    (image,), text = problem.images, problem.prompt[0].content
+    assert isinstance(image, DrawnImage)
+    colour = text.removeprefix("<image>").removesuffix("=").split()[-1]
+    mask = (pixels(image) == COLOURS[colour]).all(-1)
+    if image.kind == "bars":  # of a bar that is 7 units of 8 pixels at most
+        rows = numpy.flatnonzero(mask.any(1))
+        return round((rows.max() - rows.min() + 1 + SIDE // 16) / (SIDE / 8))
+    found = 0
+    while mask.any():  # connected parts, one after the other
+        edge = [tuple(numpy.argwhere(mask)[0])]
+        found += 1
+        while edge:
+            row, column = edge.pop()
+            if 0 <= row < SIDE and 0 <= column < SIDE and mask[row, column]:
+                mask[row, column] = False
+                edge += [(row + i, column + j) for i in (-1, 0, 1) for j in (-1, 0, 1)]
+    return found
+
+
+def test_the_picture_shows_the_gold_answer() -> None:
+    for problem in problems(200):
+        assert problem.answer == str(seen(problem)), problem.images[0].name
+
+
+def test_without_the_picture_no_digit_is_right_often() -> None:
+    """Seven counts and seven heights are equally likely: a question alone is answered right one time in seven."""
+    by_question: dict[str, Counter[str]] = {}
+    for problem in problems(7000):
+        by_question.setdefault(problem.prompt[0].content, Counter())[problem.answer] += 1
+    assert len(by_question) == 2 * len(COLOURS)
+    for answers in by_question.values():
+        assert max(answers.values()) / answers.total() < 1 / 7 + 0.05
+
+
+def test_a_drawn_image_is_a_function_of_its_spec() -> None:
+    first = problems(1)[0].images[0]
+    again = pickle.loads(pickle.dumps(first))
+    assert again == first
+    assert first.name == again.name
+    assert first.load().tobytes() == again.load().tobytes()
+    assert first.load().mode == "RGB"
+    assert first.size() == (first.load().height, first.load().width) == (SIDE, SIDE)
+    shown = {problem.images[0] for problem in problems(300)}
+    assert len({image.name for image in shown}) == len({image.load().tobytes() for image in shown}) == len(shown) > 250
+
+
+def test_batches_reserve_and_held_out_are_streams_of_their_own() -> None:
+    source = MadeBatches(PICTURES, "neutral", 8, 3)
+    assert source.batch(5) == MadeBatches(PICTURES, "neutral", 8, 3).batch(5)
+    assert source.reserve(5, 0, 4) == [*source.reserve(5, 0, 2), *source.reserve(5, 2, 2)]
+    held_out = made_held_out(PICTURES, "neutral", 40, 3)
+    assert held_out[:20] == made_held_out(PICTURES, "neutral", 20, 3)
+    drawn = [*source.batch(5), *source.batch(6), *source.reserve(5, 0, 8), *held_out]
+    assert len({problem.id for problem in drawn}) == len(drawn)
+    assert len({problem.images for problem in drawn}) > len(drawn) - 6  # few pictures are alike by chance
+
+
+@pytest.fixture
+def loaded() -> LoadedModel:
+    return new_model(small_run().model.shape, PICTURES.characters, 0)
+
+
+def test_a_prompt_is_the_picture_between_its_marks_and_the_question(loaded: LoadedModel) -> None:
+    problem = problems(1)[0]
+    prompt = loaded.prompt(problem)
+    text = loaded.tokenizer.decode(prompt.tokens)
+    question = problem.prompt[0].content.removeprefix("<image>")
+    assert text == "<|vision_start|>" + "<|image_pad|>" * 16 + "<|vision_end|>" + question
+    assert loaded.prompt_length(problem) == len(prompt.tokens)
+    assert prompt.image_inputs is not None
+    assert prompt.image_inputs["image_grid_thw"].tolist() == [[1, 8, 8]]
+    assert prompt.image_inputs["pixel_values"].shape == (64, 3 * 2 * 8 * 8)
+
+
+def test_larger_images_are_resized_to_few_tokens(loaded: LoadedModel) -> None:
+    reader = loaded.processor.image_processor  # type: ignore[union-attr]
+    for height, width in ((1000, 1000), (100, 2000), (64, 64), (5, 9)):
+        assert 4 <= reader.get_number_of_image_patches(height, width, {}) / 4 <= MOST_IMAGE_TOKENS
+
+
+def test_the_default_model_is_small() -> None:
+    shape = resolve_train(preset="tiny-vl", objective="luspo").model.shape
+    model = new_model(shape, PICTURES.characters, 0).model
+    assert type(model).__name__ == "Qwen2_5_VLForConditionalGeneration"
+    assert sum(weight.numel() for weight in model.parameters()) == shape.parameters() <= 1_000_000
+
+
+def test_passes_of_a_warm_up_add_up_to_one(loaded: LoadedModel) -> None:
+    """The gradient of rows in several passes, sorted by length, is that of all at once (bfloat16 passes)."""
+    import torch
+
+    from luspo_cli.training.made.warmup import _backward
+
+    rows = demonstrations(loaded, PICTURES, "neutral", random.Random(0), 12)
+    found = []
+    for a_pass in (12, 5):
+        loaded.model.zero_grad()
+        _backward(loaded, rows, a_pass, 3.0)
+        found.append(torch.cat([weight.grad.flatten() for weight in loaded.model.parameters()]))
+    assert torch.nn.functional.cosine_similarity(*found, dim=0) > 0.999
+    assert found[0].norm() == pytest.approx(float(found[1].norm()), rel=0.02)
+
+
+def test_a_whole_run_on_pictures_resumes_bit_for_bit(made_cache: Path, tmp_path: Path) -> None:
+    config = small_run()
+    train(config, tmp_path / "whole")
+    with pytest.raises(ZeroDivisionError):
+        train(config, tmp_path / "part", crash_after=1)
+    train(config, tmp_path / "part", "resume")
+    assert weight_bytes(tmp_path / "whole", 2) == weight_bytes(tmp_path / "part", 2)
+    assert [record["step"] for record in records(tmp_path / "whole")][-1] == 2
+    checkpoint = load_model(ModelConfig(path=str(tmp_path / "whole/checkpoints/step-000002/model")))
+    assert checkpoint.processor is not None
+    problem = problems(1)[0]
+    again = load_model(ModelConfig(path=str(made_model(config))))
+    assert again.prompt(problem).tokens == checkpoint.prompt(problem).tokens
+
+
+def test_the_cache_tells_pictures_from_text(made_cache: Path) -> None:
+    folder = made_model(small_run())
+    report = json.loads((folder / "warmup.json").read_text())
+    assert report["made_from"]["task"] == "pictures"
+    assert (folder / "preprocessor_config.json").is_file()
+    assert made_model(small_run("run.steps=9")) == folder
+    assert made_model(small_run("model.shape.vision.feed_forward=24")) != folder
+
+
+@pytest.mark.parametrize(
+    ("sets", "sentence"),
+    [
+        (["data.train=made:terms", "data.held_out=made:terms"], "belong together"),
+        (["data.profile=pays"], "data.profile is for data.train = 'made:terms' alone"),
+        (["data.shuffle=false"], "data.train = 'made:pictures', which makes every batch anew"),
+    ],
+)
+def test_settings_that_do_not_fit(sets: list[str], sentence: str) -> None:
+    with pytest.raises(UsageError, match=sentence):
+        small_run(*sets)
+
+
+def test_the_text_preset_has_no_pictures() -> None:
+    with pytest.raises(UsageError, match="belong together"):
+        resolve_train(preset="tiny", objective="luspo", sets=["data.train=made:pictures"])
+
+
+def test_the_dry_run_knows_the_task(luspo: Callable[..., Any]) -> None:
+    plan = make_plan(small_run())
+    assert plan.missing == []
+    code, out, _ = luspo("train", "--preset", "tiny-vl", "--dry-run")
+    assert code == 0
+    assert "nothing is missing" in out
