@@ -62,7 +62,8 @@ def prepare_data_cli(
             metavar="SOURCE...",
             help="gsm8k (MIT), dapo-math-17k (Apache-2.0), arithmetic (made), a local .jsonl/.json/.csv/.tsv/.parquet file or "
             "folder, or a hub data set owner/name[:config]. With images: virl39k (TIGER-Lab/ViRL39K, 38,870 questions; MIT, and "
-            "what it took from other data sets keeps their terms), geo3k (hiyouga/geometry3k, 3,002 questions; MIT).",
+            "what it took from other data sets keeps their terms), geo3k (hiyouga/geometry3k, 3,002 questions; MIT), "
+            "easy-vqa (the Python package, 48,248 questions; MIT).",
         ),
     ],
     out: Annotated[Path, Option("--out", "-o", help="The folder to write.")],
@@ -71,7 +72,7 @@ def prepare_data_cli(
         Option(
             "--from",
             help="File or folder with a named source's upstream files (virl39k: 39Krelease.parquet, and beside it images.zip or "
-            "the folder images); left out: the hub.",
+            "the folder images; easy-vqa: its wheel or folder); left out: the hub, or the installed package.",
         ),
     ] = None,
     question_column: Annotated[

@@ -11,7 +11,8 @@ class WarmupConfig(Section):
     """Next-token training on demonstrations of the made task until the sampled accuracy is useful for RLVR."""
 
     steps: int = Field(default=0, ge=0)
-    """At most this many, over which the learning rate falls to 5 %; 0: 300, and 500 for the `costs` profile of `made:terms`."""
+    """At most this many, over which the learning rate falls to 5 %; 0: the task's own number (`made:terms` 300, of its `costs`
+    profile 500; `made:pictures` 600)."""
     rows: int = Field(default=64, ge=1)
     """Demonstrations a step."""
     learning_rate: float = Field(default=3e-3, gt=0)

@@ -16,6 +16,8 @@ from pathlib import Path
 
 from luspo_cli.data.archives import ImagePlaces, is_archive
 from luspo_cli.data.columns import Columns, SourceOptions, SourceRow
+from luspo_cli.data.easy_vqa import NAME as EASY_VQA
+from luspo_cli.data.easy_vqa import easy_vqa
 from luspo_cli.data.hub import hub_tables
 from luspo_cli.data.published import PUBLISHED, Published
 from luspo_cli.data.reading import SUFFIXES, column_names, data_files, read_rows
@@ -46,7 +48,7 @@ class Source:
     """Of a known source, as its own page says."""
 
 
-SOURCE_NAMES = (*PUBLISHED, "arithmetic")
+SOURCE_NAMES = (*PUBLISHED, EASY_VQA, "arithmetic")
 
 
 def open_source(name: str, options: SourceOptions) -> Source:
@@ -56,12 +58,16 @@ def open_source(name: str, options: SourceOptions) -> Source:
         UsageError: no such source, file or column.
         RunError: the hub cannot be reached.
     """
-    if options.from_path is not None and name not in PUBLISHED:
+    if options.from_path is not None and name not in (*PUBLISHED, EASY_VQA):
         raise UsageError(
-            f"--from names the files of {' or '.join(PUBLISHED)}; for your own data give the path itself as the source."
+            f"--from names the files of {' or '.join((*PUBLISHED, EASY_VQA))}; for your own data give the path itself as"
+            " the source."
         )
     if name == "arithmetic":
         return Source("arithmetic", "arithmetic", "qwen-boxed", {"train": lambda: _arithmetic(options)})
+    if name == EASY_VQA:
+        rows, files = easy_vqa(options.from_path)
+        return Source(name, name, "plain", rows, files=files, facts={"category": str}, licence="MIT")
     if name in PUBLISHED:
         published = PUBLISHED[name]
         return _open_hub(name, published, options) if options.from_path is None else _given(name, published, options)

@@ -117,7 +117,7 @@ PICTURES = MadeTask(
     name="pictures",
     recipe=1,
     characters="0123456789abcdefghijklmnopqrstuvwxyz =#" + FILLER,
-    warm_up_steps={"neutral": 300},
+    warm_up_steps={"neutral": 600},
     problem=make_problem,
     demonstration=demonstration,
     rows_a_pass=16,
