@@ -96,10 +96,8 @@ class TrainRun(Section):
             )
         if reward.format_weight and reward.format == "none":
             raise ValueError("reward.format_weight needs reward.format: one of boxed, gsm8k, answer-line")
-        if self.model.path == MADE and data.train not in MADE_TASKS:
-            raise ValueError(
-                f"model.path = 'made' knows only data.train = '{MADE_TERMS}' or '{MADE_PICTURES}'; set model.path for other data"
-            )
+        if self.model.path == MADE:
+            self._made_data_fits()
         if reward.overlong_weight != 1.0 and not reward.overlong_buffer:
             raise ValueError(
                 "reward.overlong_weight changes nothing while reward.overlong_buffer is 0: set the buffer too"
@@ -148,17 +146,27 @@ class TrainRun(Section):
             " rollout.temperature: set the temperature to 1, or rollout.sampler = 'in-process'"
         )
 
+    def _made_data_fits(self) -> None:
+        train, has_tower = self.data.train, bool(self.model.shape.vision.depth)
+        if train not in MADE_TASKS and not has_tower:
+            raise ValueError(
+                f"model.path = 'made' knows only data.train = '{MADE_TERMS}', or with model.shape.vision '{MADE_PICTURES}' and"
+                " files of problems with images; set model.path for other data"
+            )
+        if train not in MADE_TASKS and self.reward.verifier != "exact":
+            raise ValueError("model.path = 'made' writes #ANSWER: set reward.verifier = 'exact', or model.path")
+        if train in MADE_TASKS and (train == MADE_PICTURES) != has_tower:
+            raise ValueError(
+                f"data.train = '{MADE_PICTURES}' and model.shape.vision.depth belong together: a made model has a vision tower"
+                f" for pictures, and none for '{MADE_TERMS}'"
+            )
+
     def _made_parts_fit(self) -> None:
         warmup = self.warmup
         if self.model.path != MADE and warmup != WarmupConfig():
             raise ValueError("[warmup] is for model.path = 'made' alone: leave it out with another model")
         if self.data.train != MADE_TERMS and self.data.profile != "neutral":
             raise ValueError("data.profile is for data.train = 'made:terms' alone: leave it out with other data")
-        if self.model.path == MADE and (self.data.train == MADE_PICTURES) != bool(self.model.shape.vision.depth):
-            raise ValueError(
-                f"data.train = '{MADE_PICTURES}' and model.shape.vision.depth belong together: a made model has a vision tower"
-                f" for pictures, and none for '{MADE_TERMS}'"
-            )
         if not warmup.min_accuracy <= warmup.stop_accuracy <= warmup.max_accuracy:
             raise ValueError(
                 f"warmup.stop_accuracy ({warmup.stop_accuracy}) must lie between warmup.min_accuracy ({warmup.min_accuracy})"

@@ -44,6 +44,24 @@ SMALL_RUN = (
 )
 """One layer, a warm-up of a few steps without gates, short responses: assignments on top of the preset `tiny`."""
 
+SMALL_VISION_RUN = (
+    *(setting for setting in SMALL_RUN if "shape" not in setting and "warmup.steps" not in setting),
+    "model.shape.layers=1",
+    "model.shape.width=32",
+    "model.shape.heads=2",
+    "model.shape.key_value_heads=1",
+    "model.shape.feed_forward=48",
+    "model.shape.vision.depth=1",
+    "model.shape.vision.width=16",
+    "model.shape.vision.heads=2",
+    "model.shape.vision.feed_forward=16",
+    "model.shape.vision.full_attention=[0]",
+    "warmup.steps=2",
+    "run.steps=2",
+    "run.checkpoint_every=1",
+)
+"""The same on top of the preset `tiny-vl`: one block in the vision tower."""
+
 
 def train(config: TrainRun, path: Path, how: str = "refuse", crash_after: int = 0) -> list[str]:
     """Train in this process; returns what was said. `crash_after` a step raises ZeroDivisionError there, after its checkpoint."""

@@ -15,9 +15,11 @@ from typing import Any
 import torch
 
 from luspo_cli.config.run import TrainRun
+from luspo_cli.data.problems import fingerprint
 from luspo_cli.errors import RunError
 from luspo_cli.files import lock, replacing_folder, said_in_one_sentence, write_json
 from luspo_cli.training.made.build import new_model
+from luspo_cli.training.made.from_file import task_of_file
 from luspo_cli.training.made.task import MadeTask
 from luspo_cli.training.made.tasks import TASKS
 from luspo_cli.training.made.warmup import missed_gates, warm_up
@@ -35,7 +37,8 @@ def made_model(config: TrainRun) -> Path:
 
     Raises RunError where the model misses a gate and `warmup.gate` is on; the model stays cached for inspection.
     """
-    task = TASKS[config.data.train]
+    made = TASKS.get(config.data.train)
+    task = made or task_of_file(config.data.train)
     wanted = {
         "task": task.name,
         "recipe": task.recipe,
@@ -45,6 +48,8 @@ def made_model(config: TrainRun) -> Path:
         "seed": config.run.seed,
         "response_limit": config.rollout.max_response_tokens,
     }
+    if made is None:
+        wanted["data"] = fingerprint(config.data.train)
     key = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()[:16]
     folder = cache_folder() / "made" / key
     with said_in_one_sentence(

@@ -13,7 +13,7 @@ from typing import Any
 import numpy
 import pytest
 
-from doubles.runs import SMALL_RUN, records, train, weight_bytes
+from doubles.runs import SMALL_VISION_RUN, records, train, weight_bytes
 from luspo_cli.config.layers import resolve_train
 from luspo_cli.config.model import ModelConfig
 from luspo_cli.config.run import TrainRun
@@ -27,26 +27,9 @@ from luspo_cli.training.made.pictures import COLOURS, PICTURES, SIDE, DrawnImage
 from luspo_cli.training.made.task import MadeBatches, made_held_out
 from luspo_cli.training.made.warmup import demonstrations
 
-SMALL = (
-    *(setting for setting in SMALL_RUN if "shape" not in setting and "warmup.steps" not in setting),
-    "model.shape.layers=1",
-    "model.shape.width=32",
-    "model.shape.heads=2",
-    "model.shape.key_value_heads=1",
-    "model.shape.feed_forward=48",
-    "model.shape.vision.depth=1",
-    "model.shape.vision.width=16",
-    "model.shape.vision.heads=2",
-    "model.shape.vision.feed_forward=16",
-    "model.shape.vision.full_attention=[0]",
-    "warmup.steps=2",
-    "run.steps=2",
-    "run.checkpoint_every=1",
-)
-
 
 def small_run(*sets: str) -> TrainRun:
-    return resolve_train(preset="tiny-vl", objective="luspo", sets=[*SMALL, *sets])
+    return resolve_train(preset="tiny-vl", objective="luspo", sets=[*SMALL_VISION_RUN, *sets])
 
 
 def problems(number: int, seed: int = 0) -> list[Problem]:
