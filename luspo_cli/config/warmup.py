@@ -20,7 +20,8 @@ class WarmupConfig(Section):
     answer_weight: float = Field(default=2.0, gt=0)
     """Weight of the answer's token in the loss; the other tokens have 1."""
     check_every: int = Field(default=10, ge=1)
-    """Steps between checks of the sampled accuracy, from the last fifth of the curriculum (40 % of the steps) on."""
+    """Steps between checks of the sampled accuracy, from the last fifth of the task's curriculum on (40 % of the steps; 15 % with
+    pictures)."""
     stop_accuracy: float = Field(default=0.42, gt=0, lt=1)
     """The warm-up ends at the first check with this sampled accuracy that passes the gates below."""
     min_accuracy: float = Field(default=0.35, ge=0, le=1)

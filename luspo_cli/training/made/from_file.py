@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 from luspo_cli.data.problems import load_problems
 from luspo_cli.errors import UsageError
@@ -34,4 +35,4 @@ def task_of_file(path: str) -> MadeTask:
         del profile, name, share  # every problem is its own
         return generator.choice(problems)
 
-    return MadeTask("file", 1, CHARACTERS, PICTURES.warm_up_steps, draw, demonstration, PICTURES.rows_a_pass)
+    return replace(PICTURES, name="file", characters=CHARACTERS, problem=draw, demonstration=demonstration)

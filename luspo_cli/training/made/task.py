@@ -29,6 +29,8 @@ class MadeTask:
     """Draws one problem: of a profile, from a generator, with this id, so far into the curriculum (1: the whole task)."""
     demonstration: Callable[[Problem, str, random.Random], str]
     """A response to a problem in a profile's manner, ending `#x`."""
+    curriculum: float = 0.4
+    """Share of the warm-up's steps over which problems grow to their full size; checks begin shortly before its end."""
     rows_a_pass: int = 0
     """Of the warm-up: demonstrations sorted by length go through the model so many at a time; 0: all at once, as drawn."""
 

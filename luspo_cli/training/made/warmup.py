@@ -28,7 +28,6 @@ GATE_PROBLEMS, GATE_GROUP = 64, 16
 """A check samples 1,024 responses: the standard error of a correlation is then 0.03, of an accuracy 0.02 or less."""
 FIRST_CHECK = 0.8
 """Of the curriculum: earlier the model has not seen the longest prompts."""
-CURRICULUM = 0.4
 LEAST_LEARNING_RATE = 0.05
 _NOT_TRAINED = -100
 
@@ -41,7 +40,7 @@ def warm_up(loaded: LoadedModel, task: MadeTask, config: TrainRun) -> dict[str, 
     steps = settings.steps or task.warm_up_steps[profile]
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, betas=(0.9, 0.98), weight_decay=0.0)
     generator = random.Random(f"luspo warm-up {profile} {config.run.seed}")
-    curriculum = max(1, int(CURRICULUM * steps))
+    curriculum = max(1, int(task.curriculum * steps))
     model.train()
     found: dict[str, float] = {}
     for step in range(steps):
