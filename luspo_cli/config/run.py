@@ -135,15 +135,18 @@ class TrainRun(Section):
         if rollout.sampler != "auto" and (reason := self.correction_refused(rollout.sampler)):
             raise ValueError(reason)
 
-    def correction_refused(self, sampler: str) -> str | None:
-        """Say why `update.sampler_correction` cannot be had with this sampler, which `rollout.sampler = auto` may stand for."""
+    def correction_refused(self, sampler: str, *, never_drawn: bool = False) -> str | None:
+        """Say why `update.sampler_correction` cannot be had with this sampler, which `rollout.sampler = auto` may stand for.
+
+        `never_drawn`: whether the model has tokens that are never drawn, as those of images.
+        """
         rollout = self.rollout
-        cut = rollout.top_p < 1 or rollout.top_k > 0
+        cut = rollout.top_p < 1 or rollout.top_k > 0 or never_drawn
         if self.update.sampler_correction == "none" or sampler == "in-process" or not cut or rollout.temperature == 1:
             return None
         return (
-            "update.sampler_correction needs log-probs that vLLM does not return with rollout.top_p or rollout.top_k at this"
-            " rollout.temperature: set the temperature to 1, or rollout.sampler = 'in-process'"
+            "update.sampler_correction needs log-probs that vLLM does not return with rollout.top_p or rollout.top_k, or of a"
+            " vision model, at this rollout.temperature: set the temperature to 1, or rollout.sampler = 'in-process'"
         )
 
     def _made_data_fits(self) -> None:

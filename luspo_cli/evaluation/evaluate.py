@@ -195,7 +195,7 @@ def resolved_sampling(sampling: SamplingConfig, weights: Weights) -> SamplingCon
     from luspo_cli.evaluation.sampling import choose_dtype
     from luspo_cli.rollout.samplers import INSTALL_VLLM, choose_sampler, vllm_is_installed
 
-    sampler = choose_sampler(sampling.sampler, reads_images=bool(weights.reads_images())).name
+    sampler = choose_sampler(sampling.sampler).name
     if sampler == "vllm" and not vllm_is_installed():
         raise UsageError(f"--sampler vllm needs vllm, which is not installed: {INSTALL_VLLM}")
     limit = sampling.max_response_tokens or weights.max_response_tokens or DEFAULT_RESPONSE_TOKENS

@@ -125,9 +125,11 @@ def _load_vllm(
         revision=config.revision,
         trust_remote_code=config.trust_remote_code,
         load_weights_of_folder=True,
+        never_drawn=loaded.never_drawn,
+        image_pixels=loaded.image_pixels,
     )
     sampler = VllmSampler(settings, loaded.tokenizer, loaded.end_tokens)
-    return SamplingModel(sampler, loaded.tokenizer, longest, None, loaded.template_arguments)
+    return SamplingModel(sampler, loaded.tokenizer, longest, loaded.processor, loaded.template_arguments)
 
 
 class BenchmarkPrompts(Sequence[Prompt]):

@@ -26,7 +26,7 @@ from luspo_cli.policy import attention
 from luspo_cli.policy.images import tower_is_frozen, with_features
 from luspo_cli.policy.inputs import check_template_arguments, prompt_inputs, prompt_length
 from luspo_cli.policy.model_files import ADAPTER_CONFIG, config_file, find_model, is_hub_id
-from luspo_cli.policy.supported import VISION_MODELS, unsupported
+from luspo_cli.policy.supported import VISION_MODELS, image_tokens, unsupported
 from luspo_cli.policy.whole import unfit_weights
 from luspo_cli.records import Problem, Prompt
 
@@ -39,6 +39,7 @@ class LoadedModel:
     """A model with what is needed to talk to it."""
 
     model: Any
+    """The model, or its configuration alone."""
     tokenizer: Any
     end_tokens: tuple[int, ...]
     """Tokens that end a response."""
@@ -46,6 +47,17 @@ class LoadedModel:
     """Of a vision-language model: the tokenizer together with the image processor."""
     template_arguments: Mapping[str, TemplateValue] = field(default_factory=dict)
     """For the chat template, beside the turns."""
+
+    @property
+    def never_drawn(self) -> tuple[int, ...]:
+        """A vision model's image tokens."""
+        return image_tokens(getattr(self.model, "config", self.model))
+
+    @property
+    def image_pixels(self) -> tuple[int, int] | None:
+        """Least and most pixels of an image after its resizing; None for a model that reads text only."""
+        size = self.processor and self.processor.image_processor.size
+        return (int(size["shortest_edge"]), int(size["longest_edge"])) if size else None
 
     def prompt(self, problem: Problem) -> Prompt:
         """The problem as this model reads it; UsageError where the model reads text only, or an image or mark does not fit."""
@@ -140,9 +152,9 @@ def load_model(
 def load_without_weights(
     config: ModelConfig, template_arguments: Mapping[str, TemplateValue] | None = None
 ) -> LoadedModel:
-    """What talks to a text model, for a sampler that reads the weights itself; `model` is the model's configuration.
+    """What talks to a model, for a sampler that reads the weights itself; `model` is the model's configuration.
 
-    UsageError where there is no such model or it reads images.
+    UsageError where there is no such model, or one that is not trained here.
     """
     from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
@@ -154,14 +166,15 @@ def load_without_weights(
         raise UsageError(
             f"cannot load model '{config.path}': {first_line(error)} (set model.path to a complete local folder or a hub id)"
         ) from error
-    if hasattr(kind, "vision_config"):
-        raise UsageError(f"model '{config.path}' reads images, which needs the in-process sampler")
+    if reason := unsupported(kind.to_dict(), config.path):
+        raise UsageError(reason)
+    processor = _processor(kind, source, tokenizer, config) if hasattr(kind, "vision_config") else None
     try:
         kind.generation_config = GenerationConfig.from_pretrained(source, revision=config.revision)
     except OSError:
         kind.generation_config = GenerationConfig.from_model_config(kind)
-    check_template_arguments(tokenizer, template_arguments or {}, config.path)
-    return LoadedModel(kind, tokenizer, end_tokens(kind, tokenizer), None, template_arguments or {})
+    check_template_arguments(processor or tokenizer, template_arguments or {}, config.path)
+    return LoadedModel(kind, tokenizer, end_tokens(kind, tokenizer), processor, template_arguments or {})
 
 
 def _source(config: ModelConfig) -> tuple[str, dict[str, Any]]:

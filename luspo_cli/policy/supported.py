@@ -23,6 +23,14 @@ VISION_MODELS = {
     "qwen3_vl": "Qwen3VLProcessor",
 }
 """Model types whose image tokens and rotary positions the engine knows, with their processors in transformers."""
+IMAGE_TOKENS = (
+    "image_token_id",
+    "video_token_id",
+    "vision_start_token_id",
+    "vision_end_token_id",
+    "vision_token_id",
+)
+"""Entries of a vision model's configuration that name tokens which are never drawn."""
 OTHER_TASKS = ("ForMaskedLM", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
 """Ends of the names of architectures that do not write text."""
 
@@ -58,6 +66,12 @@ def causal_only(text: Mapping[str, Any]) -> bool:
         return all(kind == "full_attention" for kind in kinds)
     # Mistral, Phi-3 and Starcoder2 list no layers: one window, where it is set, holds for all of them.
     return not (text.get("sliding_window") and text.get("use_sliding_window", True))
+
+
+def image_tokens(config: Any) -> tuple[int, ...]:
+    """The ids of a vision model's image tokens by its configuration, sorted; empty for a model that reads text only."""
+    ids = {getattr(config, name, None) for name in IMAGE_TOKENS}
+    return tuple(sorted(number for number in ids if isinstance(number, int)))
 
 
 def _of_its_type(config: Mapping[str, Any], path: str) -> str | None:

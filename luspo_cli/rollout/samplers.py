@@ -7,8 +7,7 @@ import importlib.util
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from luspo_cli.config.rollout import VllmConfig
 from luspo_cli.errors import UsageError
@@ -41,20 +40,16 @@ class SamplerModel:
     compute_dtype: Literal["float32", "bfloat16"]
     revision: str = "main"
     trust_remote_code: bool = False
+    never_drawn: tuple[int, ...] = ()
+    """A vision model's image tokens."""
+    image_pixels: tuple[int, int] | None = None
+    """Least and most pixels of an image, of a vision model."""
 
 
-def choose_sampler(asked: str, *, reads_images: bool = False) -> ChosenSampler:
-    """The sampler for `asked` (`auto` or a name); UsageError where it cannot read the model's images."""
-    if asked == "in-process":
-        return ChosenSampler("in-process", "asked for")
-    if asked in ("vllm", "vllm-server"):
-        if reads_images:
-            raise UsageError(
-                "the vLLM sampler reads text only and this model reads images: set the sampler to in-process"
-            )
-        return ChosenSampler("vllm" if asked == "vllm" else "vllm-server", "asked for")
-    if reads_images:
-        return ChosenSampler("in-process", "the model reads images")
+def choose_sampler(asked: str) -> ChosenSampler:
+    """The sampler for `asked`: `auto` or a name."""
+    if asked in ("in-process", "vllm", "vllm-server"):
+        return ChosenSampler(cast("SamplerName", asked), "asked for")
     if not vllm_is_installed():
         return ChosenSampler("in-process", "vllm is not installed")
     if not has_cuda():
@@ -67,23 +62,19 @@ def vllm_is_installed() -> bool:
     return importlib.util.find_spec("vllm") is not None
 
 
-def folder_reads_images(path: str) -> bool:
-    """Whether a model folder's configuration names a vision part; False where it is not on the disk."""
-    file = Path(path).expanduser() / "config.json"
-    return file.is_file() and '"vision_config"' in file.read_text(errors="replace")
-
-
-def check_sampler(chosen: ChosenSampler, *, longest: int, draws: SamplingOptions, vllm: VllmConfig) -> None:
+def check_sampler(
+    chosen: ChosenSampler, *, longest: int, draws: SamplingOptions, vllm: VllmConfig, never_drawn: Sequence[int] = ()
+) -> None:
     """UsageError for what can be known before anything is loaded: vLLM that is not installed, servers that are too few or unfit.
 
-    Changes nothing, on the servers either; `longest` and `draws` as for `make_sampler`.
+    Changes nothing, on the servers either; `longest`, `draws` and `never_drawn` as for `make_sampler`.
     """
     if chosen.name == "vllm" and not vllm_is_installed():
         raise UsageError(f"the vLLM sampler needs vllm, which is not installed: {INSTALL_VLLM}")
     if chosen.name == "vllm-server":
         from luspo_cli.rollout.vllm.server import checked_servers
 
-        checked_servers(_servers_of_this_process(vllm), longest, vllm.timeout_s, draws)
+        checked_servers(_servers_of_this_process(vllm), longest, vllm.timeout_s, draws, never_drawn)
 
 
 def make_sampler(
@@ -120,7 +111,15 @@ def make_sampler(
 
         servers = _servers_of_this_process(vllm)
         return VllmServerSampler(
-            servers, model.tokenizer, model.end_tokens, model.compute_dtype, max_rows, longest, vllm.timeout_s, draws
+            servers,
+            model.tokenizer,
+            model.end_tokens,
+            model.compute_dtype,
+            max_rows,
+            longest,
+            vllm.timeout_s,
+            draws,
+            model.never_drawn,
         )
     check_sampler(chosen, longest=longest, draws=draws, vllm=vllm)
     from luspo_cli.rollout.vllm.engine import EngineSettings, VllmSampler
@@ -136,6 +135,8 @@ def make_sampler(
         seed=seed,
         revision=model.revision,
         trust_remote_code=model.trust_remote_code,
+        never_drawn=model.never_drawn,
+        image_pixels=model.image_pixels,
     )
     return VllmSampler(settings, model.tokenizer, model.end_tokens)
 

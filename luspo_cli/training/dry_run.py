@@ -21,7 +21,6 @@ from luspo_cli.rollout.samplers import (
     ChosenSampler,
     choose_sampler,
     device_memory,
-    folder_reads_images,
     vllm_is_installed,
 )
 from luspo_cli.runs.folder import IfExists, RunFolder
@@ -65,7 +64,7 @@ def make_plan(config: TrainRun, processes: int = 1, run: Path | None = None, if_
     missing = [
         *missing_inputs(config),
         *unreadable,
-        config.correction_refused(sampler.name),
+        config.correction_refused(sampler.name, never_drawn=shape.vision.depth > 0),
         crowded(config, processes),
         _taken(config, run, if_exists) if run else None,
     ]
@@ -177,6 +176,5 @@ def _model(config: TrainRun) -> tuple[Path | None, ShapeConfig, ChosenSampler]:
     """The model's config.json where it is on disk, its shape, and the sampler that will run."""
     path = config.model.path
     file = None if path == MADE else config_file(path, config.model.revision)
-    reads_images = folder_reads_images(str(file.parent) if file else path)
     shape = read_shape(file) if file else config.model.shape
-    return file, shape, choose_sampler(config.rollout.sampler, reads_images=reads_images)
+    return file, shape, choose_sampler(config.rollout.sampler)

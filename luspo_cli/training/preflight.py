@@ -104,14 +104,15 @@ def check_stages(
     refuse_foreign_wrapping()
     if processes > 1 and config.model.sharding == "full" and not config.model.freeze_vision:
         refuse_trained_tower(loaded.model)
-    chosen = choose_sampler(config.rollout.sampler, reads_images=loaded.processor is not None)
-    if reason := config.correction_refused(chosen.name):
+    chosen = choose_sampler(config.rollout.sampler)
+    if reason := config.correction_refused(chosen.name, never_drawn=bool(loaded.never_drawn)):
         raise UsageError(reason)
     check_sampler(
         chosen,
         longest=longest_row(config, loaded.model, held_out.tokens if held_out else 0),
         draws=training_draws(config),
         vllm=config.rollout.vllm,
+        never_drawn=loaded.never_drawn,
     )
 
 

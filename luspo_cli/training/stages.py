@@ -47,7 +47,7 @@ def make_stages(
     low_precision = config.model.compute_dtype == "bfloat16"
     accelerator = make_accelerator(low_precision, images=loaded.processor is not None, sharded=sharded)
     sampler = make_sampler(
-        choose_sampler(config.rollout.sampler, reads_images=loaded.processor is not None),
+        choose_sampler(config.rollout.sampler),
         SamplerModel(
             path=str(loaded.model.config.name_or_path),
             tokenizer=loaded.tokenizer,
@@ -55,6 +55,8 @@ def make_stages(
             compute_dtype=config.model.compute_dtype,
             revision=config.model.revision,
             trust_remote_code=config.model.trust_remote_code,
+            never_drawn=loaded.never_drawn,
+            image_pixels=loaded.image_pixels,
         ),
         loaded.model,
         device=accelerator.device,

@@ -68,8 +68,13 @@ def vision_model(
     image_tokens: tuple[int, int, int, int] = IMAGE_TOKENS,
     end: int = END,
     family: str = "qwen2_5_vl",
+    scale: int = 1,
+    tied: bool = False,
 ) -> Any:
-    """A random model of two layers; `ours` False: transformers' plain attention. `image_tokens`: start, end, image, video."""
+    """A random model of two layers; `ours` False: transformers' plain attention. `image_tokens`: start, end, image, video.
+
+    `scale` multiplies the widths, and so those of the heads: 16 at 1.
+    """
     import torch
     import transformers
 
@@ -80,24 +85,28 @@ def vision_model(
     attention.register()
     torch.manual_seed(seed)
     start, stop, image, video = image_tokens
-    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}
+    rope: dict[str, Any] = {
+        "rope_type": "default",
+        "rope_theta": 10000.0,
+        "mrope_section": [2 * scale, 3 * scale, 3 * scale],
+    }
     text: dict[str, Any] = {
-        "vocab_size": vocabulary, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
+        "vocab_size": vocabulary, "hidden_size": 64 * scale, "intermediate_size": 96 * scale, "num_hidden_layers": 2,
         "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 2048,
         "rope_parameters": rope, "bos_token_id": None, "eos_token_id": end, "pad_token_id": 0,
     }  # fmt: skip
     vision: dict[str, Any] = {"depth": 2, "num_heads": 2}
     if family == "qwen2_vl":
-        vision |= {"embed_dim": 32, "hidden_size": 64, "mlp_ratio": 2}
+        vision |= {"embed_dim": 32 * scale, "hidden_size": 64 * scale, "mlp_ratio": 2}
     else:
-        vision |= {"hidden_size": 32, "intermediate_size": 48, "out_hidden_size": 64}
+        vision |= {"hidden_size": 32 * scale, "intermediate_size": 48 * scale, "out_hidden_size": 64 * scale}
     if family == "qwen2_5_vl":
         # Windows of 2 x 2 image tokens in the first block, the whole image in the second.
         vision |= {"window_size": 56, "fullatt_block_indexes": [1]}
     if family == "qwen3_vl":
         # Features of the first block go behind the language model's first layer. Patches of 14, as of the processor here.
         vision |= {"patch_size": 14, "num_position_embeddings": 16, "deepstack_visual_indexes": [0]}
-        text["head_dim"] = 16
+        text["head_dim"] = 16 * scale
         rope["mrope_interleaved"] = True
     name = {"qwen2_vl": "Qwen2VL", "qwen2_5_vl": "Qwen2_5_VL", "qwen3_vl": "Qwen3VL"}[family]
     config = getattr(transformers, f"{name}Config")(
@@ -107,6 +116,7 @@ def vision_model(
         vision_end_token_id=stop,
         image_token_id=image,
         video_token_id=video,
+        tie_word_embeddings=tied,
     )
     config._attn_implementation = VISION_ATTENTION if ours else "eager"
     model: Any = getattr(transformers, f"{name}ForConditionalGeneration")(config)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import pytest
 
 from luspo_cli.config.layers import resolve_train
@@ -13,10 +10,10 @@ from luspo_cli.errors import UsageError
 from luspo_cli.rollout import samplers
 from luspo_cli.rollout.sampler import SamplingOptions
 from luspo_cli.rollout.samplers import (
+    ChosenSampler,
     SamplerModel,
     check_sampler,
     choose_sampler,
-    folder_reads_images,
     make_sampler,
     own_servers,
 )
@@ -24,36 +21,23 @@ from luspo_cli.training.dry_run import make_plan
 
 
 @pytest.mark.parametrize(
-    ("installed", "cuda", "images", "name", "reason"),
+    ("installed", "cuda", "name", "reason"),
     [
-        (True, True, False, "vllm", "a CUDA device and vllm are there"),
-        (True, False, False, "in-process", "no CUDA device"),
-        (False, True, False, "in-process", "vllm is not installed"),
-        (True, True, True, "in-process", "the model reads images"),
+        (True, True, "vllm", "a CUDA device and vllm are there"),
+        (True, False, "in-process", "no CUDA device"),
+        (False, True, "in-process", "vllm is not installed"),
     ],
 )
-def test_auto(
-    monkeypatch: pytest.MonkeyPatch, installed: bool, cuda: bool, images: bool, name: str, reason: str
-) -> None:
+def test_auto(monkeypatch: pytest.MonkeyPatch, installed: bool, cuda: bool, name: str, reason: str) -> None:
     monkeypatch.setattr(samplers, "vllm_is_installed", lambda: installed)
     monkeypatch.setattr(samplers, "has_cuda", lambda: cuda)
-    chosen = choose_sampler("auto", reads_images=images)
+    chosen = choose_sampler("auto")
     assert (chosen.name, chosen.reason) == (name, reason)
 
 
-def test_a_name_is_taken_at_its_word_unless_the_model_reads_images() -> None:
-    assert choose_sampler("vllm").name == "vllm"
-    assert choose_sampler("in-process", reads_images=True).name == "in-process"
-    with pytest.raises(UsageError, match="in-process"):
-        choose_sampler("vllm-server", reads_images=True)
-
-
-def test_a_vision_model_is_known_by_its_folder(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen2_vl", "vision_config": {}}))
-    assert folder_reads_images(str(tmp_path))
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen2"}))
-    assert not folder_reads_images(str(tmp_path))
-    assert not folder_reads_images("owner/name")
+def test_a_name_is_taken_at_its_word() -> None:
+    for name in ("in-process", "vllm", "vllm-server"):
+        assert choose_sampler(name) == ChosenSampler(name, "asked for")  # type: ignore[arg-type]
 
 
 def test_the_dry_run_says_which_and_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ import torch
 from luspo_cli.config.layers import resolve_train
 from luspo_cli.config.run import TrainRun
 from luspo_cli.errors import RunError, UsageError
+from luspo_cli.policy.loading import LoadedModel
 from luspo_cli.rollout import samplers
 from luspo_cli.training import session
 from luspo_cli.training.preflight import check_stages
@@ -135,12 +136,12 @@ def test_prompt_and_response_limit_must_fit_into_the_context(
     make_model: Callable[..., Any], sets: list[str], training: int, held_out: int, advice: str | None
 ) -> None:
     config = resolve_train(preset="tiny", sets=sets)
-    loaded: Any = SimpleNamespace(model=make_model(), processor=None)
+    loaded = LoadedModel(make_model(), None, ())
     prompts = LongestPrompt(training, "p"), LongestPrompt(held_out, "h") if held_out else None
     if advice is None:
         check_stages(config, loaded, *prompts, 1)
         silent = SimpleNamespace(config=SimpleNamespace(get_text_config=object))
-        check_stages(config, SimpleNamespace(model=silent, processor=None), LongestPrompt(10**6, "p"), None, 1)  # type: ignore[arg-type]
+        check_stages(config, LoadedModel(silent, None, ()), LongestPrompt(10**6, "p"), None, 1)
         return
     with pytest.raises(UsageError) as caught:
         check_stages(config, loaded, *prompts, 1)
@@ -150,9 +151,13 @@ def test_prompt_and_response_limit_must_fit_into_the_context(
 def test_what_a_vision_model_cannot_do_is_refused_too(make_model: Callable[..., Any]) -> None:
     model = make_model()
     model.visual = torch.nn.Linear(2, 2)
-    loaded: Any = SimpleNamespace(model=model, processor=object())
-    config = resolve_train(preset="tiny", sets=["rollout.sampler=vllm"])
-    with pytest.raises(UsageError, match="the vLLM sampler reads text only"):
+    model.config.image_token_id = 5
+    loaded = LoadedModel(model, None, (), processor=object())
+    config = resolve_train(
+        preset="tiny",
+        sets=["rollout.sampler=vllm", "rollout.temperature=0.7", "update.sampler_correction=sequence"],
+    )
+    with pytest.raises(UsageError, match=r"vLLM does not return .* of a vision model"):
         check_stages(config, loaded, None, None, 1)
     config = resolve_train(preset="tiny", sets=["model.sharding=full"])
     check_stages(config, loaded, None, None, 1)
@@ -167,7 +172,7 @@ def test_a_correction_is_refused_for_the_sampler_that_would_run(
     make_model: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`auto` without vllm is the in-process sampler, which has the log-probs that vLLM does not return."""
-    loaded: Any = SimpleNamespace(model=make_model(), processor=None)
+    loaded = LoadedModel(make_model(), None, ())
     sets = ["update.sampler_correction=sequence", "rollout.top_p=0.9", "rollout.temperature=0.8"]
     config = resolve_train(preset="tiny", sets=[*sets, "rollout.sampler=auto"])
     monkeypatch.setattr(samplers, "vllm_is_installed", lambda: False)

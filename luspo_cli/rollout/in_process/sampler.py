@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from luspo_cli.policy.images import batch_images, hidden_states, rotary_positions
+from luspo_cli.policy.supported import image_tokens
 from luspo_cli.records import Prompt, Rollout, StopReason
 from luspo_cli.rollout.in_process.cache import KeyValueCache, PromptCache, decode_mask
 from luspo_cli.rollout.in_process.draw import choose_tokens
@@ -23,14 +24,6 @@ from luspo_cli.rollout.sampler import SamplingOptions
 
 PREFILL_TOKENS = 8192
 DROPPED_ROWS = 256
-IMAGE_TOKENS = (
-    "image_token_id",
-    "video_token_id",
-    "vision_start_token_id",
-    "vision_end_token_id",
-    "vision_token_id",
-)
-"""Entries of a vision model's configuration that name tokens which are never drawn."""
 
 
 class InProcessSampler:
@@ -94,7 +87,7 @@ class _DecodeBatch:
         self.model, self.prompts, self.options = model, prompts, options
         self.device = next(model.parameters()).device
         self.end_tokens = end_tokens.to(self.device)
-        self.never_drawn = image_tokens(model).to(self.device)
+        self.never_drawn = torch.tensor(image_tokens(model.config), dtype=torch.long, device=self.device)
         self.max_groups = max(1, max_rows // options.group_size)
         total = len(prompts) * options.group_size
         self.uniform = uniform_numbers(options, total).to(self.device)
@@ -244,9 +237,3 @@ def uniform_numbers(options: SamplingOptions, rows: int) -> Tensor:
         earlier = min(DROPPED_ROWS, options.first_row - begin)
         torch.rand(earlier, options.max_response_tokens, generator=generator)
     return torch.rand(rows, options.max_response_tokens, generator=generator)
-
-
-def image_tokens(model: Any) -> Tensor:
-    """The ids of a vision model's image tokens, sorted; empty for a model that reads text only."""
-    ids = {getattr(model.config, name, None) for name in IMAGE_TOKENS}
-    return torch.tensor(sorted(number for number in ids if isinstance(number, int)), dtype=torch.long)

@@ -6,6 +6,7 @@
 - On CUDA the engine sleeps whenever it does not draw. Level 1 keeps its weights in host memory, so that a second round of a step
   can wake it without a push; the cache is given up entirely. Before a push only the weights are woken. Elsewhere vLLM has no
   sleep, and both calls are left out.
+- Prompts and images come ready (`images`): vLLM computes its own pixels only to learn how large an image can be.
 - It starts with made-up weights: every user pushes before the first draw, and a push that missed a weight would show at once in
   `sampler/logprob_difference_max` instead of hiding behind the weights of the folder.
 """
@@ -25,6 +26,7 @@ import torch
 from luspo_cli.errors import RunError, UsageError, first_line
 from luspo_cli.records import Prompt, Rollout
 from luspo_cli.rollout.sampler import SamplingOptions
+from luspo_cli.rollout.vllm.images import engine_prompt, prompt_images
 from luspo_cli.rollout.vllm.plugin import BACKEND, register
 from luspo_cli.rollout.vllm.requests import (
     check_request,
@@ -63,6 +65,10 @@ class EngineSettings:
     trust_remote_code: bool = False
     load_weights_of_folder: bool = False
     """For a caller that never pushes."""
+    never_drawn: tuple[int, ...] = ()
+    """A vision model's image tokens."""
+    image_pixels: tuple[int, int] | None = None
+    """Least and most pixels of an image by the model's processor; None for a model that reads text only."""
 
 
 class VllmSampler:
@@ -75,6 +81,7 @@ class VllmSampler:
         self._dtype = getattr(torch, settings.dtype)
         self._sleeps = torch.cuda.is_available()
         self._engine = _start(settings, self._mode, sleep=self._sleeps)
+        self._pushes = self._requests = 0
         atexit.register(self.close)
         self._awake = {"weights", "kv_cache"}
         self._sleep()
@@ -88,6 +95,7 @@ class VllmSampler:
         engine.finish_weight_update()
         if not engine.reset_prefix_cache():
             raise RunError("vLLM did not empty its cache after the weights changed: go on with --resume")
+        self._pushes += 1
 
     def sample_groups(
         self,
@@ -97,25 +105,52 @@ class VllmSampler:
     ) -> list[list[Rollout]]:
         if not prompts:
             return []
-        from vllm import SamplingParams
-
-        check_request(prompts, options, self.settings.longest)
-        rows = [prompt for prompt in prompts for _ in range(options.group_size)]
-        parameters = [SamplingParams(**sampling_parameters(options, row, self.end_tokens)) for row in range(len(rows))]
         self._wake("weights", "kv_cache")
-        answers = self._engine.generate(
-            [{"prompt_token_ids": list(prompt.tokens)} for prompt in rows], parameters, use_tqdm=False
-        )
+        asked = self._ask(prompts, options)
+        answers = self._answers(len(asked) * options.group_size, on_progress)
         self._sleep()
-        keep = has_logprobs(options, self._mode)
+        keep, never = has_logprobs(options, self._mode, self.settings.never_drawn), self.settings.never_drawn
         rollouts = []
-        for prompt, answer in zip(rows, answers, strict=True):
+        for row, answer in enumerate(answers):
+            prompt = asked[row // options.group_size]
             tokens = list(answer.outputs[0].token_ids)
+            if tuple(answer.prompt_token_ids) != prompt.tokens:
+                raise RunError(
+                    f"vLLM answered another prompt than that of problem '{prompt.problem_id}': use the version of vLLM that luspo"
+                    " is tested with"
+                )
             logprobs = [found[token].logprob for found, token in zip(answer.outputs[0].logprobs, tokens, strict=True)]
-            rollouts.append(to_rollout(prompt, tokens, logprobs, self.end_tokens, keep))
-        if on_progress:
-            on_progress(len(rollouts))
+            rollouts.append(to_rollout(prompt, tokens, logprobs, self.end_tokens, keep, never))
         return in_groups(rollouts, self.tokenizer, options.group_size)
+
+    def _ask(self, prompts: Sequence[Prompt], options: SamplingOptions) -> list[Prompt]:
+        """Hand vLLM a request a rollout; returns the prompts without their images."""
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        asked: list[Prompt] = []
+        for prompt in prompts:
+            check_request(prompt, options, self.settings.longest)
+            question = engine_prompt(prompt, prompt_images(prompt, str(self._pushes)))
+            for row in range(len(asked) * options.group_size, (len(asked) + 1) * options.group_size):
+                values = sampling_parameters(options, row, self.end_tokens, self.settings.never_drawn)
+                parameters = SamplingParams(**values, output_kind=RequestOutputKind.FINAL_ONLY)
+                self._engine.llm_engine.add_request(str(self._requests + row), question, parameters)
+            asked.append(prompt.without_images())
+        return asked
+
+    def _answers(self, rows: int, on_progress: Callable[[int], None] | None) -> list[Any]:
+        """vLLM's answers in the order of the rows."""
+        engine, first = self._engine.llm_engine, self._requests
+        self._requests += rows
+        answers: dict[int, Any] = {}
+        while engine.has_unfinished_requests():
+            for answer in engine.step():
+                if answer.finished:
+                    answers[int(answer.request_id) - first] = answer
+            if on_progress:
+                on_progress(len(answers))
+        return [answers[row] for row in range(rows)]
 
     def close(self) -> None:
         """Give the engine's memory back; vLLM ends torch's process group with it, so this comes last in a process."""
@@ -150,7 +185,7 @@ def _start(settings: EngineSettings, mode: str, *, sleep: bool) -> Any:
         "model": settings.model,
         "revision": settings.revision,
         "trust_remote_code": settings.trust_remote_code,
-        "skip_tokenizer_init": True,
+        "skip_tokenizer_init": settings.image_pixels is None,
         "dtype": settings.dtype,
         "max_model_len": settings.longest,
         "max_num_seqs": settings.max_rows,
@@ -161,6 +196,14 @@ def _start(settings: EngineSettings, mode: str, *, sleep: bool) -> Any:
         "enforce_eager": settings.eager or not cuda,
         "seed": settings.seed,
     }
+    if settings.image_pixels:
+        least, most = settings.image_pixels
+        options |= {
+            "limit_mm_per_prompt": {"video": 0},
+            "mm_processor_kwargs": {"min_pixels": least, "max_pixels": most},
+            "mm_device_do_normalize": False,  # our pixels are normalised already
+            "mm_processor_cache_gb": 0,
+        }
     if cuda:
         options |= {"gpu_memory_utilization": settings.memory_share, "enable_sleep_mode": sleep}
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:

@@ -6,7 +6,8 @@ and no others (`ignore_eos` keeps the model's generation defaults out), and the 
 
 vLLM returns log-probs of one kind an engine: of the logits as they are, or of the distribution that it drew from. The first is
 ours (at the sampling temperature, over the whole vocabulary) at temperature 1 and for greedy draws, the second wherever nothing
-is cut off by top_p or top_k. Where neither holds a rollout has no log-probs.
+is cut off by top_p or top_k. Where neither holds a rollout has no log-probs. A vision model's image tokens are never drawn, which
+is a cut too: it has log-probs of the first kind alone.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from luspo_cli.records import Prompt, Rollout, StopReason
 from luspo_cli.rollout.sampler import SamplingOptions
 
 LogprobsMode = Literal["raw_logprobs", "processed_logprobs"]
+NEVER = -100.0
+"""The lowest bias that vLLM adds to a logit."""
 LEAST_TEMPERATURE = 0.01
 """vLLM raises lower ones to this."""
 
@@ -30,18 +33,20 @@ def logprobs_mode(temperature: float) -> LogprobsMode:
     return "raw_logprobs" if temperature in (0.0, 1.0) else "processed_logprobs"
 
 
-def has_logprobs(options: SamplingOptions, mode: LogprobsMode) -> bool:
+def has_logprobs(options: SamplingOptions, mode: LogprobsMode, never_drawn: Sequence[int] = ()) -> bool:
     """Whether an engine of this kind returns log-probs at the sampling temperature over the whole vocabulary."""
     if mode == "raw_logprobs":
         return options.temperature in (0.0, 1.0)
+    if never_drawn:
+        return False
     # A server can report logits in their place.
     return mode == "processed_logprobs" and (options.temperature == 0.0 or (options.top_p == 1.0 and not options.top_k))
 
 
-def mode_for(options: SamplingOptions) -> LogprobsMode | None:
+def mode_for(options: SamplingOptions, never_drawn: Sequence[int] = ()) -> LogprobsMode | None:
     """The kind of log-probs to start a server with for these draws; None where no kind gives the sampler's own."""
     modes: tuple[LogprobsMode, ...] = ("raw_logprobs", "processed_logprobs")
-    return next((mode for mode in modes if has_logprobs(options, mode)), None)
+    return next((mode for mode in modes if has_logprobs(options, mode, never_drawn)), None)
 
 
 def row_seed(seed: int, row: int) -> int:
@@ -49,7 +54,9 @@ def row_seed(seed: int, row: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed} {row}".encode()).digest()[:8], "big") >> 2
 
 
-def sampling_parameters(options: SamplingOptions, row: int, end_tokens: Sequence[int]) -> dict[str, Any]:
+def sampling_parameters(
+    options: SamplingOptions, row: int, end_tokens: Sequence[int], never_drawn: Sequence[int] = ()
+) -> dict[str, Any]:
     """The arguments of vLLM's SamplingParams for one rollout; penalties and the like keep vLLM's neutral defaults."""
     return {
         "n": 1,
@@ -62,32 +69,34 @@ def sampling_parameters(options: SamplingOptions, row: int, end_tokens: Sequence
         "ignore_eos": True,
         "logprobs": 0,
         "detokenize": False,
+        **({"logit_bias": dict.fromkeys(never_drawn, NEVER)} if never_drawn else {}),
     }
 
 
-def check_request(prompts: Sequence[Prompt], options: SamplingOptions, longest: int | None) -> None:
-    """UsageError for what vLLM cannot draw: images, a temperature that it would change, rows beyond `longest` tokens."""
+def check_request(prompt: Prompt, options: SamplingOptions, longest: int | None) -> None:
+    """UsageError for what vLLM cannot draw: a temperature that it would change, rows beyond `longest` tokens."""
     if 0 < options.temperature < LEAST_TEMPERATURE:
         raise UsageError(
             f"vLLM samples at temperature 0 or from {LEAST_TEMPERATURE} up, not at {options.temperature:g}"
         )
-    for prompt in prompts:
-        if prompt.image_inputs is not None:
-            raise UsageError(
-                f"problem '{prompt.problem_id}' has images, which the vLLM sampler does not read: take the in-process sampler"
-            )
-        needed = len(prompt.tokens) + options.max_response_tokens
-        if longest is not None and needed > longest:
-            raise UsageError(
-                f"the prompt of problem '{prompt.problem_id}' with {options.max_response_tokens} response tokens needs {needed}"
-                f" tokens and vLLM was started for {longest}: lower the response limit"
-            )
+    needed = len(prompt.tokens) + options.max_response_tokens
+    if longest is not None and needed > longest:
+        raise UsageError(
+            f"the prompt of problem '{prompt.problem_id}' with {options.max_response_tokens} response tokens needs {needed}"
+            f" tokens and vLLM was started for {longest}: lower the response limit"
+        )
 
 
 def to_rollout(
-    prompt: Prompt, tokens: Sequence[int], logprobs: Sequence[float], end_tokens: Sequence[int], keep_logprobs: bool
+    prompt: Prompt,
+    tokens: Sequence[int],
+    logprobs: Sequence[float],
+    end_tokens: Sequence[int],
+    keep_logprobs: bool,
+    never_drawn: Sequence[int] = (),
 ) -> Rollout:
-    """One rollout without its text (`with_texts`); RunError where vLLM returned nothing or numbers that are not finite."""
+    """One rollout without its text (`in_groups`); RunError where vLLM returned nothing, an image token or numbers that are not
+    finite."""
     if not tokens or len(tokens) != len(logprobs):
         raise RunError(
             f"vLLM returned {len(tokens)} tokens and {len(logprobs)} log-probs for problem '{prompt.problem_id}':"
@@ -97,6 +106,11 @@ def to_rollout(
         raise RunError(
             "the log-probs that vLLM returned are not finite: the weights have diverged or were broken from the start; start"
             " a new run with a lower update.learning_rate, from weights that are whole"
+        )
+    if drawn := set(tokens) & set(never_drawn):
+        raise RunError(
+            f"vLLM drew the image token {min(drawn)} for problem '{prompt.problem_id}', which stands for pixels that are not"
+            " there: the weights have diverged, or this vLLM leaves out a request's logit_bias"
         )
     return Rollout(
         problem_id=prompt.problem_id,

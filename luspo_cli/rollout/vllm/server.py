@@ -5,6 +5,8 @@ A server is started by the user, next to an installed luspo (docs/engine.md):
     VLLM_SERVER_DEV_MODE=1 vllm serve MODEL --weight-transfer-config '{"backend": "luspo"}' --enable-scale-out
 
 `/inference/v1/generate` takes token ids and vLLM's own sampling parameters, so no default of the server's model enters.
+A prompt's images are sent once for its group, with a request of one token that leaves them and the prompt's keys and values with
+the server; the rollouts give their names (`images`), and the pixels again only where the server kept none.
 A push pauses the server (which ends what a killed run left behind and empties the cache), streams the weights to its workers
 (`weight_stream`) and gives them a version of their own. One pass over the weights serves all servers: getting a sharded weight is
 an exchange between the processes of a run, which each of them makes as often as the others and in the same order. Every answer
@@ -18,7 +20,7 @@ import re
 import secrets
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Literal
 
 import httpx
@@ -27,7 +29,8 @@ import torch
 from luspo_cli.errors import RunError, UsageError
 from luspo_cli.records import Prompt, Rollout
 from luspo_cli.rollout.sampler import SamplingOptions
-from luspo_cli.rollout.vllm.handshake import PROTOCOL, SHAPE_KEYS
+from luspo_cli.rollout.vllm.handshake import PROTOCOL, shape_of
+from luspo_cli.rollout.vllm.images import prompt_images, server_features
 from luspo_cli.rollout.vllm.plugin import BACKEND
 from luspo_cli.rollout.vllm.requests import (
     LogprobsMode,
@@ -63,31 +66,35 @@ class VllmServerSampler:
         longest: int,
         timeout_s: float,
         draws: SamplingOptions,
+        never_drawn: Sequence[int] = (),
     ) -> None:
-        """`draws`: how the rollouts that are trained on will be drawn. UsageError where a server does not fit."""
+        """`draws`: how the rollouts that are trained on will be drawn; `never_drawn`: a vision model's image tokens.
+
+        UsageError where a server does not fit.
+        """
         self.tokenizer, self.end_tokens = tokenizer, tuple(sorted(end_tokens))
         self.max_rows = max_rows
-        self._dtype = getattr(torch, dtype)
-        self._servers = checked_servers(servers, longest, timeout_s, draws)
-        self._version = ""
+        self.never_drawn = tuple(never_drawn)
+        self.dtype = getattr(torch, dtype)
+        self._servers = checked_servers(servers, longest, timeout_s, draws, never_drawn)
+        self.version = ""
 
     def load_weights(self, policy: Any) -> None:
         """Push the policy's weights to every server, all at the same time; RunError, after all weights, where one failed."""
-        self._version = secrets.token_hex(8)
-        config = policy.config.get_text_config()
-        shape = {key: getattr(config, key, None) for key in SHAPE_KEYS}
-        described = describe(policy, self._dtype)
+        self.version = secrets.token_hex(8)
+        shape = shape_of(policy.config)
+        described = describe(policy, self.dtype)
         feeds = [WeightFeed() for _ in self._servers]
 
         def push(server: _Server, feed: WeightFeed) -> None:
             try:
-                server.push(shape, described, feed, self._version)
+                server.push(shape, described, feed, self.version)
             finally:
                 feed.close()
 
         with ThreadPoolExecutor(len(self._servers)) as threads:
             pushes = [threads.submit(push, server, feed) for server, feed in zip(self._servers, feeds, strict=True)]
-            hand_out(checkpoint_weights(policy, self._dtype), feeds)
+            hand_out(checkpoint_weights(policy, self.dtype), feeds)
         for done in pushes:
             done.result()
 
@@ -97,42 +104,90 @@ class VllmServerSampler:
         options: SamplingOptions,
         on_progress: Callable[[int], None] | None = None,
     ) -> list[list[Rollout]]:
-        if not prompts:
-            return []
-        check_request(prompts, options, None)
-        rows = [prompt for prompt in prompts for _ in range(options.group_size)]
-        finished, lock = 0, threading.Lock()
+        size, rollouts = options.group_size, []
+        # Images are held for the groups in flight, not for all prompts.
+        held, failed = threading.Semaphore(1 + self.max_rows // size), threading.Event()
+        draws: list[Future[Rollout]] = []
 
-        def draw(row: int) -> Rollout:
-            nonlocal finished
-            server = self._servers[row // options.group_size % len(self._servers)]
-            parameters = sampling_parameters(options, row, self.end_tokens)
-            tokens, logprobs = server.draw(rows[row].tokens, parameters, self._version)
-            keep = has_logprobs(options, server.mode)
-            rollout = to_rollout(rows[row], tokens, logprobs, self.end_tokens, keep)
-            with lock:
-                finished += 1
-                if on_progress:
-                    on_progress(finished)
-            return rollout
+        def finished(draw: Future[Rollout]) -> None:
+            if draw.cancelled() or draw.exception():
+                failed.set()
 
-        with ThreadPoolExecutor(min(self.max_rows, len(rows))) as threads:
-            draws = [threads.submit(draw, row) for row in range(len(rows))]
+        with ThreadPoolExecutor(self.max_rows) as threads:
             try:
-                rollouts = [one.result() for one in draws]
+                for number, prompt in enumerate(prompts):
+                    check_request(prompt, options, None)
+                    held.acquire()
+                    if failed.is_set():
+                        break
+                    group = _Group(self, self._servers[number % len(self._servers)], prompt, size, held.release)
+                    for row in range(number * size, (number + 1) * size):
+                        draws.append(threads.submit(group.draw, options, row))
+                        draws[-1].add_done_callback(finished)
+                for draw in draws:
+                    rollouts.append(draw.result())
+                    if on_progress:
+                        on_progress(len(rollouts))
             except BaseException:
-                for one in draws:
-                    one.cancel()
+                for draw in draws:
+                    draw.cancel()
                 raise
-        return in_groups(rollouts, self.tokenizer, options.group_size)
+        return in_groups(rollouts, self.tokenizer, size)
 
 
-def checked_servers(servers: Sequence[str], longest: int, timeout_s: float, draws: SamplingOptions) -> list[_Server]:
+class _Group:
+    """The rollouts of one prompt on their way to a server."""
+
+    def __init__(
+        self, sampler: VllmServerSampler, server: _Server, prompt: Prompt, size: int, done: Callable[[], None]
+    ) -> None:
+        """`done` is called once, when the group needs its images no more."""
+        self.sampler, self.server, self.done = sampler, server, done
+        self.prompt, self.images = prompt.without_images(), prompt_images(prompt, sampler.version)
+        self.lock, self.unsent, self.left = threading.Lock(), bool(self.images), size
+
+    def draw(self, options: SamplingOptions, row: int) -> Rollout:
+        """One response; RunError where the server fails."""
+        sampler, server = self.sampler, self.server
+        parameters = sampling_parameters(options, row, sampler.end_tokens, sampler.never_drawn)
+        try:
+            with self.lock:
+                if self.unsent:
+                    self._ask({**parameters, "max_tokens": 1}, sampler.dtype)
+                    self.unsent = False
+            try:
+                tokens, logprobs = self._ask(parameters, None)
+            except _Refused:
+                if not self.images:
+                    raise
+                # An image that the server threw away is to it an error like any other.
+                tokens, logprobs = self._ask(parameters, sampler.dtype)
+        finally:
+            with self.lock:
+                self.left -= 1
+                if not self.left:
+                    self.images = []
+                    self.done()
+        keep = has_logprobs(options, server.mode, sampler.never_drawn)
+        return to_rollout(self.prompt, tokens, logprobs, sampler.end_tokens, keep, sampler.never_drawn)
+
+    def _ask(self, parameters: dict[str, Any], values_in: torch.dtype | None) -> tuple[list[int], list[float]]:
+        features = server_features(self.images, values_in) if self.images else None
+        return self.server.draw(self.prompt.tokens, parameters, self.sampler.version, features)
+
+
+def checked_servers(
+    servers: Sequence[str], longest: int, timeout_s: float, draws: SamplingOptions, never_drawn: Sequence[int] = ()
+) -> list[_Server]:
     """The servers at these addresses; UsageError where one is not there or does not fit the run. Changes nothing on them."""
     found = [_Server(url.rstrip("/"), timeout_s) for url in servers]
     for server in found:
-        server.check(longest, draws)
+        server.check(longest, draws, never_drawn)
     return found
+
+
+class _Refused(RunError):
+    """A server answered, and would not do it."""
 
 
 class _Server:
@@ -145,9 +200,9 @@ class _Server:
         # No connection is kept open: a server closes idle ones, and a request on such a one fails without a reason.
         self._http = httpx.Client(limits=httpx.Limits(max_connections=None, max_keepalive_connections=0))
 
-    def check(self, longest: int, draws: SamplingOptions) -> None:
-        """UsageError where the address does not answer, is no vLLM server for a run, is too small for the longest row, or
-        reports no log-probs of these draws and could."""
+    def check(self, longest: int, draws: SamplingOptions, never_drawn: Sequence[int]) -> None:
+        """UsageError where the address does not answer, is no vLLM server for a run, is too small for the longest row, would
+        change our pixels, or reports no log-probs of these draws and could."""
         try:
             config = self._call("GET", "/server_info?config_format=json", timeout_s=SHORT_S)["vllm_config"]
             backend = (config["weight_transfer_config"] or {}).get("backend")
@@ -170,8 +225,16 @@ class _Server:
                 f"the vLLM server {self.url} takes rows of {context} tokens and this run needs {longest}:"
                 f" start it with --max-model-len {longest}"
             )
-        wanted = mode_for(draws)
-        if wanted and not has_logprobs(draws, self.mode):
+        if (
+            never_drawn
+            and (config["model_config"].get("multimodal_config") or {}).get("mm_device_do_normalize") is not False
+        ):
+            raise UsageError(
+                f"the vLLM server {self.url} would normalise the pixels of images a second time: start it with"
+                " --no-mm-device-do-normalize"
+            )
+        wanted = mode_for(draws, never_drawn)
+        if wanted and not has_logprobs(draws, self.mode, never_drawn):
             raise UsageError(
                 f"the vLLM server {self.url} reports {self.mode}, which at this rollout.temperature, top_p and top_k are not the"
                 f" sampler's log-probs: start it with --logprobs-mode {wanted}"
@@ -220,10 +283,16 @@ class _Server:
                 f"the weights did not reach the vLLM server {self.url} ({error}): restart it, {GO_ON}"
             ) from error
 
-    def draw(self, prompt: Sequence[int], parameters: dict[str, Any], version: str) -> tuple[list[int], list[float]]:
+    def draw(
+        self,
+        prompt: Sequence[int],
+        parameters: dict[str, Any],
+        version: str,
+        features: dict[str, Any] | None = None,
+    ) -> tuple[list[int], list[float]]:
         """One response: tokens and log-probs; RunError where it was drawn with other weights."""
         body = {"token_ids": list(prompt), "sampling_params": parameters}
-        answer = self._call("POST", "/inference/v1/generate", body)
+        answer = self._call("POST", "/inference/v1/generate", body | ({"features": features} if features else {}))
         try:
             choice = answer["choices"][0]
             tokens = list(choice["token_ids"])
@@ -261,9 +330,9 @@ class _Server:
             return found if isinstance(found, dict) else {}
         raise self._refused(path.partition("?")[0], answer, found)
 
-    def _refused(self, route: str, answer: httpx.Response, found: Any) -> RunError:
+    def _refused(self, route: str, answer: httpx.Response, found: Any) -> _Refused:
         if answer.status_code == 404:
-            return RunError(f"the vLLM server {self.url} has no {route}: start it again, {GO_ON}")
+            return _Refused(f"the vLLM server {self.url} has no {route}: start it again, {GO_ON}")
         detail = found.get("error", found.get("detail")) if isinstance(found, dict) else None
         if isinstance(detail, dict):
             detail = detail.get("message")
@@ -271,6 +340,6 @@ class _Server:
         first = next((line.strip() for line in said.splitlines() if line.strip()), answer.reason_phrase)
         of_worker = WORKER_ERROR.search(said)
         reason = of_worker.group(1) if of_worker and of_worker.group(1) else first
-        return RunError(
+        return _Refused(
             f"the vLLM server {self.url} refused {route} ({answer.status_code}: {reason[:300]}): start it again, {GO_ON}"
         )

@@ -23,7 +23,7 @@ from vllm.distributed.weight_transfer.base import (
 )
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
-from luspo_cli.rollout.vllm.handshake import PROTOCOL, SHAPE_KEYS
+from luspo_cli.rollout.vllm.handshake import PROTOCOL, shape_of
 from luspo_cli.rollout.vllm.weight_stream import received_weights
 
 
@@ -61,9 +61,8 @@ class LuspoWeightTransfer(WeightTransferEngine[InitInfo, UpdateInfo]):
             raise ValueError(
                 f"luspo here speaks protocol {PROTOCOL}, the trainer {init_info.protocol}: install the same luspo on both sides"
             )
-        own = self.model_config.hf_text_config
-        for key in SHAPE_KEYS:
-            theirs, ours = init_info.shape.get(key), getattr(own, key, None)
+        for key, ours in shape_of(self.model_config.hf_config).items():
+            theirs = init_info.shape.get(key)
             if theirs is not None and theirs != ours:
                 raise ValueError(
                     f"the server's model has {key} {ours} and the trainer's {theirs}: serve the trainer's model"
@@ -89,8 +88,9 @@ class LuspoWeightTransfer(WeightTransferEngine[InitInfo, UpdateInfo]):
 
     def finish_weight_update(self) -> None:
         finalize_layerwise_reload(self.model, self.model_config)
-        head = getattr(self.model, "lm_head", None)
-        if head is not None and getattr(self.model_config.hf_text_config, "tie_word_embeddings", False):
+        language = getattr(self.model, "language_model", self.model)  # a vision model keeps it in a part of its own
+        head = getattr(language, "lm_head", None)
+        if head is not None and getattr(self.model_config.hf_config, "tie_word_embeddings", False):
             head.quant_method.process_weights_after_loading(head)
         self._open = False
 

@@ -6,7 +6,6 @@ One engine a process is all that vLLM promises, so each engine gets a process of
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,16 +15,12 @@ import pytest
 
 pytestmark = pytest.mark.vllm
 HALF_BILLION = Path(os.environ.get("LUSPO_CACHE", "~/.cache/luspo")).expanduser() / "models/qwen2.5-coder-0.5b-instruct"
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def own_process(name: str, folder: Path) -> None:
-    pytest.importorskip("vllm")
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{Path(__file__).parent}", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [sys.executable, __file__, name, str(folder)], capture_output=True, text=True, env=environment, cwd=folder
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    from vllm_models import own_process
+
+    own_process(__file__, name, folder)
 
 
 @pytest.mark.parametrize("tied", ["tied", "untied"])

@@ -11,6 +11,7 @@ from luspo_cli.rollout.vllm.requests import (
     check_request,
     has_logprobs,
     logprobs_mode,
+    mode_for,
     row_seed,
     sampling_parameters,
     to_rollout,
@@ -83,10 +84,20 @@ def test_silence_and_broken_numbers_end_the_run(tokens: list[int], logprobs: lis
 
 def test_what_vllm_cannot_draw_is_refused_in_a_sentence() -> None:
     fine = SamplingOptions(1, 5)
-    check_request([PROMPT], fine, 8)
+    check_request(PROMPT, fine, 8)
     with pytest.raises(UsageError, match=r"'p' with 5 response tokens needs 8"):
-        check_request([PROMPT], fine, 7)
-    with pytest.raises(UsageError, match="in-process"):
-        check_request([Prompt("q", (1,), {"pixel_values": None})], fine, 8)
+        check_request(PROMPT, fine, 7)
     with pytest.raises(UsageError, match=r"0\.005"):
-        check_request([PROMPT], SamplingOptions(1, 5, temperature=0.005), 8)
+        check_request(PROMPT, SamplingOptions(1, 5, temperature=0.005), 8)
+
+
+def test_tokens_that_are_never_drawn() -> None:
+    assert sampling_parameters(SamplingOptions(1, 1), 0, (1,), (6, 7))["logit_bias"] == {6: -100.0, 7: -100.0}
+    with pytest.raises(RunError, match=r"drew the image token 6 for problem 'p'"):
+        to_rollout(PROMPT, [7, 6], [-0.1, -0.2], (1,), keep_logprobs=True, never_drawn=(5, 6))
+    # Leaving them out is a cut: what vLLM drew from is no distribution over the whole vocabulary.
+    warm = SamplingOptions(1, 1, 0.6)
+    assert has_logprobs(warm, "processed_logprobs")
+    assert not has_logprobs(warm, "processed_logprobs", (6,))
+    assert mode_for(warm, (6,)) is None
+    assert mode_for(SamplingOptions(1, 1), (6,)) == "raw_logprobs"

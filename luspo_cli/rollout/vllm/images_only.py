@@ -1,0 +1,72 @@
+"""vLLM's Qwen2-VL and Qwen2.5-VL where torchvision is missing: the same models, whose processor reads images through Pillow.
+
+vLLM's own classes load transformers' processors of images and videos, which need torchvision. What we sample from comes with
+pixels that are ready (`images`), so a processor is only asked how many tokens an image can have. Where torchvision is installed
+vLLM's own classes run, and this is never imported.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from functools import cache
+from types import ModuleType
+from typing import Any
+
+import transformers
+from transformers.models.qwen2_vl import image_processing_pil_qwen2_vl as pillow
+
+_OF_TORCHVISION = ModuleType("transformers.models.qwen2_vl.image_processing_qwen2_vl")
+"""In the place of the module that vLLM takes `smart_resize` from, and which cannot be imported."""
+_OF_TORCHVISION.smart_resize = pillow.smart_resize  # type: ignore[attr-defined]
+_OF_TORCHVISION.Qwen2VLImageProcessor = pillow.Qwen2VLImageProcessorPil  # type: ignore[attr-defined]
+sys.modules.setdefault(_OF_TORCHVISION.__name__, _OF_TORCHVISION)
+
+from vllm.model_executor.models import qwen2_5_vl, qwen2_vl  # noqa: E402
+from vllm.multimodal import MULTIMODAL_REGISTRY  # noqa: E402
+
+from luspo_cli.policy.loading import images_only  # noqa: E402
+from luspo_cli.policy.supported import VISION_MODELS  # noqa: E402
+
+
+@cache
+def _processor(kind: str, source: str, revision: str, **options: Any) -> Any:
+    images = pillow.Qwen2VLImageProcessorPil.from_pretrained(source, revision=revision, **options)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(source, revision=revision)
+    return images_only(getattr(transformers, VISION_MODELS[kind]))(images, tokenizer)
+
+
+class _ImagesOnly:
+    """What a model's processor says to vLLM, without videos."""
+
+    ctx: Any
+
+    def get_hf_processor(self, **options: object) -> Any:
+        model = self.ctx.model_config
+        merged = model.get_multimodal_config().merge_mm_processor_kwargs(options)
+        return _processor(model.hf_config.model_type, model.model, model.revision or "main", **merged)
+
+    def get_supported_mm_limits(self) -> Mapping[str, int | None]:
+        return {"image": None}
+
+
+class _Info(_ImagesOnly, qwen2_vl.Qwen2VLProcessingInfo):
+    """Of Qwen2-VL."""
+
+
+class _Info2_5(_ImagesOnly, qwen2_5_vl.Qwen2_5_VLProcessingInfo):
+    """Of Qwen2.5-VL."""
+
+
+@MULTIMODAL_REGISTRY.register_processor(
+    qwen2_vl.Qwen2VLMultiModalProcessor, info=_Info, dummy_inputs=qwen2_vl.Qwen2VLDummyInputsBuilder
+)
+class Qwen2VL(qwen2_vl.Qwen2VLForConditionalGeneration):
+    """Reads no videos."""
+
+
+@MULTIMODAL_REGISTRY.register_processor(
+    qwen2_5_vl.Qwen2_5_VLMultiModalProcessor, info=_Info2_5, dummy_inputs=qwen2_5_vl.Qwen2_5_VLDummyInputsBuilder
+)
+class Qwen2_5VL(qwen2_5_vl.Qwen2_5_VLForConditionalGeneration):
+    """Reads no videos."""
