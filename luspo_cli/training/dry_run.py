@@ -24,7 +24,7 @@ from luspo_cli.rollout.samplers import (
     vllm_is_installed,
 )
 from luspo_cli.runs.folder import IfExists, RunFolder
-from luspo_cli.training.memory import estimate_memory, trained_parameters
+from luspo_cli.training.memory import estimate_memory, image_tokens, tower_moves, trained_parameters
 from luspo_cli.training.problems import held_out_problems, training_problems
 
 GIB = 2**30
@@ -45,6 +45,8 @@ class Plan:
     """Estimated peak by part for one process; `update_peak` and `rollout_peak` are sums over parts in use together."""
     memory_notes: list[str]
     """What the estimate could not know."""
+    images: dict[str, Any]
+    """Of a vision model, else empty: `parameters` of its tower, whether it is `trained`, `tokens` of the largest image."""
     work: dict[str, float]
     sampler: dict[str, str]
     """`name`, and the `reason` why it is this one."""
@@ -76,6 +78,7 @@ def make_plan(config: TrainRun, processes: int = 1, run: Path | None = None, if_
         shape_from="config.json" if file else "model.shape",
         memory_gib={name: round(size / GIB, 2) for name, size in memory.items()},
         memory_notes=_notes(config, file is None, sampler.name == "vllm" and device_bytes is None),
+        images=_images(config, shape),
         work={
             "steps": config.run.steps,
             "rollouts_per_step": rows,
@@ -114,6 +117,16 @@ def crowded(config: TrainRun, copies: int, *, of_one_run: bool = True) -> str | 
         limit = f"fit into this machine's {whole / GIB:.1f} GiB of memory at {size}"
     fewer = f"--processes {most} or less" if most > 1 else "--processes 1"
     return f"{copies} processes are more than {limit}: give {fewer}" if copies > most else None
+
+
+def _images(config: TrainRun, shape: ShapeConfig) -> dict[str, Any]:
+    if not shape.vision.depth:
+        return {}
+    return {
+        "parameters": shape.vision.parameters(shape.width),
+        "trained": tower_moves(config, shape),
+        "tokens": image_tokens(config, shape),
+    }
 
 
 def _notes(config: TrainRun, shape_unknown: bool, device_unknown: bool) -> list[str]:

@@ -2,7 +2,8 @@
 
 What is counted are the tensors that the engine makes, from the model's shape and the configuration: weights, gradients,
 moments, the copies in the compute type, what a forward pass keeps for the backward pass, a chunk of logits, the in-process
-sampler's copy and cache or the share of the device that vLLM takes. What is not: the allocator's waste and images.
+sampler's copy and cache or the share of the device that vLLM takes, and a step's images: one a problem, as large as
+`data.max_pixels` or the prompt's limit allows. What is not: the allocator's waste.
 `bench/memory.py` sets the estimate against peaks that were measured (docs/experiments.md).
 """
 
@@ -29,9 +30,25 @@ _TRIED = re.compile(r"Tried to allocate ([\d.]+ \w+)")
 
 
 def trained_parameters(config: TrainRun, shape: ShapeConfig) -> int:
-    """Number of weights that the optimizer moves: all of them, or the adapters'."""
+    """Number of weights that the optimizer moves: all of them, those outside a frozen vision tower, or the adapters'."""
     lora = config.model.lora
-    return shape.adapter_parameters(lora.rank, lora.targets) if lora.rank else shape.parameters()
+    if lora.rank:
+        return shape.adapter_parameters(lora.rank, lora.targets)
+    return shape.decoder_parameters() if config.model.freeze_vision else shape.parameters()
+
+
+def image_tokens(config: TrainRun, shape: ShapeConfig) -> int:
+    """Tokens of the largest image of a prompt; 0 for a model that reads text only."""
+    vision = shape.vision
+    if not vision.depth:
+        return 0
+    most = config.data.max_prompt_tokens
+    return min(most, config.data.max_pixels // (vision.patch * vision.merge) ** 2) if config.data.max_pixels else most
+
+
+def tower_moves(config: TrainRun, shape: ShapeConfig) -> bool:
+    """Whether there is a vision tower and its weights are trained."""
+    return shape.vision.depth > 0 and not config.model.freeze_vision and not config.model.lora.rank
 
 
 def estimate_memory(
@@ -49,7 +66,8 @@ def estimate_memory(
     Several processes share out the groups of a batch, and with `model.sharding = "full"` weights, gradients and moments; then
     each has a whole copy to sample with besides, and the weights that a pass has `gathered`.
 
-    `host_optimizer` is in the host's memory, where the optimizer is offloaded, and in no sum.
+    `host_optimizer`, where the optimizer is offloaded, and `host_images`, the pixels of a step's problems or what a tower that
+    does not move made of them, are in the host's memory and in no sum.
     """
     n, trained = shape.parameters(), trained_parameters(config, shape)
     adapters = bool(config.model.lora.rank)
@@ -61,7 +79,8 @@ def estimate_memory(
     parts: dict[str, float] = {"program": PROGRAM_BYTES}
     sharded = processes > 1 and config.model.sharding == "full"
     share = processes if sharded else 1
-    parts["weights"] = (size * n + 4 * trained) if adapters else 4 * n / share
+    tower = n - shape.decoder_parameters()  # which is whole on each process
+    parts["weights"] = (size * n + 4 * trained) if adapters else 4 * ((n - tower) / share + tower)
     parts["gradients"] = 4 * trained / share
     parts["optimizer"] = 0 if offloaded else moments * trained / share
     parts["host_optimizer"] = 12 * trained if offloaded else 0
@@ -72,7 +91,7 @@ def estimate_memory(
     parts["vllm"] = config.rollout.vllm.memory_share * (device_bytes or 0) if sampler == "vllm" else 0
     parts["autocast_copies"] = 2 * trained if low else 0
     needs_copy = config.objective.kl_coefficient > 0 and not adapters
-    parts["reference"] = 4 * n / share if needs_copy else 0
+    parts["reference"] = 4 * ((n - tower) / share + tower) if needs_copy else 0
     longest = config.data.max_prompt_tokens + config.rollout.max_response_tokens
     tokens = max(config.update.tokens_per_micro_batch, longest)
     one_layer = tokens * (14 * shape.width + 4 * shape.feed_forward) * size
@@ -80,26 +99,51 @@ def estimate_memory(
     checkpointing = config.model.gradient_checkpointing
     parts["activations"] = shape.layers * (kept if checkpointing else one_layer)
     parts["recomputed_layer"] = one_layer if checkpointing else 0
+    own_problems = -(-config.rollout.problems // processes)
+    block, kept_of_tower = _tower(config, shape, size, images=min(own_problems, max(1, tokens // longest)))
+    parts["tower_activations"] = kept_of_tower
+    parts["host_images"] = own_problems * _values_of_an_image(config, shape, size)
     parts["logits_chunk"] = (8 + size) * min(CHUNK_LOGITS, tokens * shape.vocabulary)
     # It adds up over the chunks; a tied one waits for the embedding's, which comes last.
     parts["head_gradient"] = 0 if adapters else 4 * table
     key_value = 2 * shape.key_value_heads * (shape.width // shape.heads) * size
-    own_problems = -(-config.rollout.problems // processes)
     rows = min(config.rollout.max_rows, own_problems * config.rollout.group_size)
     parts["key_value_cache"] = rows * longest * shape.layers * key_value if in_process else 0
     always = sum(parts[name] for name in ("program", "weights", "optimizer", "sampler_copy", "reference", "gradients"))
     if sharded:  # one decoder layer, and embeddings and head, which are gathered as long as a pass takes
         outside = table * (1 if shape.tied_head else 2)
-        parts["gathered"] = 4 * (outside + (n - outside) / shape.layers)
+        parts["gathered"] = 4 * (outside + (n - tower - outside) / shape.layers)
         always += parts["gathered"]
     waiting = parts["head_gradient"] if shape.tied_head else 0
     at_the_head = parts["activations"] + parts["logits_chunk"] + parts["head_gradient"]
     in_the_layers = parts["activations"] + parts["recomputed_layer"] + waiting
     at_the_embedding = parts["head_gradient"] + waiting
-    parts["update_peak"] = always + parts["autocast_copies"] + max(at_the_head, in_the_layers, at_the_embedding)
+    in_the_pass = max(at_the_head, in_the_layers, at_the_embedding, block) + kept_of_tower
+    parts["update_peak"] = always + parts["autocast_copies"] + in_the_pass
     drawn_logits = rows * shape.vocabulary * 8 if in_process else 0
     parts["rollout_peak"] = always + parts["key_value_cache"] + drawn_logits + parts["vllm"]
     return parts
+
+
+def _tower(config: TrainRun, shape: ShapeConfig, size: int, images: int) -> tuple[float, float]:
+    """Bytes of the tower's one block that is computed, and of what a pass over so many images keeps for the backward pass."""
+    vision = shape.vision
+    patches = image_tokens(config, shape) * vision.merge**2
+    one_block = patches * (14 * vision.width + (4 if vision.family == "qwen2_5_vl" else 2) * vision.feed_forward) * size
+    if not tower_moves(config, shape):
+        return one_block, 0  # of one image after the other, without a backward pass
+    checkpointing = config.model.gradient_checkpointing
+    block = images * patches * vision.width * 4 if checkpointing else images * one_block
+    ends = patches * (vision.patch_values + 3 * vision.width) * size
+    return images * one_block, vision.depth * block + images * ends
+
+
+def _values_of_an_image(config: TrainRun, shape: ShapeConfig, size: int) -> float:
+    """Bytes in which an image is held during a step."""
+    tokens, vision = image_tokens(config, shape), shape.vision
+    if tower_moves(config, shape):
+        return tokens * vision.merge**2 * vision.patch_values * 4
+    return tokens * shape.width * (size if config.model.lora.rank else 4)
 
 
 def peak_memory_gib() -> float:

@@ -30,6 +30,13 @@ def _lines(plan: Plan) -> Iterator[str]:
     )
     yield f"\nsampler  {plan.sampler['name']} ({plan.sampler['reason']})"
     yield f"\nmemory on one device (estimate, GiB; {plan.parameters:,} parameters, {plan.trained:,} trained)"
+    if images := plan.images:
+        gib = 4 * images["parameters"] / 2**30
+        tower = "trained" if images["trained"] else "not trained, so it has neither gradients nor moments, and"
+        yield (
+            f"  images: a vision tower of {images['parameters']:,} parameters ({gib:.2f} GiB in float32), {tower} at most"
+            f" {images['tokens']:,} tokens an image"
+        )
     for name, size in plan.memory_gib.items():
         yield f"  {name.replace('_', ' '):<16} {size:8.2f}"
     yield from (f"  note: {note}" for note in plan.memory_notes)
