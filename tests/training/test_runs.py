@@ -309,8 +309,8 @@ def test_a_longer_run_goes_on_bit_for_bit_and_the_record_says_so(
     assert train(small_run("run.keep_checkpoints=7"), path, "resume")[-1].endswith("is finished: step 5 of 5")
     files = {name: (path / name).read_bytes() for name in ("config.json", "provenance.json", "metrics.jsonl")}
     assert train(small_run("run.keep_checkpoints=9"), path, "resume")[-1] == (
-        "nothing to do: the run has all its steps, so run.keep_checkpoints (7 there, 9 now) is neither used nor recorded; give"
-        " it together with a larger run.steps"
+        "warning: nothing to do: the run has all its steps, so run.keep_checkpoints (7 there, 9 now) is neither used nor"
+        " recorded; give it together with a larger run.steps"
     )
     assert files == {name: (path / name).read_bytes() for name in files}
     with pytest.raises(UsageError, match=r"another configuration: run\.steps \(5 there, 4 now\); use another --run$"):
