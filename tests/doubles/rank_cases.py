@@ -125,6 +125,22 @@ def run_session(config: str, path: Path, crash_after: int, variables: dict[str, 
     (path / f"said-{variables['RANK']}.txt").write_text("\n".join(said))
 
 
+def run_counted_session(config: str, path: Path, variables: dict[str, str]) -> None:
+    """A whole training that writes the name of every image file that this process decodes into `decoded-RANK.txt`."""
+    from luspo_cli.data.images import ImageFile
+
+    decoded: list[str] = []
+    load = ImageFile.load
+
+    def counted(image: ImageFile) -> Any:
+        decoded.append(Path(image.name).name)
+        return load(image)
+
+    ImageFile.load = counted  # type: ignore[method-assign]  # in a process of its own
+    run_session(config, path, 0, variables)
+    (path / f"decoded-{variables['RANK']}.txt").write_text("\n".join(decoded))
+
+
 def lose_one(folder: Path, how: str, wait_s: float, variables: dict[str, str]) -> None:
     """The last process ends, or sleeps, before an exchange; the others store what they make of it and how long that took."""
     os.environ.update(variables)
