@@ -208,13 +208,15 @@ def _parquet(file: Path, columns: Sequence[str]) -> Iterator[Row]:
     import pyarrow.parquet
 
     try:
-        # A row group may hold gigabytes of images: it is read in parts, and few rows of it are in memory at a time.
-        with pyarrow.parquet.ParquetFile(file, buffer_size=_READ_AT_ONCE) as parquet:
+        # A row group may hold gigabytes of images: it is read page by page, one group after the other, few rows at a time.
+        with pyarrow.parquet.ParquetFile(file, buffer_size=_READ_AT_ONCE, pre_buffer=False) as parquet:
             _refuse_repeated(parquet.schema_arrow.names, str(file))
             names = list(dict.fromkeys(columns)) or None
             large = any(is_image_column(name) for name in names or parquet.schema_arrow.names)
-            for batch in parquet.iter_batches(batch_size=_BATCH_ROWS // 32 if large else _BATCH_ROWS, columns=names):
-                yield from batch.to_pylist()
+            at_once = _BATCH_ROWS // 32 if large else _BATCH_ROWS
+            for group in range(parquet.num_row_groups):
+                for batch in parquet.iter_batches(batch_size=at_once, row_groups=[group], columns=names):
+                    yield from batch.to_pylist()
     except pyarrow.ArrowException as error:
         raise _no_parquet(file, error) from error
 

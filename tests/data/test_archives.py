@@ -1,0 +1,167 @@
+"""Images out of archives: found as the rows name them, and nothing else of an archive reaches the disk."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import os
+import stat
+import tarfile
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from doubles.hostile_images import encoded, noise
+from luspo_cli.data import archives
+from luspo_cli.data.archives import ImagePlaces
+from luspo_cli.data.columns import SourceOptions
+from luspo_cli.data.left_out import LeftOut, UnusableImage
+from luspo_cli.data.prepare import prepare
+from luspo_cli.errors import UsageError
+
+A, B = encoded(noise(20, 30)), encoded(noise(30, 20), "JPEG")
+
+
+def make_zip(file: Path, members: Mapping[str, bytes]) -> Path:
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return file
+
+
+def make_tar(file: Path, members: Mapping[str, bytes]) -> Path:
+    with tarfile.open(file, "w:gz" if file.suffix in (".gz", ".tgz") else "w") as archive:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return file
+
+
+MAKERS: dict[str, Callable[[Path, Mapping[str, bytes]], Path]] = {
+    "images.zip": make_zip,
+    "images.tar": make_tar,
+    "images.tar.gz": make_tar,
+    "images.tgz": make_tar,
+}
+
+
+def rows(folder: Path, *images: Any) -> str:
+    lines = [json.dumps({"question": f"q{n}?", "answer": "1", "image": image}) for n, image in enumerate(images)]
+    (folder / "mine.jsonl").write_text("\n".join(lines))
+    return str(folder / "mine.jsonl")
+
+
+def reason(places: ImagePlaces, path: str, scratch: Path) -> LeftOut:
+    with pytest.raises(UnusableImage) as caught:
+        places.read(path, scratch)
+    assert "\n" not in str(caught.value)
+    return caught.value.reason
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_images_are_found_beside_the_data_and_where_it_is_said(name: str, tmp_path: Path) -> None:
+    """With and without the folder `images` inside, beside the table under its usual name or elsewhere under any."""
+    (tmp_path / "beside").mkdir()
+    for number, prefix in enumerate(("images/", "", "./images/")):
+        members = {f"{prefix}a.png": A, f"{prefix}deep/b.jpg": B, f"{prefix}unused.png": b"never read"}
+        MAKERS[name](tmp_path / "beside" / name, members)
+        source = rows(tmp_path / "beside", "images/a.png", "images/deep/b.jpg", "images/a.png")
+        out = tmp_path / f"out{number}"
+        assert prepare([source], out).rows == {"train": 3}
+        contents = sorted(file.read_bytes() for file in (out / "images").rglob("*") if file.is_file())
+        assert contents == sorted([A, B])
+        assert {file.name for file in out.iterdir()} == {"images", "train.parquet", "manifest.json"}
+    (tmp_path / "else").mkdir()
+    elsewhere = MAKERS[name](tmp_path / f"other_{name}", {"images/a.png": A})
+    source = rows(tmp_path / "else", "images/a.png")
+    with pytest.raises(UsageError, match=r"1 image missing.*where --images-from says"):
+        prepare([source], tmp_path / "none")
+    assert prepare([source], tmp_path / "given", options=SourceOptions(images_from=(elsewhere,))).rows == {"train": 1}
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_members_that_lead_out_are_no_members(name: str, tmp_path: Path) -> None:
+    scratch = tmp_path / "scratch"
+    names = ("../../escaped.png", "/absolute.png", "a/../../up.png", "a/../inside.png")
+    places = ImagePlaces([MAKERS[name](tmp_path / name, dict.fromkeys(names, A))])
+    for path in ("../../escaped.png", "/absolute.png", "absolute.png", "up.png", "../up.png"):
+        assert reason(places, path, scratch) is LeftOut.IMAGE_MISSING
+    assert places.read("inside.png", scratch) == A
+    assert {path.name for path in tmp_path.iterdir()} <= {name, "scratch"}
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE])
+def test_links_devices_and_folders_of_a_tar_are_no_members(kind: bytes, tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        info = tarfile.TarInfo("a.png")
+        info.type, info.linkname = kind, "/etc/passwd"
+        archive.addfile(info)
+    assert reason(ImagePlaces([tmp_path / "a.tar"]), "a.png", tmp_path) is LeftOut.IMAGE_MISSING
+
+
+def test_a_link_of_a_zip_is_no_member(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        info = zipfile.ZipInfo("a.png")
+        info.external_attr = (stat.S_IFLNK | 0o777) << 16
+        archive.writestr(info, "/etc/passwd")
+    assert reason(ImagePlaces([tmp_path / "a.zip"]), "a.png", tmp_path) is LeftOut.IMAGE_MISSING
+
+
+def test_a_member_is_bounded_whatever_it_unpacks_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_zip(tmp_path / "a.zip", {"bomb.png": bytes(3 * 2**20), "a.png": A})
+    assert (tmp_path / "a.zip").stat().st_size < 20_000
+    monkeypatch.setattr(archives, "MOST_BYTES", 2**20)
+    places = ImagePlaces([tmp_path / "a.zip"])
+    assert reason(places, "bomb.png", tmp_path) is LeftOut.IMAGE_TOO_LARGE
+    assert places.read("a.png", tmp_path) == A
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_an_archive_that_grows_beyond_all_measure_ends_with_a_sentence(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if name == "images.tar":
+        pytest.skip("nothing in it is compressed")
+    monkeypatch.setattr(archives, "_FREE_GROWTH", 2**20)
+    names = [f"images/{n}.bmp" for n in range(40)]
+    MAKERS[name](tmp_path / name, dict.fromkeys(names, bytes(2**20)))
+    with pytest.raises(UsageError, match=r"unpacks to more than 100 times its own size.*unpack it yourself"):
+        prepare([rows(tmp_path, *names)], tmp_path / "out")
+    assert {path.name for path in tmp_path.iterdir()} == {name, "mine.jsonl"}
+
+
+def test_too_many_members_end_with_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archives, "MOST_MEMBERS", 10)
+    for name, make in MAKERS.items():
+        make(tmp_path / name, {f"{n}.png": A for n in range(12)})
+        with pytest.raises(UsageError, match="more than 10 members"):
+            ImagePlaces([tmp_path / name]).read("3.png", tmp_path / "scratch")
+
+
+def test_damaged_members_and_archives(tmp_path: Path) -> None:
+    file = make_zip(tmp_path / "a.zip", {"a.png": A, "b.jpg": B})
+    content = bytearray(file.read_bytes())
+    content[60:90] = bytes(30)  # inside the first member
+    file.write_bytes(content)
+    places = ImagePlaces([file])
+    assert reason(places, "a.png", tmp_path) is LeftOut.IMAGE_UNREADABLE
+    assert places.read("b.jpg", tmp_path) == B
+    locked = make_zip(tmp_path / "locked.zip", {"a.png": A})
+    content = bytearray(locked.read_bytes())
+    for signature, flags in ((b"PK\3\4", 6), (b"PK\1\2", 8)):
+        content[content.index(signature) + flags] |= 1  # the flag of an encrypted member
+    locked.write_bytes(content)
+    assert reason(ImagePlaces([locked]), "a.png", tmp_path) is LeftOut.IMAGE_UNREADABLE
+    for name, broken in (("b.zip", A), ("b.tar", A), ("b.tar.gz", gzip.compress(A)), ("c.tar.gz", A)):
+        (tmp_path / name).write_bytes(broken)
+        with pytest.raises(UsageError, match=rf"{name} cannot be read as an archive"):
+            ImagePlaces([tmp_path / name]).read("a.png", tmp_path / "scratch")
+    cut = make_tar(tmp_path / "cut.tar.gz", {f"{n}.png": os.urandom(9000) for n in range(9)})
+    cut.write_bytes(cut.read_bytes()[:20_000])
+    with pytest.raises(UsageError, match=r"cut\.tar\.gz cannot be read as an archive"):
+        ImagePlaces([cut]).read("0.png", tmp_path / "scratch")
