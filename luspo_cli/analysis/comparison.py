@@ -11,12 +11,12 @@ Three decisions guard against reading chance as effect (docs/experiments.md has 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
-from luspo_cli.analysis.differences import compared_parts, scoring_warnings, session_warnings
+from luspo_cli.analysis.differences import BLIND, compared_parts, scoring_settings, scoring_warnings, session_warnings
 from luspo_cli.analysis.history import RunHistory
 from luspo_cli.analysis.variants import (
     ClipRange,
@@ -37,7 +37,9 @@ if TYPE_CHECKING:
 LENGTH = "response_length/mean"
 ACCURACY = "reward/accuracy/mean"
 HELD_OUT = "evaluation/accuracy"
-BLIND = "evaluation/blind_accuracy"
+HELD_OUT_BLIND = "evaluation/blind_accuracy"
+BLIND_METRICS = {"blind accuracy": "accuracy", "seeing minus blind": "seeing_minus_blind"}
+"""Measure of a benchmark's blind pass -> its key in the result."""
 BENCHMARK_COUNTS = frozenset({"correct", "samples", "problems_missing"})
 """Metrics of a benchmark's result that count responses or problems."""
 WINDOW_SHARE = 10
@@ -52,6 +54,10 @@ class Measure:
     unit: str
     paired: bool = False
     """Whether objectives are also compared seed by seed in it."""
+    benchmark: str = ""
+    """Whose result it is from: seeds are paired where that was drawn and scored alike."""
+    blind: bool = False
+    """Whether it is of the benchmark's blind pass."""
 
 
 MEASURES: dict[str, Measure] = {
@@ -99,6 +105,8 @@ class RunSummary:
     values: dict[str, float | None]
     held_out_last_step: int | None
     held_out_best_step: int | None
+    benchmark_settings: dict[str, dict[str, Any]]
+    """Benchmark -> how its responses were drawn and scored."""
 
 
 @dataclass(frozen=True)
@@ -151,11 +159,10 @@ def compare_runs(runs: Sequence[RunHistory]) -> Comparison:
     if common < max(_training_steps(run)[0] for run in runs):
         raise UsageError(f"The runs have no step in common: one of them ends at step {common}.")
     benchmarks = {
-        f"{name} {metric}": Measure(f"{name}, {metric}", _unit_of(metric), paired=True)
+        f"{name} {metric}": Measure(f"{name}, {metric}", _unit_of(metric), True, name, metric in BLIND_METRICS)
         for run in runs
         for name, content in sorted(run.benchmarks.items())
-        for metric, value in content["metrics"].items()
-        if isinstance(value, int | float) and not isinstance(value, bool)
+        for metric in _numbers(content)
     }
     measures = MEASURES | benchmarks
     summaries = tuple(_summarise_run(run, variant, common) for variant, run in ordered)
@@ -176,6 +183,18 @@ def compare_runs(runs: Sequence[RunHistory]) -> Comparison:
         warnings=tuple(_warnings([run for _, run in ordered], variants, differing, common)),
         last_step=common,
     )
+
+
+def _numbers(content: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of a benchmark's result, those of its blind pass included."""
+    found = content.get("blind")
+    blind = {metric: found.get(key) for metric, key in BLIND_METRICS.items()} if isinstance(found, Mapping) else {}
+    values = {**content["metrics"], **blind}.items()
+    return {
+        metric: float(value)
+        for metric, value in values
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }
 
 
 def _unit_of(metric: str) -> str:
@@ -205,7 +224,7 @@ def _training_steps(run: RunHistory) -> list[int]:
 def _summarise_run(run: RunHistory, variant: Variant, common: int) -> RunSummary:
     windows = windows_of([step for step in _training_steps(run) if step <= common])
     whole = (windows.start[0], common)
-    evaluated, blind = _evaluated(run, HELD_OUT, common), _evaluated(run, BLIND, common)
+    evaluated, blind = _evaluated(run, HELD_OUT, common), _evaluated(run, HELD_OUT_BLIND, common)
     values = {
         "accuracy_final": _mean(run, ACCURACY, windows.final),
         "held_out_start": _found(evaluated.get(0, math.nan)),
@@ -224,9 +243,7 @@ def _summarise_run(run: RunHistory, variant: Variant, common: int) -> RunSummary
         "seconds": _sum(run, "time/total", whole),
     }
     for name, content in run.benchmarks.items():
-        for metric, value in content["metrics"].items():
-            if isinstance(value, int | float):
-                values[f"{name} {metric}"] = float(value)
+        values |= {f"{name} {metric}": value for metric, value in _numbers(content).items()}
     return RunSummary(
         name=run.name,
         path=str(run.path),
@@ -239,6 +256,7 @@ def _summarise_run(run: RunHistory, variant: Variant, common: int) -> RunSummary
         windows=windows,
         values=values,
         held_out_last_step=int(evaluated.index[-1]) if len(evaluated) else None,
+        benchmark_settings={name: scoring_settings(content) for name, content in run.benchmarks.items()},
         held_out_best_step=int(evaluated.index[int(evaluated.argmax())]) if len(evaluated) else None,
     )
 
@@ -268,8 +286,9 @@ def _paired_differences(
                 continue
             found: dict[int, float] = {}
             for seed in seeds:
-                one, other = by_seed[first][seed].values.get(measure), by_seed[second][seed].values.get(measure)
-                if one is not None and other is not None:
+                run, against = by_seed[first][seed], by_seed[second][seed]
+                one, other = run.values.get(measure), against.values.get(measure)
+                if one is not None and other is not None and _alike(description, run, against):
                     found[seed] = one - other
             spread = estimate(list(found.values()))
             if spread is not None:
@@ -278,6 +297,12 @@ def _paired_differences(
                     PairedDifference(first, second, measure, tuple(found), tuple(found.values()), spread, positive)
                 )
     return pairs
+
+
+def _alike(measure: Measure, one: RunSummary, other: RunSummary) -> bool:
+    """Whether a measure was found in the same way in both runs: a benchmark's with the same settings."""
+    ours, theirs = (run.benchmark_settings.get(measure.benchmark, {}) for run in (one, other))
+    return all(ours.get(key) == theirs.get(key) for key in ours.keys() | theirs.keys() if key != BLIND or measure.blind)
 
 
 def _warnings(

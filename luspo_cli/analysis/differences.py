@@ -28,6 +28,7 @@ _NAMES = {
     "step": "training step of the weights",
 }
 _UNKNOWN = "not recorded"
+BLIND = "blind control"
 
 
 def compared_parts(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -60,18 +61,24 @@ def scoring_warnings(runs: Sequence[RunHistory]) -> list[str]:
     """Return one sentence for each benchmark and each setting in which the runs' results differ."""
     warnings = []
     for benchmark in dict.fromkeys(name for run in runs for name in run.benchmarks):
-        settings = {run.name: _settings(run.benchmarks[benchmark]) for run in runs if benchmark in run.benchmarks}
+        settings = {
+            run.name: scoring_settings(run.benchmarks[benchmark]) for run in runs if benchmark in run.benchmarks
+        }
         for key in dict.fromkeys(key for found in settings.values() for key in found):
-            said = in_which({name: _shown(found.get(key)) for name, found in settings.items()})
+            # A run without a blind control has nothing that could be compared with another's.
+            having = {name: found for name, found in settings.items() if key != BLIND or BLIND in found}
+            said = in_which({name: _shown(found.get(key)) for name, found in having.items()})
             if len(said) > 1:
                 warnings.append(f"{benchmark} was not scored alike in all runs: {key} is {'; '.join(said)}.")
     return warnings
 
 
-def _settings(content: Mapping[str, Any]) -> dict[str, Any]:
+def scoring_settings(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how a benchmark's responses were drawn and scored, by a title each; a value that is not recorded may be None."""
     sampling = content.get("sampling") or {}
     found = {title: content.get(key) for key, title in _OF_THE_RESULT.items()}
-    return found | {_NAMES.get(key, key): value for key, value in sampling.items() if key not in _OF_THE_MODEL}
+    found |= {_NAMES.get(key, key): value for key, value in sampling.items() if key not in _OF_THE_MODEL}
+    return found | ({BLIND: content["blind"].get("shows")} if isinstance(content.get("blind"), Mapping) else {})
 
 
 def _shown(value: Any) -> str:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import io
 import json
 
+import pytest
 from rich.console import Console
 
 from luspo_cli.analysis.comparison import compare_runs
 from luspo_cli.analysis.history import read_runs
-from luspo_cli.commands.display.comparison import print_comparison
+from luspo_cli.commands.display.comparison import comparison_json, print_comparison
 
 
 def _printed(comparison) -> str:
@@ -113,3 +114,59 @@ def test_benchmarks_of_the_runs_are_compared(write_run) -> None:
     assert (estimates["gspo"].mean, estimates["luspo"].mean, estimates["luspo"].n) == (0.25, 0.5, 1)
     assert "0.500 (1 of 2 runs)" in _printed(comparison)
     assert any("aime24 was not scored alike" in warning for warning in comparison.warnings)
+
+
+def _result(score: float, blind: float | None = None, shows: str = "noise", **sampling: object) -> str:
+    content = {"benchmark": "MathVista", "version": 2, "mode": "rule", "n_problems": 1000, "n_samples": 1}
+    content |= {"metrics": {"accuracy": score}, "sampling": {"temperature": 1.0, "seed": 0, "step": 4, **sampling}}
+    if blind is not None:
+        content["blind"] = {"shows": shows, "accuracy": blind, "seeing_minus_blind": score - blind}
+    return json.dumps(content)
+
+
+def _with_results(write_run, results: dict[tuple[str, int], str]):
+    folders = []
+    for (objective, seed), result in results.items():
+        folders.append(write_run(f"{objective}-{seed}", objective, seed))
+        (folders[-1] / "evals").mkdir()
+        (folders[-1] / "evals/MathVista.json").write_text(result)
+    return compare_runs(read_runs(folders))
+
+
+def test_benchmark_scores_have_means_over_seeds_and_are_paired_where_settings_agree(write_run) -> None:
+    """Means 0.3 and 0.5 over three seeds; seed 2 was drawn otherwise in one of the two, so two differences are left."""
+    scores = {("gspo", 0): _result(0.2), ("gspo", 1): _result(0.3), ("gspo", 2): _result(0.4)}
+    scores |= {("luspo", 0): _result(0.5), ("luspo", 1): _result(0.4), ("luspo", 2): _result(0.6, temperature=0.0)}
+    comparison = _with_results(write_run, scores)
+    means = {variant.label: variant.estimates["MathVista accuracy"] for variant in comparison.variants}
+    assert (means["gspo"].mean, means["luspo"].mean) == (pytest.approx(0.3), pytest.approx(0.5))
+    (pair,) = [pair for pair in comparison.paired if pair.measure == "MathVista accuracy"]
+    assert (pair.first, pair.seeds, pair.differences) == ("luspo", (0, 1), pytest.approx((0.3, 0.1)))
+    (warning,) = [warning for warning in comparison.warnings if "MathVista" in warning]
+    assert warning.startswith("MathVista was not scored alike in all runs: temperature is ")
+    printed = _printed(comparison)
+    assert "Of benchmarks only results with the same settings are paired." in printed
+    runs = {run["name"]: run for run in comparison_json(comparison)["runs"]}
+    assert runs["luspo-2"]["benchmark_settings"]["MathVista"]["temperature"] == 0.0
+    assert runs["gspo-0"]["values"]["MathVista accuracy"] == 0.2
+
+
+def test_blind_scores_are_measures_and_another_control_unpairs_them_alone(write_run) -> None:
+    scores = {("gspo", 0): _result(0.5, 0.25), ("luspo", 0): _result(0.75, 0.25)}
+    scores |= {("gspo", 1): _result(0.5, 0.25), ("luspo", 1): _result(0.75, 0.5, "other")}
+    comparison = _with_results(write_run, scores)
+    pairs = {pair.measure: pair.differences for pair in comparison.paired if pair.measure.startswith("MathVista")}
+    assert pairs == {
+        "MathVista accuracy": (0.25, 0.25),
+        "MathVista blind accuracy": (0.0,),
+        "MathVista seeing minus blind": (0.25,),
+    }
+    (warning,) = [warning for warning in comparison.warnings if "MathVista" in warning]
+    assert "blind control is noise in " in warning
+
+
+def test_a_run_without_a_blind_control_differs_from_none(write_run) -> None:
+    comparison = _with_results(write_run, {("gspo", 0): _result(0.5), ("luspo", 0): _result(0.75, 0.25)})
+    assert [pair.measure for pair in comparison.paired if "MathVista" in pair.measure] == ["MathVista accuracy"]
+    assert not any("MathVista" in warning for warning in comparison.warnings)
+    assert "MathVista, blind accuracy" in _printed(comparison)

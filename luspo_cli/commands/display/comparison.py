@@ -64,6 +64,8 @@ def statements(comparison: Comparison) -> Iterator[str]:
         yield "One run has no interval: differences from or to it may be chance."
     if comparison.paired:
         yield "Paired differences take the runs of equal seed together; positive: pairs in which the first is larger."
+    if any(comparison.measures[pair.measure].benchmark for pair in comparison.paired):
+        yield "Of benchmarks only results with the same settings are paired."
     yield "Intervals cover the seeds only; they say nothing about other models, data or scales."
 
 
