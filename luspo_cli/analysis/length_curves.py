@@ -39,6 +39,10 @@ SUFFIXES = (".png", ".svg", ".pdf")
 LENGTH = "response_length/mean"
 CORRECT, INCORRECT = "response_length/correct", "response_length/incorrect"
 ACCURACY = "reward/accuracy/mean"
+HELD_OUT, BLIND = "evaluation/accuracy", "evaluation/blind_accuracy"
+DASHES = (0, (4, 1.5))
+DASHED = (INCORRECT, BLIND)
+"""Metrics that are drawn dashed beside a solid one."""
 EVALUATION = "evaluation/"
 """Metrics of some steps only, by intention: their values are joined, where other lines break at a step without one."""
 SMOOTHING_SHARE = 12
@@ -162,7 +166,8 @@ def build_figure(
     notes += [note for name in metrics for run in runs if (note := gap_note(run, name)) is not None]
     without = [run.name for run in runs if ACCURACY not in run.table or not run.table[ACCURACY].notna().any()]
     two_panels = with_accuracy and len(without) < len(runs) and metric != ACCURACY
-    if two_panels:
+    blind = two_panels and any(BLIND in run.table and run.table[BLIND].notna().any() for run in runs)
+    if two_panels and not blind:
         notes += [note for run in runs if run.name not in without and (note := gap_note(run, ACCURACY)) is not None]
     if with_accuracy and without:
         notes.append(f"No accuracy is recorded in {', '.join(without)}.")
@@ -170,8 +175,9 @@ def build_figure(
     figure = Figure(figsize=(9.0, 4.0) if two_panels else (6.4, 4.2), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, 2 if two_panels else 1, sharex=True, squeeze=False)[0]
-    if split_correct:
-        # Solid and dashed tell correct from incorrect here; colour alone tells the objectives apart.
+    told = [("correct", "incorrect")] * split_correct + [("held out", "blind")] * blind
+    if told:
+        # Solid and dashed tell these apart here; colour alone tells the objectives apart.
         styles = {label: (colour, "solid") for label, (colour, _) in styles.items()}
     if len(set(styles.values())) < len(styles):
         notes.append(
@@ -182,8 +188,10 @@ def build_figure(
     _label_panel(axes[0], metric)
     _scale(axes[0], log if log is not None else METRICS[metric].unit == "tokens", notes)
     if two_panels:
-        _draw_panel(axes[1], variants, styles, (ACCURACY,), window, band=band)
-        axes[1].set_ylabel("accuracy, training batch")
+        # A held-out accuracy is over problems enough: it stands as measured.
+        shown, span = ((HELD_OUT, BLIND), 1) if blind else ((ACCURACY,), window)
+        _draw_panel(axes[1], variants, styles, shown, span, band=band and not blind)
+        axes[1].set_ylabel("accuracy, held out" if blind else "accuracy, training batch")
         axes[1].set_ylim(fraction_limits(*axes[1].get_ylim()))
         axes[1].yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     for ax in axes:
@@ -193,7 +201,7 @@ def build_figure(
     lines = [_caption(variants, window, band=band)]
     if ranges := clip_ranges(variants):
         lines.append(clip_sentence(ranges))
-    above = _add_legend(figure, variants, styles, split_correct)
+    above = _add_legend(figure, variants, styles, told)
     figure.get_layout_engine().set(wspace=0.06)  # type: ignore[union-attr, call-arg]
     # About 14 characters of the small print fit an inch.
     below = "\n".join(textwrap.fill(line, int(figure.get_figwidth() * 14)) for line in lines)
@@ -263,7 +271,7 @@ def _draw_panel(
             curves = [smoothed(values, window).where(values.notna()) for values in recorded if values.notna().any()]
             if not curves:
                 continue
-            dashes = (0, (4, 1.5)) if metric == INCORRECT else style
+            dashes = DASHES if metric in DASHED else style
             over_runs = mean_and_band(curves)
             if len(curves) > 1:
                 if band:
@@ -271,7 +279,7 @@ def _draw_panel(
                         over_runs.index, over_runs["low"], over_runs["high"], color=colour, alpha=0.1, linewidth=0
                     )
                 for curve in curves:
-                    thin = dashes if metric == INCORRECT else "solid"
+                    thin = dashes if metric in DASHED else "solid"
                     ax.plot(curve.index, curve, color=colour, alpha=0.5, linewidth=0.8, linestyle=thin, gid="run")
                     _draw_lone(ax, curve, colour, 2.0)
             ax.plot(over_runs.index, over_runs["mean"], color=colour, linewidth=2.2, linestyle=dashes, gid="mean")
@@ -330,7 +338,7 @@ def fraction_limits(low: float, high: float) -> tuple[float, float]:
 
 
 def _add_legend(
-    figure: Figure, variants: Sequence[Variant], styles: dict[str, tuple[str, Any]], split_correct: bool
+    figure: Figure, variants: Sequence[Variant], styles: dict[str, tuple[str, Any]], told: Sequence[tuple[str, str]]
 ) -> int:
     """Draw the legend above the panels; returns its height in lines."""
     # It is as wide as the figure: about 11.5 characters an inch, 6 for the sample line.
@@ -343,9 +351,9 @@ def _add_legend(
         count = f" ({runs} {'seed' if runs == 1 else 'seeds'})" if recorded else ""
         label = textwrap.fill(f"{variant.label}{count}", room - 6)
         handles.append(Line2D([], [], color=colour, linestyle=style, linewidth=2.2, label=label))
-    if split_correct:
-        handles.append(Line2D([], [], color="#555555", linestyle="solid", linewidth=1.6, label="correct"))
-        handles.append(Line2D([], [], color="#555555", linestyle=(0, (4, 1.5)), linewidth=1.6, label="incorrect"))
+    looks: tuple[Any, Any] = ("solid", DASHES)
+    for style, names in zip(looks, zip(*told, strict=True), strict=False):
+        handles.append(Line2D([], [], color="#555555", linestyle=style, linewidth=1.6, label=", ".join(names)))
     texts = [str(handle.get_label()) for handle in handles]
     widths = [max(map(len, text.splitlines())) + 6 for text in texts]
     columns = len(handles) if sum(widths) <= room else max(1, min(len(handles), room // max(widths)))

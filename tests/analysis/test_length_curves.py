@@ -183,6 +183,22 @@ def test_correct_and_incorrect_are_solid_and_dashed(runs) -> None:
     assert not figure.axes[0].collections
 
 
+def test_a_blind_control_stands_dashed_below_the_held_out_accuracy(write_run) -> None:
+    """Of runs with the control the second panel is the held-out one, as measured: no smoothing, steps between are joined."""
+    columns = {"reward__accuracy__mean": [0.1] * 4, "evaluation__accuracy": [None, 0.5, None, 0.75]}
+    columns["evaluation__blind_accuracy"] = [None, 0.25, None, 0.25]
+    runs = [write_run(name, name, lengths=[1.0] * 4, **columns) for name in ("gspo", "luspo")]
+    figure, _, notes = build_figure(read_runs(runs), smooth=3)
+    panel = figure.axes[1]
+    assert panel.get_ylabel() == "accuracy, held out"
+    means = [line for line in panel.get_lines() if line.get_gid() == "mean"]
+    assert [list(line.get_ydata()) for line in means] == [[0.5, 0.75], [0.25, 0.25]] * 2
+    assert [list(line.get_xdata()) for line in means] == [[2, 4]] * 4
+    assert [line.is_dashed() for line in means] == [False, True] * 2
+    assert [text.get_text() for text in figure.legends[0].get_texts()][-2:] == ["held out", "blind"]
+    assert notes == ()
+
+
 def test_accuracy_can_be_left_out_and_its_absence_is_noted(runs, write_run) -> None:
     assert len(build_figure(runs, with_accuracy=False)[0].axes) == 1
     figure, _, notes = build_figure(read_runs([write_run("bare", lengths=[1.0, 2.0])]))
