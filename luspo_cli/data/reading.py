@@ -20,6 +20,7 @@ SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".tsv")
 QUESTION_COLUMNS = ("question", "problem", "prompt", "query")
 ANSWER_COLUMNS = ("answer", "reward_model.ground_truth", "ground_truth", "final_answer", "gold")
 _BATCH_ROWS = 1024
+_LARGE_ROWS = 8
 _READ_AT_ONCE = 2**20
 _SHOWN_COLUMNS = 20
 
@@ -213,7 +214,7 @@ def _parquet(file: Path, columns: Sequence[str]) -> Iterator[Row]:
             _refuse_repeated(parquet.schema_arrow.names, str(file))
             names = list(dict.fromkeys(columns)) or None
             large = any(is_image_column(name) for name in names or parquet.schema_arrow.names)
-            at_once = _BATCH_ROWS // 32 if large else _BATCH_ROWS
+            at_once = _LARGE_ROWS if large else _BATCH_ROWS
             for group in range(parquet.num_row_groups):
                 for batch in parquet.iter_batches(batch_size=at_once, row_groups=[group], columns=names):
                     yield from batch.to_pylist()
