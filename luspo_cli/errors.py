@@ -40,8 +40,13 @@ class PeerLost(RunError):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an error says, without a full stop, for the inside of a sentence; its type where it says nothing."""
-    return next(iter(str(error).strip().splitlines()), "").rstrip(".") or type(error).__name__
+    """The first line of what an error says, without a full stop, for the inside of a sentence; its type where it says nothing.
+
+    A line that ends with a colon announces the next, which then belongs to it.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])
+    return said.rstrip(".") or type(error).__name__
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 from luspo_cli.config.rollout import TemplateValue
 from luspo_cli.errors import UsageError
 from luspo_cli.files import file_sha256, read_object
-from luspo_cli.policy.model_files import ADAPTER_CONFIG, hub_commit
+from luspo_cli.policy.model_files import ADAPTER_CONFIG, hub_commit, read_adapter_config
 
 WEIGHT_FILES = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.model", "*.txt", "*.py")
 DEFAULT_OUT = Path("evals")
@@ -62,8 +62,6 @@ class Weights:
         folder = Path(self.path).expanduser()
         if not (folder / ADAPTER_CONFIG).is_file():
             return None
-        from luspo_cli.policy.lora import read_adapter_config
-
         return str(read_adapter_config(folder)["base_model_name_or_path"])
 
     def fingerprint(self) -> str | None:

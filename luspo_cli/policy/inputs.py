@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from jinja2 import TemplateError
+from jinja2 import TemplateSyntaxError
 
 from luspo_cli.config.rollout import TemplateValue
 from luspo_cli.data.images import image_messages
@@ -115,6 +115,20 @@ def lost_fraction(problems: Sequence[Problem], tokenizer: Any) -> float:
     return lost / total if total else 0.0
 
 
+def check_template(writer: Any, path: str) -> None:
+    """UsageError where the chat template of `writer` is no template at all; one that refuses a prompt is met with the prompt."""
+    try:
+        if writer.chat_template is not None:
+            writer.apply_chat_template([{"role": "user", "content": "0"}], tokenize=False)
+    except TemplateSyntaxError as error:
+        raise UsageError(
+            f"the chat template of model '{path}' is broken at its line {error.lineno}: {first_line(error)}; mend"
+            " chat_template.jinja or the chat_template of tokenizer_config.json, or take a complete copy"
+        ) from error
+    except Exception:  # it may refuse this prompt
+        return
+
+
 def check_template_arguments(writer: Any, arguments: Mapping[str, TemplateValue], path: str) -> None:
     """UsageError for an argument that the chat template of `writer` does not read: it would change nothing."""
     template = writer.chat_template
@@ -197,7 +211,7 @@ def _templated(
     """What the chat template of `writer`, a tokenizer or a processor, makes of the turns; UsageError where it refuses them."""
     try:
         return writer.apply_chat_template(turns, add_generation_prompt=True, **(template_arguments or {}), **options)
-    except TemplateError as error:
+    except Exception as error:  # what the template raises, of jinja's kinds or of Python's
         raise UsageError(
             f"problem '{problem.id}': the model's chat template refuses its prompt ({first_line(error)}); take another --prompt"
             " in luspo prepare-data or luspo eval, for example boxed-suffix, which has no system turn"

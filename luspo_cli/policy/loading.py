@@ -2,10 +2,6 @@
 
 Float32 is not a choice of comfort: at a learning rate of 1e-6 the step of a bfloat16 weight is below its rounding, and the
 weight does not move. Passes run in the compute type through autocast.
-
-A vision tower keeps torch's own attention: its patches see each other in both directions, and `policy.attention` is causal.
-Images are always read through Pillow, never through torchvision, which resizes a little differently: what a prompt contains
-must not depend on a package that happens to be installed.
 """
 
 from __future__ import annotations
@@ -20,18 +16,23 @@ import torch
 from luspo_cli.config.data import DataConfig
 from luspo_cli.config.model import ModelConfig
 from luspo_cli.config.rollout import TemplateValue
-from luspo_cli.errors import UsageError, first_line
+from luspo_cli.errors import UsageError
 from luspo_cli.files import replacing_folder, said_in_one_sentence
-from luspo_cli.policy import attention
 from luspo_cli.policy.images import tower_is_frozen, with_features
-from luspo_cli.policy.inputs import check_template_arguments, prompt_inputs, prompt_length
-from luspo_cli.policy.model_files import ADAPTER_CONFIG, config_file, find_model, is_hub_id
-from luspo_cli.policy.supported import VISION_MODELS, image_tokens, unsupported
+from luspo_cli.policy.inputs import prompt_inputs, prompt_length
+from luspo_cli.policy.model_files import base_of, find_model, is_hub_id, of_base
+from luspo_cli.policy.reading import (
+    IMAGE_PROCESSOR,
+    bound_pixels,
+    check_files,
+    held_back,
+    image_processor,
+    read_files,
+    read_part,
+)
+from luspo_cli.policy.supported import image_tokens
 from luspo_cli.policy.whole import unfit_weights
 from luspo_cli.records import Problem, Prompt
-
-IMAGE_PROCESSOR = "preprocessor_config.json"
-VISION_ATTENTION = {"text_config": attention.NAME, "vision_config": "sdpa"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,70 +84,40 @@ def load_model(
     `template_arguments` go to the chat template with every prompt; one that it does not read is a UsageError as well. `data`
     bounds the pixels of images; None: as the model's own processor does.
     """
-    from safetensors import SafetensorError
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
-
-    folder = Path(config.path).expanduser()
-    if (folder / ADAPTER_CONFIG).is_file():
-        return _load_adapted(folder, config, template_arguments, data)
-    attention.register()
+    if base := base_of(config):
+        return _load_adapted(config, base, template_arguments, data or DataConfig())
     no_progress_bars()
-    source, options = _source(config)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        kind = AutoConfig.from_pretrained(source, **options)
-        if reason := unsupported(kind.to_dict(), config.path):  # with the defaults that config.json leaves out
-            raise UsageError(reason)
-        processor = _processor(kind, source, tokenizer, config) if hasattr(kind, "vision_config") else None
-        bound_pixels(processor, data or DataConfig(), config.path)
-        architecture: Any = AutoModelForImageTextToText if processor else AutoModelForCausalLM
-        model, report = _read_quietly(
-            architecture,
+    source = _source(config)
+    files = read_files(config, source, template_arguments or {})
+    bound_pixels(files.processor, data or DataConfig(), config.path)
+    with held_back(heard=False):  # its table of weights that do not fit is one sentence below
+        model, report = read_part(
+            config,
             source,
-            # A base that stays in bfloat16 is read in the type it is stored in: it is rounded once, if at all.
-            dtype="auto" if config.lora.rank and config.compute_dtype == "bfloat16" else torch.float32,
-            attn_implementation=VISION_ATTENTION if processor else attention.NAME,
-            use_safetensors=True,  # the other format is a pickle, which can run code
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # so that the report names them; they are refused below
-            **options,
+            "weights",
+            lambda place: files.architecture.from_pretrained(
+                place,
+                # A base that stays in bfloat16 is read in the type it is stored in: it is rounded once, if at all.
+                dtype="auto" if config.lora.rank and config.compute_dtype == "bfloat16" else torch.float32,
+                use_safetensors=True,  # the other format is a pickle, which can run code
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # so that the report names them; they are refused below
+                **files.options,
+            ),
         )
-        reshaped = [str(entry[0]) for entry in report["mismatched_keys"]]
-        if reason := unfit_weights(config.path, report["missing_keys"], report["unexpected_keys"], reshaped):
-            raise UsageError(reason)
-        if is_hub_id(config.path) and (reason := find_model(config.path, config.revision)):  # it is here only now
-            raise UsageError(reason)
-        if not tokenizer("0", add_special_tokens=False)["input_ids"]:
-            raise UsageError(f"the tokenizer of model '{config.path}' has no tokens; take a complete copy")
-    except UsageError:
-        raise
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        first = first_line(error)
-        if isinstance(error, KeyError):
-            first = f"its files lack the entry {first}"
-        advice = "set model.path to a complete local folder or a hub id"
-        if "custom code" in first or "trust_remote_code" in str(error):
-            advice = (
-                "it wants to run Python code of its own: read that, then set model.trust_remote_code=true, or leave it"
-            )
-        raise UsageError(f"cannot load model '{config.path}': {first} ({advice})") from error
-    if not hasattr(model, "lm_head") or getattr(model.lm_head, "bias", None) is not None:
-        raise UsageError(
-            f"model '{config.path}' has no plain vocabulary head, which the chunked log-probs need; choose another model"
-        )
-    if not hasattr(model, "model"):
-        raise UsageError(
-            f"model '{config.path}' is a {type(model).__name__}, which keeps its layers under another name than `model`;"
-            " choose a model of the Llama or Qwen kind"
-        )
+    reshaped = [str(entry[0]) for entry in report["mismatched_keys"]]
+    reason = unfit_weights(config.path, report["missing_keys"], report["unexpected_keys"], reshaped)
+    if reason:
+        raise UsageError(reason)
+    if is_hub_id(config.path):  # its files are all here only now
+        check_files(config, template_arguments or {}, data or DataConfig())
     _refuse_altered_logits(model, config.path)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
         # It makes the embeddings' output ask for a gradient, which only the other kind of checkpointing needs, through a hook
         # that fails when the model is copied after its embedding was replaced.
         model.disable_input_require_grads()
-    check_template_arguments(processor or tokenizer, template_arguments or {}, config.path)
-    return LoadedModel(model, tokenizer, end_tokens(model, tokenizer), processor, template_arguments or {})
+    return LoadedModel(model, files.tokenizer, files.end_tokens, files.processor, template_arguments or {})
 
 
 def load_without_weights(
@@ -156,35 +127,19 @@ def load_without_weights(
 
     UsageError where there is no such model, or one that is not trained here.
     """
-    from transformers import AutoConfig, AutoTokenizer, GenerationConfig
-
-    source, options = _source(config)
-    try:
-        kind = AutoConfig.from_pretrained(source, **options)
-        tokenizer = AutoTokenizer.from_pretrained(source, **options)
-    except (OSError, ValueError, KeyError) as error:
-        raise UsageError(
-            f"cannot load model '{config.path}': {first_line(error)} (set model.path to a complete local folder or a hub id)"
-        ) from error
-    if reason := unsupported(kind.to_dict(), config.path):
-        raise UsageError(reason)
-    processor = _processor(kind, source, tokenizer, config) if hasattr(kind, "vision_config") else None
-    try:
-        kind.generation_config = GenerationConfig.from_pretrained(source, revision=config.revision)
-    except OSError:
-        kind.generation_config = GenerationConfig.from_model_config(kind)
-    check_template_arguments(processor or tokenizer, template_arguments or {}, config.path)
-    return LoadedModel(kind, tokenizer, end_tokens(kind, tokenizer), processor, template_arguments or {})
+    files = read_files(config, _source(config), template_arguments or {})
+    return LoadedModel(
+        files.configuration, files.tokenizer, files.end_tokens, files.processor, template_arguments or {}
+    )
 
 
-def _source(config: ModelConfig) -> tuple[str, dict[str, Any]]:
+def _source(config: ModelConfig) -> str:
     """What `from_pretrained` is given for this model, folder or hub id; UsageError for a folder that is no model's."""
-    hub = is_hub_id(config.path)
-    reason = find_model(config.path, config.revision)
-    if reason and not (hub and config_file(config.path, config.revision) is None):  # else the hub is asked
+    if is_hub_id(config.path):
+        return config.path  # the hub is asked for what is not here yet
+    if reason := find_model(config.path):
         raise UsageError(reason)
-    options = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
-    return config.path if hub else str(Path(config.path).expanduser()), options
+    return str(Path(config.path).expanduser())
 
 
 class _FixedStates(torch.nn.Module):
@@ -224,46 +179,23 @@ def _refuse_altered_logits(model: Any, path: str) -> None:
         )
 
 
-def _read_quietly(architecture: Any, source: str, **options: Any) -> Any:
-    """`from_pretrained` without its table of weights that do not fit: one sentence of ours says it."""
-    from transformers.utils import logging
-
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        return architecture.from_pretrained(source, **options)
-    finally:
-        logging.set_verbosity(before)
-
-
 def _load_adapted(
-    folder: Path,
-    config: ModelConfig,
-    template_arguments: Mapping[str, TemplateValue] | None,
-    data: DataConfig | None,
+    config: ModelConfig, base: ModelConfig, template_arguments: Mapping[str, TemplateValue] | None, data: DataConfig
 ) -> LoadedModel:
     """A base model with the adapter of a peft folder folded into it: a plain model in float32."""
-    from luspo_cli.policy.lora import fold_adapter, read_adapter_config
+    from luspo_cli.policy.lora import fold_adapter
 
-    if config.lora.rank:
-        raise UsageError(
-            f"model.path {folder} is an adapter; make a model of it first (luspo merge {folder} --out DIR) and put new"
-            " adapters on that"
-        )
-    stored = read_adapter_config(folder)
-    base = str(stored["base_model_name_or_path"])
-    of_base = config.model_copy(update={"path": base, "revision": stored.get("revision") or config.revision})
+    folder = Path(config.path).expanduser()
     try:
-        loaded = load_model(of_base, template_arguments)
+        loaded = load_model(base, template_arguments)
     except UsageError as error:
-        raise UsageError(
-            f"the base model of the adapter in {folder} cannot be loaded: {error} (its place is base_model_name_or_path in"
-            f" {ADAPTER_CONFIG})"
-        ) from error
+        raise UsageError(of_base(folder, str(error))) from error
     fold_adapter(loaded.model, folder)
     if loaded.processor is not None and (folder / IMAGE_PROCESSOR).is_file():
-        loaded.processor.image_processor = _image_processor(str(folder), "main")  # it was trained with these sizes
-    bound_pixels(loaded.processor, data or DataConfig(), config.path)
+        loaded.processor.image_processor = read_part(
+            config, str(folder), IMAGE_PROCESSOR, image_processor
+        )  # trained with its sizes
+    bound_pixels(loaded.processor, data, config.path)
     return loaded
 
 
@@ -272,61 +204,6 @@ def no_progress_bars() -> None:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-
-
-def _processor(kind: Any, source: str, tokenizer: Any, config: ModelConfig) -> Any:
-    """The processor of a vision-language model, from its tokenizer and its Pillow image processor; videos are not read."""
-    import transformers
-
-    if tokenizer.chat_template is None:
-        raise UsageError(f"model '{config.path}' has no chat template, which says where an image stands in a prompt")
-    images = _image_processor(source, config.revision)
-    processor = images_only(getattr(transformers, VISION_MODELS[kind.model_type]))
-    return processor(images, tokenizer, chat_template=tokenizer.chat_template)
-
-
-def _image_processor(source: str, revision: str) -> Any:
-    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
-
-    return Qwen2VLImageProcessorPil.from_pretrained(source, revision=revision)
-
-
-def bound_pixels(processor: Any | None, data: DataConfig, path: str) -> None:
-    """Put the bounds that `data` sets into the processor of the model at `path`, which is saved with them.
-
-    UsageError for bounds that leave no size, and for a model without images.
-    """
-    asked = data.changed("max_pixels", "min_pixels")
-    if not asked:
-        return
-    if processor is None:
-        raise UsageError(
-            f"data.{asked[0]} is for models that read images, and model '{path}' reads text only: leave it out"
-        )
-    size = processor.image_processor.size
-    least, most = data.min_pixels or size["shortest_edge"], data.max_pixels or size["longest_edge"]
-    if least > most:
-        other = "min_pixels" if asked == ["max_pixels"] else "max_pixels"
-        raise UsageError(
-            f"model '{path}' makes every image at least {least} pixels large and at most {most} with data.{asked[0]} ="
-            f" {getattr(data, asked[0])}: set data.{other} too"
-        )
-    processor.image_processor.size = type(size)(shortest_edge=least, longest_edge=most)
-
-
-def images_only(processor: Any) -> Any:
-    """A processor class of transformers without its video part, which alone needs torchvision; saves under its own name."""
-
-    def build(self: Any, image_processor: Any, tokenizer: Any, chat_template: str | None = None) -> None:
-        processor.__init__(self, image_processor, tokenizer, None, chat_template=chat_template)
-
-    def save(self: Any, folder: Any, **options: Any) -> Any:
-        # The file of its own is where others look for the settings of the video part.
-        self.image_processor.save_pretrained(folder)
-        return processor.save_pretrained(self, folder, **options)
-
-    parts = {"__init__": build, "save_pretrained": save, "__module__": processor.__module__}
-    return type(processor.__name__, (processor,), parts)
 
 
 def freeze_vision(model: Any) -> int:
@@ -342,19 +219,6 @@ def context_of(configuration: Any) -> int | None:
     """Positions that a model of this configuration was made for, prompt and response together; None where it does not say."""
     found = getattr(configuration.get_text_config(), "max_position_embeddings", None)
     return found if isinstance(found, int) else None
-
-
-def end_tokens(model: Any, tokenizer: Any) -> tuple[int, ...]:
-    """The generation config's end-of-sequence tokens and the tokenizer's."""
-    found: set[int] = set()
-    for value in (getattr(model.generation_config, "eos_token_id", None), tokenizer.eos_token_id):
-        if isinstance(value, int):
-            found.add(value)
-        elif value:
-            found.update(value)
-    if not found:
-        raise UsageError("the model names no end-of-sequence token, so no response would ever end: set eos_token_id")
-    return tuple(sorted(found))
 
 
 def write_merged(adapter: Path, out: Path) -> None:

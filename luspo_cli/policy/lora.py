@@ -28,14 +28,12 @@ from torch import Tensor, nn
 
 from luspo_cli.config.model import ModelConfig
 from luspo_cli.errors import UsageError, first_line
-from luspo_cli.policy.model_files import ADAPTER_CONFIG, is_hub_id
+from luspo_cli.policy.model_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, is_hub_id
 from luspo_cli.policy.packing import PolicyBatch
+from luspo_cli.policy.reading import is_tied
 
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER = "default"
 """The name that peft gives to the only adapter of a model."""
-NOT_FOLDED = ("layer_replication", "alora_invocation_tokens", "arrow_config")
-"""Entries of adapter_config.json under which an adapter is more than another value of its base model's matrices."""
 TABLES = ("embed_tokens.weight", "lm_head.weight", ".base_layer.weight")
 """Ends of names under which peft stores the base model's own embedding and head beside the adapter."""
 _PREFIX = "base_model.model."
@@ -210,23 +208,22 @@ def load_adapter(model: Any, folder: Path) -> None:
         weight.copy_(stored[name])
 
 
-def read_adapter_config(folder: Path) -> dict[str, Any]:
-    """The content of a folder's adapter_config.json; UsageError where it cannot be read, has no base or cannot be folded."""
+def adapter_settings(folder: Path) -> tuple[Any, set[str]]:
+    """An adapter folder's configuration as peft reads it, and the names of the layers that it changes as far as it lists them.
+
+    UsageError where it cannot be read, or peft is not installed.
+    """
+    require_peft()
+    from peft import LoraConfig
+
     try:
-        stored = json.loads((folder / ADAPTER_CONFIG).read_bytes())
-        kind, base = stored["peft_type"], stored["base_model_name_or_path"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{folder / ADAPTER_CONFIG} is no adapter's configuration: {error}") from None
-    if kind != "LORA" or not base:
+        settings = LoraConfig.from_pretrained(str(folder))
+        targets = settings.target_modules or ()  # a text is a pattern that chooses them
+        return settings, {*(settings.modules_to_save or ()), *(() if isinstance(targets, str) else targets)}
+    except Exception as error:
         raise UsageError(
-            f"{folder} holds a {kind} adapter for base model '{base}'; only LoRA with a named base is read"
-        )
-    for key in NOT_FOLDED:
-        if stored.get(key):
-            raise UsageError(
-                f"the adapter in {folder} has {key} in its {ADAPTER_CONFIG}, which no plain model can hold"
-            )
-    return dict(stored)
+            f"{folder / ADAPTER_CONFIG} is no adapter's configuration: {first_line(error)}; take a complete copy"
+        ) from error
 
 
 @torch.no_grad()
@@ -235,14 +232,10 @@ def fold_adapter(model: Any, folder: Path) -> None:
 
     UsageError where the weights are not those that adapter_config.json asks for, or the merged model computes something else.
     """
-    require_peft()
-    from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+    settings, whole = adapter_settings(folder)
+    from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 
-    settings = LoraConfig.from_pretrained(str(folder))
-    whole = {*(settings.modules_to_save or ()), *_targets(settings)}
-    # A vision model's text part does not say whether they are tied; its whole configuration does.
-    tied = any(getattr(part, "tie_word_embeddings", False) for part in (model.config, model.config.get_text_config()))
-    if tied and (ends := sorted(whole & {"lm_head", "embed_tokens"})):
+    if is_tied(model.config) and (ends := sorted(whole & {"lm_head", "embed_tokens"})):
         raise UsageError(
             f"the adapter in {folder} changes {ends[0]} (target_modules or modules_to_save in {ADAPTER_CONFIG}), which its base"
             " model holds as one matrix for embedding and head: no plain model of this kind can hold it"
@@ -260,7 +253,9 @@ def fold_adapter(model: Any, folder: Path) -> None:
         before = model(input_ids=tokens, use_cache=False).logits
         adapted.merge_and_unload()
         after = model(input_ids=tokens, use_cache=False).logits
-    except (ValueError, RuntimeError, ImportError, KeyError, TypeError, AttributeError) as error:
+    except UsageError:
+        raise
+    except Exception as error:
         raise UsageError(
             f"the adapter in {folder} cannot be folded into its base model: {first_line(error)}"
         ) from error
@@ -269,11 +264,6 @@ def fold_adapter(model: Any, folder: Path) -> None:
     if hasattr(model, "peft_config"):
         del model.peft_config
     model.requires_grad_(True)
-
-
-def _targets(settings: Any) -> set[str]:
-    """Names of the adapted layers; empty where a pattern chooses them."""
-    return set() if isinstance(settings.target_modules, str) else set(settings.target_modules or ())
 
 
 def _adapter_file(folder: Path) -> dict[str, Tensor]:

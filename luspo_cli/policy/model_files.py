@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
+from typing import Any
 
+from luspo_cli.config.model import ModelConfig
+from luspo_cli.errors import UsageError
+from luspo_cli.files import read_object, require_object
 from luspo_cli.policy.supported import unsupported
-from luspo_cli.policy.whole import broken_tokenizer, broken_weights
 
 ADAPTER_CONFIG = "adapter_config.json"
 """What makes a folder a peft folder: adapters that belong to a base model elsewhere."""
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+NOT_FOLDED = ("layer_replication", "alora_invocation_tokens", "arrow_config")
+"""Entries of adapter_config.json under which an adapter is more than another value of its base model's matrices."""
 PICKLED = ("pytorch_model*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 
 
 def is_hub_id(path: str) -> bool:
     """Whether `model.path` can only be a hub id (owner/name): not a folder, and not written like a path."""
     return path.count("/") == 1 and not path.startswith((".", "/", "~")) and not Path(path).is_dir()
+
+
+def is_adapter(path: str) -> bool:
+    """Whether `model.path` is a folder with an adapter for a base model elsewhere."""
+    return (Path(path).expanduser() / ADAPTER_CONFIG).is_file()
 
 
 def hub_commit(path: str, revision: str) -> str | None:
@@ -55,26 +65,71 @@ def find_model(path: str, revision: str = "main") -> str | None:
 def _unfit(folder: Path, path: str) -> str | None:
     """Why the files in `folder` are no model that can be used. Weights are read from safetensors alone: the older formats are
     pickles, and a pickle can run code when it is read."""
-    if (folder / ADAPTER_CONFIG).is_file():
-        return None  # loading looks at its base model and its kind
     if not (folder / "config.json").exists():
         return f"model.path '{path}' has no config.json"
-    try:
-        config = json.loads((folder / "config.json").read_bytes())
-        reason = unsupported(config, path)
-    except (OSError, ValueError, AttributeError):
+    config = read_object(folder / "config.json")
+    if config is None:
         return f"cannot load model '{path}': its config.json does not hold one JSON object; take a complete copy"
-    if reason:
+    if reason := unsupported(config, path):
         return reason
-    if any(folder.glob("*.safetensors")):
-        return broken_weights(folder, config, path) or broken_tokenizer(folder, config, path)
     pickles = sorted(file.name for kind in PICKLED for file in folder.glob(kind))
-    if pickles:
+    if pickles and not any(folder.glob("*.safetensors")):
         return (
             f"model.path '{path}' has its weights in {pickles[0]} only, which can run code when it is read; convert it to"
             " safetensors where you trust it (save_pretrained writes them), or take a copy that has them"
         )
-    return None
+    if is_hub_id(path) or any(folder.glob("*.safetensors")):
+        return None  # what is in them is read elsewhere; the hub would be asked for what is not there
+    return f"model.path '{path}' has no weights: there is no *.safetensors in its folder; take a complete copy"
+
+
+def of_base(folder: Path, reason: str) -> str:
+    """The sentence that the base model of the adapter in `folder` is the one to mend."""
+    return (
+        f"the base model of the adapter in {folder} cannot be loaded: {reason} (its place is base_model_name_or_path in"
+        f" {ADAPTER_CONFIG})"
+    )
+
+
+def read_adapter_config(folder: Path) -> dict[str, Any]:
+    """The content of a folder's adapter_config.json; UsageError where it is none that can be folded."""
+    stored = require_object(folder / ADAPTER_CONFIG, "take a complete copy of the adapter")
+    kind, base, revision = (stored.get(key) for key in ("peft_type", "base_model_name_or_path", "revision"))
+    if not (isinstance(kind, str) and isinstance(base, str) and base and isinstance(revision, str | None)):
+        raise UsageError(
+            f"{folder / ADAPTER_CONFIG} is no adapter's configuration: it has peft_type = {kind!r}, base_model_name_or_path ="
+            f" {base!r} and revision = {revision!r}; take a complete copy"
+        )
+    if kind != "LORA":
+        raise UsageError(f"{folder} holds a {kind} adapter for base model '{base}'; only LoRA is read")
+    if is_adapter(base):
+        raise UsageError(
+            f"the base model of the adapter in {folder} is an adapter itself; make a model of that first (luspo merge {base}"
+            f" --out DIR) and set base_model_name_or_path in {ADAPTER_CONFIG} to it"
+        )
+    for key in NOT_FOLDED:
+        if stored.get(key):
+            raise UsageError(
+                f"the adapter in {folder} has {key} in its {ADAPTER_CONFIG}, which no plain model can hold"
+            )
+    if not (folder / ADAPTER_WEIGHTS).is_file():
+        raise UsageError(f"the adapter in {folder} has no weights: there is no {ADAPTER_WEIGHTS}; take a complete copy")
+    return stored
+
+
+def base_of(config: ModelConfig) -> ModelConfig | None:
+    """The base model where `model.path` is an adapter's folder, None elsewhere; UsageError where it cannot be loaded as one."""
+    folder = Path(config.path).expanduser()
+    if not is_adapter(config.path):
+        return None
+    if config.lora.rank:
+        raise UsageError(
+            f"model.path {folder} is an adapter; make a model of it first (luspo merge {folder} --out DIR) and put new"
+            " adapters on that"
+        )
+    stored = read_adapter_config(folder)
+    revision = stored.get("revision") or config.revision
+    return config.model_copy(update={"path": stored["base_model_name_or_path"], "revision": revision})
 
 
 def config_file(path: str, revision: str = "main") -> Path | None:

@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from luspo_cli.config.model import ShapeConfig, VisionShapeConfig
-from luspo_cli.errors import UsageError
+from luspo_cli.errors import UsageError, first_line
 from luspo_cli.policy.supported import VISION_MODELS
 
 LEFT_OUT = {
@@ -24,23 +26,36 @@ LEFT_OUT = {
 """What transformers takes for entries of a vision_config that are not there."""
 
 
+ENTRIES = {
+    "vocabulary": "vocab_size",
+    "layers": "num_hidden_layers",
+    "width": "hidden_size",
+    "heads": "num_attention_heads",
+    "feed_forward": "intermediate_size",
+}
+"""Names in ShapeConfig → in a config.json."""
+
+
 def read_shape(file: Path) -> ShapeConfig:
     """The shape that a config.json describes; UsageError where it describes no language model."""
     try:
         stored = json.loads(file.read_bytes())
-        text = stored.get("text_config", stored)
+        text = stored.get("text_config") or stored
         return ShapeConfig(
-            vocabulary=text["vocab_size"],
-            layers=text["num_hidden_layers"],
-            width=text["hidden_size"],
-            heads=text["num_attention_heads"],
-            key_value_heads=text.get("num_key_value_heads", text["num_attention_heads"]),
-            feed_forward=text["intermediate_size"],
+            **{ours: text[entry] for ours, entry in ENTRIES.items()},
+            key_value_heads=text.get("num_key_value_heads") or text["num_attention_heads"],
             tied_head=bool(stored.get("tie_word_embeddings") or text.get("tie_word_embeddings")),
             vision=_read_vision(stored),
         )
+    except ValidationError as error:
+        fault = error.errors()[0]
+        entry = ENTRIES.get(str(fault["loc"][0]), ".".join(map(str, fault["loc"])))
+        raise UsageError(
+            f"{file} does not describe a language model: {entry} = {fault['input']!r} ({fault['msg']})"
+        ) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UsageError(f"{file} does not describe a language model: {type(error).__name__} {error}") from None
+        said = f"no entry {error}" if isinstance(error, KeyError) else first_line(error)
+        raise UsageError(f"{file} does not describe a language model: {said}; take a complete copy") from None
 
 
 def vision_config(vision: VisionShapeConfig, text_width: int) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Which models the engine trains, told from a model's configuration alone; without torch, so the dry run asks this too.
 
 What a model type does is read in the source of the installed transformers, which is not imported for it: whether there is such
-a type, whether its attention can be replaced by ours, and where it keeps its layers.
+a type, and whether its attention can be replaced by ours.
 """
 
 from __future__ import annotations
@@ -36,11 +36,17 @@ OTHER_TASKS = ("ForMaskedLM", "ForSequenceClassification", "ForTokenClassificati
 
 
 def unsupported(config: Mapping[str, Any], path: str) -> str | None:
-    """One sentence why the model at `path` with this config.json cannot be trained here; None where nothing is known."""
-    text = config.get("text_config") or config
-    stored = config.get("quantization_config") or text.get("quantization_config") or config.get("compression_config")
-    if stored:
-        method = stored.get("quant_method") or stored.get("quantization_type") or "an unnamed method"
+    """One sentence why the model at `path` with this config.json cannot be trained here; None where nothing is known.
+
+    An entry of another kind than it should be is left to whoever reads the model.
+    """
+    text = config.get("text_config")
+    if not (isinstance(text, dict) and text):
+        text = config
+    stored = [part.get(name) for part in (config, text) for name in ("quantization_config", "compression_config")]
+    for quantised in (entry for entry in stored if entry is not None):
+        entries = quantised if isinstance(quantised, dict) else {}
+        method = entries.get("quant_method") or entries.get("quantization_type") or "an unnamed method"
         return f"the weights of model '{path}' are quantised ({method}), which cannot be trained; take the unquantised model"
     for name in FACTORS + CAPS:
         value = text.get(name)
@@ -62,7 +68,7 @@ def causal_only(text: Mapping[str, Any]) -> bool:
     `text`: the configuration of the language model.
     """
     kinds = text.get("layer_types")
-    if kinds:
+    if kinds and isinstance(kinds, list | tuple):
         return all(kind == "full_attention" for kind in kinds)
     # Mistral, Phi-3 and Starcoder2 list no layers: one window, where it is set, holds for all of them.
     return not (text.get("sliding_window") and text.get("use_sliding_window", True))
@@ -75,14 +81,15 @@ def image_tokens(config: Any) -> tuple[int, ...]:
 
 
 def _of_its_type(config: Mapping[str, Any], path: str) -> str | None:
-    kind, architectures = config.get("model_type"), [str(name) for name in config.get("architectures") or ()]
+    kind, named = config.get("model_type"), config.get("architectures")
+    architectures = [str(name) for name in named] if isinstance(named, list | tuple) else []
     if config.get("is_encoder_decoder"):
         return f"model '{path}' is an encoder-decoder model, which is not supported; choose a causal language model"
     if architectures and all(name.endswith(OTHER_TASKS) for name in architectures):
         return f"model '{path}' is a {architectures[0]}, which does not write text; choose a causal language model"
-    if not kind:
+    if not (kind and isinstance(kind, str)):
         return f"the config.json of model '{path}' names no model_type; take a folder that transformers can load"
-    if config.get("vision_config") and kind not in VISION_MODELS:
+    if isinstance(config.get("vision_config"), dict) and kind not in VISION_MODELS:
         *others, last = sorted(VISION_MODELS)
         known = f"{', '.join(others)} and {last}"
         return f"model '{path}' is a vision model of type {kind}; supported are {known}"
@@ -102,11 +109,6 @@ def _of_its_type(config: Mapping[str, Any], path: str) -> str | None:
     if source and "ALL_ATTENTION_FUNCTIONS" not in source:
         return (
             f"model '{path}' is of type {kind}, whose attention cannot be replaced by the engine's and is not supported;"
-            " choose a model of the Llama or Qwen kind"
-        )
-    if source and "self.model = " not in source:
-        return (
-            f"model '{path}' is a {(architectures or [kind])[0]}, which keeps its layers under another name than `model`;"
             " choose a model of the Llama or Qwen kind"
         )
     return None

@@ -1,6 +1,6 @@
 """Whether a model folder is whole: every weight that its configuration asks for, of the right shape, and a tokenizer that fits.
 
-Told from file headers alone, without torch, so the dry run knows it too. Names and shapes are known here for the plain decoders
+Told from file headers alone, so the dry run knows it too. The names in the files are those of the model for the plain decoders
 (`PLAIN`); of other types only what holds for all of them is checked, and loading finds the rest.
 """
 
@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 Shapes = dict[str, tuple[int, ...]]
 PLAIN = ("llama", "mistral", "qwen2", "qwen3")
-"""Model types whose weights are those of `_decoder_shapes`."""
+"""Model types whose weights are stored under the names that they have in the model."""
 INDEX = "model.safetensors.index.json"
 TOKENIZERS = (
     "tokenizer.json",
@@ -72,29 +72,46 @@ def unfit_tokenizer(path: str, tokens: int, embeddings: int) -> str | None:
     )
 
 
-def broken_weights(folder: Path, config: Mapping[str, Any], path: str) -> str | None:
-    """What `unfit_weights` says of the safetensors files in `folder`, as far as their headers and the configuration tell."""
-    try:
-        found = {name: shape for file in sorted(folder.glob("*.safetensors")) for name, shape in _header(file).items()}
-        absent = _indexed(folder) - found.keys()
-        expected = _decoder_shapes(config) if config.get("model_type") in PLAIN else {}
-    except (OSError, ValueError, TypeError, AttributeError, KeyError):
-        return None  # loading says what is wrong with the file
-    if not found:
-        return None
-    if all(name.startswith(_WRAPPERS) for name in found):
+def broken_weights(folder: Path, model: Any, tied: bool, path: str) -> str | None:
+    """What `unfit_weights` says of the safetensors files in `folder`, from their headers; and where embedding and head are one
+    matrix, one sentence if the files hold another head: an equal copy is fine.
+
+    `model` needs no numbers. Raises the library's errors for a file that is not whole.
+    """
+    from safetensors import safe_open
+
+    found: Shapes = {}
+    tables = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as stored:
+            for name in stored.keys():  # noqa: SIM118  # it is no mapping
+                found[name] = tuple(stored.get_slice(name).get_shape())
+                if tied and name.endswith(("embed_tokens.weight", "lm_head.weight")) and ".layers." not in name:
+                    tables[name.split(".")[-2]] = stored.get_tensor(name)
+    absent = _indexed(folder) - found.keys()
+    if found and all(name.startswith(_WRAPPERS) for name in found):
         return unfit_weights(path, [name.partition(".")[2] for name in found], found, ())
-    if not expected:
-        return unfit_weights(path, absent, (), ())
-    if not any(name.startswith("model.") for name in found):  # saved without the head; transformers adds the prefix
-        found = {f"model.{name}": shape for name, shape in found.items()}
-    spare = found.keys() - expected.keys() - ({"lm_head.weight"} if config.get("tie_word_embeddings") else set())
-    reshaped = [name for name, shape in expected.items() if found.get(name, shape) != shape]
-    return unfit_weights(path, absent | (expected.keys() - found.keys()), spare, reshaped)
+    if model.config.model_type in PLAIN:
+        expected = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
+        if not any(name.startswith("model.") for name in found):  # saved without the head; transformers adds the prefix
+            found = {f"model.{name}": shape for name, shape in found.items()}
+        head = {"lm_head.weight"} if tied else set()
+        reshaped = [name for name, shape in expected.items() if found.get(name, shape) != shape]
+        reason = unfit_weights(
+            path, absent | (expected.keys() - found.keys() - head), found.keys() - expected.keys(), reshaped
+        )
+    else:
+        reason = unfit_weights(path, absent, (), ())
+    if reason or len(tables) < 2 or bool((tables["lm_head"] == tables["embed_tokens"]).all()):
+        return reason
+    return (
+        f"the files of model '{path}' hold an lm_head.weight that is not the embedding, and its config.json says that both"
+        " are one matrix: set tie_word_embeddings = false there, or take config.json and weights from one copy"
+    )
 
 
-def broken_tokenizer(folder: Path, config: Mapping[str, Any], path: str) -> str | None:
-    """One sentence where there is no tokenizer in `folder`, its file is none, or it has more tokens than the configuration."""
+def broken_tokenizer(folder: Path, embeddings: int, path: str) -> str | None:
+    """One sentence where there is no tokenizer in `folder`, its file is none, or it has more tokens than the model embeddings."""
     if not any(file for name in TOKENIZERS for file in folder.glob(name)):
         return (
             f"model '{path}' has no tokenizer: there is no tokenizer.json or other vocabulary in its folder; copy the"
@@ -110,53 +127,10 @@ def broken_tokenizer(folder: Path, config: Mapping[str, Any], path: str) -> str 
         tokens = 1 + max([*numbers, *(added["id"] for added in stored.get("added_tokens") or ())], default=-1)
     except (OSError, ValueError, TypeError, AttributeError, KeyError):
         return f"cannot load model '{path}': its tokenizer.json is no whole tokenizer; take a complete copy"
-    embeddings = (config.get("text_config") or config).get("vocab_size")
-    return unfit_tokenizer(path, tokens, embeddings) if isinstance(embeddings, int) else None
-
-
-def _header(file: Path) -> Shapes:
-    """Names and shapes in a safetensors file, whose first 8 bytes are the length of the JSON header after them."""
-    with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        if length > 100_000_000:
-            raise ValueError(f"{file} has no safetensors header")
-        stored = json.loads(stream.read(length))
-    return {name: tuple(entry["shape"]) for name, entry in stored.items() if name != "__metadata__"}
+    return unfit_tokenizer(path, tokens, embeddings)
 
 
 def _indexed(folder: Path) -> set[str]:
     """The names that the index of a model in several files lists."""
     file = folder / INDEX
     return set(json.loads(file.read_bytes())["weight_map"]) if file.is_file() else set()
-
-
-def _decoder_shapes(config: Mapping[str, Any]) -> Shapes:
-    """Names and shapes of a plain decoder's weights; raises KeyError where the configuration does not say."""
-    kind, width, heads = config["model_type"], config["hidden_size"], config["num_attention_heads"]
-    head, inner = config.get("head_dim") or width // heads, config["intermediate_size"]
-    queries, keys = heads * head, (config.get("num_key_value_heads") or heads) * head
-    matrices = {
-        "self_attn.q_proj": (queries, width),
-        "self_attn.k_proj": (keys, width),
-        "self_attn.v_proj": (keys, width),
-        "self_attn.o_proj": (width, queries),
-        "mlp.gate_proj": (inner, width),
-        "mlp.up_proj": (inner, width),
-        "mlp.down_proj": (width, inner),
-    }
-    biased = [name for name in matrices if config.get("attention_bias" if "attn" in name else "mlp_bias")]
-    if kind == "qwen2":
-        biased = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]
-    vectors = {"input_layernorm": width, "post_attention_layernorm": width}
-    if kind == "qwen3":
-        vectors |= {"self_attn.q_norm": head, "self_attn.k_norm": head}
-    layer: Shapes = {f"{name}.weight": shape for name, shape in matrices.items()}
-    layer |= {f"{name}.bias": matrices[name][:1] for name in biased}
-    layer |= {f"{name}.weight": (size,) for name, size in vectors.items()}
-    table = (config["vocab_size"], width)
-    shapes: Shapes = {"model.embed_tokens.weight": table, "model.norm.weight": (width,)}
-    if not config.get("tie_word_embeddings"):
-        shapes["lm_head.weight"] = table
-    for number in range(config["num_hidden_layers"]):
-        shapes |= {f"model.layers.{number}.{name}": shape for name, shape in layer.items()}
-    return shapes

@@ -1,19 +1,25 @@
-"""The dry run: what a training would do, need and miss, without touching anything; torch is imported for vLLM's device alone."""
+"""The dry run: what a training would do, need and miss, without touching anything.
+
+A model on this machine is read as the training would read it, weights aside; torch is imported for that and for vLLM's device.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from luspo_cli.config.model import ShapeConfig
+from luspo_cli.config.data import DataConfig
+from luspo_cli.config.model import ModelConfig, ShapeConfig
 from luspo_cli.config.objective_text import describe
+from luspo_cli.config.rollout import TemplateValue
 from luspo_cli.config.run import MADE, TrainRun
 from luspo_cli.data.overlap import held_out_warning
 from luspo_cli.errors import UsageError
 from luspo_cli.machine import MOST_PER_CORE, has_cuda, memory_bytes, usable_cores
-from luspo_cli.policy.model_files import config_file, find_model, unread_revision
+from luspo_cli.policy.model_files import base_of, config_file, find_model, is_adapter, of_base, unread_revision
 from luspo_cli.policy.model_shape import read_shape
 from luspo_cli.records import Problem
 from luspo_cli.rollout.samplers import (
@@ -130,11 +136,9 @@ def _images(config: TrainRun, shape: ShapeConfig) -> dict[str, Any]:
 
 
 def _notes(config: TrainRun, shape_unknown: bool, device_unknown: bool) -> list[str]:
-    found = []
-    if shape_unknown and config.model.path != MADE:
-        found.append(
-            f"the shape is that of [model.shape]: the config.json of {config.model.path} is not on this machine"
-        )
+    found, path = [], (base_of(config.model) or config.model).path
+    if shape_unknown and path != MADE:
+        found.append(f"the shape is that of [model.shape]: the config.json of {path} is not on this machine")
     if device_unknown:
         share = f"{config.rollout.vllm.memory_share:.0%} of the memory (rollout.vllm.memory_share)"
         found.append(f"vllm is not counted, since no CUDA device is here: on one it takes {share}")
@@ -145,15 +149,18 @@ def missing_inputs(config: TrainRun) -> list[str]:
     """One sentence for every model or package that the run needs and this machine does not have, or that makes no sense."""
     found: list[str] = []
     if config.model.path != MADE:
-        reason = find_model(config.model.path, config.model.revision)
+        reason = unfit_model(config.model, config.rollout.chat_template, config.data)
         if reason:
             found.append(reason)
     if unread := unread_revision(config.model.path, config.model.revision):
         found.append(unread)
     if config.rollout.sampler == "vllm" and not vllm_is_installed():
         found.append(f"rollout.sampler = 'vllm' needs vllm, which is not installed: {INSTALL_VLLM}")
+    adapted = (
+        "an adapter as model.path" if is_adapter(config.model.path) else "model.lora" * bool(config.model.lora.rank)
+    )
     for package, extra, wanted_by in (
-        ("peft", "lora", "model.lora" if config.model.lora.rank else ""),
+        ("peft", "lora", adapted),
         ("bitsandbytes", "adamw-8bit", "update.optimizer" if config.update.optimizer == "adamw-8bit" else ""),
     ):
         if wanted_by and find_spec(package) is None:
@@ -187,7 +194,33 @@ def _data(config: TrainRun) -> tuple[list[str], str | None]:
 
 def _model(config: TrainRun) -> tuple[Path | None, ShapeConfig, ChosenSampler]:
     """The model's config.json where it is on disk, its shape, and the sampler that will run."""
-    path = config.model.path
-    file = None if path == MADE else config_file(path, config.model.revision)
+    model = base_of(config.model) or config.model
+    file = None if model.path == MADE else config_file(model.path, model.revision)
     shape = read_shape(file) if file else config.model.shape
     return file, shape, choose_sampler(config.rollout.sampler)
+
+
+def unfit_model(
+    config: ModelConfig, template_arguments: Mapping[str, TemplateValue], data: DataConfig | None = None
+) -> str | None:
+    """Why loading would refuse this model, as far as files on this machine tell; None otherwise."""
+    folder = Path(config.path).expanduser()
+    base = None
+    try:
+        base = base_of(config)
+        model = base or config
+        if reason := find_model(model.path, model.revision):
+            raise UsageError(reason)
+        from luspo_cli.policy.reading import check_files
+
+        check_files(model, template_arguments, (not base and data) or DataConfig())
+    except UsageError as error:
+        return of_base(folder, str(error)) if base else str(error)
+    if base and find_spec("peft"):
+        from luspo_cli.policy.lora import adapter_settings
+
+        try:
+            adapter_settings(folder)
+        except UsageError as error:
+            return str(error)
+    return None

@@ -51,7 +51,7 @@ def vision_processor(tokenizer: Any = None, max_pixels: int = MAX_PIXELS, family
     import transformers
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-    from luspo_cli.policy.loading import images_only
+    from luspo_cli.policy.reading import images_only
     from luspo_cli.policy.supported import VISION_MODELS
 
     tokenizer = tokenizer or character_tokenizer()
@@ -79,7 +79,7 @@ def vision_model(
     import transformers
 
     from luspo_cli.policy import attention
-    from luspo_cli.policy.loading import VISION_ATTENTION
+    from luspo_cli.policy.reading import VISION_ATTENTION
 
     torch.set_num_threads(1)
     attention.register()

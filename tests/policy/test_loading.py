@@ -17,8 +17,9 @@ from luspo_cli.config.model import ModelConfig
 from luspo_cli.data.images import ImageFile
 from luspo_cli.errors import UsageError
 from luspo_cli.policy.inputs import fitting, prompt_length, prompt_tokens
-from luspo_cli.policy.loading import end_tokens, load_model
+from luspo_cli.policy.loading import load_model
 from luspo_cli.policy.model_files import find_model
+from luspo_cli.policy.reading import end_tokens
 from luspo_cli.records import Message, Problem
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from luspo_cli.policy.loading import load_model
 from luspo_cli.policy.packing import PolicyBatch, Row, policy_batch
 from luspo_cli.policy.policy import Policy
 from luspo_cli.records import ScoredGroup
+from luspo_cli.training.dry_run import unfit_model
 
 pytest.importorskip("peft", reason="adapters need the extra lora: pip install 'luspo[lora]'")
 from luspo_cli.policy.lora import (
@@ -311,3 +313,44 @@ def test_an_adapter_that_no_plain_model_can_hold(
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
     with pytest.raises(UsageError, match=sentence):
         load_model(ModelConfig(path=str(folder)))
+
+
+@pytest.mark.parametrize(
+    ("change_of", "sentence"),
+    [
+        (lambda base, folder: None, None),
+        (lambda base, folder: base.rename(base.with_name("away")), "base model of the adapter in .* is not a folder"),
+        (lambda base, folder: (base / "config.json").write_text("{"), "base model of the adapter .* one JSON object"),
+        (lambda base, folder: (base / "chat_template.jinja").write_text("{{ a"), "base model of the adapter .* is broken"),
+        (lambda base, folder: (folder / "adapter_model.safetensors").unlink(), r"no adapter_model\.safetensors"),
+        (lambda base, folder: change(folder, target_modules=5), "is no adapter's configuration: 'int' object"),
+        (lambda base, folder: change(folder, base_model_name_or_path=5), "base_model_name_or_path = 5"),
+        (lambda base, folder: change(folder, base_model_name_or_path=str(folder)), "is an adapter itself"),
+        (lambda base, folder: (folder / "adapter_config.json").write_text("[]"), "adapter_config.json .* no JSON object"),
+    ],
+)  # fmt: skip
+def test_the_dry_run_knows_what_loading_refuses_of_an_adapter(
+    base: Path, tmp_path: Path, change_of: Callable[[Path, Path], Any], sentence: str | None
+) -> None:
+    folder = tmp_path / "adapter"
+    add_adapters(model := load_model(ModelConfig(path=str(base))).model, lora(), 0, str(base))
+    folder.mkdir()
+    save_adapter(model, folder)
+    change_of(base, folder)
+    config = ModelConfig(path=str(folder))
+    told = unfit_model(config, {})
+    if sentence is None:
+        assert told is None
+        assert load_model(config).end_tokens
+        again = lora().model_copy(update={"path": str(folder)})
+        assert "is an adapter; make a model of it first (luspo merge" in str(unfit_model(again, {}))
+        return
+    assert re.search(sentence, str(told))
+    with pytest.raises(UsageError, match=sentence) as caught:
+        load_model(config)
+    assert str(caught.value) == told
+
+
+def change(folder: Path, **entries: Any) -> None:
+    file = folder / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | entries))

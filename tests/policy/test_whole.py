@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import logging
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -15,9 +17,10 @@ from safetensors.torch import load_file, save_file
 from doubles.models import byte_tokenizer, random_qwen2, save
 from luspo_cli.config.model import ModelConfig
 from luspo_cli.errors import UsageError
-from luspo_cli.policy import model_files
-from luspo_cli.policy.loading import load_model
-from luspo_cli.policy.model_files import find_model
+from luspo_cli.policy import reading
+from luspo_cli.policy.loading import load_model, load_without_weights
+from luspo_cli.policy.reading import read_files
+from luspo_cli.training.dry_run import unfit_model
 
 Weights = dict[str, torch.Tensor]
 DOWN = "model.layers.1.mlp.down_proj.weight"
@@ -39,11 +42,16 @@ def change_config(folder: Path, **entries: Any) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | entries))
 
 
+def told_of(folder: Path | str) -> str | None:
+    """What the dry run says of the model."""
+    return unfit_model(ModelConfig(path=str(folder)), {})
+
+
 def refused(folder: Path) -> tuple[str | None, str]:
     """What the files alone tell, and what loading says without having looked at them."""
-    told = find_model(str(folder))
+    told = told_of(folder)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(model_files, "broken_weights", lambda *_: None)
+        patch.setattr(reading, "broken_weights", lambda *_: None)
         with pytest.raises(UsageError) as caught:
             load_model(ModelConfig(path=str(folder)))
     return told, str(caught.value)
@@ -77,7 +85,7 @@ def test_weights_that_do_not_fit_are_named_by_the_headers_and_by_loading(
 )
 def test_what_no_model_of_this_kind_computes_with_does_no_harm(folder: Path, extra: str) -> None:
     change_weights(folder, lambda w: w | {extra: torch.ones(8)})
-    assert find_model(str(folder)) is None
+    assert told_of(folder) is None
     assert load_model(ModelConfig(path=str(folder))).end_tokens
 
 
@@ -88,7 +96,7 @@ def test_a_tied_model_is_whole_with_and_without_its_head(tmp_path: Path, with_he
     if with_head:
         change_weights(folder, lambda w: w | {"lm_head.weight": w["model.embed_tokens.weight"].clone()})
     assert ("lm_head.weight" in load_file(folder / "model.safetensors")) is with_head
-    assert find_model(str(folder)) is None
+    assert told_of(folder) is None
     assert load_model(ModelConfig(path=str(folder))).end_tokens
 
 
@@ -99,9 +107,9 @@ def test_a_part_of_several_that_is_not_there(tmp_path: Path) -> None:
     tokenizer.save_pretrained(tmp_path)
     parts = sorted(tmp_path.glob("model-*.safetensors"))
     assert len(parts) > 1
-    assert find_model(str(tmp_path)) is None
+    assert told_of(tmp_path) is None
     parts[-1].unlink()
-    assert "lacks" in str(find_model(str(tmp_path)))
+    assert "lacks" in str(told_of(tmp_path))
 
 
 @pytest.mark.parametrize("family", ["Llama", "Mistral", "Qwen3"])
@@ -121,9 +129,9 @@ def test_the_names_and_shapes_of_plain_decoders_are_transformers_own(tmp_path: P
         vocab_size=len(tokenizer), num_key_value_heads=2, tie_word_embeddings=False, **sizes, **more
     )
     folder = save(tmp_path, getattr(transformers, f"{family}ForCausalLM")(config), tokenizer)
-    assert find_model(str(folder)) is None
+    assert told_of(folder) is None
     change_weights(folder, lambda w: {name: value for name, value in w.items() if name != DOWN})
-    assert "lacks 1 weight (model.layers.1.mlp.down_proj.weight)" in str(find_model(str(folder)))
+    assert "lacks 1 weight (model.layers.1.mlp.down_proj.weight)" in str(told_of(folder))
 
 
 @pytest.mark.parametrize(
@@ -154,12 +162,12 @@ def test_a_configuration_of_a_model_that_is_not_supported(folder: Path, entries:
     change_config(folder, **entries)
     with pytest.raises(UsageError, match=sentence) as caught:
         load_model(ModelConfig(path=str(folder)))
-    assert find_model(str(folder)) == str(caught.value)
+    assert told_of(folder) == str(caught.value)
 
 
 def test_a_configuration_that_is_no_object(folder: Path) -> None:
     (folder / "config.json").write_text("[1, 2]")
-    assert "config.json does not hold one JSON object" in str(find_model(str(folder)))
+    assert "config.json does not hold one JSON object" in str(told_of(folder))
 
 
 def test_a_folder_without_a_tokenizer(folder: Path) -> None:
@@ -182,14 +190,14 @@ def test_a_tokenizer_may_have_fewer_tokens_than_the_model_and_not_more(tmp_path:
     assert len(tokenizer) == 259
     for rows, fits in ((320, True), (259, True), (258, False)):
         folder = save(tmp_path / str(rows), random_qwen2(rows, end=1), tokenizer)
-        found = find_model(str(folder))
+        found = told_of(folder)
         assert (found is None) is fits
         assert fits or "has 259 tokens and the model 258 embeddings" in str(found)
 
 
 def test_a_relative_path_names_the_folder_it_is_looked_for_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert f"'../models/x' is not a folder in {tmp_path}, which it is relative to" in str(find_model("../models/x"))
+    assert f"'../models/x' is not a folder in {tmp_path}, which it is relative to" in str(told_of("../models/x"))
 
 
 def test_a_head_that_gets_other_states_than_the_layers_give_is_refused(tmp_path: Path) -> None:
@@ -209,3 +217,105 @@ def test_a_head_that_gets_other_states_than_the_layers_give_is_refused(tmp_path:
         else:
             with pytest.raises(UsageError, match="changes its hidden states or logits around the vocabulary head"):
                 load_model(ModelConfig(path=str(folder)))
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "sentence"),
+    [
+        ("config.json", {"pad_token_id": 9999}, r"config\.json cannot be read with pad_token_id = 9999"),
+        ("config.json", {"dtype": "float99"}, 'config.json cannot be read with dtype = "float99"'),
+        ("config.json", {"rope_parameters": "linear"}, 'config.json cannot be read with rope_parameters = "linear"'),
+        ("config.json", {"num_hidden_layers": None}, r"config\.json cannot be read.*num_hidden_layers.*None"),
+        ("config.json", {"eos_token_id": "x"}, 'config.json cannot be read with eos_token_id = "x"'),
+        ("config.json", {"hidden_act": "x"}, 'config.json cannot be read with hidden_act = "x"'),
+        ("config.json", {"quantization_config": {}}, r"are quantised \(an unnamed method\)"),
+        ("config.json", {"quantization_config": "x"}, r"are quantised \(an unnamed method\)"),
+        ("config.json", {"text_config": "x"}, 'config.json cannot be read with text_config = "x"'),
+        ("config.json", {"vision_config": "x"}, 'config.json cannot be read with vision_config = "x"'),
+        ("config.json", {"num_attention_heads": 0}, "config.json cannot be read with num_attention_heads = 0"),
+        ("config.json", "[]", r"config\.json does not hold one JSON object"),
+        ("tokenizer_config.json", "[]", r"tokenizer_config\.json does not hold one JSON object"),
+        ("tokenizer_config.json", '"x"', r"tokenizer_config\.json does not hold one JSON object"),
+        ("tokenizer_config.json", {"pad_token": 3}, "tokenizer cannot be read with pad_token = 3"),
+        ("generation_config.json", "{", r"generation_config\.json does not hold one JSON object"),
+        ("generation_config.json", {"eos_token_id": "x"}, "eos_token_id = 'x' in the model's files is no token's number"),
+        ("chat_template.jinja", "a\n{{ messages[0 }}", "chat template of model .* is broken at its line 2"),
+    ],
+)  # fmt: skip
+def test_an_odd_file_is_one_sentence_that_the_dry_run_says_too(
+    folder: Path, file: str, content: str | dict[str, Any], sentence: str
+) -> None:
+    stored = json.loads((folder / file).read_text()) | content if isinstance(content, dict) else content
+    (folder / file).write_text(stored if isinstance(stored, str) else json.dumps(stored))
+    for load in (load_model, load_without_weights):
+        with pytest.raises(UsageError, match=sentence) as caught:
+            load(ModelConfig(path=str(folder)))
+        assert "\n" not in str(caught.value)
+        assert str(caught.value) == told_of(folder)
+
+
+def test_an_end_token_beyond_the_vocabulary_would_never_be_drawn(folder: Path) -> None:
+    for file in ("config.json", "generation_config.json"):
+        stored = json.loads((folder / file).read_text()) | {"eos_token_id": 5000}
+        (folder / file).write_text(json.dumps(stored))
+    assert load_model(ModelConfig(path=str(folder))).end_tokens == (257, 5000)  # the tokenizer's own is there
+    stored = json.loads((folder / "tokenizer_config.json").read_text()) | {"eos_token": None}
+    (folder / "tokenizer_config.json").write_text(json.dumps(stored))
+    with pytest.raises(UsageError, match=r"end-of-sequence token of model '.*', 5000, is none of its 259"):
+        load_model(ModelConfig(path=str(folder)))
+
+
+def test_a_fault_outside_of_what_the_library_reads_keeps_its_traceback(folder: Path) -> None:
+    def broken(*_: Any) -> None:
+        raise AttributeError("ours")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reading, "unsupported", broken)
+        with pytest.raises(AttributeError, match="ours"):
+            load_model(ModelConfig(path=str(folder)))
+
+
+def test_what_the_library_logs_is_heard_once_beside_a_model_and_not_beside_a_refusal(folder: Path) -> None:
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    logging.getLogger("transformers").addHandler(handler)
+    try:
+        change_config(folder, bos_token_id=5000)
+        read_files(ModelConfig(path=str(folder)), str(folder), {})
+        assert stream.getvalue().count("got 5000") == 1
+        change_config(folder, pad_token_id=9999)
+        assert "pad_token_id = 9999" in str(told_of(folder))
+        assert len(stream.getvalue().splitlines()) == 1
+    finally:
+        logging.getLogger("transformers").removeHandler(handler)
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_a_head_beside_a_tied_embedding_must_be_its_copy(tmp_path: Path, same: bool) -> None:
+    tokenizer = byte_tokenizer()
+    folder = save(tmp_path, random_qwen2(len(tokenizer), tied=True, end=tokenizer.eos_token_id), tokenizer)
+    change_weights(folder, lambda w: w | {"lm_head.weight": w["model.embed_tokens.weight"] + (0 if same else 1)})
+    if same:
+        assert told_of(folder) is None
+        head = load_model(ModelConfig(path=str(folder))).model
+        assert head.lm_head.weight is head.model.embed_tokens.weight
+        return
+    for load in (load_model, load_without_weights):
+        with pytest.raises(UsageError, match=r"hold an lm_head\.weight that is not the embedding") as caught:
+            load(ModelConfig(path=str(folder)))
+        assert str(caught.value) == told_of(folder)
+    change_config(folder, tie_word_embeddings=False)
+    assert load_model(ModelConfig(path=str(folder))).end_tokens
+
+
+def test_an_argument_that_the_chat_template_does_not_read_is_known_to_the_dry_run(folder: Path) -> None:
+    assert unfit_model(ModelConfig(path=str(folder)), {"add_generation_prompt": True}) is None
+    said = unfit_model(ModelConfig(path=str(folder)), {"enable_thinking": False})
+    assert "rollout.chat_template sets enable_thinking" in str(said)
+
+
+def test_a_folder_without_weights(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(UsageError, match=r"has no weights: there is no \*\.safetensors") as caught:
+        load_model(ModelConfig(path=str(folder)))
+    assert str(caught.value) == told_of(folder)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from doubles.models import random_qwen2
+from doubles.models import character_model, random_qwen2
 from luspo_cli.commands.display.plan import plan_text
 from luspo_cli.config.layers import resolve_train
 from luspo_cli.data.overlap import held_out_warning
@@ -110,7 +110,7 @@ def test_everything_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
     write_problems(tmp_path / "data/aime24/train.parquet", 30, "held out")
     assert make_plan(resolve_train(preset="qwen2.5-7b")).missing == []
     assert make_plan(resolve_train(preset="qwen2.5-7b", sets=["model.revision=v1"])).missing == []
-    (tmp_path / "hub/config.json").write_text('{"model_type": "qwen2"}')
+    character_model(tmp_path / "hub")
     (unread,) = missing_inputs(resolve_train(preset="qwen2.5-7b", sets=["model.path=./hub", "model.revision=v1"]))
     assert (
         unread

@@ -25,7 +25,7 @@ sys.modules.setdefault(_OF_TORCHVISION.__name__, _OF_TORCHVISION)
 from vllm.model_executor.models import qwen2_5_vl, qwen2_vl  # noqa: E402
 from vllm.multimodal import MULTIMODAL_REGISTRY  # noqa: E402
 
-from luspo_cli.policy.loading import images_only  # noqa: E402
+from luspo_cli.policy.reading import images_only  # noqa: E402
 from luspo_cli.policy.supported import VISION_MODELS  # noqa: E402
 
 

@@ -12,8 +12,9 @@ import torch
 from luspo_cli.config.model import ShapeConfig, VisionShapeConfig
 from luspo_cli.errors import RunError
 from luspo_cli.policy import attention
-from luspo_cli.policy.loading import VISION_ATTENTION, LoadedModel, images_only
+from luspo_cli.policy.loading import LoadedModel
 from luspo_cli.policy.model_shape import vision_config
+from luspo_cli.policy.reading import VISION_ATTENTION, images_only
 from luspo_cli.training.made.terms import TERMS
 
 CONTEXT = 4096
