@@ -32,7 +32,7 @@ PREPARE_DATA_EXAMPLES = [
 
 
 _NOTES = {
-    "golds_from_solutions": r"have a worked solution as the answer, and its last \boxed{} is the gold answer",
+    "golds_from_solutions": r"have the gold answer in a \boxed{}, the last one of a worked solution or alone",
     "system_turns_replaced": "have a system turn of their own, and the prompt template's stands in its place; a --prompt without "
     "a system turn (boxed-suffix, gsm8k-verl, dapo, plain) keeps it",
     "earlier_turns_dropped": "are conversations, of which only the last question is kept",
