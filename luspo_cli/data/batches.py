@@ -23,11 +23,9 @@ class BatchSource(Protocol):
 
     def batch(self, step: int) -> list[Problem]:
         """Return the problems of one step, the same ones whenever it is asked; steps count from 0."""
-        ...
 
     def reserve(self, step: int, first: int, count: int) -> list[Problem]:
         """Return problems `first` to `first` + `count` of the step's reserve: fewer, or none, where it ends."""
-        ...
 
 
 class ProblemBatches:

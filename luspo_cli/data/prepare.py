@@ -167,13 +167,7 @@ def _split_names(opened: Sequence[Source], wanted: Sequence[str]) -> list[str]:
 
 
 def _write_split(
-    source: Source,
-    split: str,
-    rules: Filter,
-    counts: Counts,
-    seen: Seen,
-    writer: SplitWriter,
-    most: int | None,
+    source: Source, split: str, rules: Filter, counts: Counts, seen: Seen, writer: SplitWriter, most: int | None
 ) -> None:
     if most is not None and counts.kept >= most:
         return

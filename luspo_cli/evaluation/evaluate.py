@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -129,10 +130,7 @@ def _score_file(config: EvalRun, loaded: dict[str, Benchmark], judge: Judge | No
 
 
 def _draw_and_score(
-    config: EvalRun,
-    loaded: dict[str, Benchmark],
-    judge: Judge | None,
-    on_progress: Progress | None,
+    config: EvalRun, loaded: dict[str, Benchmark], judge: Judge | None, on_progress: Progress | None
 ) -> list[Finished]:
     from luspo_cli.evaluation.runner import check, evaluate
     from luspo_cli.evaluation.sampling import load_sampling_model
@@ -142,32 +140,28 @@ def _draw_and_score(
     several = len(loaded) > 1
     for benchmark in loaded.values():
         _require_readable(benchmark, weights)
-    problems = {}
-    for name, benchmark in loaded.items():
-        whole = _problems(config, name, benchmark, several=several)
-        problems[name] = first_problems(whole, config.sampling.limit, benchmark.name)
+    problems = {
+        name: first_problems(_problems(config, name, one, several=several), config.sampling.limit, one.name)
+        for name, one in loaded.items()
+    }
     if judge is not None:
         judge.check()
     sampling = resolved_sampling(config.sampling, weights)
     config = config.model_copy(update={"sampling": sampling})
-    found: list[SamplingModel] = []
 
+    @cache
     def load() -> SamplingModel:
-        if not found:
-            logger.info(f"loading {weights.path} ({sampling.dtype})")
-            found.append(
-                load_sampling_model(
-                    weights.path,
-                    sampling.dtype,  # type: ignore[arg-type]  # resolved: not auto
-                    sampling.max_rows,
-                    weights.revision,
-                    config.model.trust_remote_code,
-                    sampler_name=sampling.sampler,
-                    max_response_tokens=sampling.max_response_tokens,
-                    template_arguments=sampling.chat_template,
-                )
-            )
-        return found[0]
+        logger.info(f"loading {weights.path} ({sampling.dtype})")
+        return load_sampling_model(
+            weights.path,
+            sampling.dtype,  # type: ignore[arg-type]  # resolved: not auto
+            sampling.max_rows,
+            weights.revision,
+            config.model.trust_remote_code,
+            sampler_name=sampling.sampler,
+            max_response_tokens=sampling.max_response_tokens,
+            template_arguments=sampling.chat_template,
+        )
 
     for note in weights.notes:
         logger.warning(f"{note}; taking the one before")

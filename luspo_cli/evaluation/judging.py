@@ -83,11 +83,7 @@ def known_replies(samples_file: Path) -> dict[str, Reply]:
 
 
 def judge_samples(
-    judge: Judge,
-    benchmark: Benchmark,
-    result: EvaluationResult,
-    samples: Sequence[Sample],
-    log: JudgeLog,
+    judge: Judge, benchmark: Benchmark, result: EvaluationResult, samples: Sequence[Sample], log: JudgeLog
 ) -> EvaluationResult:
     """Return `result` with `judge_extracted`, `judge_correct` and `judge_error` beside each sample's verdict.
 
@@ -102,20 +98,16 @@ def judge_samples(
         correct = _compared(benchmark, result, samples, replies)
     details: dict[str, list[Mapping[str, Any]]] = {problem.id: [] for problem in result.problems}
     for sample, reply, right in zip(samples, replies, correct, strict=True):
-        row: Mapping[str, Any] = {
-            "judge_extracted": reply.extracted,
-            "judge_correct": right,
-            "judge_error": reply.error,
-        }
+        row = {"judge_extracted": reply.extracted, "judge_correct": right, "judge_error": reply.error}
         details[sample.problem_id].append(row)
     for identity, rows in details.items():
         rows.extend({} for _ in range(len(result.graded[identity]) - len(rows)))  # the verdict "missing"
-    agree, judged = 0, 0
-    for problem in result.problems:
-        for judgement, verdict in zip(details[problem.id], result.graded[problem.id], strict=True):
-            if judgement.get("judge_correct") is not None:
-                judged += 1
-                agree += judgement["judge_correct"] is verdict.correct
+    agreed = [
+        judgement["judge_correct"] is verdict.correct
+        for identity, rows in details.items()
+        for judgement, verdict in zip(rows, result.graded[identity], strict=True)
+        if judgement.get("judge_correct") is not None
+    ]
     errors = [reply.error for reply in replies if reply.error is not None]
     if errors:
         most, times = Counter(errors).most_common(1)[0]
@@ -129,9 +121,9 @@ def judge_samples(
         "correct": sum(right is True for right in correct),
         "samples": len(samples),
         "asked": len({key for key, sample in zip(keys, samples, strict=True) if sample.response.strip()}),
-        "judged": judged,
+        "judged": len(agreed),
         "failed": len(errors),
-        "agreement": agree / judged if judged else None,
+        "agreement": sum(agreed) / len(agreed) if agreed else None,
     }
     metrics = {**result.metrics, "judge": summary}
     further = {**result.details, "judge": judge.identity()}
@@ -199,11 +191,9 @@ def _compared(
         for sample, reply in zip(samples, replies, strict=True)
     ]
     graded = score_samples(benchmark, result.problems, extracted, mode=result.mode).graded
-    taken: Counter[str] = Counter()
+    verdicts = {identity: iter(row) for identity, row in graded.items()}
     correct: list[bool | None] = []
     for sample, reply in zip(samples, replies, strict=True):
-        verdict = graded[sample.problem_id][taken[sample.problem_id]]
-        taken[sample.problem_id] += 1
-        right = verdict.correct and reply.extracted is not None
+        right = next(verdicts[sample.problem_id]).correct and reply.extracted is not None
         correct.append(None if reply.error is not None else right)
     return correct

@@ -103,10 +103,7 @@ def load_sampling_model(
 
 
 def _load_vllm(
-    config: ModelConfig,
-    max_rows: int,
-    max_response_tokens: int,
-    template_arguments: Mapping[str, TemplateValue] | None,
+    config: ModelConfig, max_rows: int, max_response_tokens: int, template_arguments: Mapping[str, TemplateValue] | None
 ) -> SamplingModel:
     """vLLM reads the weights itself; rows are bounded, since its cache must hold one of the longest at least."""
     from luspo_cli.policy.loading import context_of, load_without_weights

@@ -18,8 +18,8 @@ from luspo_cli.evaluation.responses import ResponseReport, Sample
 from luspo_cli.evaluation.scores import accuracy_by_image_size, as_dicts
 from luspo_cli.files import replace_file
 from luspo_cli.grading.answers import Extraction
-from luspo_cli.grading.grader import LONGEST_STORED, TIMEOUT_S, Decision, Grader
-from luspo_cli.grading.verdict import GRADER_VERSION, NO_ANSWER, NeedsSymbolic, ReadFrom, Reason, Verdict, counts
+from luspo_cli.grading.grader import LONGEST_STORED, TIMEOUT_S, Grader
+from luspo_cli.grading.verdict import GRADER_VERSION, NO_ANSWER, ReadFrom, Reason, Verdict, counts
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,12 +115,24 @@ def score_samples(
     benchmark.require_mode(mode)
     if variant is not None:
         benchmark.template(variant)
-    tally = _Tally()
+    by_id = {problem.id: problem for problem in problems}
+    graded: dict[str, list[Verdict | Extraction]] = {problem.id: [] for problem in problems}
+    truncated: list[bool] = []
+    lengths: list[int] = []
     with Grader(workers=workers, timeout_s=timeout_s) as grader:
-        graded = _grade(benchmark, problems, samples, mode, variant, tally, grader)
-        decided = dict(zip(tally.pairs, grader.decide(list(tally.pairs), on_done=on_progress), strict=True))
+        for sample in samples:
+            problem = by_id[sample.problem_id]
+            graded[problem.id].append(_grade(benchmark, problem, sample, mode, variant, grader))
+            truncated += [] if sample.truncated is None else [sample.truncated]
+            lengths += [] if sample.response_length is None else [sample.response_length]
+        rows = ((by_id[identity].gold, row) for identity, row in graded.items())
+        waiting = list(dict.fromkeys((gold, v.text) for gold, row in rows for v in row if isinstance(v, Extraction)))
+        decided = dict(zip(waiting, grader.decide(waiting, on_done=on_progress), strict=True))
     verdicts = {
-        problem.id: tuple(_final(verdict, decided) for verdict in graded[problem.id])
+        problem.id: tuple(
+            verdict if isinstance(verdict, Verdict) else decided[problem.gold, verdict.text].verdict(verdict)
+            for verdict in graded[problem.id]
+        )
         or (Verdict(None, False, Reason.MISSING),)
         for problem in problems
     }
@@ -128,67 +140,18 @@ def score_samples(
     if sizes := as_dicts(accuracy_by_image_size(problems, verdicts)):
         metrics["image_size"] = sizes
     metrics |= counts(verdict for row in verdicts.values() for verdict in row if verdict.reason is not Reason.MISSING)
-    if tally.truncated_known:
-        metrics["truncated_fraction"] = tally.truncated / tally.truncated_known
-    if tally.lengths_known:
-        metrics["response_length/mean"] = tally.tokens / tally.lengths_known
+    if truncated:
+        metrics["truncated_fraction"] = sum(truncated) / len(truncated)
+    if lengths:
+        metrics["response_length/mean"] = sum(lengths) / len(lengths)
     handed = report.to_json(problems) if report is not None else {}
     return EvaluationResult(benchmark.name, benchmark.version, mode, tuple(problems), verdicts, metrics, handed)
 
 
-@dataclass(frozen=True, slots=True)
-class _Waiting:
-    """An answer whose comparison a worker has to make."""
-
-    answer: Extraction
-    pair: tuple[str, str]
-
-
-@dataclass(slots=True)
-class _Tally:
-    """What is counted while samples go by; `pairs` are the comparisons that wait for a worker, each once."""
-
-    pairs: dict[tuple[str, str], None] = field(default_factory=dict)
-    truncated: int = 0
-    truncated_known: int = 0
-    tokens: int = 0
-    lengths_known: int = 0
-
-
 def _grade(
-    benchmark: Benchmark,
-    problems: Sequence[BenchmarkProblem],
-    samples: Iterable[Sample],
-    mode: Mode,
-    variant: str | None,
-    tally: _Tally,
-    grader: Grader,
-) -> dict[str, list[Verdict | _Waiting]]:
-    by_id = {problem.id: problem for problem in problems}
-    graded: dict[str, list[Verdict | _Waiting]] = {problem.id: [] for problem in problems}
-    for sample in samples:
-        problem = by_id[sample.problem_id]
-        verdict = _grade_one(benchmark, problem, sample, mode, variant, grader)
-        if isinstance(verdict, _Waiting):
-            tally.pairs.setdefault(verdict.pair)
-        graded[problem.id].append(verdict)
-        if sample.truncated is not None:
-            tally.truncated_known += 1
-            tally.truncated += sample.truncated
-        if sample.response_length is not None:
-            tally.lengths_known += 1
-            tally.tokens += sample.response_length
-    return graded
-
-
-def _grade_one(
-    benchmark: Benchmark,
-    problem: BenchmarkProblem,
-    sample: Sample,
-    mode: Mode,
-    variant: str | None,
-    grader: Grader,
-) -> Verdict | _Waiting:
+    benchmark: Benchmark, problem: BenchmarkProblem, sample: Sample, mode: Mode, variant: str | None, grader: Grader
+) -> Verdict | Extraction:
+    """The verdict on a sample; its answer where a worker has to compare it."""
     try:
         if sample.extraction is not None:
             answer: Extraction | None = Extraction(sample.extraction, ReadFrom.GIVEN)
@@ -202,10 +165,9 @@ def _grade_one(
             if not answer.text.strip():
                 return NO_ANSWER
             decision = grader.decide_now(problem.gold, answer.text)
-            return _Waiting(answer, (problem.gold, answer.text)) if decision is None else decision.verdict(answer)
+            return answer if decision is None else decision.verdict(answer)
         verdict = benchmark.compare(problem, answer.text, mode=mode)
-        if isinstance(verdict, NeedsSymbolic):
-            return _Waiting(answer, (verdict.gold, verdict.answer))
+        assert isinstance(verdict, Verdict), "a comparison that needs a worker belongs to the grader"
         return _clipped(verdict).read(answer.read_from if verdict.extracted is not None else ReadFrom.NONE)
     except Exception:
         # One response must not end the evaluation of the others; it is wrong, and counted as crashed.
@@ -217,7 +179,3 @@ def _clipped(verdict: Verdict) -> Verdict:
     if verdict.extracted is not None and len(verdict.extracted) > LONGEST_STORED:
         return replace(verdict, extracted=verdict.extracted[:LONGEST_STORED] + "…")
     return verdict
-
-
-def _final(verdict: Verdict | _Waiting, decided: Mapping[tuple[str, str], Decision]) -> Verdict:
-    return verdict if isinstance(verdict, Verdict) else decided[verdict.pair].verdict(verdict.answer)

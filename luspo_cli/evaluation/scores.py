@@ -54,10 +54,7 @@ def sample_counts(n: int) -> list[int]:
 
 
 def summarise(
-    problems: Sequence[BenchmarkProblem],
-    graded: Graded,
-    *,
-    answer_key: Callable[[str], str],
+    problems: Sequence[BenchmarkProblem], graded: Graded, *, answer_key: Callable[[str], str]
 ) -> dict[str, Any]:
     """Return the metrics that every benchmark has; all means are over `problems`.
 

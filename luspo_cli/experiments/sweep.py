@@ -164,11 +164,7 @@ def train_command(training: Training, preset: str, sets: Sequence[str]) -> list[
 
 
 def train_missing(
-    trainings: Sequence[Training],
-    command: Callable[[Training], Sequence[str]],
-    *,
-    processes: int,
-    display: Display,
+    trainings: Sequence[Training], command: Callable[[Training], Sequence[str]], *, processes: int, display: Display
 ) -> None:
     """Run all unfinished trainings, `processes` at a time; returns when each has reached its last step.
 

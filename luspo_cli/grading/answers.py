@@ -87,6 +87,7 @@ _ANSWER_MARK = re.compile(
 )
 _A_MARK = re.compile(r"^[ \t*]{0,8}A[ \t*]{0,4}[:：]\**", re.MULTILINE)
 _CHINESE_MARK = re.compile(r"答案\*{0,3}[ \t]{0,4}(?:[:：]|应?该?[是为](?!否|不是)[ \t]{0,4}[:：]?)[ \t]{0,4}\*{0,3}")
+_LINE_MARKS = {AnswerMark.HEADING: _HEADING, AnswerMark.A_LINE: _A_MARK, AnswerMark.CHINESE: _CHINESE_MARK}
 _CHINESE_END = re.compile(r"[。；！]")
 _SENTENCE_END = re.compile(r"[.;]\s+(?=[A-Z\\])")
 _MATH_SPAN = re.compile(r"(?<!\\)\$\$?((?:\\.|[^$\\])+)\$\$?|\\\((.+?)\\\)|\\\[(.+?)\\\]")
@@ -145,7 +146,7 @@ def has_box(text: str) -> bool:
 
 def last_boxed(text: str) -> str | None:
     r"""Return the content of the last `\boxed` or `\fbox`, stripped; None for none, empty or unclosed."""
-    last = _last(_BOX, text)
+    last = last_match(_BOX, text)
     if last is None:
         return None
     start = last.end()
@@ -158,10 +159,8 @@ def last_boxed(text: str) -> str | None:
 
 def last_number(text: str) -> str | None:
     """Return the last number of the text as written; None where there is no digit."""
-    found = None
-    for match in _NUMBER.finditer(text):
-        found = match.group(0).rstrip(",")
-    return None if found is None else found.replace("{,}", ",")
+    found = last_match(_NUMBER, text)
+    return None if found is None else found[0].rstrip(",").replace("{,}", ",")
 
 
 def _read(text: str, mark: AnswerMark) -> Extraction | None:
@@ -186,35 +185,22 @@ def _read_line(text: str, mark: AnswerMark, *, own: bool) -> str | None:
     """Return the answer of a mark that is no bracket."""
     if mark is AnswerMark.HASHES:
         return _last_hashes(text) or (_after_last_hashes(text) if own else None)
-    if mark is AnswerMark.HEADING:
-        return _after(text, _last(_HEADING, text))
     if mark is AnswerMark.ANSWER_LINE:
         lines = [match for match in _ANSWER_MARK.finditer(text) if match["phrase"] is None]
         return _after(text, lines[-1] if lines else None)
-    if mark is AnswerMark.A_LINE:
-        return _after(text, _last(_A_MARK, text))
-    if mark is AnswerMark.CHINESE:
-        return _after(text, _last(_CHINESE_MARK, text), chinese=True)
-    return None
+    pattern = _LINE_MARKS.get(mark)
+    return None if pattern is None else _after(text, last_match(pattern, text))
 
 
 def _read_last_line(text: str) -> Extraction | None:
     """Of `Answer:`, `A:`, 答案 and "the answer is" the last one marks the answer: reasoning may hold any of them before."""
-    line = _last(_ANSWER_MARK, text)
-    phrase = line is not None and line["phrase"] is not None
-    found = [
-        (match, place)
-        for match, place in (
-            (line, ReadFrom.PHRASE if phrase else ReadFrom.OTHER_MARK),
-            (_last(_A_MARK, text), ReadFrom.OTHER_MARK),
-            (_last(_CHINESE_MARK, text), ReadFrom.OTHER_MARK),
-        )
-        if match is not None
-    ]
-    for match, place in sorted(found, key=lambda item: item[0].end(), reverse=True):
-        answer = _after(text, match, chinese=match.re is _CHINESE_MARK)
+    line = last_match(_ANSWER_MARK, text)
+    found = [match for match in (line, last_match(_A_MARK, text), last_match(_CHINESE_MARK, text)) if match is not None]
+    for match in sorted(found, key=lambda match: match.end(), reverse=True):
+        answer = _after(text, match)
         if answer is not None:
-            return _extraction(answer, place)
+            phrase = match is line and match["phrase"] is not None
+            return _extraction(answer, ReadFrom.PHRASE if phrase else ReadFrom.OTHER_MARK)
     return None
 
 
@@ -227,7 +213,8 @@ def _extraction(answer: str | None, place: ReadFrom) -> Extraction | None:
     return None if not bare or bare.strip("[]<>{}").lower() in _PLACEHOLDERS else Extraction(answer, place)
 
 
-def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
+def last_match(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
+    """Return the last match of `pattern`, which is searched from the front; None where there is none."""
     last = None
     for last in pattern.finditer(text):  # noqa: B007 - the last match is what is wanted
         pass
@@ -291,12 +278,12 @@ def _last_tagged(text: str) -> str | None:
     return found.text if found else _clean(content)
 
 
-def _after(text: str, mark: re.Match[str] | None, *, chinese: bool = False) -> str | None:
+def _after(text: str, mark: re.Match[str] | None) -> str | None:
     """Return what follows a mark on its line, or else in the next line or displayed formula."""
     if mark is None:
         return None
     line, _, rest = text[mark.end() :].partition("\n")
-    if chinese:
+    if mark.re is _CHINESE_MARK:
         end = _CHINESE_END.search(line)
         line = (line[: end.start()] if end else line).strip("，,")
     if line.strip() not in ("$$", r"\["):
@@ -311,7 +298,7 @@ def _after(text: str, mark: re.Match[str] | None, *, chinese: bool = False) -> s
             return _clean_or_boxed(rest[len(opener) :].partition(closer)[0])
     line = rest.partition("\n")[0]
     if mark.re is _HEADING:
-        within = _last(_ANSWER_MARK, line)
+        within = last_match(_ANSWER_MARK, line)
         line = line[within.end() :] if within else line
     return _clean_or_boxed(line)
 

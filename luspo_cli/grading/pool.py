@@ -13,8 +13,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import pickle
-import selectors
 import subprocess
 import sys
 import threading
@@ -24,16 +22,15 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, Pipe, wait
 from typing import Any, Self
 
 from luspo_cli.errors import RunError
-from luspo_cli.grading.pool_worker import LENGTH
 
 START_LIMIT_S = 120.0
 """How long a worker may take to import its function; a loaded machine takes seconds."""
 _START_ATTEMPTS = 3
 _LONGEST_CHUNK = 32
-_READ_BYTES = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,16 +51,12 @@ class Outcome:
 @dataclass(eq=False, slots=True)
 class _Worker:
     process: subprocess.Popen[bytes]
+    requests: Connection
+    replies: Connection
     ready: bool = False
     pending: deque[int] = field(default_factory=deque)  # task numbers of the chunk it works on, the running one first
     since: float = field(default_factory=time.monotonic)  # start of the running task, or of the process
-    unread: bytearray = field(default_factory=bytearray)
     completed: int = 0
-
-    @property
-    def reply_pipe(self) -> int:
-        assert self.process.stdout is not None
-        return self.process.stdout.fileno()
 
 
 class KillablePool:
@@ -142,35 +135,30 @@ class KillablePool:
         for worker in list(self._workers):  # one may have died or grown old since the last call
             if worker.process.poll() is not None or worker.completed >= self._recycle_after:
                 self._discard(worker)
-        with selectors.DefaultSelector() as selector:
+        while finished < len(tasks):
+            self._start_missing(len(queue))
             for worker in self._workers:
-                selector.register(worker.reply_pipe, selectors.EVENT_READ, worker)
-            while finished < len(tasks):
-                self._start_missing(len(queue), selector)
-                for worker in self._workers:
-                    if worker.ready and not worker.pending and queue:
-                        self._send_chunk(worker, tasks, queue)
-                done: list[tuple[int, Outcome]] = []
-                for key, _ in selector.select(self._seconds_to_deadline()):
-                    worker = key.data
-                    if not self._receive(worker, done):
-                        self._lose(worker, done, queue, selector)
-                self._kill_overdue(done, queue, selector)
-                for number, outcome in done:
-                    outcomes[number] = outcome
-                finished += len(done)
-                if done and on_done is not None:
-                    on_done(finished)
+                if worker.ready and not worker.pending and queue:
+                    self._send_chunk(worker, tasks, queue)
+            done: list[tuple[int, Outcome]] = []
+            spoke = wait([worker.replies for worker in self._workers], self._seconds_to_deadline())
+            for worker in [worker for worker in self._workers if worker.replies in spoke]:
+                if not self._receive(worker, done):
+                    self._lose(worker, done, queue)
+            self._kill_overdue(done, queue)
+            for number, outcome in done:
+                outcomes[number] = outcome
+            finished += len(done)
+            if done and on_done is not None:
+                on_done(finished)
         return [outcome for outcome in outcomes if outcome is not None]
 
-    def _start_missing(self, queued: int, selector: selectors.BaseSelector) -> None:
+    def _start_missing(self, queued: int) -> None:
         idle = sum(not worker.pending for worker in self._workers)
         for _ in range(min(self._limit - len(self._workers), queued - idle)):
-            worker = _Worker(self._starter.submit(self._start).result())
-            self._workers.append(worker)
-            selector.register(worker.reply_pipe, selectors.EVENT_READ, worker)
+            self._workers.append(self._starter.submit(self._start).result())
 
-    def _start(self) -> subprocess.Popen[bytes]:
+    def _start(self) -> _Worker:
         settings = {
             "function": self._function,
             "parent": os.getpid(),
@@ -181,73 +169,52 @@ class KillablePool:
             f"import sys; sys.path[:] = {sys.path!r}; "
             f"from luspo_cli.grading.pool_worker import main; main({json.dumps(settings)!r})"
         )
+        its_requests, requests = Pipe(duplex=False)
+        replies, its_replies = Pipe(duplex=False)
         try:
-            process = subprocess.Popen(
-                [sys.executable, "-c", code],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                bufsize=0,
-                env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
-                start_new_session=True,  # Ctrl-C on the terminal is for the parent alone
-            )
+            with its_requests, its_replies:
+                process = subprocess.Popen(
+                    [sys.executable, "-c", code],
+                    stdin=its_requests.fileno(),
+                    stdout=its_replies.fileno(),
+                    stderr=subprocess.DEVNULL,
+                    env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+                    start_new_session=True,  # Ctrl-C on the terminal is for the parent alone
+                )
         except OSError as error:
             raise RunError(f"A verification worker could not be started: {error.strerror or error}.") from error
-        assert process.stdout is not None
-        os.set_blocking(process.stdout.fileno(), False)
-        return process
+        return _Worker(process, requests, replies)
 
     def _send_chunk(self, worker: _Worker, tasks: Sequence[tuple[Any, ...]], queue: deque[int]) -> None:
         # Small enough that every worker gets several chunks, so that none waits long behind another's slow task.
         size = max(1, min(_LONGEST_CHUNK, len(queue) // (4 * self._limit)))
         worker.pending.extend(queue.popleft() for _ in range(min(size, len(queue))))
-        body = pickle.dumps([tuple(tasks[number]) for number in worker.pending])
         worker.since = time.monotonic()
-        assert worker.process.stdin is not None
-        frame = memoryview(LENGTH.pack(len(body)) + body)
-        # An idle worker reads a whole frame before it answers, so this cannot block for good; where it has died, the
-        # end of its reply pipe says so.
+        # An idle worker reads a whole chunk before it answers, so this cannot block for good; where it has died, the
+        # end of its replies says so.
         with contextlib.suppress(BrokenPipeError):
-            while frame:
-                frame = frame[worker.process.stdin.write(frame) or 0 :]
+            worker.requests.send([tuple(tasks[number]) for number in worker.pending])
 
     def _receive(self, worker: _Worker, done: list[tuple[int, Outcome]]) -> bool:
-        """Take in every whole reply; return False where the worker's pipe has ended."""
-        alive = True
-        while True:
-            try:
-                data = os.read(worker.reply_pipe, _READ_BYTES)
-            except BlockingIOError:
-                break
-            if not data:
-                alive = False
-                break
-            worker.unread += data
-        start = 0
-        while len(worker.unread) - start >= LENGTH.size:
-            (length,) = LENGTH.unpack_from(worker.unread, start)
-            end = start + LENGTH.size + length
-            if len(worker.unread) < end:
-                break
-            kind, content = pickle.loads(worker.unread[start + LENGTH.size : end])
-            start = end
-            worker.since = time.monotonic()
-            if kind == "ready":
-                worker.ready = True
-            elif kind == "failed":
-                raise RunError(f"A verification worker could not load {self._function}: {content}.")
-            else:
-                outcome = Outcome(content) if kind == "value" else Outcome(crashed=True, error=content)
-                done.append((worker.pending.popleft(), outcome))
-                worker.completed += 1
-        del worker.unread[:start]
-        return alive
+        """Take in every reply that is there; return False where the worker has ended."""
+        try:
+            while worker.replies.poll():
+                kind, content = worker.replies.recv()
+                worker.since = time.monotonic()
+                if kind == "ready":
+                    worker.ready = True
+                elif kind == "failed":
+                    raise RunError(f"A verification worker could not load {self._function}: {content}.")
+                else:
+                    outcome = Outcome(content) if kind == "value" else Outcome(crashed=True, error=content)
+                    done.append((worker.pending.popleft(), outcome))
+                    worker.completed += 1
+        except (EOFError, OSError):
+            return False
+        return True
 
-    def _lose(
-        self, worker: _Worker, done: list[tuple[int, Outcome]], queue: deque[int], selector: selectors.BaseSelector
-    ) -> None:
+    def _lose(self, worker: _Worker, done: list[tuple[int, Outcome]], queue: deque[int]) -> None:
         """Replace a worker that ended by itself; the task it ran is tried once more, then it has crashed."""
-        selector.unregister(worker.reply_pipe)
         status = self._discard(worker)
         if not worker.ready:
             self._failed_starts += 1
@@ -264,9 +231,7 @@ class KillablePool:
                 self._tried.add(worker.pending[0])
             queue.extendleft(reversed(worker.pending))
 
-    def _kill_overdue(
-        self, done: list[tuple[int, Outcome]], queue: deque[int], selector: selectors.BaseSelector
-    ) -> None:
+    def _kill_overdue(self, done: list[tuple[int, Outcome]], queue: deque[int]) -> None:
         now = time.monotonic()
         for worker in list(self._workers):
             limit = self._limit_of(worker)
@@ -276,7 +241,6 @@ class KillablePool:
                 raise RunError(
                     f"A verification worker was not ready after {START_LIMIT_S:.0f} s; the machine is overloaded."
                 )
-            selector.unregister(worker.reply_pipe)
             worker.process.kill()
             running = worker.pending[0]
             self._receive(worker, done)  # it may have answered in the very last moment
@@ -310,13 +274,10 @@ def _import_path(function: Callable[..., Any]) -> str:
 
 
 def _end_worker(worker: _Worker) -> int:
-    process = worker.process
-    process.kill()
-    status = process.wait()
-    for pipe in (process.stdin, process.stdout):
-        if pipe is not None:
-            with contextlib.suppress(OSError):
-                pipe.close()
+    worker.process.kill()
+    status = worker.process.wait()
+    worker.requests.close()
+    worker.replies.close()
     return status
 
 

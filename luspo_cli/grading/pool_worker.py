@@ -1,4 +1,4 @@
-"""The child side of `workers.KillablePool`: read a chunk of tasks, answer each one as soon as it is done.
+"""The child side of `pool.KillablePool`: read a chunk of tasks, answer each one as soon as it is done.
 
 It must not outlive its parent even while a task holds the interpreter lock inside C code, where no Python thread or
 handler runs: on Linux the kernel kills it when the parent's spawning thread ends, and everywhere a CPU limit renewed
@@ -12,15 +12,13 @@ import ctypes
 import importlib
 import json
 import os
-import pickle
 import resource
 import signal
-import struct
 import sys
 from collections.abc import Callable
-from typing import Any, BinaryIO
+from multiprocessing.connection import Connection
+from typing import Any
 
-LENGTH = struct.Struct("!I")
 _PR_SET_PDEATHSIG = 1
 _CPU_MARGIN_S = 2
 
@@ -30,8 +28,7 @@ def main(settings_text: str) -> None:
     settings = json.loads(settings_text)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _die_with_parent(settings["parent"])
-    requests = os.fdopen(os.dup(0), "rb")
-    replies = os.dup(1)
+    requests, replies = Connection(os.dup(0), writable=False), Connection(os.dup(1), readable=False)
     # A task that prints must not write into the reply pipe, nor onto the user's terminal.
     quiet = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
@@ -45,10 +42,11 @@ def main(settings_text: str) -> None:
     if settings["memory_bytes"]:
         _limit(resource.RLIMIT_AS, settings["memory_bytes"])
     _send(replies, ("ready", ""))
-    while (chunk := _read_frame(requests)) is not None:
-        for arguments in pickle.loads(chunk):
-            _limit_cpu(settings["timeout_s"])
-            _send(replies, _run(function, arguments))
+    with contextlib.suppress(EOFError):
+        while True:
+            for arguments in requests.recv():
+                _limit_cpu(settings["timeout_s"])
+                _send(replies, _run(function, arguments))
 
 
 def _run(function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[str, Any]:
@@ -71,26 +69,13 @@ def _resolve(path: str) -> Callable[..., Any]:
     return found
 
 
-def _send(replies: int, reply: tuple[str, Any]) -> None:
+def _send(replies: Connection, reply: tuple[str, Any]) -> None:
     try:
-        body = pickle.dumps(reply)
-    except Exception as error:
-        body = pickle.dumps(("raised", f"the result cannot be pickled: {error}"[:500]))
-    frame = memoryview(LENGTH.pack(len(body)) + body)
-    try:
-        while frame:
-            frame = frame[os.write(replies, frame) :]
+        replies.send(reply)
     except BrokenPipeError:
         os._exit(0)
-
-
-def _read_frame(requests: BinaryIO) -> bytes | None:
-    header = requests.read(LENGTH.size)
-    if len(header) < LENGTH.size:
-        return None
-    (length,) = LENGTH.unpack(header)
-    body = requests.read(length)
-    return body if len(body) == length else None
+    except Exception as error:
+        replies.send(("raised", f"the result cannot be pickled: {error}"[:500]))
 
 
 def _die_with_parent(parent: int) -> None:

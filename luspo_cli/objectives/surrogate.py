@@ -25,11 +25,7 @@ class SurrogateLoss(NamedTuple):
 
 
 def clip_surrogate(
-    ratio: torch.Tensor,
-    advantages: torch.Tensor,
-    clip_low: float,
-    clip_high: float,
-    dual_clip: float | None = None,
+    ratio: torch.Tensor, advantages: torch.Tensor, clip_low: float, clip_high: float, dual_clip: float | None = None
 ) -> SurrogateLoss:
     """−min(r·A, clip(r, 1−clip_low, 1+clip_high)·A); where A < 0 and dual_clip = c, not above −c·A."""
     clipped_high = (ratio > 1 + clip_high) & (advantages > 0)

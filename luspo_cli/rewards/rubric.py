@@ -52,8 +52,10 @@ class Rubric:
         for problem, rollout in zip(problems, rollouts, strict=True):
             if problem.id != rollout.problem_id:
                 raise ValueError(f"rollout of {rollout.problem_id} given beside problem {problem.id}")
-        verdicts = self._judge(problems, rollouts)
-        return [self._reward(rollout, verdict) for rollout, verdict in zip(rollouts, verdicts, strict=True)]
+        return [
+            self._reward(rollout.response, rollout.response_length, rollout.truncated, rollout.thought_open, verdict)
+            for rollout, verdict in zip(rollouts, self._judge(problems, rollouts), strict=True)
+        ]
 
     def score_groups(
         self, problems: Sequence[Problem], groups: Sequence[Sequence[Rollout]]
@@ -78,7 +80,7 @@ class Rubric:
             verdict = score_exact(response, gold, ended=not truncated)
         else:
             (verdict,) = self._grader.judge([Response(response, gold, mark, thought_open)])
-        return self._total(response, length, truncated, thought_open, verdict)
+        return self._reward(response, length, truncated, thought_open, verdict)
 
     def check_golds(self, problems: Sequence[Problem]) -> list[str]:
         """Return the ids of problems whose gold answer no response can match: empty, or not readable as mathematics."""
@@ -95,21 +97,15 @@ class Rubric:
                 score_exact(rollout.response, problem.answer, ended=not rollout.truncated)
                 for problem, rollout in zip(problems, rollouts, strict=True)
             ]
-        marks = {
-            problem.id: mark_of_prompt(turn.content for turn in problem.prompt)
-            for problem in {problem.id: problem for problem in problems}.values()
-        }
-        return self._grader.judge(
-            [
-                Response(rollout.response, problem.answer, marks[problem.id], rollout.thought_open)
-                for problem, rollout in zip(problems, rollouts, strict=True)
-            ]
-        )
+        once = {problem.id: problem for problem in problems}
+        marks = {name: mark_of_prompt(turn.content for turn in problem.prompt) for name, problem in once.items()}
+        responses = [
+            Response(rollout.response, problem.answer, marks[problem.id], rollout.thought_open)
+            for problem, rollout in zip(problems, rollouts, strict=True)
+        ]
+        return self._grader.judge(responses)
 
-    def _reward(self, rollout: Rollout, verdict: Verdict) -> Reward:
-        return self._total(rollout.response, rollout.response_length, rollout.truncated, rollout.thought_open, verdict)
-
-    def _total(self, response: str, length: int, truncated: bool, thought_open: bool, verdict: Verdict) -> Reward:
+    def _reward(self, response: str, length: int, truncated: bool, thought_open: bool, verdict: Verdict) -> Reward:
         config = self._config
         accuracy = float(verdict.correct)
         form = format_reward(response, config.format, thought_open=thought_open)

@@ -27,17 +27,12 @@ class Sampler(Protocol):
     """Draws `group_size` rollouts for each prompt, groups in the order of the prompts."""
 
     def sample_groups(
-        self,
-        prompts: Sequence[Prompt],
-        options: SamplingOptions,
-        on_progress: Callable[[int], None] | None = None,
+        self, prompts: Sequence[Prompt], options: SamplingOptions, on_progress: Callable[[int], None] | None = None
     ) -> list[list[Rollout]]:
         """Return [number of prompts][group_size] rollouts; `on_progress` hears the count of finished rollouts.
 
         `prompts` may make each prompt when it is asked for: ask once, and let its images go as soon as they are not needed.
         """
-        ...
 
     def load_weights(self, policy: Any) -> None:
         """Take over the policy's current weights."""
-        ...

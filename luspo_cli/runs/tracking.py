@@ -49,11 +49,9 @@ class Writer(Protocol):
 
     def write(self, step: int, numbers: Mapping[str, float]) -> None:
         """Hand over the numbers of one step; what reaches a file or a service may follow a little later."""
-        ...
 
     def close(self, failed: bool) -> None:
         """Send what is left and let go; `failed`: the run ends with an error."""
-        ...
 
 
 class TensorboardWriter:

@@ -370,4 +370,5 @@ DIFFERENT_BOTH_WAYS = [
     ("D", "(D) 4, (B) 9"),
     ("D", "D: 4 or B: 9"),
     ("D", "(D) is wrong"),
+    (r"\cos^2 x", r"\cos\log_2 e999^ x"),
 ]

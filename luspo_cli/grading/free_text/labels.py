@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from luspo_cli.grading.answers import final_text, has_box, last_boxed
+from luspo_cli.grading.answers import final_text, has_box, last_boxed, last_match
 from luspo_cli.grading.free_text.choices import named_texts, read_choice, unknowable
 from luspo_cli.grading.free_text.options import options_in_question
 from luspo_cli.grading.free_text.segments import Place, declines, ends, last_sentence, letter_pattern, segments
@@ -179,9 +179,7 @@ def _distinct(letters: str) -> frozenset[str]:
 
 def _without_echo(text: str, question: str) -> str:
     """What follows the last "answer:" where the question's own words stand in front of it."""
-    last = None
-    for last in _ECHO_END.finditer(text):  # noqa: B007 - the last match is what is wanted
-        pass
+    last = last_match(_ECHO_END, text)
     if last is None:
         return text
     asked = _letters_only(question)[:60]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 
-from luspo_cli.grading.answers import final_text, has_box, last_boxed
+from luspo_cli.grading.answers import final_text, has_box, last_boxed, last_match
 from luspo_cli.grading.free_text.choices import choice_position, read_choice
 from luspo_cli.grading.free_text.segments import answer_tails, ends, letter_pattern
 
@@ -44,9 +44,7 @@ def read_letter(response: str, options: Mapping[str, str], question: str = "") -
     if shown is None or not shown.strip():
         return None
     text = ends(shown.strip())
-    template = None
-    for template in _TEMPLATE.finditer(text):  # noqa: B007 - the last match is what is wanted
-        pass
+    template = last_match(_TEMPLATE, text)
     if template is not None:
         return _among(template[1], options)
     if has_box(shown):

@@ -12,7 +12,7 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
-from luspo_cli.grading.answers import final_text, has_box, last_boxed
+from luspo_cli.grading.answers import final_text, has_box, last_boxed, last_match
 
 _TAIL_LIMIT = 400
 """Characters after an answer phrase that may hold the answer."""
@@ -273,9 +273,7 @@ def _claims(text: str, question: str) -> Iterator[tuple[int, Segment]]:
 
     Of several sentences that repeat equally many words the last counts; one that repeats less than half is left out.
     """
-    conclusion = None
-    for conclusion in _CONCLUSION.finditer(text):  # noqa: B007 - the last match is what is wanted
-        pass
+    conclusion = last_match(_CONCLUSION, text)
     if conclusion is not None:
         tail = text[conclusion.end() : conclusion.end() + _TAIL_LIMIT]
         yield conclusion.end(), Segment(Place.CONCLUSION, first_sentence(tail))

@@ -219,18 +219,15 @@ class _Comparison:
             return self.in_order(gold.items, answer.items, nesting)
         if isinstance(gold, Ratio) or isinstance(answer, Ratio):
             return self.ratios(gold, answer)
-        named = _by_name(gold), _by_name(answer)
-        if named != (None, None):
-            return self.assignments(gold, named[0], answer, named[1], nesting)
+        if _by_name(gold) or _by_name(answer):
+            return self.assignments(gold, answer, nesting)
         column = [shape for shape in (gold, answer) if isinstance(shape, Matrix) and len(shape.rows[0]) == 1]
         if len(column) == 1 and any(isinstance(shape, Ordered) and shape.opener == "(" for shape in (gold, answer)):
             # A vector may be written as a column or between round brackets.
-            entries = [_entries(shape) for shape in (gold, answer)]
-            return self.in_order(entries[0], entries[1], nesting)
-        if isinstance(gold, Matrix) and isinstance(answer, Matrix):
-            if len(gold.rows) != len(answer.rows):
-                return None
             return self.in_order(_entries(gold), _entries(answer), nesting)
+        if isinstance(gold, Matrix) and isinstance(answer, Matrix):
+            same = len(gold.rows) == len(answer.rows)
+            return self.in_order(_entries(gold), _entries(answer), nesting) if same else None
         if isinstance(gold, Unordered) and isinstance(answer, Unordered) and gold.union == answer.union:
             if gold.braces and answer.braces:
                 return self.as_sets(gold.items, answer.items, nesting)
@@ -244,7 +241,7 @@ class _Comparison:
                 if isinstance(item, Unordered):  # {{1}} and {1} are two sets
                     return None
                 pair: tuple[Shape, Shape] = (item, other) if one is gold else (other, item)
-                return Reason.STRUCTURAL if _same_spelling(*pair) else self.shapes(pair[0], pair[1], nesting + 1)
+                return Reason.STRUCTURAL if _same_spelling(*pair) else self.shapes(*pair, nesting + 1)
         return None
 
     def in_order(self, gold: Sequence[str], answer: Sequence[str], nesting: int) -> Reason | None:
@@ -290,23 +287,16 @@ class _Comparison:
             return None
         return Reason.SYMBOLIC if same_ratio(first, second) else None
 
-    def assignments(
-        self, gold: Shape, named: dict[str, str] | None, answer: Shape, other: dict[str, str] | None, nesting: int
-    ) -> Reason | None:
+    def assignments(self, gold: Shape, answer: Shape, nesting: int) -> Reason | None:
         """Compare x = 1, y = 2 with its like, or with (1,2) in the alphabetical order of the names."""
-        if named is not None and other is not None:
-            if named.keys() != other.keys():
-                return None
-            return self.in_order(
-                [named[name] for name in sorted(named)], [other[name] for name in sorted(named)], nesting
-            )
-        if not all(
-            found or isinstance(shape, Ordered | Unordered) for shape, found in ((gold, named), (answer, other))
-        ):
+        first, second = _by_name(gold), _by_name(answer)
+        if first and second and first.keys() != second.keys():
+            return None
+        if not all(isinstance(shape, Ordered | Unordered) for shape in (gold, answer)):
             return None
         values = [
-            [found[name] for name in sorted(found)] if found else _entries(shape)
-            for shape, found in ((gold, named), (answer, other))
+            [named[name] for name in sorted(named)] if named else _entries(shape)
+            for shape, named in ((gold, first), (answer, second))
         ]
         return self.in_order(values[0], values[1], nesting)
 

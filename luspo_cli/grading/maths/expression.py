@@ -8,6 +8,7 @@ constants.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
@@ -22,6 +23,7 @@ Tree = tuple[Any, ...]
 ("pow", base, exponent) · ("call", function, trees)"""
 
 _OPEN = {"(": ")", "[": "]", "{": "}"}
+_SIGNS = (("char", "+"), ("char", "-"))
 
 
 def parse_expression(text: str) -> Tree:
@@ -68,38 +70,32 @@ class _Parser:
             raise NotUnderstood(f"{value} is missing")
 
     def sum(self) -> Tree:
-        terms = [self.signed_term()]
-        while self.peek() in (("char", "+"), ("char", "-")):
-            terms.append(self.signed_term())
+        terms = [self.signed(self.term)]
+        while self.peek() in _SIGNS:
+            terms.append(self.signed(self.term))
         return add(*terms)
 
-    def signed_term(self) -> Tree:
+    def signed(self, read: Callable[[], Tree]) -> Tree:
+        """Signs, as many as there are, and then what `read` reads: 2^-1, 3*-x, --5."""
         minus = False
-        while self.peek() in (("char", "+"), ("char", "-")):
+        while self.peek() in _SIGNS:
             minus ^= self.next()[1] == "-"
-        term = self.term()
-        return negative(term) if minus else term
+        tree = read()
+        return negative(tree) if minus else tree
 
     def term(self) -> Tree:
         factors = [self.power()]
         while True:
             if self.accept("*"):
-                factors.append(self.signed_factor())
+                factors.append(self.signed(self.power))
             elif self.accept("/"):
-                factors.append(("inv", self.signed_factor()))
+                factors.append(("inv", self.signed(self.power)))
             elif self.starts_factor():
                 if self.peek()[0] == "num":
                     raise NotUnderstood("two numbers side by side")
                 factors.append(self.power())
             else:
                 return mul(*factors)
-
-    def signed_factor(self) -> Tree:
-        minus = False
-        while self.peek() in (("char", "+"), ("char", "-")):
-            minus ^= self.next()[1] == "-"
-        factor = self.power()
-        return negative(factor) if minus else factor
 
     def starts_factor(self) -> bool:
         kind, value = self.peek()
@@ -111,7 +107,7 @@ class _Parser:
         base = self.postfix()
         if self.accept("^"):
             self.deeper()
-            base = self.factorial(("pow", base, self.exponent()))
+            base = self.factorial(("pow", base, self.signed(self.power)))
             self.depth -= 1
         return base
 
@@ -126,14 +122,6 @@ class _Parser:
         if self.peek() == ("char", "!"):  # 5!! is the double factorial to one and (5!)! to another
             raise NotUnderstood("!!")
         return ("call", "factorial", (tree,))
-
-    def exponent(self) -> Tree:
-        """One TeX argument, or in plain text a signed power: 2^10, 2^-1, 2^{10}, 2^x."""
-        minus = False
-        while self.peek() in (("char", "-"), ("char", "+")):
-            minus ^= self.next()[1] == "-"
-        exponent = self.power()
-        return negative(exponent) if minus else exponent
 
     def postfix(self) -> Tree:
         return self.factorial(self.inside())
@@ -168,9 +156,9 @@ class _Parser:
         raise NotUnderstood(value)
 
     def number_or_mixed(self, text: str) -> Tree:
-        if len(text) > MAX_DIGITS:
-            raise NotUnderstood("a number of too many digits")
-        value = Fraction(text + "0" if text.endswith(".") else text)
+        if len(text) > MAX_DIGITS or text[0] in "eE":  # \log_2e3 takes the 2 alone, and leaves an exponent behind
+            raise NotUnderstood("a number of too many digits, or an exponent without one")
+        value = Fraction(text)
         if self.peek() == ("command", "frac") and "." not in text:
             start = self.at
             self.next()
@@ -256,13 +244,12 @@ class _Parser:
         elif base is not None:
             tree = mul(("call", "ln", arguments), ("inv", ("call", "ln", (base,))))
         elif inverse:
-            return ("call", "arc" + name, arguments) if name in ("sin", "cos", "tan") else self.refuse(name)
+            if name not in ("sin", "cos", "tan"):
+                raise NotUnderstood(name)
+            return ("call", "arc" + name, arguments)
         else:
-            tree = ("call", {"lg": "log10", "log": "log"}.get(name, name), arguments)
+            tree = ("call", "log10" if name == "lg" else name, arguments)
         return ("pow", tree, power) if power is not None else tree
-
-    def refuse(self, name: str) -> Tree:
-        raise NotUnderstood(name)
 
     def exponent_of_function(self) -> Tree:
         kind, value = self.peek()
@@ -280,14 +267,14 @@ class _Parser:
             self.expect(closer)
             return tuple(arguments)
         if self.peek() == ("char", "-"):
-            return (self.signed_factor(),)
+            return (self.signed(self.power),)
         factors = [self.power()]
         while self.peek()[0] in ("num", "letter") or (self.peek()[0] == "command" and self.peek()[1] not in FUNCTIONS):
             if self.peek()[1] in ("rfloor", "rceil"):
                 break
             factors.append(self.power())
         if self.accept("/"):  # \sin x/2
-            factors.append(("inv", self.signed_factor()))
+            factors.append(("inv", self.signed(self.power)))
         return (mul(*factors),)
 
     def argument(self) -> Tree:
@@ -299,7 +286,7 @@ class _Parser:
                 self.tokens[self.at - 1] = ("num", value[1:])
                 self.at -= 1
                 return number(int(value[0]))
-            return number(Fraction(value + "0" if value.endswith(".") else value))
+            return number(Fraction(value))
         return self.inside()
 
 
@@ -307,25 +294,15 @@ def _is_plain_integer(tree: Tree) -> bool:
     return tree[0] == "num" and tree[1].denominator == 1 and tree[1] >= 0
 
 
-def symbols(tree: Tree) -> set[str]:
-    """Return the names of the free symbols."""
-    if tree[0] == "sym":
+def names(tree: Tree, kind: str) -> set[str]:
+    """Return the names of the free symbols (`kind` sym) or of the constants (const) in `tree`."""
+    if tree[0] == kind:
         return {tree[1]}
     found: set[str] = set()
     for child in tree[1:]:
         if isinstance(child, tuple):
-            found |= symbols(child) if child and isinstance(child[0], str) else set().union(*map(symbols, child))
-    return found
-
-
-def constants(tree: Tree) -> set[str]:
-    """Return the names of the constants in `tree`."""
-    if tree[0] == "const":
-        return {tree[1]}
-    found: set[str] = set()
-    for child in tree[1:]:
-        if isinstance(child, tuple):
-            found |= constants(child) if child and isinstance(child[0], str) else set().union(*map(constants, child))
+            parts = [child] if child and isinstance(child[0], str) else child
+            found = found.union(*(names(part, kind) for part in parts))
     return found
 
 

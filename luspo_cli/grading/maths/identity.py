@@ -16,7 +16,7 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
-from luspo_cli.grading.maths.expression import Tree, constants, mul, negative, number, symbols
+from luspo_cli.grading.maths.expression import Tree, mul, names, negative, number
 
 _DIGITS = (60, 120)
 _MAX_POWER_DIGITS = 3_000
@@ -33,10 +33,12 @@ def same_function(first: Tree, second: Tree) -> bool:
     """Return whether the two trees are equal everywhere; False where neither can be evaluated."""
     if first == second:
         return True
-    exact = _exact_pair(first, second)
-    if exact is not None:
-        return exact
-    return _agree(first, second, _difference_vanishes)
+    try:
+        return exact_value(first) == exact_value(second)
+    except Undefined:
+        return False
+    except TypeError:  # not of rational operations alone
+        return _agree(first, second)
 
 
 def real_value(tree: Tree) -> Any:
@@ -59,17 +61,17 @@ def same_number(first: Any, second: Any) -> bool:
 
 def proportional(first: Tree, second: Tree) -> bool:
     """Return whether first = k * second for one constant k other than 0, as two equations f = 0 of one solution set."""
-    names = sorted(symbols(first) | symbols(second))
-    if not names:
+    free = sorted(names(first, "sym") | names(second, "sym"))
+    if not free:
         return False
-    anchor = _points(names, 1)[0]
+    anchor = _points(free, 1)[0]
     for digits in _DIGITS:
         evaluator = _evaluator(digits)
         try:
             a0, b0 = evaluator.value(first, anchor), evaluator.value(second, anchor)
             if _negligible(evaluator, a0) or _negligible(evaluator, b0):
                 return False
-            for point in _points(names, 7)[1:]:
+            for point in _points(free, 7)[1:]:
                 a, b = evaluator.value(first, point), evaluator.value(second, point)
                 scale = abs(a * b0) + abs(b * a0)
                 if abs(a * b0 - b * a0) > scale * evaluator.context.mpf(10) ** (20 - digits):
@@ -85,15 +87,6 @@ def same_ratio(first: Sequence[Tree], second: Sequence[Tree]) -> bool:
     if any(same_function(term, zero) for term in (*first, *second)):
         return False
     return all(same_function(mul(first[0], b), mul(second[0], a)) for a, b in zip(first[1:], second[1:], strict=True))
-
-
-def _exact_pair(first: Tree, second: Tree) -> bool | None:
-    try:
-        return exact_value(first) == exact_value(second)
-    except Undefined:
-        return False
-    except TypeError:
-        return None
 
 
 def exact_value(tree: Tree) -> Fraction:
@@ -143,25 +136,25 @@ def _bounded(value: Fraction) -> Fraction:
     return value
 
 
-def _agree(first: Tree, second: Tree, vanishes: Any) -> bool:
-    names = sorted(symbols(first) | symbols(second))
-    imaginary = "i" in constants(first) | constants(second)
+def _agree(first: Tree, second: Tree) -> bool:
+    free = sorted(names(first, "sym") | names(second, "sym"))
+    imaginary = "i" in names(first, "const") | names(second, "const")
     low, high = _evaluator(_DIGITS[0]), _evaluator(_DIGITS[1])
     compared = 0
-    for place, point in enumerate(_points(names, 9 if names else 1)):
+    for place, point in enumerate(_points(free, 9 if free else 1)):
         try:
             values = [evaluator.value(tree, point) for evaluator in (low, high) for tree in (first, second)]
         except Undefined:
-            if not names:
+            if not free:
                 return False
             continue
         mixed_signs = place >= 4
         if mixed_signs and not imaginary and not all(low.is_real(value) for value in values):
             continue
-        if not vanishes(values, high):
+        if not _difference_vanishes(values, high):
             return False
         compared += 1
-    return compared >= (4 if names else 1)
+    return compared >= (4 if free else 1)
 
 
 def _difference_vanishes(values: list[Any], high: _Evaluator) -> bool:

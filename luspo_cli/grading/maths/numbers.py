@@ -62,7 +62,7 @@ def _pick(groups: dict[str, str | None], *names: str) -> str:
 
 
 def _decimal(text: str, repeating: str | None) -> Fraction:
-    value = Fraction(text + "0" if text.endswith(".") else text)
+    value = Fraction(text)
     if repeating is None:
         return value
     digits = "".join(character for character in repeating if character.isdigit())

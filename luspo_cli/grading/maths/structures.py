@@ -75,20 +75,8 @@ Shape = Expression | InBase | Ordered | Unordered | Ratio | Matrix | Equation
 
 _BASED = re.compile(r"\(?([0-9A-Za-z]+)\)?_\{?(?:base)?([0-9]{1,2}|[a-z]+)\}?")
 _BASE_IN_WORDS = re.compile(r"([0-9A-Za-z]+)\(?(?:in)?base-?\{?([0-9]{1,2}|[a-z]+)\}?\)?")
-_BASE_NAMES = {
-    "two": 2,
-    "three": 3,
-    "four": 4,
-    "five": 5,
-    "six": 6,
-    "seven": 7,
-    "eight": 8,
-    "nine": 9,
-    "ten": 10,
-    "eleven": 11,
-    "twelve": 12,
-    "sixteen": 16,
-}
+_BASE_NAME_LIST = "two three four five six seven eight nine ten eleven twelve"
+_BASE_NAMES = {name: base for base, name in enumerate(_BASE_NAME_LIST.split(), start=2)} | {"sixteen": 16}
 _MATRIX = re.compile(r"\\begin\s?\{([pbB]?(?:small)?matrix|array)\}(.*)\\end\s?\{\1\}", re.DOTALL)
 _COLUMNS = re.compile(r"\{[clr|@{}\s]{1,40}\}")
 _ROW_GAP = re.compile(r"\\\\(?:\[[^\]]{0,16}\])?|\\cr\b|\\hline\b")
@@ -175,28 +163,19 @@ def split_top(text: str, separators: tuple[str, ...]) -> list[str]:
     parts: list[str] = []
     depth = start = at = 0
     while at < len(text):
-        character = text[at]
-        if depth == 0:
-            for separator in separators:
-                if text.startswith(separator, at):
-                    # In plain text `<=` and `>=` hold no equals sign of their own.
-                    if separator == "=" and at and text[at - 1] in "<>!:":
-                        continue
-                    parts.append(text[start:at].strip())
-                    at += len(separator)
-                    start = at
-                    break
-            else:
-                separator = ""
-            if separator:
+        if depth == 0 and text.startswith(separators, at):
+            separator = next(one for one in separators if text.startswith(one, at))
+            # In plain text `<=` and `>=` hold no equals sign of their own.
+            if separator != "=" or not at or text[at - 1] not in "<>!:":
+                parts.append(text[start:at].strip())
+                start = at = at + len(separator)
                 continue
-        if character in "([{":
+        if text[at] in "([{":
             depth += 1
-        elif character in ")]}":
+        elif text[at] in ")]}":
             depth = max(0, depth - 1)
         at += 1
-    parts.append(text[start:].strip())
-    return parts
+    return [*parts, text[start:].strip()]
 
 
 def _read_matrix(text: str) -> Matrix | None:

@@ -93,36 +93,12 @@ _VALUE_WORDS = frozenset(
 )  # fmt: skip
 # Words of a sentence: a value before them outside \\text{} is a part of one.
 _SENTENCE_WORDS = _VALUE_WORDS | frozenset(
-    [
-        "to",
-        "of",
-        "if",
-        "when",
-        "for",
-        "where",
-        "with",
-        "is",
-        "are",
-        "about",
-        "approximately",
-        "choose",
-        "positive",
-        "but",
-        "only",
-        "between",
-        "through",
-        "below",
-        "above",
-        "times",
-        "inclusive",
-        "exclusive",
-        "no",
-        "none",
-        "ago",
-        "from",
-        "would",
-    ]
-)
+    (
+        "to", "of", "if", "when", "for", "where", "with", "is", "are", "about", "approximately", "choose", "positive",
+        "but", "only", "between", "through", "below", "above", "times", "inclusive", "exclusive", "no", "none", "ago",
+        "from", "would",
+    )
+)  # fmt: skip
 _MULTIPLIERS = {"dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 _MULTIPLIED = re.compile(rf"(-?[0-9][0-9,]{{0,20}}(?:\.[0-9]{{1,20}})?) ?({'|'.join(_MULTIPLIERS)})s?")
 _UNITS_SQUARED = re.compile(r"(?<=units )(?:squared|cubed)$")

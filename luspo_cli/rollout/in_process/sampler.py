@@ -46,10 +46,7 @@ class InProcessSampler:
 
     @torch.inference_mode()
     def sample_groups(
-        self,
-        prompts: Sequence[Prompt],
-        options: SamplingOptions,
-        on_progress: Callable[[int], None] | None = None,
+        self, prompts: Sequence[Prompt], options: SamplingOptions, on_progress: Callable[[int], None] | None = None
     ) -> list[list[Rollout]]:
         if not prompts:
             return []

@@ -98,10 +98,7 @@ class VllmSampler:
         self._pushes += 1
 
     def sample_groups(
-        self,
-        prompts: Sequence[Prompt],
-        options: SamplingOptions,
-        on_progress: Callable[[int], None] | None = None,
+        self, prompts: Sequence[Prompt], options: SamplingOptions, on_progress: Callable[[int], None] | None = None
     ) -> list[list[Rollout]]:
         if not prompts:
             return []

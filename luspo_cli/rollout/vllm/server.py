@@ -99,10 +99,7 @@ class VllmServerSampler:
             done.result()
 
     def sample_groups(
-        self,
-        prompts: Sequence[Prompt],
-        options: SamplingOptions,
-        on_progress: Callable[[int], None] | None = None,
+        self, prompts: Sequence[Prompt], options: SamplingOptions, on_progress: Callable[[int], None] | None = None
     ) -> list[list[Rollout]]:
         size, rollouts = options.group_size, []
         # Images are held for the groups in flight, not for all prompts.
