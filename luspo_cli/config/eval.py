@@ -6,11 +6,11 @@ no option is set in the file or with `--set`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
 from luspo_cli.config.base import Section
 from luspo_cli.config.evaluation import Blind
@@ -105,13 +105,9 @@ class JudgeConfig(Section):
     workers: int = Field(default=8, ge=1)
     """Requests in flight."""
 
-    @model_validator(mode="after")
-    def _whole(self) -> JudgeConfig:
+    def faults(self) -> Iterator[str]:
         if bool(self.url) != bool(self.model):
-            raise ValueError(
-                "a judge needs both judge.url and judge.model (--judge-url, --judge-model): give the other one too"
-            )
-        return self
+            yield "a judge needs both judge.url and judge.model (--judge-url, --judge-model): give the other one too"
 
 
 class ResponsesConfig(Section):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from luspo_cli.config.base import Section
 
@@ -29,36 +30,28 @@ class VisionShapeConfig(Section):
     full_attention: tuple[int, ...] = Field(default=(), strict=False)
     """Blocks, counted from 0, in which a patch sees its whole image all the same."""
 
-    @model_validator(mode="after")
-    def _tower_fits(self) -> VisionShapeConfig:
+    def faults(self) -> Iterator[str]:
         if not self.depth:
-            named = sorted(self.model_fields_set - {"depth"})
-            changed = [key for key in named if getattr(self, key) != type(self).model_fields[key].default]
-            if changed:
-                raise ValueError(
-                    f"model.shape.vision.{changed[0]} needs model.shape.vision.depth: at 0 there is no tower"
-                )
-            return self
+            for key in self.changed(*sorted(self.model_fields_set)):
+                yield f"model.shape.vision.{key} needs model.shape.vision.depth: at 0 there is no tower"
+            return
         if self.width % (4 * self.heads):
-            raise ValueError(
+            yield (
                 f"model.shape.vision.width = {self.width} is no multiple of 4 times model.shape.vision.heads = {self.heads}:"
                 " half of a head's width is for the row of a patch and half for its column, in pairs"
             )
         if self.family == "qwen2_vl" and self.feed_forward % self.width:
-            raise ValueError(
+            yield (
                 f"model.shape.vision.feed_forward = {self.feed_forward} is no multiple of model.shape.vision.width ="
                 f" {self.width}, which family qwen2_vl needs"
             )
         if self.window < self.patch * self.merge:
-            raise ValueError(
+            yield (
                 f"model.shape.vision.window = {self.window} is smaller than one image token"
                 f" ({self.patch * self.merge} pixels: patch times merge)"
             )
         if outside := [block for block in self.full_attention if not 0 <= block < self.depth]:
-            raise ValueError(
-                f"model.shape.vision.full_attention names block {outside[0]}; there are 0 to {self.depth - 1}"
-            )
-        return self
+            yield f"model.shape.vision.full_attention names block {outside[0]}; there are 0 to {self.depth - 1}"
 
     @property
     def patch_values(self) -> int:
@@ -135,13 +128,11 @@ class LoraConfig(Section):
     )
     """Linear layers of the language model that get an adapter, by the last part of their name."""
 
-    @model_validator(mode="after")
-    def _adapters_are_on(self) -> LoraConfig:
+    def faults(self) -> Iterator[str]:
         for key in self.changed("alpha", "targets") if not self.rank else ():
-            raise ValueError(f"model.lora.{key} needs model.lora.rank: without a rank there are no adapters")
+            yield f"model.lora.{key} needs model.lora.rank: without a rank there are no adapters"
         if len(set(self.targets)) < len(self.targets):
-            raise ValueError(f"model.lora.targets names a layer twice: {', '.join(self.targets)}")
-        return self
+            yield f"model.lora.targets names a layer twice: {', '.join(self.targets)}"
 
 
 class ModelConfig(Section):
@@ -165,15 +156,11 @@ class ModelConfig(Section):
     FSDP2). Changes memory and speed, and the last bits of results."""
     shape: ShapeConfig = ShapeConfig()
 
-    @model_validator(mode="after")
-    def _adapters_fit(self) -> ModelConfig:
+    def faults(self) -> Iterator[str]:
         if self.lora.rank and self.freeze_vision:
-            raise ValueError(
-                "model.freeze_vision changes nothing with model.lora: adapters are on the language model alone"
-            )
+            yield "model.freeze_vision changes nothing with model.lora: adapters are on the language model alone"
         if self.lora.rank and self.sharding == "full":
-            raise ValueError(
+            yield (
                 "model.sharding = full shares out float32 weights and model.lora holds its base in another type: set"
                 " model.sharding = none (the base has no gradients or moments to share out)"
             )
-        return self

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator
 
 from luspo_cli.config.base import Section
 
@@ -79,22 +80,14 @@ class RolloutConfig(Section):
     is a CUDA device and vllm is installed, in-process otherwise."""
     vllm: VllmConfig = VllmConfig()
 
-    @model_validator(mode="after")
-    def _bounds_bind(self) -> RolloutConfig:
+    def faults(self) -> Iterator[str]:
         bounds = ("max_sampling_rounds", "stop_after_steps_without_signal")
         for key in self.changed(*bounds) if not self.dynamic_sampling else ():
-            raise ValueError(
-                f"rollout.{key} needs rollout.dynamic_sampling = true; without it no step has a second round"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _vllm_keys_bind(self) -> RolloutConfig:
+            yield f"rollout.{key} needs rollout.dynamic_sampling = true; without it no step has a second round"
         for key in self.vllm.changed(*VllmConfig.model_fields):
             of_server = key in ("servers", "timeout_s")
             if self.sampler not in (("vllm-server",) if of_server else ("auto", "vllm")):
                 wanted = "vllm-server" if of_server else "vllm"
-                raise ValueError(f"rollout.vllm.{key} needs rollout.sampler = '{wanted}'; nothing else reads it")
+                yield f"rollout.vllm.{key} needs rollout.sampler = '{wanted}'; nothing else reads it"
         if self.sampler == "vllm-server" and not self.vllm.servers:
-            raise ValueError("rollout.sampler = 'vllm-server' needs rollout.vllm.servers: the address of one at least")
-        return self
+            yield "rollout.sampler = 'vllm-server' needs rollout.vllm.servers: the address of one at least"

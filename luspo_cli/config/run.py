@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
 from luspo_cli.config.base import Section
 from luspo_cli.config.data import DataConfig
@@ -76,64 +77,60 @@ class TrainRun(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     run: RunConfig = RunConfig()
 
-    @model_validator(mode="after")
-    def _sections_fit(self) -> TrainRun:
+    def faults(self) -> Iterator[str]:
         rollout, update, data, reward = self.rollout, self.update, self.data, self.reward
         if rollout.problems % update.mini_batches:
-            raise ValueError(
+            yield (
                 f"rollout.problems ({rollout.problems}) must be a multiple of update.mini_batches ({update.mini_batches}):"
                 " a mini-batch holds whole groups"
             )
         if rollout.max_rows < rollout.group_size:
-            raise ValueError(
+            yield (
                 f"rollout.max_rows ({rollout.max_rows}) must be at least rollout.group_size ({rollout.group_size}):"
                 " a group shares its prompt's computation"
             )
         if reward.overlong_buffer >= rollout.max_response_tokens:
-            raise ValueError(
+            yield (
                 f"reward.overlong_buffer ({reward.overlong_buffer}) must be smaller than rollout.max_response_tokens"
                 f" ({rollout.max_response_tokens})"
             )
         if reward.format_weight and reward.format == "none":
-            raise ValueError("reward.format_weight needs reward.format: one of boxed, gsm8k, answer-line")
+            yield "reward.format_weight needs reward.format: one of boxed, gsm8k, answer-line"
         if self.model.path == MADE:
-            self._made_data_fits()
+            yield from self._faults_of_made_data()
         if reward.overlong_weight != 1.0 and not reward.overlong_buffer:
-            raise ValueError(
-                "reward.overlong_weight changes nothing while reward.overlong_buffer is 0: set the buffer too"
-            )
-        self._correction_fits()
+            yield "reward.overlong_weight changes nothing while reward.overlong_buffer is 0: set the buffer too"
+        yield from self._correction_faults()
         if self.rollout.dynamic_sampling and not reward.accuracy_weight:
-            raise ValueError(
+            yield (
                 "rollout.dynamic_sampling looks for groups with right and wrong answers, and reward.accuracy_weight is 0: set"
                 " one of them otherwise"
             )
         if self.model.sharding == "full" and (update.offload_optimizer or update.optimizer != "adamw"):
-            raise ValueError(
+            yield (
                 "model.sharding = full shares out AdamW's moments itself: leave out update.optimizer and"
                 " update.offload_optimizer, or set model.sharding = none"
             )
         if update.ramp_steps > self.run.steps:
-            raise ValueError(f"update.ramp_steps ({update.ramp_steps}) must not exceed run.steps ({self.run.steps})")
+            yield f"update.ramp_steps ({update.ramp_steps}) must not exceed run.steps ({self.run.steps})"
         if self.evaluation.temperature == 0 and self.evaluation.samples > 1:
-            raise ValueError("evaluation.temperature = 0 gives the same response each time: set evaluation.samples = 1")
-        self._made_parts_fit()
+            yield "evaluation.temperature = 0 gives the same response each time: set evaluation.samples = 1"
+        yield from self._faults_of_made_parts()
         if self.evaluation.every and not data.held_out:
-            raise ValueError("evaluation.every needs data.held_out: a file or folder from luspo prepare-data")
+            yield "evaluation.every needs data.held_out: a file or folder from luspo prepare-data"
         if self.model.path == MADE:
-            self._shape_fits()
-        return self
+            yield from self._shape_faults()
 
-    def _correction_fits(self) -> None:
+    def _correction_faults(self) -> Iterator[str]:
         objective, rollout = self.objective, self.rollout
         one_a_sequence = objective.ratio == "sequence" or objective.surrogate == "gmpo"
         if self.update.sampler_correction == "token" and one_a_sequence:
-            raise ValueError(
+            yield (
                 f"update.sampler_correction = 'token' would put the sum of token weights in the place of the length in"
                 f" {objective.name}, whose loss is one number a sequence: set update.sampler_correction = 'sequence'"
             )
         if rollout.sampler != "auto" and (reason := self.correction_refused(rollout.sampler)):
-            raise ValueError(reason)
+            yield reason
 
     def correction_refused(self, sampler: str, *, never_drawn: bool = False) -> str | None:
         """Say why `update.sampler_correction` cannot be had with this sampler, which `rollout.sampler = auto` may stand for.
@@ -149,45 +146,43 @@ class TrainRun(Section):
             " vision model, at this rollout.temperature: set the temperature to 1, or rollout.sampler = 'in-process'"
         )
 
-    def _made_data_fits(self) -> None:
+    def _faults_of_made_data(self) -> Iterator[str]:
         train, has_tower = self.data.train, bool(self.model.shape.vision.depth)
         if train not in MADE_TASKS and not has_tower:
-            raise ValueError(
+            yield (
                 f"model.path = 'made' knows only data.train = '{MADE_TERMS}', or with model.shape.vision '{MADE_PICTURES}' and"
                 " files of problems with images; set model.path for other data"
             )
         if train not in MADE_TASKS and self.reward.verifier != "exact":
-            raise ValueError("model.path = 'made' writes #ANSWER: set reward.verifier = 'exact', or model.path")
+            yield "model.path = 'made' writes #ANSWER: set reward.verifier = 'exact', or model.path"
         if train in MADE_TASKS and (train == MADE_PICTURES) != has_tower:
-            raise ValueError(
+            yield (
                 f"data.train = '{MADE_PICTURES}' and model.shape.vision.depth belong together: a made model has a vision tower"
                 f" for pictures, and none for '{MADE_TERMS}'"
             )
 
-    def _made_parts_fit(self) -> None:
+    def _faults_of_made_parts(self) -> Iterator[str]:
         warmup = self.warmup
         if self.model.path != MADE and warmup != WarmupConfig():
-            raise ValueError("[warmup] is for model.path = 'made' alone: leave it out with another model")
+            yield "[warmup] is for model.path = 'made' alone: leave it out with another model"
         if self.data.train != MADE_TERMS and self.data.profile != "neutral":
-            raise ValueError("data.profile is for data.train = 'made:terms' alone: leave it out with other data")
+            yield "data.profile is for data.train = 'made:terms' alone: leave it out with other data"
         if not warmup.min_accuracy <= warmup.stop_accuracy <= warmup.max_accuracy:
-            raise ValueError(
+            yield (
                 f"warmup.stop_accuracy ({warmup.stop_accuracy}) must lie between warmup.min_accuracy ({warmup.min_accuracy})"
                 f" and warmup.max_accuracy ({warmup.max_accuracy}): no check could pass"
             )
 
-    def _shape_fits(self) -> None:
+    def _shape_faults(self) -> Iterator[str]:
         shape = self.model.shape
         if shape.width % shape.heads:
-            raise ValueError(
-                f"model.shape.width ({shape.width}) must be a multiple of model.shape.heads ({shape.heads})"
-            )
+            yield f"model.shape.width ({shape.width}) must be a multiple of model.shape.heads ({shape.heads})"
         if shape.width // shape.heads % 2:
-            raise ValueError(
+            yield (
                 f"model.shape.width ({shape.width}) over model.shape.heads ({shape.heads}) must be even:"
                 " rotary positions turn pairs of numbers"
             )
         if shape.heads % shape.key_value_heads:
-            raise ValueError(
+            yield (
                 f"model.shape.heads ({shape.heads}) must be a multiple of model.shape.key_value_heads ({shape.key_value_heads})"
             )

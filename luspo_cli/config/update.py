@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from luspo_cli.config.base import Section
 
@@ -46,18 +47,10 @@ class UpdateConfig(Section):
     sampler_correction_cap: float = Field(default=2.0, ge=1)
     """Largest of these weights."""
 
-    @model_validator(mode="after")
-    def _cap_binds(self) -> UpdateConfig:
+    def faults(self) -> Iterator[str]:
         if self.sampler_correction == "none" and self.changed("sampler_correction_cap"):
-            raise ValueError(
+            yield (
                 "update.sampler_correction_cap needs update.sampler_correction = token, sequence or sequence-product"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _one_way_to_save_memory(self) -> UpdateConfig:
         if self.offload_optimizer and self.optimizer != "adamw":
-            raise ValueError(
-                "update.offload_optimizer goes with update.optimizer = 'adamw' alone: 8-bit moments stay on the GPU"
-            )
-        return self
+            yield "update.offload_optimizer goes with update.optimizer = 'adamw' alone: 8-bit moments stay on the GPU"
