@@ -70,9 +70,8 @@ def _run() -> None:
         # An error of a file names it, and is said where the file is written; the streams have no name.
         if error.errno != errno.ENOSPC or error.filename is not None or os.environ.get("LUSPO_DEBUG"):
             raise
-        os.dup2(
-            os.open(os.devnull, os.O_WRONLY), 1
-        )  # what is still buffered must go somewhere, or the exit fails again
+        # What is still buffered must go somewhere, or the exit fails again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         print(f"luspo: cannot write to standard output: {error.strerror}; send it elsewhere", file=sys.stderr)
         sys.exit(1)
     except SystemExit as ended:

@@ -157,9 +157,8 @@ def append(path: Path, content: bytes, then: str = GO_ON) -> None:
                 _write(descriptor, content)
                 os.fsync(descriptor)  # some file systems say only here that the disk is full
             except OSError:
-                with contextlib.suppress(
-                    OSError
-                ):  # a torn line that stays is left out by readers, and removed by --resume
+                # A torn line that stays is left out by readers, and removed by --resume.
+                with contextlib.suppress(OSError):
                     os.ftruncate(descriptor, start)
                 raise
         finally:

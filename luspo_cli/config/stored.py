@@ -38,9 +38,8 @@ def differing_keys(left: Mapping[str, Any], right: Mapping[str, Any]) -> list[tu
     one, other = flatten(left), flatten(right)
     found = []
     for key in sorted({*one, *other}):
-        filled = any(
-            further.startswith(f"{key}.") for further in (*one, *other)
-        )  # an empty table, and what the other holds
+        # An empty table, and what the other holds.
+        filled = any(further.startswith(f"{key}.") for further in (*one, *other))
         if one.get(key) != other.get(key) and not (filled and {} in (one.get(key), other.get(key))):
             found.append((key, one.get(key), other.get(key)))
     return found

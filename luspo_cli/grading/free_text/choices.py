@@ -8,7 +8,7 @@ article "A" or the corner A of a triangle is not a letter.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import islice
 
@@ -81,7 +81,9 @@ def read_choice(response: str, choices: Sequence[str], question: str = "") -> in
         if index is not None:
             return index
         # A number in the box that is no choice is an answer, and none of the listed ones; a stated option still counts.
-        boxed_other = segment.place is Place.BOX and _all_numbers(choices) and stated_number(segment.text) is not None
+        boxed_other = (
+            segment.place is Place.BOX and None not in _quantities(choices) and stated_number(segment.text) is not None
+        )
     open_choice = unknowable(choices)
     if open_choice is not None and declines(visible_text(response, question) or ""):
         return open_choice
@@ -108,20 +110,21 @@ def _read_statement(text: str, choices: Sequence[str], question: str) -> int | N
     if sorted(texts) == ["no", "yes"]:
         answer = states_yes_or_no(text, question)
         return None if answer is None else texts.index("yes" if answer else "no")
+    return next((index for index in _statements(text, choices, question) if index is not None), None)
+
+
+def _statements(text: str, choices: Sequence[str], question: str) -> Iterator[int | None]:
     several = len(named_texts(text, choices, short_words=False)) > 1
-    unsaid = (
-        several and stated_number(text, anchored=True) is None
-    )  # two choices named, and neither as what something is
-    index = None if unsaid else _by_value(text, choices)
-    if index is None:
-        index = choice_by_own_words(text, choices, question)
+    # Two choices named, and neither as what something is: no number of theirs is stated.
+    if not several or stated_number(text, anchored=True) is not None:
+        yield _by_value(text, choices)
+    yield choice_by_own_words(text, choices, question)
     head, comparison, _ = _THAN.sub("\0", text).partition("\0")
-    if index is None and comparison:  # "the sun is larger than the moon" names the sun
-        index = named_text(head, choices, short_words=False)
-    elif index is None:
-        index = choice_by_all_words(text, choices)
-        index = choice_by_a_part(text, choices) if index is None else index
-    return index
+    if comparison:  # "the sun is larger than the moon" names the sun
+        yield named_text(head, choices, short_words=False)
+    else:
+        yield choice_by_all_words(text, choices)
+        yield choice_by_a_part(text, choices)
 
 
 def _by_value(text: str, choices: Sequence[str], *, leading: bool = False) -> int | None:
@@ -139,10 +142,6 @@ def _by_value(text: str, choices: Sequence[str], *, leading: bool = False) -> in
 
 def _quantities(choices: Sequence[str]) -> list[re.Match[str] | None]:
     return [_QUANTITY.fullmatch(_comparable(choice).replace(",", "")) for choice in choices]
-
-
-def _all_numbers(choices: Sequence[str]) -> bool:
-    return None not in _quantities(choices)
 
 
 def _read_segment(text: str, place: Place, choices: Sequence[str]) -> int | None:

@@ -7,6 +7,7 @@ and lists that the question itself prints ("A-E", "(A, B, C, or D)") and an echo
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 from luspo_cli.grading.answers import final_text, has_box, last_boxed, last_match
 from luspo_cli.grading.free_text.choices import named_texts, read_choice, unknowable
@@ -80,56 +81,53 @@ def read_labels(response: str, question: str = "") -> frozenset[str]:
         return frozenset()
     if text != ends(shown) and _ONLY_LOWER.fullmatch(text[:_LONGEST]):
         return frozenset(re.sub(r"[^a-i]", "", text[:_LONGEST]).upper())
+    return next(filter(None, _readings(text, question)), frozenset())
+
+
+def _readings(text: str, question: str) -> Iterator[frozenset[str]]:
+    """What each way to read the labels finds, the most trusted first; empty where it finds none."""
     options = options_in_question(question)
-    texts = list(options.values())
+    texts, names = list(options.values()), list(options)
     last = last_sentence(text)
     text = _NEGATED.sub(" ", text)
-    whole = _stated(text, options)
-    if whole:
-        return whole
+    yield _stated(text, options)
     phrases = list(_PHRASE.finditer(text))
     chosen = [
         phrase for phrase in phrases if not _SENTENCE_BEFORE.search(text[max(0, phrase.start() - 4) : phrase.start()])
     ]
     # "Option C is ..." at the head of a sentence discusses an option, "the best plan is option B" takes one.
     for phrase in reversed([*phrases, *chosen]):
-        found = frozenset(_LETTERS.findall(phrase[1]))
-        if found:
-            return found
+        yield frozenset(_LETTERS.findall(phrase[1]))
     for letters in reversed(_TOGETHER_PHRASE.findall(text)):
         found = _distinct(letters)
-        if found and (not options or found <= options.keys()):
-            return found
-    if _SELECTS_DIGITS.search(question) and (digits := _DIGIT_PHRASE.findall(text)):
-        return frozenset(digits[-1])
+        yield found if not options or found <= options.keys() else frozenset()
+    if _SELECTS_DIGITS.search(question):
+        yield frozenset(_DIGIT_PHRASE.findall(text)[-1:])
     praised = {label for label, quality in _SUPERLATIVE.findall(text) if quality.lower() in question.lower()}
-    if len(praised) == 1:
-        return frozenset(praised)
-    standing = _standing(text)
+    yield frozenset(praised if len(praised) == 1 else ())
     marked = frozenset(_LETTERS.findall("".join(_MARKED.findall(text))))
     leading = _LEADING.match(text)
     if leading is not None and marked <= {leading[1]}:
-        return frozenset(leading[1])
+        yield frozenset(leading[1])
     open_label = unknowable(texts)
     if open_label is not None and not _standing(last) and declines(text):
-        return frozenset(list(options)[open_label])
+        yield frozenset(names[open_label])
     for segment in segments(text, question):
-        if segment.place is Place.CONCLUSION and (concluded := _standing(segment.text)):
-            return concluded
+        if segment.place is Place.CONCLUSION:
+            yield _standing(segment.text)
     for label, option in options.items():  # an option such as "A, B, D, F", whose text is made of labels
         if len(_standing(option)) > 1 and _WHOLE_LABELS.fullmatch(option) and option in text:
-            return frozenset(label)
-    if not texts or len(marked) > 1:
-        return standing
-    named = frozenset(list(options)[position] for position in named_texts(text, texts, short_words=True))
-    if standing and len(named) != 1:
-        return standing
-    if len(named) > 1:
-        return named
-    position = read_choice(text, texts, question[: question.find("(A)")])
-    if position is not None and (not named or list(options)[position] in named):
-        return frozenset(list(options)[position])
-    return standing or named
+            yield frozenset(label)
+    standing = _standing(text)
+    named = frozenset(names[position] for position in named_texts(text, texts, short_words=True))
+    if texts and len(marked) <= 1 and (len(named) == 1 or not standing):
+        if len(named) > 1:
+            yield named
+        position = read_choice(text, texts, question[: question.find("(A)")])
+        if position is not None and (not named or names[position] in named):
+            yield frozenset(names[position])
+        yield standing or named
+    yield standing
 
 
 def _stated(text: str, options: dict[str, str]) -> frozenset[str]:

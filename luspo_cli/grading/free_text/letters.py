@@ -8,7 +8,7 @@ phrase, a marked letter, and a capital standing alone; never the first letter of
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 from luspo_cli.grading.answers import final_text, has_box, last_boxed, last_match
 from luspo_cli.grading.free_text.choices import choice_position, read_choice
@@ -55,23 +55,23 @@ def read_letter(response: str, options: Mapping[str, str], question: str = "") -
     colons = _ANSWER_COLON.findall(text)
     if colons:
         return _among(colons[-1], options)
+    return next(filter(None, _readings(text, options, question)), None)
+
+
+def _readings(text: str, options: Mapping[str, str], question: str) -> Iterator[str | None]:
+    """What each way to read a letter without a mark finds, the most trusted first."""
     for tail in answer_tails(text):
-        letter = short_letter(tail, options)
-        if letter is not None:
-            return letter
+        yield short_letter(tail, options)
     head = _HEAD.match(text)
-    if head is not None and head[1] in options:
-        return head[1]
+    yield head[1] if head is not None and head[1] in options else None
     marked = {letter for letter in _PARENTHESISED.findall(text) if letter in options}
-    if len(marked) == 1:
-        return marked.pop()
+    yield marked.pop() if len(marked) == 1 else None
     texts = list(options.values())
     position = read_choice(text, texts, question) if texts else None
-    if position is not None:
-        return list(options)[position]
+    yield None if position is None else list(options)[position]
     blanked = _SENTENCE_START.sub(lambda match: " " * len(match[0]), text)
     standing = [letter for letter in _STANDING.findall(blanked) if letter in options]
-    return standing[-1] if standing and len(text) <= _SHORT else None
+    yield standing[-1] if standing and len(text) <= _SHORT else None
 
 
 def short_letter(text: str, options: Mapping[str, str]) -> str | None:

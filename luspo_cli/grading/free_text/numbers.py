@@ -8,6 +8,7 @@ Comparison is exact decimal arithmetic: binary rounding never decides a verdict.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from decimal import ROUND_HALF_EVEN, Context, Decimal, InvalidOperation
 
 from luspo_cli.grading.free_text.segments import CLAIMS, Place, ends, first_sentence, segments, sentences, visible_text
@@ -69,33 +70,33 @@ def read_number(response: str, question: str = "") -> str | None:
     Without a box or an answer phrase, in order: the only number in bold, the conclusion ("Therefore ..."), the
     sentence that restates the question, the last sentence, the first one, the last number at all.
     """
+    return next(filter(None, _readings(response, question)), None)
+
+
+def _readings(response: str, question: str) -> Iterator[str | None]:
+    """What each part of the response says, the most trusted first; a box is the last one."""
     year = bool(_ASKS_A_YEAR.search(question)) or (
         _ASKS_WHEN.match(question) is not None and _YEAR.search(response) is not None
     )
-    bold_asked = False
     share = _ASKS_A_SHARE.search(question) is not None
+    bold_asked = False
     for segment in segments(response, question):
         if segment.place is Place.BOX:
             # A box holds an answer, not a sentence: a root in it is no plain number, and none of its parts is meant.
-            return None if _IRRATIONAL.search(segment.text) else stated_number(segment.text, year=year)
+            yield None if _IRRATIONAL.search(segment.text) else stated_number(segment.text, year=year)
+            return
         if segment.place is Place.PHRASE:
-            value = stated_number(first_sentence(segment.text), year=year, leading=True)
-            if value is None:
-                value = stated_number(segment.text, year=year, leading=True)
-        else:
-            value = None
-            if not bold_asked:
-                bold_asked = True
-                value = _only_bold(visible_text(response, question) or "")
-                if value is None and not share:
-                    value = _as_asked(visible_text(response, question) or "", question)
-            if value is None and share and (parts := _OUT_OF.search(segment.text)):
-                value = _quotient(_digits(parts[1]), _digits(parts[2]))
-            if value is None and segment.place is not Place.OPENING:
-                value = stated_number(segment.text, year=year, anchored=segment.place is Place.RESTATING and not year)
-        if value is not None:
-            return value
-    return None
+            yield stated_number(first_sentence(segment.text), year=year, leading=True)
+            yield stated_number(segment.text, year=year, leading=True)
+            continue
+        if not bold_asked:
+            bold_asked, text = True, visible_text(response, question) or ""
+            yield _only_bold(text)
+            yield None if share else _as_asked(text, question)
+        if share and (parts := _OUT_OF.search(segment.text)):
+            yield _quotient(_digits(parts[1]), _digits(parts[2]))
+        if segment.place is not Place.OPENING:
+            yield stated_number(segment.text, year=year, anchored=segment.place is Place.RESTATING and not year)
 
 
 def _as_asked(text: str, question: str) -> str | None:

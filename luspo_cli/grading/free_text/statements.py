@@ -102,9 +102,8 @@ def _compares_sides(said: str, asked: str, *, opposite: bool) -> bool | None:
     before, than, after = _THAN.sub("\0", said).partition("\0")
     said_left, said_right = _content(before), _content(after)
     denied = _NEGATION.search(said) is not None
-    if (
-        not than
-    ):  # "there are more motorbikes" leaves the other side out, as a short answer does; then this side must be whole
+    # "There are more motorbikes" leaves the other side out, as a short answer does; then this side must be whole.
+    if not than:
         alone = 4 * len(said_left & only_left) > 3 * len(only_left) and not said_left & only_right
         return not denied if alone and not opposite else None
     straight = len(said_left & only_left) / len(only_left) + len(said_right & only_right) / len(only_right)

@@ -20,6 +20,7 @@ MAX_ANSWER_CHARACTERS = 2_000
 """A longer text is no short answer: it is compared as it stands and never parsed."""
 
 _THOUSANDS_MARK = re.compile(r"(?<=[0-9])(?:,\s{0,4}\\!|\{,\}|\\,)\s{0,4}(?=[0-9]{3}(?![0-9]))")
+_CURRENCIES = {"€": "euro", "£": "pound sterling", r"\euro": "euro", r"\pounds": "pound sterling", "¥": "yuan"}
 _DEGREES = re.compile(r"\^\s{0,4}(?:\\circ|\{\s{0,4}\\circ\s{0,4}\}|\\degree|\{\s{0,4}\\degree\s{0,4}\})|\\degree")
 _TRIGONOMETRY = re.compile(r"(?<!arc)(?<!a)(?:sin|cos|tan|cot|sec|csc)[ ({]{0,3}(?=[0-9]|\\left)")
 _PLAIN_THOUSANDS = re.compile(r"(?<![0-9.,])([0-9]{1,3}(?:,[0-9]{3})+)(?![0-9,])")
@@ -154,18 +155,11 @@ def _without_currency(text: str) -> tuple[str, str | None]:
     unit = None
     if r"\$" in text:
         unit, text = "dollar", text.replace(r"\$", "")
-    for sign, name in (
-        ("€", "euro"),
-        ("£", "pound sterling"),
-        (r"\euro", "euro"),
-        (r"\pounds", "pound sterling"),
-        ("¥", "yuan"),
-    ):
+    for sign, name in _CURRENCIES.items():
         if sign in text:
             unit, text = name, text.replace(sign, "")
-    if unit is None and re.match(
-        r"-?\$[0-9.,]+$", text
-    ):  # one lone dollar before a number is currency, not a delimiter
+    # One lone dollar before a number is currency, not a delimiter.
+    if unit is None and re.match(r"-?\$[0-9.,]+$", text):
         unit = "dollar"
     if "%" in text:
         unit, text = "percent", text.replace(r"\%", "").replace("%", "")

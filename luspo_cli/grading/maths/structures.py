@@ -118,9 +118,11 @@ def read_shape(text: str) -> Shape:
     parts = split_top(text, (OR, r"\cup"))
     if len(parts) > 1 and all(parts):
         shapes = [read_shape(part) for part in parts]
-        if all(_is_region(shape) for shape in shapes):
-            return Unordered(tuple(_region_text(shape) for shape in shapes), union=True)
-        return Unordered(_expand(parts))
+        intervals = [shape for shape in shapes if isinstance(shape, Ordered) and len(shape.items) == 2]
+        if len(intervals) < len(parts):
+            return Unordered(_expand(parts))
+        texts = (one.opener + ",".join(one.items) + one.closer for one in intervals)
+        return Unordered(tuple(texts), union=True)
     interval = read_inequality(text)
     if interval is not None:
         return interval[0]
@@ -231,26 +233,14 @@ def _expand(items: list[str] | tuple[str, ...]) -> tuple[str, ...]:
     r"""Write each item with \pm as its two values; upper signs go together."""
     out: list[str] = []
     for item in items:
-        if _PLUS_MINUS.search(item) is None or not (_name_first(item) or split_top(item, ("=",)) == [item]):
+        sides = split_top(item, ("=",))
+        # An equation between two expressions stays: only x = a \pm b names two values.
+        if _PLUS_MINUS.search(item) is None or not (sides == [item] or (len(sides) == 2 and is_name(sides[0]))):
             out.append(item)
             continue
         out.append(_PLUS_MINUS.sub(lambda match: "+" if match.group(1) == "pm" else "-", item))
         out.append(_PLUS_MINUS.sub(lambda match: "-" if match.group(1) == "pm" else "+", item))
     return tuple(out)
-
-
-def _name_first(item: str) -> bool:
-    sides = split_top(item, ("=",))
-    return len(sides) == 2 and is_name(sides[0])
-
-
-def _is_region(shape: Shape) -> bool:
-    return isinstance(shape, Ordered) and len(shape.items) == 2
-
-
-def _region_text(shape: Shape) -> str:
-    assert isinstance(shape, Ordered)
-    return shape.opener + ",".join(shape.items) + shape.closer
 
 
 def read_inequality(text: str) -> tuple[Ordered, str] | None:
