@@ -21,7 +21,7 @@ from luspo_cli.evaluation.scorer import EvaluationResult, Finished, score_sample
 
 if TYPE_CHECKING:
     from luspo_cli.evaluation.judge import Judge
-    from luspo_cli.evaluation.runner import Evaluation, Progress
+    from luspo_cli.evaluation.runner import Progress
     from luspo_cli.evaluation.sampling import SamplingModel
     from luspo_cli.evaluation.weights import Weights
 
@@ -132,7 +132,7 @@ def _score_file(config: EvalRun, loaded: dict[str, Benchmark], judge: Judge | No
 def _draw_and_score(
     config: EvalRun, loaded: dict[str, Benchmark], judge: Judge | None, on_progress: Progress | None
 ) -> list[Finished]:
-    from luspo_cli.evaluation.runner import check, evaluate
+    from luspo_cli.evaluation.runner import Evaluation, check, evaluate
     from luspo_cli.evaluation.sampling import load_sampling_model
     from luspo_cli.evaluation.weights import find_weights
 
@@ -169,9 +169,13 @@ def _draw_and_score(
     if fingerprint is None:  # a hub id that is not on this machine yet
         load()
         fingerprint = weights.fingerprint() or weights.path
+    out = Path(config.output.path) if config.output.path else weights.out
     evaluations = []
     for name, benchmark in loaded.items():
-        evaluation = _evaluation(config, name, benchmark, problems[name], weights, fingerprint)
+        prompt = config.benchmark.prompt or benchmark.default_prompt
+        asked = config.benchmark.model_copy(update={"names": (name,), "suite": "", "prompt": prompt})
+        own = config.model_copy(update={"benchmark": asked})
+        evaluation = Evaluation(benchmark, problems[name], own, weights.name, fingerprint, weights.step, out)
         check(evaluation, replace_other=config.output.replace)
         evaluations.append(evaluation)
     return [
@@ -202,36 +206,10 @@ def resolved_sampling(sampling: SamplingConfig, weights: Weights) -> SamplingCon
     return sampling.model_copy(update=decided)
 
 
-def _evaluation(
-    config: EvalRun,
-    name: str,
-    benchmark: Benchmark,
-    problems: list[BenchmarkProblem],
-    weights: Weights,
-    fingerprint: str,
-) -> Evaluation:
-    from luspo_cli.evaluation.runner import Evaluation
-
-    prompt = config.benchmark.prompt or benchmark.default_prompt
-    asked = config.benchmark.model_copy(update={"names": (name,), "suite": "", "prompt": prompt})
-    return Evaluation(
-        benchmark=benchmark,
-        problems=problems,
-        config=config.model_copy(update={"benchmark": asked}),
-        model=weights.name,
-        weights=fingerprint,
-        step=weights.step,
-        out=Path(config.output.path) if config.output.path else weights.out,
-    )
-
-
-def _data(config: EvalRun) -> Path | None:
-    return Path(config.benchmark.data) if config.benchmark.data else None
-
-
 def _problems(config: EvalRun, name: str, benchmark: Benchmark, *, several: bool) -> list[BenchmarkProblem]:
-    data = _data(config)
-    return benchmark.from_hub() if data is None else benchmark.problems(benchmark_data(name, data, several=several))
+    if not config.benchmark.data:
+        return benchmark.from_hub()
+    return benchmark.problems(benchmark_data(name, Path(config.benchmark.data), several=several))
 
 
 def _checked(benchmark: Benchmark, config: EvalRun) -> Benchmark:

@@ -7,13 +7,13 @@ part of the whole and never half a file by accident.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from luspo_cli.data.images import ImageFile, image_file
-from luspo_cli.data.reading import Row
+from luspo_cli.data.reading import Row, read_rows
 from luspo_cli.errors import UsageError
 from luspo_cli.records import ImageSource
 
@@ -78,26 +78,26 @@ def first_problems(problems: Sequence[BenchmarkProblem], limit: int, name: str) 
     return list(problems[:limit] if limit else problems)
 
 
-def data_file(source: Path, names: Sequence[str], benchmark: str) -> Path:
-    """The benchmark's file: `source` itself, or the first of `names` in the folder `source`; raises UsageError."""
-    if source.is_file():
-        return source
-    for name in names:
-        if (source / name).is_file():
-            return source / name
-    raise UsageError(f"{source} holds no {benchmark} data; give a folder with {' or '.join(names)}, or that file.")
+def whole_table(
+    source: Path, files: Sequence[str], columns: Sequence[str], size: int, benchmark: str, *, ids: int = 1
+) -> tuple[Path, list[Row]]:
+    """The benchmark's file (`source`, or the first of `files` in it) and its rows; the first `ids` columns name a row.
 
-
-def check_rows(
-    rows: Sequence[Row], ids: Iterable[str], columns: Sequence[str], size: int, path: Path, benchmark: str
-) -> None:
-    """Raise UsageError unless there are `size` rows, all with `columns`, and no id occurs twice."""
+    Raises:
+        UsageError: there is no such file, or not `size` rows, all with `columns` and each with a name of its own.
+    """
+    path = next((file for file in (source, *(source / name for name in files)) if file.is_file()), None)
+    if path is None:
+        raise UsageError(f"{source} holds no {benchmark} data; give a folder with {' or '.join(files)}, or that file.")
+    rows = list(read_rows(path, id_column=columns[0]))
     for number, row in enumerate(rows, start=1):
         missing = [column for column in columns if column not in row]
         if missing:
             raise UsageError(f"Row {number} of {path} has no '{missing[0]}'; this is not the {benchmark} file.")
-    repeated = [identifier for identifier, count in Counter(ids).items() if count > 1]
+    counts = Counter("/".join(str(row[column]) for column in columns[:ids]) for row in rows)
+    repeated = [name for name, count in counts.items() if count > 1]
     if repeated:
         raise UsageError(f"{path} holds the id '{repeated[0]}' more than once; download it again.")
     if len(rows) != size:
         raise UsageError(f"{path} holds {len(rows):,} rows and {benchmark} has {size:,}; download it again.")
+    return path, rows

@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from luspo_cli.data.prompts import IMAGE_MARK, PromptTemplate
-from luspo_cli.data.reading import read_rows
 from luspo_cli.evaluation.benchmark import Benchmark, BenchmarkProblem, Mode
-from luspo_cli.evaluation.problems import BenchmarkImage, check_rows, data_file
+from luspo_cli.evaluation.problems import BenchmarkImage, whole_table
 from luspo_cli.evaluation.scores import accuracy_by, as_dicts, overall
 from luspo_cli.grading.answers import AnswerMark
 from luspo_cli.grading.free_text.labels import assistant_part, labels_in, read_labels
@@ -59,10 +58,9 @@ class LogicVista(Benchmark):
 
     def problems(self, source: Path) -> list[BenchmarkProblem]:
         """Read dataset.json (object keyed by id)."""
-        path = data_file(source, ("dataset.json", "dataset.jsonl"), self.name)
-        rows = list(read_rows(path, id_column="id"))
         columns = ("id", "imagename", "question", "answer", "skill", "broad_capability", "specific_capability")
-        check_rows(rows, (str(row.get("id")) for row in rows), columns, self.size, path, self.name)
+        files = ("dataset.json", "dataset.jsonl")
+        path, rows = whole_table(source, files, columns, self.size, self.name)
         return [_problem(row, path.parent) for row in rows]
 
     def extract(

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from luspo_cli.data.prompts import IMAGE_MARK, PromptTemplate
-from luspo_cli.data.reading import read_rows
 from luspo_cli.evaluation.benchmark import Benchmark, BenchmarkProblem, Mode
 from luspo_cli.evaluation.benchmarks.mathvista_official import (
     IntegerRule,
@@ -28,7 +27,7 @@ from luspo_cli.evaluation.benchmarks.mathvista_official import (
     short_extraction,
     unread_answer,
 )
-from luspo_cli.evaluation.problems import BenchmarkImage, check_rows, data_file
+from luspo_cli.evaluation.problems import BenchmarkImage, whole_table
 from luspo_cli.evaluation.scores import accuracy_by, as_dicts, overall
 from luspo_cli.grading.answers import AnswerMark
 from luspo_cli.grading.free_text.choices import choice_position, read_choice
@@ -76,10 +75,9 @@ class MathVista(Benchmark):
 
     def problems(self, source: Path) -> list[BenchmarkProblem]:
         """Read testmini.json (object keyed by pid) or a table with its columns."""
-        path = data_file(source, ("testmini.json", "testmini.jsonl", "testmini.parquet"), self.name)
-        rows = list(read_rows(path, id_column="pid"))
         columns = ("pid", "question", "image", "answer", "question_type", "answer_type", "metadata")
-        check_rows(rows, (str(row.get("pid")) for row in rows), columns, self.size, path, self.name)
+        files = ("testmini.json", "testmini.jsonl", "testmini.parquet")
+        path, rows = whole_table(source, files, columns, self.size, self.name)
         return [_problem(row, path.parent) for row in rows]
 
     def prompt(self, problem: BenchmarkProblem, variant: str | None = None) -> tuple[Message, ...]:

@@ -29,7 +29,7 @@ from luspo_cli.data.prompts import IMAGE_MARK, PromptTemplate
 from luspo_cli.data.reading import read_rows
 from luspo_cli.errors import UsageError
 from luspo_cli.evaluation.benchmark import Benchmark, BenchmarkProblem, Mode
-from luspo_cli.evaluation.problems import BenchmarkImage, check_rows, data_file
+from luspo_cli.evaluation.problems import BenchmarkImage, whole_table
 from luspo_cli.evaluation.scores import Cell, accuracy_by, as_dicts, overall
 from luspo_cli.grading.answers import AnswerMark
 from luspo_cli.grading.free_text.letters import official_letter, read_letter, short_letter
@@ -65,11 +65,9 @@ class WeMath(Benchmark):
 
     def problems(self, source: Path) -> list[BenchmarkProblem]:
         """Read testmini.json and, beside it, the concept tree that gives the domains."""
-        path = data_file(source, ("testmini.json", "testmini.jsonl", "testmini.parquet"), self.name)
-        rows = list(read_rows(path, id_column="ID"))
         columns = ("ID", "key", "question", "option", "answer", "image_path", "knowledge concept", "question number")
-        ids = (f"{row.get('ID')}/{row.get('key')}" for row in rows)
-        check_rows(rows, ids, columns, self.size, path, self.name)
+        files = ("testmini.json", "testmini.jsonl", "testmini.parquet")
+        path, rows = whole_table(source, files, columns, self.size, self.name, ids=2)
         domains = _domains(path.with_name("knowledge_structure_nodes.json"))
         return [_problem(row, domains, path.parent) for row in rows]
 
