@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from luspo_cli.config.base import Section
 
@@ -28,8 +29,6 @@ class DataConfig(Section):
     min_pixels: int = Field(default=0, ge=0)
     """And made larger to have at least so many; 0: as the model's own processor does."""
 
-    @model_validator(mode="after")
-    def _pixels_fit(self) -> DataConfig:
+    def faults(self) -> Iterator[str]:
         if self.max_pixels and self.min_pixels > self.max_pixels:
-            raise ValueError(f"data.min_pixels ({self.min_pixels}) must not exceed data.max_pixels ({self.max_pixels})")
-        return self
+            yield f"data.min_pixels ({self.min_pixels}) must not exceed data.max_pixels ({self.max_pixels})"
