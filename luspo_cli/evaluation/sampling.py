@@ -10,15 +10,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal
 
 from luspo_cli.config.model import ModelConfig
 from luspo_cli.config.rollout import TemplateValue
 from luspo_cli.errors import UsageError
 from luspo_cli.evaluation.benchmark import Benchmark, BenchmarkProblem
 from luspo_cli.policy.inputs import lost_fraction, prompt_inputs, prompt_length
-from luspo_cli.records import Problem, Prompt
-from luspo_cli.rollout.sampler import Sampler
+from luspo_cli.records import Problem
+from luspo_cli.rollout.sampler import PromptsOnRequest, Sampler
 
 Dtype = Literal["float32", "bfloat16"]
 VLLM_PROMPT_TOKENS = 4096
@@ -129,10 +129,10 @@ def _load_vllm(
     return SamplingModel(sampler, loaded.tokenizer, longest, loaded.processor, loaded.template_arguments)
 
 
-class BenchmarkPrompts(Sequence[Prompt]):
-    """The prompts of many problems, each made when it is asked for; a slice makes its own prompts only.
+class BenchmarkPrompts(PromptsOnRequest[BenchmarkProblem]):
+    """The prompts of a benchmark's problems for one model.
 
-    Pixels are not kept: those of a thousand problems at once would fill the memory.
+    Asking for one raises UsageError where the model reads text only, or an image or a mark is not as it should be.
     """
 
     def __init__(
@@ -142,34 +142,24 @@ class BenchmarkPrompts(Sequence[Prompt]):
         problems: Sequence[BenchmarkProblem],
         variant: str | None = None,
     ) -> None:
-        self.model, self.benchmark, self.problems, self.variant = model, benchmark, problems, variant
+        self.model, self.benchmark, self.variant = model, benchmark, variant
+        super().__init__(
+            problems,
+            lambda one: prompt_inputs(self.asked(one), model.tokenizer, model.processor, model.template_arguments),
+        )
 
-    def __len__(self) -> int:
-        return len(self.problems)
-
-    @overload
-    def __getitem__(self, index: int) -> Prompt: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[Prompt]: ...
-
-    def __getitem__(self, index: int | slice) -> Prompt | list[Prompt]:
-        """UsageError where the model reads text only, or an image or a mark is not as it should be."""
-        if isinstance(index, slice):
-            return [self[place] for place in range(*index.indices(len(self)))]
-        model = self.model
-        return prompt_inputs(self.asked(index), model.tokenizer, model.processor, model.template_arguments)
-
-    def asked(self, index: int) -> Problem:
+    def asked(self, problem: BenchmarkProblem) -> Problem:
         """The problem as a prompt is made from it: its turns in `variant`, its images."""
-        problem = self.problems[index]
         turns = self.benchmark.prompt(problem, self.variant)
         return Problem(problem.id, turns, problem.gold, self.benchmark.name, problem.images)
 
     def lengths(self) -> list[int]:
         """The length of each prompt in tokens, without decoding an image; raises UsageError for an unusable problem."""
-        tokenizer, processor, arguments = self.model.tokenizer, self.model.processor, self.model.template_arguments
-        return [prompt_length(self.asked(place), tokenizer, processor, arguments) for place in range(len(self))]
+        model = self.model
+        return [
+            prompt_length(self.asked(problem), model.tokenizer, model.processor, model.template_arguments)
+            for problem in self.problems
+        ]
 
     def require_room(self, max_response_tokens: int) -> None:
         """UsageError where the longest prompt and the response limit do not fit into the model's context."""
@@ -186,7 +176,7 @@ class BenchmarkPrompts(Sequence[Prompt]):
 
     def lost_text(self) -> str | None:
         """What a user should know where the tokenizer cannot spell the prompts; None where it can."""
-        lost = lost_fraction([self.asked(place) for place in range(len(self))], self.model.tokenizer)
+        lost = lost_fraction([self.asked(problem) for problem in self.problems], self.model.tokenizer)
         if not lost:
             return None
         # Of so few characters nothing to read is left: the model was made for another text than this benchmark's.

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar, overload
 
 from luspo_cli.records import Prompt, Rollout
+
+P = TypeVar("P")
+"""A problem, of training or of a benchmark."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,3 +39,28 @@ class Sampler(Protocol):
 
     def load_weights(self, policy: Any) -> None:
         """Take over the policy's current weights."""
+
+
+class PromptsOnRequest(Sequence[Prompt], Generic[P]):
+    """The prompts of problems, each made when it is asked for; a slice makes its own prompts only.
+
+    Pixels are not kept: those of a thousand problems at once would fill the memory.
+    """
+
+    def __init__(self, problems: Sequence[P], to_prompt: Callable[[P], Prompt]) -> None:
+        self.problems, self._to_prompt = problems, to_prompt
+
+    def __len__(self) -> int:
+        return len(self.problems)
+
+    @overload
+    def __getitem__(self, place: int) -> Prompt: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> list[Prompt]: ...
+
+    def __getitem__(self, place: int | slice) -> Prompt | list[Prompt]:
+        """Raises what `to_prompt` does."""
+        if isinstance(place, slice):
+            return [self._to_prompt(problem) for problem in self.problems[place]]
+        return self._to_prompt(self.problems[place])

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, overload
+from typing import Any
 
 from luspo_cli.advantages import ADVANTAGES
 from luspo_cli.config.run import TrainRun
@@ -18,7 +18,7 @@ from luspo_cli.policy.loading import context_of
 from luspo_cli.processes.ranks import Ranks
 from luspo_cli.records import Problem, Prompt, Reward, Rollout, ScoredGroup
 from luspo_cli.rewards.rubric import Rubric
-from luspo_cli.rollout.sampler import Sampler, SamplingOptions
+from luspo_cli.rollout.sampler import PromptsOnRequest, Sampler, SamplingOptions
 
 SEED_STRIDE = 1_000_000_007
 ROUND_STRIDE = 618_033_989_000_003
@@ -104,27 +104,6 @@ def sample_and_score(
         rollout_s=max(part.rollout_s for part in parts),
         reward_s=max(part.reward_s for part in parts),
     )
-
-
-class PromptsOnRequest(Sequence[Prompt]):
-    """The prompts of problems, each made when it is asked for."""
-
-    def __init__(self, problems: Sequence[Problem], to_prompt: Callable[[Problem], Prompt]) -> None:
-        self._problems, self._to_prompt = problems, to_prompt
-
-    def __len__(self) -> int:
-        return len(self._problems)
-
-    @overload
-    def __getitem__(self, place: int) -> Prompt: ...
-
-    @overload
-    def __getitem__(self, place: slice) -> list[Prompt]: ...
-
-    def __getitem__(self, place: int | slice) -> Prompt | list[Prompt]:
-        if isinstance(place, slice):
-            return [self._to_prompt(problem) for problem in self._problems[place]]
-        return self._to_prompt(self._problems[place])
 
 
 def _without_images(group: Sequence[Rollout]) -> Prompt:

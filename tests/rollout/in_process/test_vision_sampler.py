@@ -22,8 +22,7 @@ from luspo_cli.policy.supported import image_tokens
 from luspo_cli.records import Message, Problem, Prompt, Rollout
 from luspo_cli.rollout.in_process.packed import bfloat16_copy
 from luspo_cli.rollout.in_process.sampler import InProcessSampler
-from luspo_cli.rollout.sampler import Sampler, SamplingOptions
-from luspo_cli.training.sampling import PromptsOnRequest
+from luspo_cli.rollout.sampler import PromptsOnRequest, Sampler, SamplingOptions
 
 # Text and image sizes (width, height): tall, wide, small, two at once, none, one at the very start.
 PROMPTS = [
@@ -210,7 +209,7 @@ def test_the_bfloat16_copy_samples_images_too(processor: Any, prompts: list[Prom
     assert sum(differences) / len(differences) < 0.5  # the same distribution, give or take bfloat16
 
 
-DATA = Path(os.environ.get("LUSPO_DATA") or Path(__file__).resolve().parents[2] / "../shared/data")
+DATA = Path(os.environ.get("LUSPO_DATA") or Path(__file__).resolve().parents[3] / "../shared/data")
 TOKENIZER = Path("~/.cache/luspo/models/qwen2.5-coder-0.5b-instruct").expanduser()
 
 
@@ -253,7 +252,7 @@ def test_a_real_problem_from_its_picture_to_its_score(name: str, qwen_processor:
     asked = [problems[0], problems[7], problems[-1]]
     sampler = InProcessSampler(qwen_sized_model, tokenizer, (151645, 151643), 4)
     model = SamplingModel(sampler, tokenizer, None, qwen_processor)
-    prompts = list(BenchmarkPrompts(model, benchmark, asked, folder=folder))
+    prompts = list(BenchmarkPrompts(model, benchmark, asked))
     for one, prompt in zip(asked, prompts, strict=True):
         assert prompt.image_inputs is not None
         assert 4 <= prompt.tokens.count(151655) <= 64
@@ -294,10 +293,10 @@ def test_every_picture_of_a_benchmark_is_read_when_its_turn_comes(
     monkeypatch.setattr(ImageFile, "load", counted)
     problems = benchmark.problems(folder)
     model = SamplingModel(cast(Sampler, None), qwen_processor.tokenizer, None, qwen_processor)
-    prompts = BenchmarkPrompts(model, benchmark, problems, folder=folder)
+    prompts = BenchmarkPrompts(model, benchmark, problems)
     lengths = prompts.lengths()
     assert (len(prompts), len(lengths), decoded) == (448, 448, [])
     chunk = prompts[3:400:60]
-    assert decoded == [one.images[0] for one in problems[3:400:60]]
+    assert decoded == [one.images[0].name for one in problems[3:400:60]]
     assert [len(prompt.tokens) for prompt in chunk] == lengths[3:400:60]
     assert prompts[3].tokens == chunk[0].tokens
