@@ -81,13 +81,13 @@ def broken_weights(folder: Path, model: Any, tied: bool, path: str) -> str | Non
     from safetensors import safe_open
 
     found: Shapes = {}
-    tables = {}
+    tables: dict[str, tuple[Path, str]] = {}
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, framework="pt") as stored:
             for name in stored.keys():  # noqa: SIM118  # it is no mapping
                 found[name] = tuple(stored.get_slice(name).get_shape())
                 if tied and name.endswith(("embed_tokens.weight", "lm_head.weight")) and ".layers." not in name:
-                    tables[name.split(".")[-2]] = stored.get_tensor(name)
+                    tables[name.split(".")[-2]] = file, name
     absent = _indexed(folder) - found.keys()
     if found and all(name.startswith(_WRAPPERS) for name in found):
         return unfit_weights(path, [name.partition(".")[2] for name in found], found, ())
@@ -102,8 +102,14 @@ def broken_weights(folder: Path, model: Any, tied: bool, path: str) -> str | Non
         )
     else:
         reason = unfit_weights(path, absent, (), ())
-    if reason or len(tables) < 2 or bool((tables["lm_head"] == tables["embed_tokens"]).all()):
+    if reason or len(tables) < 2:
         return reason
+    values = []
+    for file, name in tables.values():  # read only here: most files hold the embedding alone
+        with safe_open(file, framework="pt") as stored:
+            values.append(stored.get_tensor(name))
+    if bool((values[0] == values[1]).all()):
+        return None
     return (
         f"the files of model '{path}' hold an lm_head.weight that is not the embedding, and its config.json says that both"
         " are one matrix: set tie_word_embeddings = false there, or take config.json and weights from one copy"

@@ -6,6 +6,7 @@ import random
 from dataclasses import replace
 
 from luspo_cli.data.problems import load_problems
+from luspo_cli.data.prompts import IMAGE_MARK
 from luspo_cli.errors import UsageError
 from luspo_cli.records import Problem
 from luspo_cli.training.made.pictures import PICTURES, demonstration
@@ -13,7 +14,8 @@ from luspo_cli.training.made.task import MadeTask
 
 CHARACTERS = PICTURES.characters + "?"
 """Digits and lower-case English."""
-_UNREAD = "<image>"
+NAME, RECIPE = "file", PICTURES.recipe
+"""Known without reading the file, so that a cached model is found without it."""
 
 
 def task_of_file(path: str) -> MadeTask:
@@ -24,7 +26,7 @@ def task_of_file(path: str) -> MadeTask:
     problems = load_problems(path)
     known = set(CHARACTERS)
     for problem in problems:
-        text = "".join(message.content for message in problem.prompt).replace(_UNREAD, "") + problem.answer
+        text = "".join(message.content for message in problem.prompt).replace(IMAGE_MARK, "") + problem.answer
         if foreign := sorted(set(text) - known):
             raise UsageError(
                 f"problem '{problem.id}' of {path} has the character {foreign[0]!r}, which a made model does not know (digits,"
@@ -35,4 +37,4 @@ def task_of_file(path: str) -> MadeTask:
         del profile, name, share  # every problem is its own
         return generator.choice(problems)
 
-    return replace(PICTURES, name="file", characters=CHARACTERS, problem=draw, demonstration=demonstration)
+    return replace(PICTURES, name=NAME, recipe=RECIPE, characters=CHARACTERS, problem=draw, demonstration=demonstration)

@@ -18,8 +18,8 @@ from luspo_cli.config.run import TrainRun
 from luspo_cli.data.problems import fingerprint
 from luspo_cli.errors import RunError
 from luspo_cli.files import lock, replacing_folder, said_in_one_sentence, write_json
+from luspo_cli.training.made import from_file
 from luspo_cli.training.made.build import new_model
-from luspo_cli.training.made.from_file import task_of_file
 from luspo_cli.training.made.task import MadeTask
 from luspo_cli.training.made.tasks import TASKS
 from luspo_cli.training.made.warmup import missed_gates, warm_up
@@ -38,10 +38,9 @@ def made_model(config: TrainRun) -> Path:
     Raises RunError where the model misses a gate and `warmup.gate` is on; the model stays cached for inspection.
     """
     made = TASKS.get(config.data.train)
-    task = made or task_of_file(config.data.train)
     wanted = {
-        "task": task.name,
-        "recipe": task.recipe,
+        "task": made.name if made else from_file.NAME,
+        "recipe": made.recipe if made else from_file.RECIPE,
         "shape": config.model.shape.model_dump(),
         "warmup": config.warmup.model_dump(exclude={"gate"}),
         "profile": config.data.profile,
@@ -63,7 +62,7 @@ def made_model(config: TrainRun) -> Path:
                 # Sums in another order would make another model, and the cache must not depend on that.
                 torch.set_num_threads(1)
                 try:
-                    _make(config, task, wanted, folder)
+                    _make(config, made or from_file.task_of_file(config.data.train), wanted, folder)
                 finally:
                     torch.set_num_threads(threads)
         finally:
