@@ -195,6 +195,11 @@ def _inside(name: str) -> str | None:
 
 def _bounded(stream: BinaryIO, path: str) -> bytes:
     content = stream.read(MOST_BYTES + 1)
-    if len(content) > MOST_BYTES:
-        raise UnusableImage(LeftOut.IMAGE_TOO_LARGE, f"the image {path} has more than {MOST_BYTES // 2**20} MiB")
+    refuse_large(content, path)
     return content
+
+
+def refuse_large(content: bytes, called: str) -> None:
+    """UnusableImage for the file of an image, named as it is `called`, that has more than `MOST_BYTES`."""
+    if len(content) > MOST_BYTES:
+        raise UnusableImage(LeftOut.IMAGE_TOO_LARGE, f"the image {called} has more than {MOST_BYTES // 2**20} MiB")

@@ -17,7 +17,7 @@ from typing import Any
 
 from PIL import Image
 
-from luspo_cli.data.archives import MOST_BYTES, ImagePlaces
+from luspo_cli.data.archives import ImagePlaces, refuse_large
 from luspo_cli.data.image_columns import RawImage
 from luspo_cli.data.images import FORMATS, decoded
 from luspo_cli.data.left_out import LeftOut, UnusableImage
@@ -78,8 +78,7 @@ class ImageStore:
     def _kept(self, content: bytes, called: str) -> str:
         if not content:
             raise UnusableImage(LeftOut.IMAGE_UNREADABLE, f"the image {called} is empty")
-        if len(content) > MOST_BYTES:
-            raise UnusableImage(LeftOut.IMAGE_TOO_LARGE, f"the image {called} has more than {MOST_BYTES // 2**20} MiB")
+        refuse_large(content, called)
         digest = hashlib.blake2b(content, digest_size=16).digest()
         if digest not in self._by_content:
             suffix, animated = _checked(content, called)

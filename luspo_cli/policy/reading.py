@@ -78,7 +78,6 @@ def held_back(*, heard: bool) -> Iterator[None]:
 @held_back(heard=True)
 def read_files(config: ModelConfig, source: str, template_arguments: Mapping[str, TemplateValue]) -> ModelFiles:
     """Read the model at `source`, a folder or a hub id; UsageError where its files are none, or the engine cannot use them."""
-    import transformers
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
     attention.register()
@@ -133,9 +132,7 @@ def read_files(config: ModelConfig, source: str, template_arguments: Mapping[str
                 f"model '{config.path}' has no chat template, which says where an image stands in a prompt"
             )
         images = read_part(config, source, IMAGE_PROCESSOR, lambda place: image_processor(place, config.revision))
-        processor = images_only(getattr(transformers, VISION_MODELS[kind.model_type]))(
-            images, tokenizer, chat_template=tokenizer.chat_template
-        )
+        processor = vision_processor(kind.model_type, images, tokenizer)
     check_template(processor or tokenizer, config.path)
     check_template_arguments(processor or tokenizer, template_arguments, config.path)
     ends = end_tokens(kind, tokenizer)
@@ -210,11 +207,19 @@ def _refuse_structure(model: Any, path: str) -> None:
         )
 
 
-def image_processor(source: str, revision: str = "main") -> Any:
-    """The Pillow image processor of a folder or hub id."""
+def image_processor(source: str, revision: str = "main", **options: Any) -> Any:
+    """The Pillow image processor of a folder or hub id; `options` go before what its files say."""
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-    return Qwen2VLImageProcessorPil.from_pretrained(source, revision=revision)
+    return Qwen2VLImageProcessorPil.from_pretrained(source, revision=revision, **options)
+
+
+def vision_processor(model_type: str, images: Any, tokenizer: Any) -> Any:
+    """The processor of a vision model, one of `VISION_MODELS`, from its image processor and its tokenizer."""
+    import transformers
+
+    kind = _images_only(getattr(transformers, VISION_MODELS[model_type]))
+    return kind(images, tokenizer, chat_template=tokenizer.chat_template)
 
 
 def bound_pixels(processor: Any | None, data: DataConfig, path: str) -> None:
@@ -240,7 +245,7 @@ def bound_pixels(processor: Any | None, data: DataConfig, path: str) -> None:
     processor.image_processor.size = type(size)(shortest_edge=least, longest_edge=most)
 
 
-def images_only(processor: Any) -> Any:
+def _images_only(processor: Any) -> Any:
     """A processor class of transformers without its video part, which alone needs torchvision; saves under its own name."""
 
     def build(self: Any, image_processor: Any, tokenizer: Any, chat_template: str | None = None) -> None:

@@ -23,8 +23,8 @@ class FiveProblems(Gsm8k):
     size = 5
 
 
-class ScriptedSampler:
-    """Writes `#### 2`, whose length and end depend on the call's seed; every other sample puts a box instead.
+class CountingSampler:
+    """Keeps the calls of an evaluation; what is answered is a subclass's `_rollout`.
 
     `dies_at` is the number of the call that raises, as a process that is killed in it would end.
     """
@@ -49,6 +49,15 @@ class ScriptedSampler:
 
     def load_weights(self, policy: Any) -> None:
         raise AssertionError("an evaluation never changes weights")
+
+    @staticmethod
+    def _rollout(prompt: Prompt, options: SamplingOptions, row: int, number: int) -> Rollout:
+        """The response in this row of the call, which is this sample of its problem."""
+        raise NotImplementedError
+
+
+class ScriptedSampler(CountingSampler):
+    """Writes `#### 2`, whose length and end depend on the call's seed; every other sample puts a box instead."""
 
     @staticmethod
     def _rollout(prompt: Prompt, options: SamplingOptions, row: int, number: int) -> Rollout:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from doubles.evaluation import CountingSampler
 from doubles.vision import colour_image, vision_processor
 from luspo_cli.config.eval import BenchmarkConfig, EvalRun, SamplingConfig
 from luspo_cli.evaluation.benchmarks.mathvista import MathVista
@@ -54,29 +55,11 @@ class Pictures(MathVista):
     size = 8
 
 
-class SeeingSampler:
-    """Answers with the colour that it is shown, with none for noise; the call's seed decides the words around it.
-
-    `dies_at` is the number of the call that raises, as a process that is killed in it would end.
-    """
-
-    def __init__(self, dies_at: int | None = None) -> None:
-        self.calls: list[tuple[list[str], int]] = []
-        self.dies_at = dies_at
-
-    def sample_groups(
-        self, prompts: Sequence[Prompt], options: SamplingOptions, on_progress: Callable[[int], None] | None = None
-    ) -> list[list[Rollout]]:
-        if self.dies_at == len(self.calls):
-            raise KeyboardInterrupt
-        self.calls.append(([prompt.problem_id for prompt in prompts], options.seed))
-        return [[self._rollout(prompt, options, n) for n in range(options.group_size)] for prompt in prompts]
-
-    def load_weights(self, policy: Any) -> None:
-        raise AssertionError("an evaluation never changes weights")
+class SeeingSampler(CountingSampler):
+    """Answers with the colour that it is shown, with none for noise; the call's seed decides the words around it."""
 
     @staticmethod
-    def _rollout(prompt: Prompt, options: SamplingOptions, number: int) -> Rollout:
+    def _rollout(prompt: Prompt, options: SamplingOptions, row: int, number: int) -> Rollout:
         assert prompt.image_inputs is not None
         pixels = prompt.image_inputs["pixel_values"]
         spread = float(pixels.view(len(pixels), 3, -1).std(-1).mean())

@@ -48,15 +48,14 @@ def character_tokenizer() -> Any:
 
 def vision_processor(tokenizer: Any = None, max_pixels: int = MAX_PIXELS, family: str = "qwen2_5_vl") -> Any:
     """The family's processor, which reads images only; patches of 14 pixels."""
-    import transformers
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-    from luspo_cli.policy.reading import images_only
-    from luspo_cli.policy.supported import VISION_MODELS
+    from luspo_cli.policy import reading
 
-    tokenizer = tokenizer or character_tokenizer()
     images = Qwen2VLImageProcessorPil(min_pixels=56 * 56, max_pixels=max_pixels)
-    return images_only(getattr(transformers, VISION_MODELS[family]))(images, tokenizer, chat_template=TEMPLATE)
+    processor = reading.vision_processor(family, images, tokenizer or character_tokenizer())
+    processor.chat_template = TEMPLATE
+    return processor
 
 
 def vision_model(

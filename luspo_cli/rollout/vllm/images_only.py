@@ -13,7 +13,7 @@ from functools import cache
 from types import ModuleType
 from typing import Any
 
-import transformers
+from transformers import AutoTokenizer
 from transformers.models.qwen2_vl import image_processing_pil_qwen2_vl as pillow
 
 _OF_TORCHVISION = ModuleType("transformers.models.qwen2_vl.image_processing_qwen2_vl")
@@ -25,15 +25,13 @@ sys.modules.setdefault(_OF_TORCHVISION.__name__, _OF_TORCHVISION)
 from vllm.model_executor.models import qwen2_5_vl, qwen2_vl  # noqa: E402
 from vllm.multimodal import MULTIMODAL_REGISTRY  # noqa: E402
 
-from luspo_cli.policy.reading import images_only  # noqa: E402
-from luspo_cli.policy.supported import VISION_MODELS  # noqa: E402
+from luspo_cli.policy.reading import image_processor, vision_processor  # noqa: E402
 
 
 @cache
 def _processor(kind: str, source: str, revision: str, **options: Any) -> Any:
-    images = pillow.Qwen2VLImageProcessorPil.from_pretrained(source, revision=revision, **options)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(source, revision=revision)
-    return images_only(getattr(transformers, VISION_MODELS[kind]))(images, tokenizer)
+    tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+    return vision_processor(kind, image_processor(source, revision, **options), tokenizer)
 
 
 class _ImagesOnly:

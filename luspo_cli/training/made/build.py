@@ -14,7 +14,7 @@ from luspo_cli.errors import RunError
 from luspo_cli.policy import attention
 from luspo_cli.policy.loading import LoadedModel
 from luspo_cli.policy.model_shape import vision_config
-from luspo_cli.policy.reading import VISION_ATTENTION, images_only
+from luspo_cli.policy.reading import VISION_ATTENTION, vision_processor
 from luspo_cli.training.made.terms import TERMS
 
 CONTEXT = 4096
@@ -65,7 +65,6 @@ def made_tokenizer(vocabulary: int, characters: str = TERMS.characters, images: 
 
 def made_processor(vision: VisionShapeConfig, tokenizer: Any) -> Any:
     """The processor of a made vision model: images alone, in patches of the tower's size."""
-    from transformers import Qwen2_5_VLProcessor
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
     pixels = (vision.patch * vision.merge) ** 2
@@ -76,7 +75,7 @@ def made_processor(vision: VisionShapeConfig, tokenizer: Any) -> Any:
         min_pixels=FEWEST_IMAGE_TOKENS * pixels,
         max_pixels=MOST_IMAGE_TOKENS * pixels,
     )
-    return images_only(Qwen2_5_VLProcessor)(images, tokenizer, chat_template=tokenizer.chat_template)
+    return vision_processor("qwen2_5_vl", images, tokenizer)
 
 
 def _decoder_config(shape: ShapeConfig) -> dict[str, Any]:
