@@ -13,7 +13,7 @@ from luspo_cli.config.model import ShapeConfig, VisionShapeConfig
 from luspo_cli.errors import RunError
 from luspo_cli.policy import attention
 from luspo_cli.policy.loading import LoadedModel
-from luspo_cli.policy.model_shape import vision_config
+from luspo_cli.policy.model_shape import ENTRIES, vision_config
 from luspo_cli.policy.reading import VISION_ATTENTION, vision_processor
 from luspo_cli.training.made.terms import TERMS
 
@@ -80,11 +80,7 @@ def made_processor(vision: VisionShapeConfig, tokenizer: Any) -> Any:
 
 def _decoder_config(shape: ShapeConfig) -> dict[str, Any]:
     return {
-        "vocab_size": shape.vocabulary,
-        "hidden_size": shape.width,
-        "intermediate_size": shape.feed_forward,
-        "num_hidden_layers": shape.layers,
-        "num_attention_heads": shape.heads,
+        **{entry: getattr(shape, ours) for ours, entry in ENTRIES.items()},
         "num_key_value_heads": shape.key_value_heads,
         "max_position_embeddings": CONTEXT,
         "pad_token_id": 0,
