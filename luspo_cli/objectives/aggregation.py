@@ -30,31 +30,37 @@ class Counts:
             raise ValueError(f"counts must not be negative, got {self.sequences} sequences and {self.tokens} tokens")
 
 
-def count(response_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Number of non-empty rows and of response tokens of a mask [B, T], as scalar tensors (no device sync)."""
-    present = response_mask != 0
-    return present.any(dim=-1).sum(), present.sum()
+def count(amounts: torch.Tensor, row_counts: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Number of non-empty rows and of response tokens [...] (no device sync), each row taken `row_counts` [..., B] times.
+
+    `amounts` [..., B, T]: how many tokens each element stands for; a bool mask says 1 or 0.
+    """
+    present, tokens = (amounts != 0).any(dim=-1), amounts.sum(dim=-1)
+    if row_counts is not None:
+        present, tokens = present * row_counts, tokens * row_counts
+    return present.sum(dim=-1), tokens.sum(dim=-1)
 
 
 def token_weights(
-    mask: torch.Tensor,
+    amounts: torch.Tensor,
     aggregation: Aggregation,
     sequences: float | torch.Tensor,
     tokens: float | torch.Tensor,
     max_response_length: int | None,
     dtype: torch.dtype,
 ) -> torch.Tensor:
-    """Weights [B, T], 0 where the bool `mask` is False: what one token's loss counts for.
+    """Weights [..., B, T] of the elements' losses: what one token's loss counts for, times the tokens that stand there.
 
     token-mean 1/M; seq-mean-token-mean 1/(N·|y|); seq-mean-token-sum 1/N; seq-mean-token-sum-norm 1/(N·L), with N
-    `sequences`, M `tokens`, |y| the row's unmasked tokens and L `max_response_length` (ValueError where it is missing).
+    `sequences`, M `tokens`, |y| the row's sum of `amounts` (a bool mask, or a number of tokens for each element) and L
+    `max_response_length` (ValueError where it is missing).
     """
-    weights = mask.to(dtype)
+    weights = amounts.to(dtype)
     if aggregation == "token-mean":
         return weights / _at_least_one(tokens)
     weights = weights / _at_least_one(sequences)
     if aggregation == "seq-mean-token-mean":
-        return weights / mask.sum(dim=-1, keepdim=True).clamp(min=1)
+        return weights / amounts.sum(dim=-1, keepdim=True).clamp(min=1)
     if aggregation == "seq-mean-token-sum-norm":
         if max_response_length is None or max_response_length < 1:
             raise ValueError(
@@ -67,4 +73,4 @@ def token_weights(
 
 def _at_least_one(number: float | torch.Tensor) -> float | torch.Tensor:
     # An empty batch has only zero weights: any positive divisor gives 0 instead of 0/0.
-    return number.clamp(min=1) if isinstance(number, torch.Tensor) else max(number, 1.0)
+    return number.clamp(min=1)[..., None, None] if isinstance(number, torch.Tensor) else max(number, 1.0)

@@ -34,17 +34,22 @@ MINIMUM_KEYS = frozenset({"ratio/min"})
 MAXIMUM_KEYS = frozenset({"ratio/max"})
 
 
-def unit_mean(values: torch.Tensor, unit_mask: torch.Tensor, units: float | torch.Tensor) -> torch.Tensor:
-    """Σ of `values` over the True elements of `unit_mask` ([B, T] tokens or [B, 1] sequences) / max(units, 1)."""
+def unit_mean(values: torch.Tensor, amounts: torch.Tensor, units: float | torch.Tensor) -> torch.Tensor:
+    """Σ of `values` · `amounts` / max(units, 1) over each batch [...]; what stands where an amount is 0 is never read.
+
+    `amounts`: how many units an element ([..., B, T] tokens or [..., B, 1] sequences) stands for; a bool mask says 1 or 0.
+    """
     divisor = units.clamp(min=1) if isinstance(units, torch.Tensor) else max(units, 1.0)
-    return torch.where(unit_mask, values, 0).sum() / divisor
+    return (torch.where(amounts != 0, values, 0) * amounts).sum(dim=(-2, -1)) / divisor
 
 
-def ratio_range(ratio: torch.Tensor, unit_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Least and greatest ratio over the True elements of `unit_mask`; (inf, −inf) where there is none."""
+def ratio_range(ratio: torch.Tensor, amounts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Least and greatest ratio [...] over the units of each batch; (inf, −inf) where there is none."""
     if ratio.numel() == 0:
-        return ratio.new_tensor(math.inf), ratio.new_tensor(-math.inf)
-    return torch.where(unit_mask, ratio, math.inf).min(), torch.where(unit_mask, ratio, -math.inf).max()
+        return ratio.new_full(ratio.shape[:-2], math.inf), ratio.new_full(ratio.shape[:-2], -math.inf)
+    present = amounts != 0
+    least, greatest = torch.where(present, ratio, math.inf), torch.where(present, ratio, -math.inf)
+    return least.amin(dim=(-2, -1)), greatest.amax(dim=(-2, -1))
 
 
 def as_floats(values: Mapping[str, torch.Tensor]) -> dict[str, float]:

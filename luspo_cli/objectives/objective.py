@@ -5,13 +5,17 @@ per-token weights, that is, the aggregation of the objective: under seq-mean-tok
 sequence, under seq-mean-token-mean or token-mean nats per token. So the balance of the three terms, and the meaning of
 a coefficient, is the same under every name, while their common scale is not.
 
+Many batches can be computed at once, one loss each, and rows and tokens that are equal can be given once with their number: a
+study over seeds with short descriptions of its responses then runs on the very code that trains a model.
+
 Arithmetic runs in float32 at least, whatever the inputs' type; float64 stays float64. NaN at a trained position is not
 hidden: it reaches the loss.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -35,8 +39,13 @@ class PolicyLoss:
     """A loss and what to report with it (units and how to combine them: `diagnostics`)."""
 
     loss: torch.Tensor
-    """Scalar to minimise. With `counts`, the losses of micro-batches are to be summed."""
+    """Scalar to minimise; [S] for S batches. With `counts`, the losses of micro-batches are to be summed."""
     diagnostics: dict[str, float]
+    """Of one batch; empty where there is a leading axis."""
+    clipped: torch.Tensor
+    """Whether a bound removed the gradient, bool [..., B, 1] where the loss is one number a sequence, [..., B, T] otherwise."""
+    by_batch: dict[str, torch.Tensor] = field(default_factory=dict)
+    """The diagnostics of each batch [S] where there is a leading axis."""
 
 
 def policy_loss(
@@ -53,8 +62,13 @@ def policy_loss(
     ref_logprobs: torch.Tensor | None = None,
     entropy: torch.Tensor | None = None,
     rollout_weights: torch.Tensor | None = None,
+    token_counts: torch.Tensor | None = None,
+    row_counts: torch.Tensor | None = None,
 ) -> PolicyLoss:
     """The loss of `objective` over a batch; gradient flows to `logprobs` and `entropy` only.
+
+    A leading axis on every tensor, [S, B, T] and [S, B], holds S batches (seeds) that know nothing of each other: the loss is
+    [S], and each number is what a call with that batch alone would give.
 
     Args:
         objective: a name of `NAMED_OBJECTIVES`, or a configuration.
@@ -68,55 +82,76 @@ def policy_loss(
         entropy: [B, T] nats per token; required where entropy_coefficient is above 0.
         rollout_weights: [B, T] truncated importance weights (sampler → old policy) that multiply each token's policy
             loss. They never enter the ratio or a length: with a sequence ratio, a sequence is weighted by their mean.
+        token_counts: [B, T], at least 1 on trained tokens: an element stands for so many tokens that are all alike.
+        row_counts: [B], not negative: a row stands for so many equal rows; fractions (probabilities) are taken as they are.
 
     Raises:
         ValueError: for shapes that do not match, an unknown name, or a missing input of a term that is switched on.
     """
     config = _configured(objective, clip_low, clip_high)
-    _check_inputs(config, logprobs, old_logprobs, advantages, response_mask, ref_logprobs, entropy, rollout_weights)
+    per_token = {
+        "old_logprobs": old_logprobs,
+        "response_mask": response_mask,
+        "ref_logprobs": ref_logprobs,
+        "entropy": entropy,
+        "rollout_weights": rollout_weights,
+        "token_counts": token_counts,
+    }
+    _check_inputs(config, logprobs, per_token, {"advantages": advantages, "row_counts": row_counts})
     dtype = torch.promote_types(torch.promote_types(logprobs.dtype, old_logprobs.dtype), torch.float32)
     mask = response_mask != 0
-    row_mask = mask.any(dim=-1, keepdim=True)  # [B, 1]
-    sequences, tokens = (counts.sequences, counts.tokens) if counts is not None else count(mask)
+    row_mask = mask.any(dim=-1, keepdim=True)  # [..., B, 1]
+    amounts = mask if token_counts is None else torch.where(mask, token_counts.to(dtype), 0)
+    repeats = None if row_counts is None else row_counts.to(dtype)
+    sequences, tokens = (counts.sequences, counts.tokens) if counts is not None else count(amounts, repeats)
+    # How many sequences and how many tokens of the batch an element stands for.
+    of_sequences, of_tokens = row_mask, amounts
+    if repeats is not None:
+        of_sequences, of_tokens = row_mask * repeats[..., None], amounts * repeats[..., None]
 
     logprobs = torch.where(mask, logprobs.to(dtype), 0)
     log_ratio = token_log_ratio(logprobs, old_logprobs.detach().to(dtype), mask)
-    advantage = torch.where(row_mask, advantages.detach().to(dtype)[:, None], 0)  # [B, 1]
+    advantage = torch.where(row_mask, advantages.detach().to(dtype)[..., None], 0)  # [..., B, 1]
     by_sequence = config.ratio == "sequence"
-    ratio = sequence_ratio(log_ratio, mask) if by_sequence else token_ratio(log_ratio)
-    unit_mask, units = (row_mask, sequences) if by_sequence else (mask, tokens)
+    ratio = sequence_ratio(log_ratio, amounts) if by_sequence else token_ratio(log_ratio)
+    of_units, units = (of_sequences, sequences) if by_sequence else (of_tokens, tokens)
 
-    weights = token_weights(mask, config.aggregation, sequences, tokens, max_response_length, dtype)  # type: ignore[arg-type]
-    surrogate = _surrogate(config, ratio, log_ratio, logprobs, advantage, mask)
+    weights = token_weights(amounts, config.aggregation, sequences, tokens, max_response_length, dtype)  # type: ignore[arg-type]
+    if repeats is not None:
+        weights = weights * repeats[..., None]
+    surrogate = _surrogate(config, ratio, log_ratio, logprobs, advantage, amounts)
     policy_weights = weights
     if rollout_weights is not None:
         policy_weights = weights * torch.where(mask, rollout_weights.detach().to(dtype), 0)
-    loss = policy_term = (policy_weights * surrogate.loss).sum()
+    loss = policy_term = (policy_weights * surrogate.loss).sum(dim=(-2, -1))
 
     report: dict[str, torch.Tensor] = {}
     if ref_logprobs is not None:
         ref_log_ratio = token_log_ratio(logprobs, ref_logprobs.detach().to(dtype), mask)
-        report["policy/kl_ref"] = unit_mean(kl_k3(ref_log_ratio.detach()), mask, tokens)
+        report["policy/kl_ref"] = unit_mean(kl_k3(ref_log_ratio.detach()), of_tokens, tokens)
         if config.kl_estimator is not None:
-            kl_term = (weights * kl_estimate(ref_log_ratio, config.kl_estimator)).sum()
+            kl_term = (weights * kl_estimate(ref_log_ratio, config.kl_estimator)).sum(dim=(-2, -1))
             report["objective/kl_term"] = kl_term
             loss = loss + config.kl_coefficient * kl_term
     if entropy is not None:
         token_entropy = torch.where(mask, entropy.to(dtype), 0)
-        report["policy/entropy"] = unit_mean(token_entropy.detach(), mask, tokens)
+        report["policy/entropy"] = unit_mean(token_entropy.detach(), of_tokens, tokens)
         if config.entropy_coefficient > 0:
-            entropy_term = (weights * token_entropy).sum()
+            entropy_term = (weights * token_entropy).sum(dim=(-2, -1))
             report["objective/entropy_term"] = entropy_term
             loss = loss - config.entropy_coefficient * entropy_term
     report["objective/loss"] = loss
     if loss is not policy_term:
         report["objective/policy_term"] = policy_term
     with torch.no_grad():
-        report["policy/kl_old"] = unit_mean(kl_k3(-log_ratio), mask, tokens)
-        report["ratio/mean"] = unit_mean(ratio, unit_mask, units)
-        report["ratio/min"], report["ratio/max"] = ratio_range(ratio, unit_mask)
-        report.update(_clip_fractions(surrogate, unit_mask, units))
-        return PolicyLoss(loss, as_floats(report))
+        report["policy/kl_old"] = unit_mean(kl_k3(-log_ratio), of_tokens, tokens)
+        report["ratio/mean"] = unit_mean(ratio, of_units, units)
+        report["ratio/min"], report["ratio/max"] = ratio_range(ratio, of_units)
+        report.update(_clip_fractions(surrogate, of_units, units))
+        clipped = _clipped(config, surrogate)
+        if logprobs.dim() == 2:
+            return PolicyLoss(loss, as_floats(report), clipped)
+        return PolicyLoss(loss, {}, clipped, {key: value.detach() for key, value in report.items()})
 
 
 def _configured(objective: str | ObjectiveConfig, clip_low: float | None, clip_high: float | None) -> ObjectiveConfig:
@@ -136,7 +171,7 @@ def _surrogate(
     log_ratio: torch.Tensor,
     logprobs: torch.Tensor,
     advantage: torch.Tensor,
-    mask: torch.Tensor,
+    amounts: torch.Tensor,
 ) -> SurrogateLoss:
     # ObjectiveConfig has filled what its surrogate reads, which the type checker cannot see.
     low, high = config.clip_low, config.clip_high
@@ -145,53 +180,54 @@ def _surrogate(
     if config.surrogate == "cispo":
         return cispo_surrogate(ratio, logprobs, advantage, low, high)  # type: ignore[arg-type]
     if config.surrogate == "gmpo":
-        return gmpo_surrogate(log_ratio, mask, advantage, low, high)  # type: ignore[arg-type]
+        return gmpo_surrogate(log_ratio, amounts, advantage, low, high)  # type: ignore[arg-type]
     positive, negative = config.sapo_temperature_positive, config.sapo_temperature_negative
     return sapo_surrogate(ratio, advantage, positive, negative)  # type: ignore[arg-type]
 
 
 def _clip_fractions(
-    surrogate: SurrogateLoss, unit_mask: torch.Tensor, units: float | torch.Tensor
+    surrogate: SurrogateLoss, of_units: torch.Tensor, units: float | torch.Tensor
 ) -> dict[str, torch.Tensor]:
     marks = {"clip_low": surrogate.clipped_low, "clip_high": surrogate.clipped_high}
     if surrogate.dual_clipped is not None:
         marks["dual_clip"] = surrogate.dual_clipped
-    none = surrogate.loss.new_zeros(())
+    none = surrogate.loss.new_zeros(surrogate.loss.shape[:-2])
     return {
-        f"objective/{key}_fraction": none if mark is None else unit_mean(mark.to(none.dtype), unit_mask, units)
+        f"objective/{key}_fraction": none if mark is None else unit_mean(mark.to(none.dtype), of_units, units)
         for key, mark in marks.items()
     }
+
+
+def _clipped(config: ObjectiveConfig, surrogate: SurrogateLoss) -> torch.Tensor:
+    clipped = torch.zeros_like(surrogate.loss, dtype=torch.bool)
+    if config.surrogate == "cispo":
+        # Its marks say where the weight is capped: the gradient stays.
+        return clipped
+    for mark in (surrogate.clipped_low, surrogate.clipped_high, surrogate.dual_clipped):
+        if mark is not None:
+            clipped = clipped | mark
+    return clipped
 
 
 def _check_inputs(
     config: ObjectiveConfig,
     logprobs: torch.Tensor,
-    old_logprobs: torch.Tensor,
-    advantages: torch.Tensor,
-    response_mask: torch.Tensor,
-    ref_logprobs: torch.Tensor | None,
-    entropy: torch.Tensor | None,
-    rollout_weights: torch.Tensor | None,
+    per_token: Mapping[str, torch.Tensor | None],
+    per_row: Mapping[str, torch.Tensor | None],
 ) -> None:
-    if logprobs.dim() != 2:
-        raise ValueError(f"logprobs must be [B, T], got shape {tuple(logprobs.shape)}")
-    per_token = {
-        "old_logprobs": old_logprobs,
-        "response_mask": response_mask,
-        "ref_logprobs": ref_logprobs,
-        "entropy": entropy,
-        "rollout_weights": rollout_weights,
-    }
+    if logprobs.dim() not in (2, 3):
+        raise ValueError(f"logprobs must be [B, T], or [S, B, T] for S batches, got shape {tuple(logprobs.shape)}")
     for name, tensor in per_token.items():
         if tensor is not None and tensor.shape != logprobs.shape:
             raise ValueError(
                 f"{name} has shape {tuple(tensor.shape)}, logprobs {tuple(logprobs.shape)}: they must agree"
             )
-    if advantages.shape != logprobs.shape[:1]:
-        raise ValueError(
-            f"advantages has shape {tuple(advantages.shape)}: give one number a sequence, [{logprobs.shape[0]}]"
-        )
-    if config.kl_coefficient > 0 and ref_logprobs is None:
+    for name, tensor in per_row.items():
+        if tensor is not None and tensor.shape != logprobs.shape[:-1]:
+            raise ValueError(
+                f"{name} has shape {tuple(tensor.shape)}: give one number a sequence, {list(logprobs.shape[:-1])}"
+            )
+    if config.kl_coefficient > 0 and per_token["ref_logprobs"] is None:
         raise ValueError(f"kl_coefficient is {config.kl_coefficient}: pass ref_logprobs, or set it to 0")
-    if config.entropy_coefficient > 0 and entropy is None:
+    if config.entropy_coefficient > 0 and per_token["entropy"] is None:
         raise ValueError(f"entropy_coefficient is {config.entropy_coefficient}: pass entropy, or set it to 0")

@@ -27,15 +27,15 @@ def token_ratio(log_ratio: torch.Tensor) -> torch.Tensor:
     return log_ratio.clamp(-MAX_TOKEN_LOG_RATIO, MAX_TOKEN_LOG_RATIO).exp()
 
 
-def masked_mean(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Mean of `values` [B, T] over each row's unmasked tokens, [B, 1]; 0 for a row without one.
+def masked_mean(values: torch.Tensor, amounts: torch.Tensor) -> torch.Tensor:
+    """Mean of `values` [..., B, T] over each row's tokens, [..., B, 1]; 0 for a row without one.
 
-    Masked values must be finite.
+    `amounts`: a bool mask, or how many tokens each element stands for. Values must be finite where it is 0.
     """
-    lengths = mask.sum(dim=-1, keepdim=True).clamp(min=1)
-    return (values * mask).sum(dim=-1, keepdim=True) / lengths
+    lengths = amounts.sum(dim=-1, keepdim=True).clamp(min=1)
+    return (values * amounts).sum(dim=-1, keepdim=True) / lengths
 
 
-def sequence_ratio(log_ratio: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """s = exp(1/|y| Σ_t log ratio_t) [B, 1] with gradient, its log clamped at +10; 1 for a row without a token."""
-    return masked_mean(log_ratio, mask).clamp(max=MAX_SEQUENCE_LOG_RATIO).exp()
+def sequence_ratio(log_ratio: torch.Tensor, amounts: torch.Tensor) -> torch.Tensor:
+    """s = exp(1/|y| Σ_t log ratio_t) [..., B, 1] with gradient, its log clamped at +10; 1 for a row without a token."""
+    return masked_mean(log_ratio, amounts).clamp(max=MAX_SEQUENCE_LOG_RATIO).exp()

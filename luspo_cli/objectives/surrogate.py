@@ -56,11 +56,11 @@ def sapo_surrogate(
 
 
 def gmpo_surrogate(
-    log_ratio: torch.Tensor, mask: torch.Tensor, advantages: torch.Tensor, clip_low: float, clip_high: float
+    log_ratio: torch.Tensor, amounts: torch.Tensor, advantages: torch.Tensor, clip_low: float, clip_high: float
 ) -> SurrogateLoss:
     """−A·exp(1/|y| Σ_t ℓ_t) [B, 1]: ℓ_t = min(log r_t, clip_high) where A > 0, max(log r_t, −clip_low) where A < 0."""
     clipped_high = (log_ratio > clip_high) & (advantages > 0)
     clipped_low = (log_ratio < -clip_low) & (advantages < 0)
     bounded = log_ratio.masked_fill(clipped_high, clip_high).masked_fill(clipped_low, -clip_low)
-    geometric_mean = masked_mean(bounded, mask).clamp(max=MAX_SEQUENCE_LOG_RATIO).exp()
+    geometric_mean = masked_mean(bounded, amounts).clamp(max=MAX_SEQUENCE_LOG_RATIO).exp()
     return SurrogateLoss(-advantages * geometric_mean, clipped_low, clipped_high)
