@@ -54,6 +54,16 @@ class VisionShapeConfig(Section):
             yield f"model.shape.vision.full_attention names block {outside[0]}; there are 0 to {self.depth - 1}"
 
     @property
+    def gated(self) -> bool:
+        """Whether a block's feed-forward has three matrices instead of two."""
+        return self.family == "qwen2_5_vl"
+
+    @property
+    def feature_layers(self) -> int:
+        """Features of an image token that the language model is given."""
+        return 1
+
+    @property
     def patch_values(self) -> int:
         """Values of one patch as the processor makes it: three colours in every frame."""
         return 3 * self.temporal_patch * self.patch**2
@@ -62,7 +72,7 @@ class VisionShapeConfig(Section):
         """Number of weights: patch embedding, blocks, and the merger that makes image tokens of `text_width`."""
         if not self.depth:
             return 0
-        width, merged, gated = self.width, self.width * self.merge**2, self.family == "qwen2_5_vl"
+        width, merged, gated = self.width, self.width * self.merge**2, self.gated
         norm = width if gated else 2 * width
         attention = 4 * width * width + 4 * width
         if gated:
@@ -92,21 +102,28 @@ class ShapeConfig(Section):
 
     def decoder_parameters(self) -> int:
         """Embeddings, attention with biases on q/k/v, gated feed-forward, norms, head."""
-        head_width = self.width // self.heads
-        key_value_width = self.key_value_heads * head_width
-        attention = 2 * self.width * self.width + 2 * self.width * key_value_width + self.width + 2 * key_value_width
-        layer = attention + 3 * self.width * self.feed_forward + 2 * self.width
+        matrices = 2 * self.width * (self.heads + self.key_value_heads) * self.head_size
+        layer = matrices + self.attention_vectors() + 3 * self.width * self.feed_forward + 2 * self.width
         embeddings = self.vocabulary * self.width * (1 if self.tied_head else 2)
         return embeddings + self.layers * layer + self.width
 
+    @property
+    def head_size(self) -> int:
+        """Numbers of one attention head."""
+        return self.width // self.heads
+
+    def attention_vectors(self) -> int:
+        """Number of weights of one layer's attention beside its matrices."""
+        return (self.heads + 2 * self.key_value_heads) * self.head_size
+
     def adapter_parameters(self, rank: int, targets: tuple[str, ...]) -> int:
         """Number of weights of adapters of `rank` on the targets among the seven matrices of every layer."""
-        key_value_width = self.key_value_heads * (self.width // self.heads)
+        query_width, key_value_width = self.heads * self.head_size, self.key_value_heads * self.head_size
         sides = {
-            "q_proj": self.width + self.width,
+            "q_proj": self.width + query_width,
             "k_proj": self.width + key_value_width,
             "v_proj": self.width + key_value_width,
-            "o_proj": self.width + self.width,
+            "o_proj": query_width + self.width,
             "gate_proj": self.width + self.feed_forward,
             "up_proj": self.width + self.feed_forward,
             "down_proj": self.feed_forward + self.width,

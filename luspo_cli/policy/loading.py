@@ -30,7 +30,7 @@ from luspo_cli.policy.reading import (
     read_files,
     read_part,
 )
-from luspo_cli.policy.supported import image_tokens
+from luspo_cli.policy.supported import image_token_ids
 from luspo_cli.policy.whole import unfit_weights
 from luspo_cli.records import Problem, Prompt
 
@@ -52,7 +52,7 @@ class LoadedModel:
     @property
     def never_drawn(self) -> tuple[int, ...]:
         """A vision model's image tokens."""
-        return image_tokens(getattr(self.model, "config", self.model))
+        return image_token_ids(getattr(self.model, "config", self.model))
 
     @property
     def image_pixels(self) -> tuple[int, int] | None:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
 from luspo_cli.config.model import ShapeConfig, VisionShapeConfig
 from luspo_cli.errors import UsageError, first_line
+from luspo_cli.policy.supported import VISION_MODELS
 
-COUNTED_TOWERS = get_args(VisionShapeConfig.model_fields["family"].annotation)
-"""Model types whose vision tower has a shape here; that of other ones which are trained (Qwen3-VL) is left out of estimates."""
 LEFT_OUT = {
     "depth": 32,
     "num_heads": 16,
@@ -25,7 +24,9 @@ LEFT_OUT = {
     "fullatt_block_indexes": (7, 15, 23, 31),
 }
 """What transformers takes for entries of a vision_config that are not there."""
-
+LEFT_OUT_OF_QWEN3 = {"patch_size": 16, "num_position_embeddings": 2304, "deepstack_visual_indexes": (8, 16, 24)}
+QWEN3_HEAD = 128
+"""Numbers of one head of a Qwen3 decoder whose config.json does not say."""
 
 ENTRIES = {
     "vocabulary": "vocab_size",
@@ -37,16 +38,57 @@ ENTRIES = {
 """Names in ShapeConfig → in a config.json."""
 
 
+class OtherDecoder(ShapeConfig):
+    """The size of a decoder of another kind than Qwen2: a model of it is read, never made."""
+
+    head_width: int
+    biases: bool
+    """Of the four matrices of the attention."""
+    head_norms: bool
+    """Whether queries and keys of a head are scaled, as in Qwen3."""
+
+    @property
+    def head_size(self) -> int:
+        return self.head_width
+
+    def attention_vectors(self) -> int:
+        biases = (self.heads + 2 * self.key_value_heads) * self.head_width + self.width
+        return self.biases * biases + self.head_norms * 2 * self.head_width
+
+
+class Qwen3Tower(VisionShapeConfig):
+    """The size of a Qwen3-VL vision tower: position embeddings, and further mergers behind some of its blocks (DeepStack)."""
+
+    family: Literal["qwen3_vl"] = "qwen3_vl"  # type: ignore[assignment]  # none that a configuration can name
+    positions: int
+    deepstack: tuple[int, ...]
+    """Blocks, counted from 0, whose output has a merger of its own."""
+
+    @property
+    def feature_layers(self) -> int:
+        return 1 + len(self.deepstack)
+
+    def parameters(self, text_width: int) -> int:
+        merged = self.width * self.merge**2
+        further = (
+            2 * merged + merged * merged + merged + merged * text_width + text_width
+        )  # its norm is of merged patches
+        beside = self.width * (1 + self.positions)  # with the bias of the patch embedding
+        return super().parameters(text_width) + beside + len(self.deepstack) * further
+
+
 def read_shape(file: Path) -> ShapeConfig:
     """The shape that a config.json describes; UsageError where it describes no language model."""
     try:
         stored = json.loads(file.read_bytes())
         text = stored.get("text_config") or stored
-        return ShapeConfig(
+        kind, more = _decoder(stored, text)
+        return kind(
             **{ours: text[entry] for ours, entry in ENTRIES.items()},
             key_value_heads=text.get("num_key_value_heads") or text["num_attention_heads"],
             tied_head=bool(stored.get("tie_word_embeddings") or text.get("tie_word_embeddings")),
             vision=_read_vision(stored),
+            **more,
         )
     except ValidationError as error:
         fault = error.errors()[0]
@@ -57,13 +99,6 @@ def read_shape(file: Path) -> ShapeConfig:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         said = f"no entry {error}" if isinstance(error, KeyError) else first_line(error)
         raise UsageError(f"{file} does not describe a language model: {said}; take a complete copy") from None
-
-
-def uncounted_tower(file: Path) -> str | None:
-    """The model type of a config.json whose vision tower `read_shape` leaves out; None where it leaves out none."""
-    stored = json.loads(file.read_bytes())
-    family = stored.get("model_type")
-    return str(family) if stored.get("vision_config") and family not in COUNTED_TOWERS else None
 
 
 def vision_config(vision: VisionShapeConfig, text_width: int) -> dict[str, Any]:
@@ -90,23 +125,37 @@ def vision_config(vision: VisionShapeConfig, text_width: int) -> dict[str, Any]:
     }
 
 
+def _decoder(stored: Mapping[str, Any], text: Mapping[str, Any]) -> tuple[type[ShapeConfig], dict[str, Any]]:
+    """The class of a decoder's shape and what it has beside the sizes."""
+    kind = text.get("model_type") or stored.get("model_type") or "qwen2"
+    if kind.startswith("qwen2"):
+        return ShapeConfig, {}
+    newer = kind.startswith("qwen3")
+    head = text.get("head_dim") or (QWEN3_HEAD if newer else text["hidden_size"] // text["num_attention_heads"])
+    return OtherDecoder, {"head_width": head, "biases": bool(text.get("attention_bias")), "head_norms": newer}
+
+
 def _read_vision(stored: Mapping[str, Any]) -> VisionShapeConfig:
-    """None for a tower that is not counted: `uncounted_tower` names it."""
+    """Without depth for a model without a tower, or with one of a family that is not trained here."""
     tower, family = stored.get("vision_config"), stored.get("model_type")
-    if not tower or family not in COUNTED_TOWERS:
+    if not tower or family not in VISION_MODELS:
         return VisionShapeConfig()
-    tower = {**LEFT_OUT, **tower}
-    older = family == "qwen2_vl"
+    newer, older = family == "qwen3_vl", family == "qwen2_vl"
+    tower = {**LEFT_OUT, **(LEFT_OUT_OF_QWEN3 if newer else {}), **tower}
     width = tower["embed_dim" if older else "hidden_size"]
-    more = {} if older else {"window": tower["window_size"], "full_attention": tuple(tower["fullatt_block_indexes"])}
-    return VisionShapeConfig(
-        family=family,  # type: ignore[arg-type]  # one of COUNTED_TOWERS
-        depth=tower["depth"],
-        width=width,
-        heads=tower["num_heads"],
-        feed_forward=int(width * tower["mlp_ratio"]) if older else tower["intermediate_size"],
-        patch=tower["patch_size"],
-        temporal_patch=tower["temporal_patch_size"],
-        merge=tower["spatial_merge_size"],
-        **more,
-    )
+    sizes = {
+        "depth": tower["depth"],
+        "width": width,
+        "heads": tower["num_heads"],
+        "feed_forward": int(width * tower["mlp_ratio"]) if older else tower["intermediate_size"],
+        "patch": tower["patch_size"],
+        "temporal_patch": tower["temporal_patch_size"],
+        "merge": tower["spatial_merge_size"],
+    }
+    if newer:
+        further = tuple(tower["deepstack_visual_indexes"])
+        return Qwen3Tower(**sizes, positions=tower["num_position_embeddings"], deepstack=further)
+    if older:
+        return VisionShapeConfig(family="qwen2_vl", **sizes)
+    windows = {"window": tower["window_size"], "full_attention": tuple(tower["fullatt_block_indexes"])}
+    return VisionShapeConfig(**sizes, **windows)

@@ -23,7 +23,7 @@ VISION_MODELS = {
     "qwen3_vl": "Qwen3VLProcessor",
 }
 """Model types whose image tokens and rotary positions the engine knows, with their processors in transformers."""
-IMAGE_TOKENS = (
+IMAGE_TOKEN_ENTRIES = (
     "image_token_id",
     "video_token_id",
     "vision_start_token_id",
@@ -74,9 +74,9 @@ def causal_only(text: Mapping[str, Any]) -> bool:
     return not (text.get("sliding_window") and text.get("use_sliding_window", True))
 
 
-def image_tokens(config: Any) -> tuple[int, ...]:
-    """The ids of a vision model's image tokens by its configuration, sorted; empty for a model that reads text only."""
-    ids = {getattr(config, name, None) for name in IMAGE_TOKENS}
+def image_token_ids(config: Any) -> tuple[int, ...]:
+    """A vision model's image tokens by its configuration, sorted; empty for a model that reads text only."""
+    ids = {getattr(config, name, None) for name in IMAGE_TOKEN_ENTRIES}
     return tuple(sorted(number for number in ids if isinstance(number, int)))
 
 

@@ -20,7 +20,7 @@ from luspo_cli.data.overlap import held_out_warning
 from luspo_cli.errors import UsageError
 from luspo_cli.machine import MOST_PER_CORE, has_cuda, memory_bytes, usable_cores
 from luspo_cli.policy.model_files import base_of, config_file, find_model, is_adapter, of_base, unread_revision
-from luspo_cli.policy.model_shape import read_shape, uncounted_tower
+from luspo_cli.policy.model_shape import read_shape
 from luspo_cli.records import Problem
 from luspo_cli.rollout.samplers import (
     INSTALL_VLLM,
@@ -30,7 +30,7 @@ from luspo_cli.rollout.samplers import (
     vllm_is_installed,
 )
 from luspo_cli.runs.folder import IfExists, RunFolder
-from luspo_cli.training.memory import estimate_memory, image_tokens, tower_moves, trained_parameters
+from luspo_cli.training.memory import estimate_memory, largest_image_tokens, tower_moves, trained_parameters
 from luspo_cli.training.problems import held_out_problems, training_problems
 
 GIB = 2**30
@@ -68,12 +68,11 @@ def make_plan(config: TrainRun, processes: int = 1, run: Path | None = None, if_
     rows = rollout.problems * rollout.group_size
     device_bytes = device_memory() if sampler.name == "vllm" else None
     memory = estimate_memory(config, shape, processes, sampler.name, device_bytes)
-    uncounted = uncounted_tower(file) if file else None
     unreadable, overlap = _data(config)
     missing = [
         *missing_inputs(config),
         *unreadable,
-        config.correction_refused(sampler.name, never_drawn=shape.vision.depth > 0 or uncounted is not None),
+        config.correction_refused(sampler.name, never_drawn=shape.vision.depth > 0),
         crowded(config, processes),
         _taken(config, run, if_exists) if run else None,
     ]
@@ -84,7 +83,7 @@ def make_plan(config: TrainRun, processes: int = 1, run: Path | None = None, if_
         trained=trained_parameters(config, shape),
         shape_from="config.json" if file else "model.shape",
         memory_gib={name: round(size / GIB, 2) for name, size in memory.items()},
-        memory_notes=_notes(config, file is None, uncounted, sampler.name == "vllm" and device_bytes is None),
+        memory_notes=_notes(config, file is None, sampler.name == "vllm" and device_bytes is None),
         images=_images(config, shape),
         work={
             "steps": config.run.steps,
@@ -132,14 +131,12 @@ def _images(config: TrainRun, shape: ShapeConfig) -> dict[str, Any]:
     return {
         "parameters": shape.vision.parameters(shape.width),
         "trained": tower_moves(config, shape),
-        "tokens": image_tokens(config, shape),
+        "tokens": largest_image_tokens(config, shape),
     }
 
 
-def _notes(config: TrainRun, shape_unknown: bool, uncounted: str | None, device_unknown: bool) -> list[str]:
+def _notes(config: TrainRun, shape_unknown: bool, device_unknown: bool) -> list[str]:
     found, path = [], (base_of(config.model) or config.model).path
-    if uncounted:
-        found.append(f"the vision tower of a {uncounted} model, its activations and a step's images are not counted")
     if shape_unknown and path != MADE:
         found.append(f"the shape is that of [model.shape]: the config.json of {path} is not on this machine")
     if device_unknown:

@@ -37,7 +37,7 @@ def trained_parameters(config: TrainRun, shape: ShapeConfig) -> int:
     return shape.decoder_parameters() if config.model.freeze_vision else shape.parameters()
 
 
-def image_tokens(config: TrainRun, shape: ShapeConfig) -> int:
+def largest_image_tokens(config: TrainRun, shape: ShapeConfig) -> int:
     """Tokens of the largest image of a prompt; 0 for a model that reads text only."""
     vision = shape.vision
     if not vision.depth:
@@ -106,7 +106,7 @@ def estimate_memory(
     parts["logits_chunk"] = (8 + size) * min(CHUNK_LOGITS, tokens * shape.vocabulary)
     # It adds up over the chunks; a tied one waits for the embedding's, which comes last.
     parts["head_gradient"] = 0 if adapters else 4 * table
-    key_value = 2 * shape.key_value_heads * (shape.width // shape.heads) * size
+    key_value = 2 * shape.key_value_heads * shape.head_size * size
     rows = min(config.rollout.max_rows, own_problems * config.rollout.group_size)
     parts["key_value_cache"] = rows * longest * shape.layers * key_value if in_process else 0
     always = sum(parts[name] for name in ("program", "weights", "optimizer", "sampler_copy", "reference", "gradients"))
@@ -128,8 +128,8 @@ def estimate_memory(
 def _tower(config: TrainRun, shape: ShapeConfig, size: int, images: int) -> tuple[float, float]:
     """Bytes of the tower's one block that is computed, and of what a pass over so many images keeps for the backward pass."""
     vision = shape.vision
-    patches = image_tokens(config, shape) * vision.merge**2
-    one_block = patches * (14 * vision.width + (4 if vision.family == "qwen2_5_vl" else 2) * vision.feed_forward) * size
+    patches = largest_image_tokens(config, shape) * vision.merge**2
+    one_block = patches * (14 * vision.width + (4 if vision.gated else 2) * vision.feed_forward) * size
     if not tower_moves(config, shape):
         return one_block, 0  # of one image after the other, without a backward pass
     checkpointing = config.model.gradient_checkpointing
@@ -140,10 +140,10 @@ def _tower(config: TrainRun, shape: ShapeConfig, size: int, images: int) -> tupl
 
 def _values_of_an_image(config: TrainRun, shape: ShapeConfig, size: int) -> float:
     """Bytes in which an image is held during a step."""
-    tokens, vision = image_tokens(config, shape), shape.vision
+    tokens, vision = largest_image_tokens(config, shape), shape.vision
     if tower_moves(config, shape):
         return tokens * vision.merge**2 * vision.patch_values * 4
-    return tokens * shape.width * (size if config.model.lora.rank else 4)
+    return tokens * vision.feature_layers * shape.width * (size if config.model.lora.rank else 4)
 
 
 def peak_memory_gib() -> float:

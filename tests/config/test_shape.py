@@ -99,6 +99,70 @@ def test_the_published_configuration_in_its_older_form_has_the_published_size(tm
     assert shape.parameters() == 8_292_166_656  # as its weights' index says: 16,584,333,312 bytes in bfloat16
 
 
+QWEN3_VL = {
+    "tiny": {
+        "depth": 3, "hidden_size": 24, "num_heads": 3, "intermediate_size": 36, "patch_size": 7, "num_position_embeddings": 16,
+        "deepstack_visual_indexes": [0, 1],
+    },
+    "no further features": {
+        "depth": 2, "hidden_size": 16, "num_heads": 2, "intermediate_size": 8, "num_position_embeddings": 4,
+        "deepstack_visual_indexes": [],
+    },
+    "defaults": {"depth": 27, "hidden_size": 1152, "num_heads": 16, "intermediate_size": 4304},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", QWEN3_VL)
+def test_the_count_of_a_qwen3_vl_model_is_that_of_the_real_class(name: str, tmp_path: Path) -> None:
+    """Its tower has position embeddings, and further mergers behind some blocks; its decoder is Qwen3's."""
+    import torch
+    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+
+    text = {
+        "model_type": "qwen3_vl_text", "vocab_size": 50, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 3,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [4, 2, 2]},
+    }  # fmt: skip
+    stored = {"model_type": "qwen3_vl", "text_config": text, "vision_config": {**QWEN3_VL[name], "out_hidden_size": 24}}
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    with torch.device("meta"):
+        model: Any = Qwen3VLForConditionalGeneration(Qwen3VLConfig.from_pretrained(tmp_path))
+
+    def weights(part: Any) -> int:
+        return sum(weight.numel() for weight in part.parameters())
+
+    shape = read_shape(tmp_path / "config.json")
+    assert shape.vision.parameters(24) == weights(model.model.visual)
+    assert shape.decoder_parameters() == weights(model.model.language_model) + weights(model.lm_head)
+    assert shape.parameters() == weights(model)
+    assert shape.vision.feature_layers == 1 + len(model.config.vision_config.deepstack_visual_indexes)
+
+
+@pytest.mark.parametrize("biases", [False, True])
+@pytest.mark.parametrize("kind", ["Qwen3", "Llama", "Mistral"])
+def test_the_count_of_another_decoder_is_that_of_the_real_class(kind: str, biases: bool, tmp_path: Path) -> None:
+    """Qwen3's heads have a width of their own, and scales; of these, Llama and Qwen3 can have biases, on all four matrices."""
+    import torch
+    import transformers
+
+    sizes = {
+        "vocab_size": 50, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 3, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "tie_word_embeddings": True, "pad_token_id": 0,
+    }  # fmt: skip
+    more = {} if kind == "Mistral" else {"attention_bias": biases}
+    with torch.device("meta"):
+        model: Any = getattr(transformers, f"{kind}ForCausalLM")(
+            getattr(transformers, f"{kind}Config")(**sizes, **more)
+        )
+    model.config.save_pretrained(tmp_path)
+    shape = read_shape(tmp_path / "config.json")
+    assert shape.parameters() == sum(weight.numel() for weight in model.parameters())
+    q_and_o = 2 * sum(
+        weight.numel() for name, weight in model.named_parameters() if name.endswith("0.self_attn.q_proj.weight")
+    )
+    assert shape.adapter_parameters(1, ("q_proj", "o_proj")) == 3 * 2 * (24 + q_and_o // 2 // 24)
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [

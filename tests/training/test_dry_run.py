@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from doubles.models import character_model, random_qwen2
-from doubles.vision import vision_model, vision_processor
+from doubles.vision import FAMILIES, vision_model, vision_processor
 from luspo_cli.commands.display.plan import plan_text
 from luspo_cli.config.layers import resolve_train
 from luspo_cli.data.overlap import held_out_warning
@@ -132,20 +132,16 @@ def test_the_shape_of_a_model_on_disk_is_its_own(tmp_path: Path) -> None:
     assert make_plan(config).parameters == 2 * (1024 + 48 + 1536 + 32) + 3200 + 16
 
 
-@pytest.mark.parametrize(("family", "counted"), [("qwen2_5_vl", True), ("qwen2_vl", True), ("qwen3_vl", False)])
-def test_a_vision_tower_on_disk_is_counted_or_said_to_be_left_out(tmp_path: Path, family: str, counted: bool) -> None:
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_vision_model_on_disk_is_counted_whole(tmp_path: Path, family: str) -> None:
     model = vision_model(family=family)
     model.save_pretrained(tmp_path)
     vision_processor(family=family).save_pretrained(tmp_path)
     config = resolve_train(preset="qwen2.5-0.5b", sets=[f"model.path={tmp_path}"])
     plan = make_plan(config)
-    left_out = [note for note in plan.memory_notes if f"vision tower of a {family} model" in note]
-    if counted:
-        tower = sum(weight.numel() for weight in model.model.visual.parameters())
-        assert (plan.images["parameters"], left_out) == (tower, [])
-        assert plan.parameters == sum(weight.numel() for weight in model.parameters())
-    else:
-        assert (plan.images, len(left_out)) == ({}, 1)
+    assert plan.images["parameters"] == sum(weight.numel() for weight in model.model.visual.parameters())
+    assert plan.parameters == sum(weight.numel() for weight in model.parameters())
+    assert plan.memory_notes == []
     assert not any("model" in sentence for sentence in plan.missing if "data." not in sentence)
 
 

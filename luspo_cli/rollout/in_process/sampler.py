@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from luspo_cli.policy.images import batch_images, hidden_states, rotary_positions
-from luspo_cli.policy.supported import image_tokens
+from luspo_cli.policy.supported import image_token_ids
 from luspo_cli.records import Prompt, Rollout, StopReason
 from luspo_cli.rollout.in_process.cache import KeyValueCache, PromptCache, decode_mask
 from luspo_cli.rollout.in_process.draw import choose_tokens
@@ -84,7 +84,7 @@ class _DecodeBatch:
         self.model, self.prompts, self.options = model, prompts, options
         self.device = next(model.parameters()).device
         self.end_tokens = end_tokens.to(self.device)
-        self.never_drawn = torch.tensor(image_tokens(model.config), dtype=torch.long, device=self.device)
+        self.never_drawn = torch.tensor(image_token_ids(model.config), dtype=torch.long, device=self.device)
         self.max_groups = max(1, max_rows // options.group_size)
         total = len(prompts) * options.group_size
         self.uniform = uniform_numbers(options, total).to(self.device)

@@ -18,7 +18,7 @@ from luspo_cli.evaluation.sampling import BenchmarkPrompts, SamplingModel
 from luspo_cli.policy.inputs import prompt_inputs
 from luspo_cli.policy.packing import Row, policy_batch
 from luspo_cli.policy.policy import Policy
-from luspo_cli.policy.supported import image_tokens
+from luspo_cli.policy.supported import image_token_ids
 from luspo_cli.records import Message, Problem, Prompt, Rollout
 from luspo_cli.rollout.in_process.packed import bfloat16_copy
 from luspo_cli.rollout.in_process.sampler import InProcessSampler
@@ -115,8 +115,8 @@ def test_image_tokens_are_never_drawn_where_the_model_wants_them(processor: Any,
 
 
 def test_which_tokens_are_never_drawn(make_model: Any) -> None:
-    assert image_tokens(vision_model().config) == IMAGE_TOKENS
-    assert image_tokens(make_model().config) == ()
+    assert image_token_ids(vision_model().config) == IMAGE_TOKENS
+    assert image_token_ids(make_model().config) == ()
 
 
 @pytest.mark.parametrize("options", [{}, {"temperature": 0.7}, {"top_p": 0.8}, {"temperature": 0}])
