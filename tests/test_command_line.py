@@ -197,6 +197,17 @@ def test_a_run_on_own_data_ends_with_0(luspo: Command, tmp_path: Path, model: st
         code, _, error = luspo("train", "--run", "runs/tiny-luspo-seed0", *how)
         assert code == 0, error
         assert "run runs/tiny-luspo-seed0 is finished: step 2 of 2" in error
+    # Nor does the folder's configuration have to be said again to see its plan, or what else it takes to go on.
+    code, out, _ = luspo("train", "--run", "runs/tiny-luspo-seed0", "--dry-run", "--json")
+    stored = json.loads((tmp_path / "runs/tiny-luspo-seed0/config.json").read_text())
+    plan = json.loads(out)
+    assert (code, plan["configuration"]) == (0, stored)
+    assert plan["missing"] == ["run folder runs/tiny-luspo-seed0 exists; go on with --resume, or choose another --run"]
+    code, _, error = luspo("train", "--run", "runs/tiny-luspo-seed0")
+    assert (code, only_sentence(error)) == (2, f"luspo: {plan['missing'][0]}")
+    code, _, error = luspo("train", "--run", str(model), "--dry-run")  # a config.json that is none of a run's
+    assert code == 2
+    assert "say what to train: --preset NAME" in only_sentence(error)
 
 
 def test_a_stored_configuration_that_is_no_text(luspo: Command, tmp_path: Path) -> None:

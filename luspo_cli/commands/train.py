@@ -14,7 +14,7 @@ import typer
 from typer import Option
 
 from luspo_cli.errors import UsageError
-from luspo_cli.processes.local import check_processes, launch, resume_command
+from luspo_cli.processes.local import check_processes, how_to_go_on, launch
 from luspo_cli.processes.place import is_first_process, one_of_a_machine_speaks
 from luspo_cli.processes.supervise import stop_with_supervisor
 
@@ -122,7 +122,7 @@ def train(
         if as_json and first:
             typer.echo(json.dumps({"run": str(path), "last_step": outcome.last_step, "finished": outcome.finished}))
         if not outcome.finished:
-            logger.info(f"stopped after step {outcome.last_step}; go on with: {resume_command(path)}")
+            logger.info(f"stopped after step {outcome.last_step}; {how_to_go_on(path)}")
             raise typer.Exit(128 + (outcome.stopped_by or signal.SIGINT))
         logger.info(f"done: {path}")
 
@@ -131,12 +131,13 @@ def _resolve(
     objective: str | None, preset: str | None, config: Path | None, sets: list[str], run: Path | None, resume: bool
 ) -> TrainRun:
     from luspo_cli.config.layers import preset_names, resolve_train
+    from luspo_cli.runs.folder import RunFolder
     from luspo_cli.runs.resume import read_configuration
 
     alone = not (objective or preset or config or sets)
-    if resume and alone:
-        if run is None:
-            raise UsageError("--resume needs --run: the folder to go on in")
+    if resume and alone and run is None:
+        raise UsageError("--resume needs --run: the folder to go on in")
+    if alone and run is not None and (resume or "run" in (RunFolder(run).stored_config() or ())):
         return read_configuration(run)
     if preset is None and config is None and resume:
         raise UsageError(

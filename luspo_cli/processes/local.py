@@ -64,11 +64,19 @@ def launch(processes: int, run: Path, command: Sequence[str]) -> None:
         _conclude(statuses, [ranks.index(child) for child in supervisor.ended], supervisor.signals, run)
 
 
-def resume_command(run: Path, processes: int = 0) -> str:
-    """The whole command line that goes on with a run; `processes`: how many work on it, 0: as many as started with this one."""
-    place = read_place() if os.environ.get(BY_LUSPO) else None
+def how_to_go_on(run: Path, processes: int = 0) -> str:
+    """What to do to go on with a run; `processes`: how many work on it, 0: as many as started with this one.
+
+    The whole command line, but where another launcher started them: only its own command has its options.
+    """
+    place = read_place()
     number = processes or (place.size if place else 1)
-    return f"luspo train --run {shlex.quote(str(run))} --resume{f' --processes {number}' if number > 1 else ''}"
+    if number > 1 and not processes and not os.environ.get(BY_LUSPO):
+        return (
+            f"go on with the command that launched these {number} processes (torchrun, accelerate launch or srun), with"
+            " --resume"
+        )
+    return f"go on with: luspo train --run {shlex.quote(str(run))} --resume{f' --processes {number}' if number > 1 else ''}"
 
 
 def _watch(supervisor: Supervisor) -> None:
@@ -95,7 +103,7 @@ def _conclude(statuses: Sequence[int | None], ended: Sequence[int], signals: Seq
             print("luspo: interrupted", file=sys.stderr)
         sys.exit(first if first in _SAID else asked)
     rank = next((r for r in ended if statuses[r] not in (0, LOST_STATUS)), ended[0] if ended else 0)
-    advice = f"Every checkpoint is whole: go on with: {resume_command(run, len(statuses))}"
+    advice = f"Every checkpoint is whole: {how_to_go_on(run, len(statuses))}"
     if not (run / "config.json").is_file():
         advice = "No run was begun: give the same command again"
     raise RunError(f"process {rank} of {len(statuses)} {_how(statuses[rank])}; the others were stopped. {advice}")

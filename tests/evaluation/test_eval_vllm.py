@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def small_model(folder: Path) -> Path:
     """A random Qwen2 whose heads have 32 numbers, as vLLM's CPU kernels want them."""
-    sys.path.insert(0, str(ROOT / "tests/rollout"))
+    sys.path.insert(0, str(ROOT / "tests/rollout/vllm"))
     try:
         from vllm_models import tiny_model
     finally:

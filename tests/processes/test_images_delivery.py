@@ -13,15 +13,12 @@ import pytest
 import torch
 
 from doubles import rank_cases
+from doubles.image_runs import image_run, image_run_folder
 from doubles.processes import run_processes
 from doubles.runs import records, stored_weights
-from doubles.vision import noise_image, vision_model, vision_processor
-from luspo_cli.config.layers import resolve_train
 from luspo_cli.config.run import TrainRun
 from luspo_cli.policy.packing import Row, balance_rows, own_pieces
 from luspo_cli.records import Rollout, StopReason
-
-PROBLEMS = 6
 
 
 def row(problem: str, length: int, images: bool) -> Row:
@@ -53,38 +50,7 @@ def test_a_pass_that_only_keeps_step_takes_a_row_without_images() -> None:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A model and six problems, all with images but one."""
-    vision_processor().save_pretrained(tmp_path / "model")
-    vision_model().save_pretrained(tmp_path / "model")
-    (tmp_path / "data").mkdir()
-    rows = []
-    for n in range(PROBLEMS):
-        names = [] if n == 2 else [noise_image(tmp_path / f"data/{n}.png", 60 + 20 * n, 60, n).name]
-        rows.append(
-            {
-                "data_source": "test",
-                "prompt": [{"role": "user", "content": "<image>" * len(names) + f"{n}+1="}],
-                "images": names,
-                "reward_model": {"style": "rule", "ground_truth": str(n + 1)},
-            }
-        )
-    pandas.DataFrame(rows).to_parquet(tmp_path / "data/train.parquet")
-    pandas.DataFrame(rows[:4]).to_parquet(tmp_path / "data/test.parquet")
-    return tmp_path
-
-
-def configured(folder: Path, *sets: str) -> TrainRun:
-    return resolve_train(
-        preset="tiny",
-        objective="grpo",
-        sets=[
-            f"model.path={folder / 'model'}", f"data.train={folder / 'data'}", f"data.held_out={folder / 'data'}",
-            "data.max_prompt_tokens=100", "rollout.problems=4", "rollout.group_size=4",
-            "rollout.max_response_tokens=8", "rollout.max_rows=8", "reward.overlong_buffer=6",
-            "update.mini_batches=2", "update.learning_rate=1e-3", "update.tokens_per_micro_batch=128",
-            "update.noise_floor_every=1", "evaluation.every=2", "evaluation.problems=4", "evaluation.samples=1",
-            "run.steps=2", "run.checkpoint_every=1", "run.threads=1", "run.rollouts_every=1", *sets,
-        ],
-    )  # fmt: skip
+    return image_run_folder(tmp_path)
 
 
 def train_together(config: TrainRun, path: Path) -> list[Counter[str]]:
@@ -116,7 +82,7 @@ def equal_runs(one: Path, other: Path) -> bool:
     ids=["trained", "frozen", "sharded"],
 )
 def test_each_process_decodes_its_own_share_and_the_run_is_that_of_one(folder: Path, sets: tuple[str, ...]) -> None:
-    config = configured(folder, *sets)
+    config = image_run(folder, *sets)
     decoded = train_together(config, folder / "two")
     # Twice a step of 4 problems, and before and after them the held-out 4 of which one has no image.
     asked = [
@@ -144,7 +110,7 @@ def test_each_process_decodes_its_own_share_and_the_run_is_that_of_one(folder: P
 
 @pytest.mark.parametrize("frozen", ["false", "true"])
 def test_a_run_of_two_with_dynamic_sampling_resumes_bit_for_bit(folder: Path, frozen: str) -> None:
-    config = configured(
+    config = image_run(
         folder, f"model.freeze_vision={frozen}", "rollout.dynamic_sampling=true", "rollout.max_sampling_rounds=3",
         "rollout.problems=2", "evaluation.every=0", "rollout.stop_after_steps_without_signal=9",
     )  # fmt: skip

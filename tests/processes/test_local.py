@@ -18,7 +18,7 @@ import pytest
 
 from luspo_cli.errors import RunError
 from luspo_cli.processes import local
-from luspo_cli.processes.local import launch, resume_command
+from luspo_cli.processes.local import how_to_go_on, launch
 from luspo_cli.processes.place import BY_LUSPO, LOST_STATUS, Place
 
 RANK = textwrap.dedent(
@@ -148,10 +148,15 @@ def test_a_launcher_that_is_killed_takes_its_processes_along(tmp_path: Path) -> 
 
 def test_the_advised_command_is_the_whole_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the processes of `luspo train --processes`; of another launcher only its own command can say them."""
-    assert resume_command(Path("a run")) == "luspo train --run 'a run' --resume"
-    assert resume_command(Path("r"), 3) == "luspo train --run r --resume --processes 3"
+    assert how_to_go_on(Path("a run")) == "go on with: luspo train --run 'a run' --resume"
+    assert how_to_go_on(Path("r"), 3) == "go on with: luspo train --run r --resume --processes 3"
     for name, value in Place(1, 2, 1, "127.0.0.1", 29500).variables().items():
         monkeypatch.setenv(name, value)
-    assert resume_command(Path("r")) == "luspo train --run r --resume"
+    assert how_to_go_on(Path("r")) == (
+        "go on with the command that launched these 2 processes (torchrun, accelerate launch or srun), with --resume"
+    )
     monkeypatch.setenv(BY_LUSPO, "1")
-    assert resume_command(Path("r")) == "luspo train --run r --resume --processes 2"
+    assert how_to_go_on(Path("r")) == "go on with: luspo train --run r --resume --processes 2"
+    monkeypatch.delenv(BY_LUSPO)
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert how_to_go_on(Path("r")) == "go on with: luspo train --run r --resume"

@@ -1,4 +1,4 @@
-"""vLLM's Qwen2-VL and Qwen2.5-VL where torchvision is missing: the same models, whose processor reads images through Pillow.
+"""vLLM's vision models where torchvision is missing: the same models, whose processor reads images through Pillow.
 
 vLLM's own classes load transformers' processors of images and videos, which need torchvision. What we sample from comes with
 pixels that are ready (`images`), so a processor is only asked how many tokens an image can have. Where torchvision is installed
@@ -22,7 +22,7 @@ _OF_TORCHVISION.smart_resize = pillow.smart_resize  # type: ignore[attr-defined]
 _OF_TORCHVISION.Qwen2VLImageProcessor = pillow.Qwen2VLImageProcessorPil  # type: ignore[attr-defined]
 sys.modules.setdefault(_OF_TORCHVISION.__name__, _OF_TORCHVISION)
 
-from vllm.model_executor.models import qwen2_5_vl, qwen2_vl  # noqa: E402
+from vllm.model_executor.models import qwen2_5_vl, qwen2_vl, qwen3_vl  # noqa: E402
 from vllm.multimodal import MULTIMODAL_REGISTRY  # noqa: E402
 
 from luspo_cli.policy.reading import image_processor, vision_processor  # noqa: E402
@@ -56,6 +56,16 @@ class _Info2_5(_ImagesOnly, qwen2_5_vl.Qwen2_5_VLProcessingInfo):
     """Of Qwen2.5-VL."""
 
 
+class _Info3(_ImagesOnly, qwen3_vl.Qwen3VLProcessingInfo):
+    """Of Qwen3-VL, whose own answers here ask a video processor."""
+
+    def get_supported_mm_processor_kwargs(self) -> dict[str, set[str]]:
+        return super(qwen3_vl.Qwen3VLProcessingInfo, self).get_supported_mm_processor_kwargs()
+
+    def get_max_video_tokens(self, seq_len: int, mm_counts: Mapping[str, int]) -> int:
+        return 0
+
+
 @MULTIMODAL_REGISTRY.register_processor(
     qwen2_vl.Qwen2VLMultiModalProcessor, info=_Info, dummy_inputs=qwen2_vl.Qwen2VLDummyInputsBuilder
 )
@@ -67,4 +77,12 @@ class Qwen2VL(qwen2_vl.Qwen2VLForConditionalGeneration):
     qwen2_5_vl.Qwen2_5_VLMultiModalProcessor, info=_Info2_5, dummy_inputs=qwen2_5_vl.Qwen2_5_VLDummyInputsBuilder
 )
 class Qwen2_5VL(qwen2_5_vl.Qwen2_5_VLForConditionalGeneration):
+    """Reads no videos."""
+
+
+# Its own made-up inputs ask for a video's; those of Qwen2-VL have images of the same kind.
+@MULTIMODAL_REGISTRY.register_processor(
+    qwen3_vl.Qwen3VLMultiModalProcessor, info=_Info3, dummy_inputs=qwen2_vl.Qwen2VLDummyInputsBuilder
+)
+class Qwen3VL(qwen3_vl.Qwen3VLForConditionalGeneration):
     """Reads no videos."""

@@ -9,7 +9,11 @@ from __future__ import annotations
 from importlib.util import find_spec
 
 BACKEND = "luspo"
-WITHOUT_TORCHVISION = {"Qwen2VLForConditionalGeneration": "Qwen2VL", "Qwen2_5_VLForConditionalGeneration": "Qwen2_5VL"}
+WITHOUT_TORCHVISION = {
+    "Qwen2VLForConditionalGeneration": "Qwen2VL",
+    "Qwen2_5_VLForConditionalGeneration": "Qwen2_5VL",
+    "Qwen3VLForConditionalGeneration": "Qwen3VL",
+}
 """Architectures that vLLM cannot import without torchvision, with the class in `images_only` that it can."""
 
 

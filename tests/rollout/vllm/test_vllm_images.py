@@ -16,7 +16,7 @@ import torch
 
 pytestmark = pytest.mark.vllm
 CONTEXT = 256
-FAMILIES = ("qwen2_5_vl", "qwen2_vl")
+FAMILIES = ("qwen2_5_vl", "qwen2_vl", "qwen3_vl")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -47,6 +47,15 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path, 
 def test_pushed_weights_see_over_a_server(live: tuple[str, Path, Any]) -> None:
     url, folder, model = live
     check(over(url), model, folder, "float32")
+
+
+def test_further_features_of_deeper_layers_reach_a_server(tmp_path: Path) -> None:
+    """Those of Qwen3-VL, which go beside the others in one tensor."""
+    from vllm_models import served
+
+    model = saved(tmp_path, "qwen3_vl")
+    with served(tmp_path, CONTEXT, "--no-mm-device-do-normalize") as url:
+        check(over(url), model, tmp_path, "float32")
 
 
 def test_a_server_that_threw_an_image_away_is_sent_it_again(live: tuple[str, Path, Any]) -> None:
@@ -98,14 +107,14 @@ def never_drawn() -> tuple[int, ...]:
     return IMAGE_TOKENS
 
 
-def saved(folder: Path, **options: Any) -> Any:
+def saved(folder: Path, family: str = "qwen2_5_vl", **options: Any) -> Any:
     """A model whose heads are of 32 numbers, as vLLM's kernels want them, in `folder` with its processor."""
     from doubles.vision import vision_model, vision_processor
 
-    model = vision_model(scale=2, **options)
+    model = vision_model(scale=2, family=family, **options)
     randomise(model, 0)
     model.save_pretrained(folder)
-    vision_processor().save_pretrained(folder)
+    vision_processor(family=family).save_pretrained(folder)
     return model
 
 

@@ -26,7 +26,7 @@ from luspo_cli.rollout.sampler import SamplingOptions
 from luspo_cli.rollout.vllm import server as vllm_server
 from luspo_cli.rollout.vllm.server import VllmServerSampler
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 PROMPTS = [Prompt("a", (5, 9, 17, 33, 2) * 3), Prompt("b", (7, 8))]
 DRAWS = SamplingOptions(2, 8)
 

@@ -19,7 +19,7 @@ from doubles.models import random_qwen2, respread, save
 from doubles.processes import free_port
 from luspo_cli.records import Rollout
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 VOCABULARY = 512
 CONTEXT = 128
@@ -59,7 +59,8 @@ def differences(model: Any, rollouts: Sequence[Rollout], temperature: float) -> 
 def own_process(file: str, name: str, folder: Path) -> None:
     """Run `python file name folder`: one engine a process is all that vLLM promises."""
     pytest.importorskip("vllm")
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{Path(__file__).parent}", "HF_HUB_OFFLINE": "1"}
+    paths = os.pathsep.join(map(str, (ROOT, ROOT / "tests", Path(__file__).parent)))
+    environment = {**os.environ, "PYTHONPATH": paths, "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
         [sys.executable, file, name, str(folder)], capture_output=True, text=True, env=environment, cwd=folder
     )
