@@ -71,8 +71,8 @@ def prepare_data_cli(
         Path | None,
         Option(
             "--from",
-            help="File or folder with a named source's upstream files (virl39k: 39Krelease.parquet, and beside it images.zip or "
-            "the folder images; easy-vqa: its wheel or folder); left out: the hub, or the installed package.",
+            help="File, folder or archive with a named source's upstream files (virl39k: 39Krelease.parquet, and beside it "
+            "images.zip or the folder images; easy-vqa: its wheel or folder); left out: the hub, or the installed package.",
         ),
     ] = None,
     question_column: Annotated[

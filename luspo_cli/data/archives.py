@@ -1,8 +1,9 @@
 """Where the images that rows name by path are: in folders, or in archives, of which only the named members are read.
 
-No name of an archive ever becomes a path on the disk: a member's bytes are read, bounded, and stored under a name made from them.
-Links, devices and names that lead out of the archive are no members here. A compressed tar is unpacked once, as a whole, into one
-scratch file, since nothing in it can be found otherwise; what it may grow to is bounded by its own size.
+An image's name in an archive never becomes a path on the disk: its bytes are read, bounded, and stored under a name made from
+them. Links, devices and names that lead out of the archive are no members here. A compressed tar is unpacked once, as a whole,
+into one scratch file, since nothing in it can be found otherwise; what it may grow to is bounded by its own size. Tables are
+unpacked under their own names, into a folder of their own that goes when the source does.
 """
 
 from __future__ import annotations
@@ -13,13 +14,17 @@ import stat
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from io import RawIOBase
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO
 
 from luspo_cli.data.images import image_file
 from luspo_cli.data.left_out import LeftOut, UnusableImage
 from luspo_cli.errors import UsageError, first_line
+from luspo_cli.files import said_in_one_sentence
 
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
 MOST_BYTES = 64 * 2**20
@@ -36,6 +41,11 @@ _DAMAGED = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, NotImple
 def is_archive(path: Path) -> bool:
     """Whether a file is an archive, by its name."""
     return path.name.lower().endswith(ARCHIVES)
+
+
+def stem_of(name: str) -> str:
+    """The name of a folder, or of an archive without its ending."""
+    return name[: -len(next((end for end in ARCHIVES if name.lower().endswith(end)), "")) or None]
 
 
 class ImagePlaces:
@@ -81,19 +91,33 @@ class ImagePlaces:
 def _shortened(path: str, name: str) -> list[str]:
     """The path, and the path without its first folder where that is the name of the place in which it is looked for."""
     first, _, rest = path.partition("/")
-    stem = name[: -len(next((end for end in ARCHIVES if name.lower().endswith(end)), "")) or None]
-    return [path, rest] if rest and first == stem else [path]
+    return [path, rest] if rest and first == stem_of(name) else [path]
+
+
+def unpacked_tables(archive: Path, endings: tuple[str, ...]) -> TemporaryDirectory[str] | None:
+    """A folder with the members of an archive whose names end so, which goes when the object does; None where there are none.
+
+    Raises UsageError where the archive cannot be read, or grows beyond all measure, and RunError where there is no room.
+    """
+    folder = TemporaryDirectory(prefix="luspo-tables-")
+    _Archive(archive).unpack(endings, Path(folder.name))
+    if any(Path(folder.name).iterdir()):
+        return folder
+    folder.cleanup()
+    return None
 
 
 class _Folder:
     def __init__(self, root: Path) -> None:
         self._root = root.resolve()
+        # A snapshot in the cache of the hub's clients has links to the files, which lie beside all snapshots.
+        self._linked = self._root.parents[1] / "blobs" if self._root.parent.name == "snapshots" else None
 
     def read(self, path: str, scratch: Path) -> bytes | None:
         del scratch
         for name in _shortened(path.removeprefix(f"{self._root}/"), self._root.name):
             try:
-                file = image_file(name, self._root)
+                file = image_file(name, self._root, linked=self._linked)
             except UnusableImage as error:
                 if error.reason is LeftOut.IMAGE_OUTSIDE:
                     raise
@@ -114,12 +138,16 @@ class _Archive:
     def __init__(self, file: Path) -> None:
         self._file = file
         self._members: dict[str, Callable[[], BinaryIO | None]] | None = None
+        self._around: list[str] = []
+        """The folders that all members are in, the outermost first: an archive may hold a folder or what is in it."""
         self._left = _MOST_GROWTH * file.stat().st_size + _FREE_GROWTH
 
     def read(self, path: str, scratch: Path) -> bytes | None:
         if self._members is None:
             self._members = self._listed(scratch)
-        for name in _shortened(posixpath.normpath(path), self._file.name):
+            self._around = _folders_around(self._members)
+        names = _shortened(posixpath.normpath(path), self._file.name)
+        for name in [*names, *(f"{folder}/{name}" for folder in self._around for name in names)]:
             opened = self._members.get(name)
             if opened is None:
                 continue
@@ -148,7 +176,10 @@ class _Archive:
         try:
             return self._of_zip() if self._file.name.lower().endswith(".zip") else self._of_tar(scratch)
         except (*_DAMAGED, OSError) as error:
-            raise UsageError(f"{self._file} cannot be read as an archive: {first_line(error)}.") from error
+            raise self._unreadable(error) from error
+
+    def _unreadable(self, error: Exception) -> UsageError:
+        return UsageError(f"{self._file} cannot be read as an archive: {first_line(error)}.")
 
     def _of_zip(self) -> dict[str, Callable[[], Any]]:
         archive = zipfile.ZipFile(self._file)
@@ -182,15 +213,67 @@ class _Archive:
         self._left = _MOST_GROWTH * target.stat().st_size + _FREE_GROWTH
         return target
 
+    def unpack(self, endings: tuple[str, ...], folder: Path) -> None:
+        """Write the members whose names end so into a folder, under their own names."""
+        try:
+            if self._file.name.lower().endswith(".zip"):
+                for name, opened in self._of_zip().items():
+                    self._write(opened, name, endings, folder)
+                return
+            # As a stream: of a compressed tar nothing else needs to be kept.
+            opening = open if self._file.name.lower().endswith(".tar") else gzip.open
+            with (
+                opening(self._file, "rb") as raw,
+                tarfile.open(fileobj=_Counted(raw, self._spend), mode="r|") as archive,
+            ):
+                for number, info in enumerate(archive):
+                    self._count(number)
+                    inside = _inside(info.name)
+                    if info.isreg() and inside is not None:
+                        self._write(partial(archive.extractfile, info), inside, endings, folder)
+        except (*_DAMAGED, OSError) as error:
+            raise self._unreadable(error) from error
+
+    def _write(self, opened: Callable[[], Any], name: str, endings: tuple[str, ...], folder: Path) -> None:
+        if not name.lower().endswith(endings) or posixpath.basename(name).startswith("."):
+            return
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        then = "or set TMPDIR to a folder with room, then give the same command again"
+        with opened() as stream, said_in_one_sentence(f"the tables of {self._file}", then), target.open("wb") as out:
+            while chunk := stream.read(_CHUNK):
+                if isinstance(stream, zipfile.ZipExtFile):
+                    self._spend(len(chunk))
+                out.write(chunk)
+
     def _count(self, members: int) -> None:
         if members > MOST_MEMBERS:
             raise UsageError(f"{self._file} has more than {MOST_MEMBERS} members; unpack it and name the folder.")
 
 
+class _Counted(RawIOBase):
+    """A stream of bytes of which each is counted as it is read."""
+
+    def __init__(self, stream: Any, count: Callable[[int], None]) -> None:
+        self._stream, self._count = stream, count
+
+    def read(self, size: int = -1, /) -> bytes:
+        content: bytes = self._stream.read(size)
+        self._count(len(content))
+        return content
+
+
 def _inside(name: str) -> str | None:
-    """A member's name without `.` and `..` in it; None where it would lead out of the archive."""
+    """A member's name without `.` and `..` in it; None where it would lead out of the archive, or macOS alone put it there."""
     name = posixpath.normpath(name)
-    return None if name.startswith(("/", "..")) or "\0" in name else name
+    return None if name.startswith(("/", "..", "__MACOSX/")) or "\0" in name else name
+
+
+def _folders_around(members: Iterable[str]) -> list[str]:
+    folders = {posixpath.dirname(name) for name in members}
+    common = posixpath.commonpath(folders) if folders else ""
+    parts = common.split("/") if common else []
+    return ["/".join(parts[: number + 1]) for number in range(len(parts))]
 
 
 def _bounded(stream: BinaryIO, path: str) -> bytes:

@@ -12,25 +12,16 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from PIL import Image
 
 from luspo_cli.config.evaluation import Blind
+from luspo_cli.data.pictures import Illustrated, pictures
 from luspo_cli.errors import UsageError
 from luspo_cli.records import ImageSource
 
 _SHOWN = 3
-
-
-class Illustrated(Protocol):
-    """A dataclass of a problem with its images, of training or of a benchmark."""
-
-    @property
-    def id(self) -> str: ...
-
-    @property
-    def images(self) -> tuple[ImageSource, ...]: ...
 
 
 P = TypeVar("P", bound=Illustrated)
@@ -95,8 +86,8 @@ def _showing(problem: P, images: tuple[ImageSource, ...]) -> P:
 
 def _partners(problems: Sequence[Illustrated], seed: int) -> dict[int, int]:
     """For the place of each problem with images the place of the one whose images it is shown; without those that have none."""
-    contents = _contents(problems)
-    shown = [tuple(contents[image.name] for image in problem.images) for problem in problems]
+    known = pictures(problems)
+    shown = [tuple(known[image.name] for image in problem.images) for problem in problems]
     groups: dict[int, list[int]] = defaultdict(list)
     for place, images in enumerate(shown):
         if images:
@@ -130,22 +121,3 @@ def _exchange(members: Sequence[int], shown: Sequence[Hashable], draws: random.R
     ordered = sorted(members, key=lambda place: ranks[shown[place]])
     # Problems that show the same stand together, at most `most` of them: so far ahead stands another picture.
     return {place: ordered[(at + most) % len(ordered)] for at, place in enumerate(ordered)}
-
-
-def _contents(problems: Sequence[Illustrated]) -> dict[str, tuple[tuple[int, int], str]]:
-    """Size and digest of each image by its name, equal for equal pictures; a size that no other image has needs no digest."""
-    sizes: dict[str, tuple[int, int]] = {}
-    digests: dict[str, str] = {}
-    try:
-        for problem in problems:
-            for image in problem.images:
-                if image.name not in sizes:
-                    sizes[image.name] = image.size()
-        images_of = Counter(sizes.values())
-        for problem in problems:
-            for image in problem.images:
-                if images_of[sizes[image.name]] > 1 and image.name not in digests:
-                    digests[image.name] = hashlib.blake2b(image.load().tobytes(), digest_size=16).hexdigest()
-    except UsageError as error:
-        raise UsageError(f"problem '{problem.id}': {error}") from error
-    return {name: (size, digests.get(name, "")) for name, size in sizes.items()}

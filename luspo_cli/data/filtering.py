@@ -2,7 +2,7 @@
 
 A question that repeats is kept once, and a repeat with another gold answer is counted apart, since one of the two is wrong; a
 training question that is also in the test split, or in an excluded benchmark, is left out of training. One wording under two
-pictures is two questions: pictures are compared by their bytes. With benchmarks the words alone are compared.
+pictures is two questions: pictures are compared by their pixels. With benchmarks the words alone are compared.
 """
 
 from __future__ import annotations
@@ -167,7 +167,8 @@ class Filter:
 
     def _repeated(self, row: SourceRow, split: str, seen: Seen) -> LeftOut | None:
         """Why a row that fits cannot be used; one without a reason counts as used from here on."""
-        question, answer = question_digest(row.question, row.kept_images), _digest(row.answer or "")
+        question = question_digest(row.question, self.images.pictures(row.kept_images))
+        answer = _digest(row.answer or "")
         own = _EVALUATION_SPLITS.get(split_of(split))
         elsewhere = seen.evaluation.setdefault(question, own) if own else seen.evaluation.get(question)
         if seen.unparsable.get(answer):

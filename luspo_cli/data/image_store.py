@@ -1,7 +1,8 @@
 """The images of a preparation: each is decoded once, to see that it is whole, and kept once, under a name made from its bytes.
 
 The bytes stay as they came: nothing is resized, turned or encoded anew. One image is in memory at a time; what is remembered of
-the others is a name each. Files that no written row names in the end (of rows that repeat others, say) are removed again.
+the others is a name each, and a digest of what it shows. Files that no written row names in the end (of rows that repeat others,
+say) are removed again.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from luspo_cli.data.archives import ImagePlaces, refuse_large
 from luspo_cli.data.image_columns import RawImage
 from luspo_cli.data.images import FORMATS, decoded
 from luspo_cli.data.left_out import LeftOut, UnusableImage
+from luspo_cli.data.pictures import Picture, picture_of
 from luspo_cli.data.writing import StoredAs
 
 FOLDER = "images"
@@ -54,6 +56,8 @@ class ImageStore:
     _by_content: dict[bytes, str] = field(default_factory=dict)
     _sizes: dict[str, int] = field(default_factory=dict)
     """Name of a kept file -> its bytes."""
+    _pictures: dict[str, str] = field(default_factory=dict)
+    """Name of a kept file -> what it shows."""
     _animated: set[str] = field(default_factory=set)
     _used: set[str] = field(default_factory=set)
     _references: int = 0
@@ -81,16 +85,21 @@ class ImageStore:
         refuse_large(content, called)
         digest = hashlib.blake2b(content, digest_size=16).digest()
         if digest not in self._by_content:
-            suffix, animated = _checked(content, called)
+            suffix, animated, picture = _checked(content, called)
             name = f"{FOLDER}/{digest.hex()[:2]}/{digest.hex()}{suffix}"
             file = self.folder / name
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(content)
             self._sizes[name] = len(content)
             self._by_content[digest] = name
+            self._pictures[name] = str(picture)
             if animated:
                 self._animated.add(name)
         return self._by_content[digest]
+
+    def pictures(self, names: Sequence[str]) -> list[str]:
+        """What kept images show, equal for equal pictures, in whatever files."""
+        return [self._pictures[name] for name in names]
 
     def column(self, names: Sequence[str]) -> list[Any]:
         """What the `images` column of a row holds for kept images, which count as used from here on."""
@@ -119,8 +128,8 @@ class ImageStore:
         return self.folder / ".unpacked"
 
 
-def _checked(content: bytes, called: str) -> tuple[str, bool]:
-    """The suffix of an image's format and whether it is an animation; UnusableImage where a model could not be shown it."""
+def _checked(content: bytes, called: str) -> tuple[str, bool, Picture]:
+    """The suffix of an image's format, whether it moves, and what it shows; UnusableImage where a model could not be shown it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of large and odd files, which are counted or fine
         image = decoded(BytesIO(content), called)
@@ -130,7 +139,8 @@ def _checked(content: bytes, called: str) -> tuple[str, bool]:
                 f"the image {called} has {image.width} x {image.height} pixels, thinner than {MOST_ASPECT}:1",
             )
         with Image.open(BytesIO(content), formats=FORMATS) as original:
-            return _SUFFIXES[original.format or ""], original.format != "MPO" and _is_animated(original)
+            moves = original.format != "MPO" and _is_animated(original)
+            return _SUFFIXES[original.format or ""], moves, picture_of(image)
 
 
 def _is_animated(image: Image.Image) -> bool:

@@ -8,7 +8,7 @@ smallest and largest number of pixels; nothing here shrinks or cuts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from io import BytesIO
@@ -21,7 +21,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from luspo_cli.data.left_out import LeftOut, UnusableImage
 from luspo_cli.data.prompts import IMAGE_MARK
 from luspo_cli.errors import UsageError, first_line
-from luspo_cli.records import ImageSource, Message
+from luspo_cli.records import Message
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 """Raster formats that Pillow decodes itself; formats that start another program (EPS) are not among them."""
@@ -32,10 +32,10 @@ _LYING = (5, 6, 7, 8)
 """EXIF orientations that exchange width and height."""
 
 
-def image_file(path: str, folder: Path, *, absolute: bool = False) -> Path:
+def image_file(path: str, folder: Path, *, absolute: bool = False, linked: Path | None = None) -> Path:
     """The absolute path of the image that data in `folder` calls `path`; `absolute`: it may be one, wherever it leads.
 
-    Raises UnusableImage where the path leaves the folder or the file is missing.
+    `linked`: another folder, to which a link may lead. UnusableImage where the path leaves the folder or the file is missing.
     """
     free = absolute and PurePosixPath(path).is_absolute()
     root = folder.resolve()
@@ -46,7 +46,8 @@ def image_file(path: str, folder: Path, *, absolute: bool = False) -> Path:
         raise UnusableImage(
             LeftOut.IMAGE_MISSING, f"the image path {path!r} cannot be followed ({error}); correct it"
         ) from error
-    if not free and (PurePosixPath(path).is_absolute() or not file.is_relative_to(root)):
+    inside = file.is_relative_to(root) or (linked is not None and file.is_relative_to(linked))
+    if not free and (PurePosixPath(path).is_absolute() or not inside):
         raise UnusableImage(
             LeftOut.IMAGE_OUTSIDE, f"the image path {path} leaves the data folder {folder}; copy the image into it"
         )
@@ -140,15 +141,6 @@ def _images_of_group(file: Path, row_group: int) -> Any:
 
     with pyarrow.parquet.ParquetFile(file) as parquet:
         return parquet.read_row_group(row_group, columns=["images"]).column("images")
-
-
-def image_content(image: ImageSource) -> bytes:
-    """What tells an image's content from others': its bytes, or the pixels of one without; its name where it is missing."""
-    stored: Callable[[], bytes] | None = getattr(image, "content", None)
-    try:
-        return stored() if stored is not None else image.load().tobytes()
-    except UsageError:
-        return image.name.encode()
 
 
 def image_messages(messages: Sequence[Message], images: int) -> list[dict[str, Any]]:

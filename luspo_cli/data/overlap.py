@@ -12,6 +12,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 
+from luspo_cli.data.pictures import pictures
 from luspo_cli.data.prompts import IMAGE_MARK
 from luspo_cli.records import Problem
 
@@ -32,7 +33,7 @@ def normalise_question(text: str) -> str:
 def question_digest(text: str, images: Sequence[str] = ()) -> bytes:
     """Return 16 bytes that are equal for questions equal after normalisation, with the same images.
 
-    `images`: what tells each one's content; one wording under two pictures is two questions.
+    `images`: what tells each one's picture; one wording under two pictures is two questions.
     """
     whole = "\0".join((normalise_question(text), *images))
     return hashlib.blake2b(whole.encode("utf-8", "surrogatepass"), digest_size=16).digest()
@@ -81,11 +82,18 @@ def held_out_warning(
     """
     trained = {_by_name(problem) for problem in train}
     others = [problem for problem in held_out if _by_name(problem) not in trained]
-    # Images are read only where the words are the same and the files are not.
-    same_words = {_words(problem) for problem in others if problem.images}
-    seen = {_by_content(problem) for problem in train if problem.images and _words(problem) in same_words}
-    apart = sum(not problem.images or _by_content(problem) not in seen for problem in others)
-    shared = len(held_out) - apart
+    # Images are looked at only where the words are the same and the files are not.
+    trained_words = {_words(problem) for problem in train if problem.images} if others else set()
+    unsure = [problem for problem in others if problem.images and _words(problem) in trained_words]
+    words = {_words(problem) for problem in unsure}
+    same_words = [problem for problem in train if problem.images and _words(problem) in words] if words else []
+    known = pictures([*unsure, *same_words], broken_by_name=True)
+
+    def shown(problem: Problem) -> bytes:
+        return question_digest(_question(problem), [repr(known[image.name]) for image in problem.images])
+
+    seen = {shown(problem) for problem in same_words}
+    shared = len(held_out) - len(others) + sum(shown(problem) in seen for problem in unsure)
     if not shared:
         return None
     amount = "all" if shared == len(held_out) else f"{shared} of the"
@@ -101,13 +109,6 @@ def _words(problem: Problem) -> bytes:
 
 def _by_name(problem: Problem) -> bytes:
     return question_digest(_question(problem), [image.name for image in problem.images])
-
-
-def _by_content(problem: Problem) -> bytes:
-    from luspo_cli.data.images import image_content
-
-    digests = [hashlib.blake2b(image_content(image), digest_size=16).hexdigest() for image in problem.images]
-    return question_digest(_question(problem), digests)
 
 
 def _question(problem: Problem) -> str:

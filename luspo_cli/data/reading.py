@@ -111,8 +111,9 @@ def value_at(row: Row, column: str) -> Any:
 
 
 def data_files(folder: Path) -> list[Path]:
-    """Return the readable data files in `folder` (not below it), sorted by name."""
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
+    """Return the readable data files in `folder` (not below it) whose names are not hidden, sorted by name."""
+    found = (path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
+    return sorted(path for path in found if not path.name.startswith("."))
 
 
 def _json_lines(file: Path) -> Iterator[Row]:

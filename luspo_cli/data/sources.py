@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from luspo_cli.data.archives import ImagePlaces, is_archive
+from luspo_cli.data.archives import ImagePlaces, is_archive, stem_of, unpacked_tables
 from luspo_cli.data.columns import Columns, SourceOptions, SourceRow
 from luspo_cli.data.easy_vqa import NAME as EASY_VQA
 from luspo_cli.data.easy_vqa import easy_vqa
@@ -46,6 +46,8 @@ class Source:
     pass_rate_column: str | None = None
     licence: str | None = None
     """Of a known source, as its own page says."""
+    unpacked: object = None
+    """Holds the tables of an archive on the disk for as long as the source is at hand."""
 
 
 SOURCE_NAMES = (*PUBLISHED, EASY_VQA, "arithmetic")
@@ -86,43 +88,56 @@ def open_source(name: str, options: SourceOptions) -> Source:
 def _given(name: str, published: Published, options: SourceOptions) -> Source:
     """A known source whose upstream files are at hand."""
     assert options.from_path is not None
-    by_split = {
-        split: files
-        for split, files in _files_by_split(options.from_path, published.file_stem).items()
-        if split in published.splits
-    }
+    by_split, unpacked = _tables(options.from_path, published.file_stem)
+    by_split = {split: files for split, files in by_split.items() if split in published.splits}
     if not by_split:
         raise UsageError(
-            f"{options.from_path} holds no {' or '.join(published.splits)} file of {name} ({', '.join(SUFFIXES)})."
+            f"{options.from_path} holds no {' or '.join(published.splits)} file of {name} ({', '.join(SUFFIXES)})"
+            f"{', and there is none beside it' if is_archive(options.from_path) else ''}."
         )
-    return _from_files(name, published, by_split, options)
+    return _from_files(name, published, by_split, options, options.from_path, unpacked)
 
 
 def _open_local(path: Path, options: SourceOptions) -> Source:
-    by_split = {"train": [path]} if path.is_file() else _files_by_split(path)
+    single = path.is_file() and not is_archive(path)
+    by_split, unpacked = ({"train": [path]}, None) if single else _tables(path)
     if not by_split:
         raise UsageError(f"{path} holds no data file ({', '.join(SUFFIXES)}).")
-    name = path.resolve().stem if path.is_file() else path.resolve().name
-    return _from_files(name, Published(name), by_split, options)
+    name = path.resolve().stem if single else stem_of(path.resolve().name)
+    return _from_files(name, Published(name), by_split, options, path, unpacked)
 
 
-def _from_files(name: str, published: Published, by_split: Mapping[str, list[Path]], options: SourceOptions) -> Source:
+def _from_files(
+    name: str,
+    published: Published,
+    by_split: Mapping[str, list[Path]],
+    options: SourceOptions,
+    given: Path,
+    unpacked: object,
+) -> Source:
+    """The source of data files that were found in or beside the file, folder or archive `given`."""
     facts: dict[str, type] = {}
     rate: str | None = None
     splits: dict[str, Callable[[], Iterator[SourceRow]]] = {}
+    archives = [given] if given.is_file() and is_archive(given) else []
+    if given.is_dir():
+        there = [file for file in sorted(given.iterdir()) if file.is_file() and is_archive(file)]
+        archives = there if len(there) == 1 else []
     for split, files in by_split.items():
         chosen = []
         for file in files:
-            beside = [file.parent, *([options.from_path] if options.from_path is not None else [])]
-            places = ImagePlaces(options.images_from, beside=beside, stem=file.stem)
+            beside = [] if unpacked else [file.parent, given]
+            places = ImagePlaces([*options.images_from, *archives], beside=beside, stem=file.stem)
             columns = Columns.chosen(column_names(file), options, str(file), published.gold, places)
             chosen.append((file, columns))
             facts |= columns.facts()
             rate = rate or columns.pass_rate
         splits[split] = _reader(chosen)
-    all_files = tuple(file for files in by_split.values() for file in files)
+    all_files = (given,) if unpacked else tuple(file for files in by_split.values() for file in files)
     source = published.data_source or published.hub_id
-    return Source(name, source, published.prompt, splits, options.revision, all_files, facts, rate, published.licence)
+    return Source(
+        name, source, published.prompt, splits, options.revision, all_files, facts, rate, published.licence, unpacked
+    )
 
 
 def _open_hub(name: str, published: Published, options: SourceOptions) -> Source:
@@ -162,10 +177,24 @@ def _splits_said(name: str) -> set[str]:
     return {_SPLIT_WORDS[word] for word in words if word in _SPLIT_WORDS}
 
 
-def _files_by_split(path: Path, stem: str = ".*") -> dict[str, list[Path]]:
+def _tables(path: Path, stem: str = ".*") -> tuple[dict[str, list[Path]], object]:
+    """The data files of a file, a folder or an archive by split, and what holds an archive's own ones on the disk.
+
+    An archive that has none is one of images: then the data files are those beside it.
+    """
+    if not (path.is_file() and is_archive(path)):
+        return _files_by_split(path, stem), None
+    unpacked = unpacked_tables(path, SUFFIXES)
+    if unpacked is None:
+        return _files_by_split(path.resolve().parent, stem), None
+    top = Path(unpacked.name)
+    while len(inner := [*top.iterdir()]) == 1 and inner[0].is_dir():
+        top = inner[0]
+    return _files_by_split(top, stem), unpacked
+
+
+def _files_by_split(path: Path, stem: str) -> dict[str, list[Path]]:
     """Return the data files of a path by split; one file that is given by itself is training data unless it says `test`."""
-    if path.is_file() and is_archive(path):
-        raise UsageError(f"--from names the data's own files; name {path} with --images-from, or unpack it first.")
     if path.is_file():
         return {"test" if split_of(path.stem) == "test" else "train": [path]}
     if not path.is_dir():

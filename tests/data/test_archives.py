@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
 import json
 import os
 import stat
 import tarfile
+import tempfile
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from doubles.hostile_images import encoded, noise
@@ -165,3 +169,98 @@ def test_damaged_members_and_archives(tmp_path: Path) -> None:
     cut.write_bytes(cut.read_bytes()[:20_000])
     with pytest.raises(UsageError, match=r"cut\.tar\.gz cannot be read as an archive"):
         ImagePlaces([cut]).read("0.png", tmp_path / "scratch")
+
+
+def published(folder: Path, images: Mapping[str, bytes]) -> dict[str, bytes]:
+    """What ViRL39K's folder holds, by name: its table, of a row for each image, and the images."""
+    rows = [
+        {"question": f"<image>q{n}?", "answer": r"\boxed{1}", "PassRate_7BBase": 0.5, "qid": f"q{n}", "image": [name]}
+        for n, name in enumerate(images)
+    ]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "39Krelease.parquet")
+    return {"39Krelease.parquet": (folder / "39Krelease.parquet").read_bytes(), **images}
+
+
+def written(out: Path) -> list[bytes]:
+    return sorted(file.read_bytes() for file in (out / "images").rglob("*") if file.is_file())
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_an_archive_of_images_stands_for_the_table_beside_it(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / "downloads"
+    folder.mkdir()
+    published(folder, {"images/a.png": A, "images/b.jpg": B})
+    archive = MAKERS[name](folder / f"virl_{name}", {"images/a.png": A, "images/b.jpg": B})
+    for number, given in enumerate((archive, folder)):  # the only archive of the folder, whatever it is called
+        prepared = prepare(["virl39k"], tmp_path / f"out{number}", options=SourceOptions(from_path=given))
+        assert prepared.rows == {"train": 2}
+        assert written(tmp_path / f"out{number}") == sorted([A, B])
+        assert [file["name"] for file in prepared.manifest["sources"][0]["files"]] == ["39Krelease.parquet"]
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_an_archive_may_hold_the_table_and_the_images(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the folder around them or without, and with what macOS adds to its archives."""
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    whole = published(tmp_path, {"images/a.png": A, "images/b.jpg": B})
+    mac = {"__MACOSX/ViRL39K/._39Krelease.parquet": b"?", "ViRL39K/._39Krelease.parquet": b"?"}
+    for number, members in enumerate((whole, {f"ViRL39K/{name}": content for name, content in whole.items()} | mac)):
+        archive = MAKERS[name](tmp_path / f"all_{name}", members)
+        prepared = prepare(["virl39k"], tmp_path / f"out{number}", options=SourceOptions(from_path=archive))
+        assert prepared.rows == {"train": 2}
+        assert written(tmp_path / f"out{number}") == sorted([A, B])
+        files = prepared.manifest["sources"][0]["files"]
+        assert files == [{"name": f"all_{name}", "sha256": hashlib.sha256(archive.read_bytes()).hexdigest()}]
+        own = prepare([str(archive)], tmp_path / f"own{number}")
+        assert own.rows == {"train": 2}
+        assert own.manifest["sources"][0]["data_source"] == "all_images"
+    assert list(scratch.iterdir()) == []
+
+
+def test_geometry3k_out_of_an_archive_keeps_its_splits(tmp_path: Path) -> None:
+    members: dict[str, bytes] = {}
+    for split in ("train", "validation", "test"):
+        row = {"images": [{"bytes": A, "path": None}], "problem": f"<image>{split}?", "answer": "1"}
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), tmp_path / "x.parquet")
+        members[f"geometry3k/data/{split}-00000-of-00001.parquet"] = (tmp_path / "x.parquet").read_bytes()
+    (tmp_path / "x.parquet").unlink()
+    archive = make_tar(tmp_path / "geo.tgz", members | {"geometry3k/README.md": b"read me"})
+    prepared = prepare(["geo3k"], tmp_path / "out", options=SourceOptions(from_path=archive))
+    assert prepared.rows == {"train": 1, "validation": 1, "test": 1}
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_tables_of_an_archive_stay_inside_their_folder(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    members = dict.fromkeys(("../out.jsonl", "/absolute.jsonl", "a/../../up.csv", "images/a.png"), b"{}")
+    found = archives.unpacked_tables(MAKERS[name](tmp_path / name, members), (".jsonl", ".csv"))
+    assert found is None
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    if name == "images.tar":
+        return  # nothing in it is compressed
+    monkeypatch.setattr(archives, "_FREE_GROWTH", 2**20)
+    bomb = MAKERS[name](tmp_path / f"bomb_{name}", {f"{n}.csv": bytes(2**20) for n in range(40)})
+    with pytest.raises(UsageError, match="unpacks to more than 100 times its own size"):
+        archives.unpacked_tables(bomb, (".csv",))
+
+
+def test_a_snapshot_of_the_hubs_cache_is_a_folder_like_others(tmp_path: Path) -> None:
+    """Its files are links to blobs beside the snapshots; a link to anywhere else leads out."""
+    cache = tmp_path / "datasets--owner--name"
+    snapshot = cache / "snapshots/0123abc"
+    (snapshot / "images").mkdir(parents=True)
+    (cache / "blobs").mkdir()
+    (cache / "blobs/b1").write_bytes(A)
+    (tmp_path / "secret.png").write_bytes(B)
+    (snapshot / "images/a.png").symlink_to("../../../blobs/b1")
+    (snapshot / "images/b.png").symlink_to(tmp_path / "secret.png")
+    source = rows(snapshot, "images/a.png", "images/b.png")
+    prepared = prepare([source], tmp_path / "out")
+    assert prepared.rows == {"train": 1}
+    assert written(tmp_path / "out") == [A]
+    assert prepared.manifest["splits"]["train"]["left_out"]["image_outside_folder"] == 1

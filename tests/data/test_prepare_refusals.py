@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -46,11 +47,15 @@ def test_refusals_name_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "bare").mkdir()
     archive = tmp_path / "images.zip"
     archive.touch()
+    pictures = tmp_path / "bare/pictures.zip"
+    with zipfile.ZipFile(pictures, "w") as packed:
+        packed.writestr("a.png", b"")
     cases: list[tuple[list[str], dict[str, Any], str]] = [
         ([], {}, "at least one source"),
         (["gsm9k"], {}, r"did you mean 'gsm8k'"),
         (["virl39k"], {"options": SourceOptions(from_path=tmp_path / "bare")}, "no train file of virl39k"),
-        (["virl39k"], {"options": SourceOptions(from_path=Path(archive))}, r"name .*images\.zip with --images-from"),
+        (["virl39k"], {"options": SourceOptions(from_path=Path(archive))}, r"images\.zip cannot be read as an archive"),
+        (["virl39k"], {"options": SourceOptions(from_path=pictures)}, "no train file of virl39k.*none beside it"),
         ([source], {"options": SourceOptions(images_from=(tmp_path / "none.zip",))}, "neither a folder nor an archive"),
         ([source], {"options": SourceOptions(image_columns=("img",))}, r"no column 'img'.*question, answer"),
         ([source], {"pass_rates": PassRates(0.9, 0.1)}, "--min-pass-rate 0.9 is above --max-pass-rate 0.1"),
