@@ -1,6 +1,7 @@
 """Peak memory of two training steps beside the dry run's estimate, each case in a process of its own.
 
     python bench/memory.py                                   # a random model of 60 M parameters
+    python bench/memory.py --vision                          # one of the class Qwen2.5-VL, 70 M, on images of 256 tokens
     python bench/memory.py --model FOLDER [--preload LIBRARY] [--cases "full / lora"]
 
 Two steps, because the moments come with the first, and as large as the configuration allows, as the estimate assumes: at a high
@@ -20,7 +21,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from made_images import make_model, make_problems
+
 from luspo_cli.config.layers import resolve_train
+from luspo_cli.config.model import ShapeConfig, VisionShapeConfig
 from luspo_cli.config.run import TrainRun
 from luspo_cli.policy.loading import no_progress_bars
 from luspo_cli.training.dry_run import make_plan
@@ -33,6 +37,23 @@ CASES: dict[str, list[str]] = {
     "lora, checkpointing": ["model.lora.rank=16", "model.gradient_checkpointing=true"],
     "full, offload": ["update.offload_optimizer=true"],
 }
+VISION_CASES: dict[str, list[str]] = {
+    "full": [],
+    "full, checkpointing": ["model.gradient_checkpointing=true"],
+    "tower frozen": ["model.freeze_vision=true"],
+    "lora": ["model.lora.rank=16"],
+    "lora, checkpointing": ["model.lora.rank=16", "model.gradient_checkpointing=true"],
+}
+IMAGE_SIDE = 448
+VISION = ShapeConfig(
+    vocabulary=32000,
+    layers=6,
+    width=512,
+    heads=8,
+    key_value_heads=2,
+    feed_forward=2048,
+    vision=VisionShapeConfig(depth=8, width=384, heads=6, feed_forward=1024, full_attention=(3, 7)),
+)
 STEP = [
     "rollout.problems=2", "rollout.group_size=8", "rollout.max_response_tokens=256", "rollout.temperature=20.0",
     "data.max_prompt_tokens=128", "update.mini_batches=1", "update.tokens_per_micro_batch=4096",
@@ -45,7 +66,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="a model folder; without it a random one is made")
     parser.add_argument("--preload", help="an allocator's shared library (docs/engine.md)")
-    parser.add_argument("--cases", help=f"separated by /: {' / '.join(CASES)}")
+    parser.add_argument("--vision", action="store_true", help="a model that reads images, and problems with one each")
+    parser.add_argument(
+        "--cases", help=f"separated by /: {' / '.join(CASES)}; with --vision {' / '.join(VISION_CASES)}"
+    )
     parser.add_argument("--set", dest="sets", action="append", default=[], help="a key on top of the step's")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -54,19 +78,33 @@ def main() -> None:
         return
     import torch
 
-    chosen = [name.strip() for name in options.cases.split("/")] if options.cases else list(CASES)
+    cases = VISION_CASES if options.vision else CASES
+    chosen = [name.strip() for name in options.cases.split("/")] if options.cases else list(cases)
     if not torch.cuda.is_available():
         chosen = [name for name in chosen if name != "full, offload"]
     environment = {**os.environ, **({"LD_PRELOAD": options.preload} if options.preload else {})}
     columns = ("estimate", "measured", "ratio", "on the GPU", "ratio")
     print(f"{'case':<24}" + "".join(f"{column:>12}" for column in columns) + "   (GiB)", flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        model = options.model or random_model(Path(folder) / "model")
-        prepare = [sys.executable, "-m", "luspo_cli", "prepare-data", "arithmetic", "--size", "64"]
-        data = Path(folder) / "data"
-        subprocess.run([*prepare, "--out", str(data)], check=True, capture_output=True)
+        made, data = Path(folder) / "model", Path(folder) / "data"
+        step = [*STEP]
+        if options.vision:
+            if not options.model:
+                make_model(made, VISION, "bfloat16")
+            make_problems(data, 8, IMAGE_SIDE, IMAGE_SIDE)
+            step += [
+                f"data.max_pixels={IMAGE_SIDE**2}",
+                f"data.min_pixels={IMAGE_SIDE**2}",
+                "data.max_prompt_tokens=320",
+            ]
+        else:
+            if not options.model:
+                random_model(made)
+            prepare = [sys.executable, "-m", "luspo_cli", "prepare-data", "arithmetic", "--size", "64"]
+            subprocess.run([*prepare, "--out", str(data)], check=True, capture_output=True)
+        model = options.model or made
         for number, name in enumerate(chosen):
-            sets = [f"model.path={model}", f"data.train={data}", *STEP, *CASES[name], *options.sets]
+            sets = [f"model.path={model}", f"data.train={data}", *step, *cases[name], *options.sets]
             task = {"sets": sets, "run": str(Path(folder) / f"run{number}")}
             done = subprocess.run(
                 [sys.executable, __file__, "--one", json.dumps(task)], env=environment, capture_output=True, text=True
@@ -105,7 +143,7 @@ def measure(task: dict[str, Any]) -> None:
     print(json.dumps({"resident": resident, "gpu": gpu}))
 
 
-def random_model(folder: Path) -> Path:
+def random_model(folder: Path) -> None:
     """A Qwen2 model of about 60 M random parameters with a character tokenizer, saved in bfloat16."""
     import torch
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
@@ -133,7 +171,6 @@ def random_model(folder: Path) -> Path:
     )
     model.to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return folder
 
 
 if __name__ == "__main__":
