@@ -23,7 +23,13 @@ from luspo_cli.errors import UsageError, nearest
 Root = TypeVar("Root", bound=BaseModel)
 DEFAULT_OBJECTIVE = "luspo"
 FOR_OBJECTIVE = "for_objective"
-FREE_KEYS = frozenset(ObjectiveConfig.__dataclass_fields__) - {"name", "advantage", "ratio", "surrogate", "aggregation"}
+FREE_KEYS = frozenset(entry.name for entry in fields(ObjectiveConfig)) - {
+    "name",
+    "advantage",
+    "ratio",
+    "surrogate",
+    "aggregation",
+}
 """Keys of the objective that its name does not fix."""
 
 

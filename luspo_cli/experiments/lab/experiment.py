@@ -1,0 +1,183 @@
+"""One recipe in the lab: every step of every seed, driven by the loss that trains models.
+
+A step is that of training: responses from the current policy, advantages within groups, then mini-batches of whole groups through
+`policy_loss`, gradient limit and optimizer. All seeds are one tensor and know nothing of each other. Each seed draws from a
+generator of its own, so its numbers do not depend on how many run beside it, and two recipes share their first responses: their
+difference is paired.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from luspo_cli.advantages import ADVANTAGES
+from luspo_cli.analysis.comparison import windows_of
+from luspo_cli.config.lab import LabRun
+from luspo_cli.experiments.lab.responses import DTYPE, Logits, ResponseModel, Responses
+from luspo_cli.objectives import policy_loss
+
+CLIP_LOW, CLIP_HIGH = "objective/clip_low_fraction", "objective/clip_high_fraction"
+
+
+@dataclass(frozen=True, slots=True)
+class LabHistory:
+    """What happened in each step of each of S seeds, [S, steps]."""
+
+    config: LabRun
+    length: Tensor
+    """Expected tokens of a response under the policy at the beginning of a step: exact, no sampling noise."""
+    accuracy: Tensor
+    """Share of the step's responses that are right."""
+    truncated: Tensor
+    clip_low: Tensor
+    """Share of units (sequences or tokens) whose gradient the lower bound removed, mean over mini-batches; so `clip_high`."""
+    clip_high: Tensor
+    kept_advantage: Tensor
+    """Mean over responses of the advantage times its share that no bound removed."""
+    gradient_norm: Tensor
+    """Before the limit, mean over mini-batches."""
+    update_norm: Tensor
+    """Length of an optimizer step over all logits, mean over mini-batches."""
+
+    @property
+    def seeds(self) -> int:
+        return self.length.shape[0]
+
+    def final(self, values: Tensor) -> Tensor:
+        """Mean of `values` [S, steps] over the last tenth of the steps, as `luspo compare` has it, [S]."""
+        first, last = windows_of(range(1, self.config.run.steps + 1)).final
+        return values[:, first - 1 : last].mean(-1)
+
+
+def run_experiment(config: LabRun, seeds: int) -> LabHistory:
+    """Run `config` with `seeds` seeds from `config.run.seed` on."""
+    generators = [torch.Generator().manual_seed(config.run.seed + seed) for seed in range(seeds)]
+    model = ResponseModel(config)
+    learner = Learner(model, model.start(generators))
+    table = advantage_table(config)
+    lengths, steps = [], []
+    for _ in range(config.run.steps):
+        lengths.append(model.mean_length(learner.logits))
+        responses = draw(model, learner.logits, generators)
+        advantages = group_advantages(responses.right, table)
+        steps.append(measured(responses) | learner.update(responses, advantages))
+    columns = {key: torch.stack([step[key] for step in steps], -1) for key in steps[0]}
+    return LabHistory(config, torch.stack(lengths, -1), **columns)
+
+
+def draw(model: ResponseModel, logits: Logits, generators: list[torch.Generator]) -> Responses:
+    """One batch for every seed, group after group; each group's prompt is of a type drawn at random."""
+    rollout, types = model.config.rollout, model.config.model.prompt_types
+    rows = rollout.problems * rollout.group_size
+    size = rows * model.uniforms_a_row
+    drawn = torch.stack([torch.rand(size + rollout.problems, generator=own, dtype=DTYPE) for own in generators])
+    of_types = (drawn[:, size:] * types).long().repeat_interleave(rollout.group_size, dim=1)
+    return model.sample(logits, of_types, drawn[:, :size].reshape(len(generators), rows, model.uniforms_a_row))
+
+
+def advantage_table(config: LabRun) -> Tensor:
+    """Advantage by number of right responses in the group (0 to G) and by whether the response is right: [G + 1, 2].
+
+    Rewards are 0 or 1, so the training's own function of one group's rewards gives every case there can be.
+    """
+    size, advantage = config.rollout.group_size, ADVANTAGES[config.objective.advantage or ""]
+    table = torch.zeros(size + 1, 2, dtype=DTYPE)
+    for right in range(size + 1):
+        values = advantage([1.0] * right + [0.0] * (size - right))
+        table[right, 0] = values[-1] if right < size else 0.0
+        table[right, 1] = values[0] if right else 0.0
+    return table
+
+
+def group_advantages(right: Tensor, table: Tensor) -> Tensor:
+    """Advantages [S, B] of rows that lie group after group."""
+    seeds, rows = right.shape
+    groups = right.reshape(seeds, -1, len(table) - 1).long()
+    return table[groups.sum(-1, keepdim=True), groups].reshape(seeds, rows)
+
+
+def measured(responses: Responses) -> dict[str, Tensor]:
+    """Numbers [S] of one batch before its update."""
+    return {
+        "accuracy": responses.right.to(DTYPE).mean(-1),
+        "truncated": 1 - responses.mask[..., -1].to(DTYPE).mean(-1),
+    }
+
+
+class Learner:
+    """The logits of all seeds and what moves them."""
+
+    def __init__(self, model: ResponseModel, start: Logits) -> None:
+        self.model, self.config = model, model.config
+        self.reference = start.detached() if self.config.objective.kl_coefficient > 0 else None
+        self.logits = start.detached()
+        self.parameters = [tensor.requires_grad_(True) for tensor in self.logits.tensors() if tensor.numel()]
+        update = self.config.update
+        if update.optimizer == "sgd":
+            self.optimizer: torch.optim.Optimizer = torch.optim.SGD(self.parameters, lr=update.learning_rate)
+        else:
+            self.optimizer = torch.optim.AdamW(
+                self.parameters, lr=update.learning_rate, betas=update.betas, weight_decay=0.0
+            )
+
+    def update(self, responses: Responses, advantages: Tensor) -> dict[str, Tensor]:
+        """One optimizer step a mini-batch of whole groups; numbers [S], means over mini-batches."""
+        with torch.no_grad():
+            old = self.model.log_probs(self.logits, responses)
+            reference = None if self.reference is None else self.model.log_probs(self.reference, responses)
+        size = advantages.shape[1] // self.config.update.mini_batches
+        parts = []
+        for start in range(0, advantages.shape[1], size):
+            rows = slice(start, start + size)
+            own = responses.rows(start, start + size)
+            of_reference = None if reference is None else reference[:, rows]
+            parts.append(self._step(own, advantages[:, rows], old[:, rows], of_reference))
+        return {key: torch.stack([part[key] for part in parts]).mean(0) for key in parts[0]}
+
+    def _step(self, own: Responses, advantages: Tensor, old: Tensor, reference: Tensor | None) -> dict[str, Tensor]:
+        counts = own.token_counts
+        result = policy_loss(
+            self.config.objective,
+            self.model.log_probs(self.logits, own),
+            old,
+            advantages,
+            own.mask,
+            max_response_length=self.config.rollout.max_response_tokens,
+            ref_logprobs=reference,
+            token_counts=counts,
+        )
+        self.optimizer.zero_grad()
+        # Seeds share no parameter: the gradient of the sum is each seed's own.
+        result.loss.sum().backward()
+        norm = self._limit_gradients()
+        before = [parameter.detach().clone() for parameter in self.parameters]
+        self.optimizer.step()
+        moved = [now.detach() - then for now, then in zip(self.parameters, before, strict=True)]
+        amounts = counts * own.mask
+        kept = (~result.clipped * amounts).sum(-1) / amounts.sum(-1)
+        return {
+            "clip_low": result.by_batch[CLIP_LOW],
+            "clip_high": result.by_batch[CLIP_HIGH],
+            "kept_advantage": (advantages * kept).mean(-1),
+            "gradient_norm": norm,
+            "update_norm": _norms(moved),
+        }
+
+    def _limit_gradients(self) -> Tensor:
+        """Scale each seed's gradient down to the limit; its norm before, [S]."""
+        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        norm, limit = _norms(gradients), self.config.update.gradient_clip
+        if limit:
+            # As torch.nn.utils.clip_grad_norm_ does for one model.
+            scale = (limit / (norm + 1e-6)).clamp(max=1.0)
+            for gradient in gradients:
+                gradient.mul_(scale.reshape(-1, *[1] * (gradient.dim() - 1)))
+        return norm
+
+
+def _norms(tensors: list[Tensor]) -> Tensor:
+    """Euclidean norm over all tensors of each seed, [S]."""
+    return torch.stack([tensor.flatten(1).square().sum(-1) for tensor in tensors]).sum(0).sqrt()

@@ -1,0 +1,211 @@
+"""What the lab's update does, against exact expectations and against a plain loop over one seed with every token written out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from enumeration import all_responses, generators, probabilities, shaken, short_model
+from torch import Tensor
+
+from luspo_cli.advantages import ADVANTAGES
+from luspo_cli.config.lab import resolve_lab
+from luspo_cli.config.objective import NAMED_OBJECTIVES
+from luspo_cli.experiments.lab.experiment import (
+    Learner,
+    advantage_table,
+    draw,
+    group_advantages,
+    run_experiment,
+)
+from luspo_cli.experiments.lab.responses import DTYPE, Logits, ResponseModel, Responses
+from luspo_cli.objectives import ObjectiveConfig, policy_loss
+
+OBJECTIVES = ("grpo", "gspo", "luspo")
+RICH = (
+    "model.prompt_types=3", "model.skill_spread=1.0", "model.answers=4", "model.answer_tokens=2", "model.ending=0.8",
+    "model.accuracy=0.3", "model.stop_bins=3", "model.stop_bin_tokens=4", "model.stop_by_type=true", "model.coupling=0.5",
+)  # fmt: skip
+
+
+def gradients(loss: Tensor, logits: Logits) -> list[Tensor]:
+    return list(torch.autograd.grad(loss, [part for part in logits.tensors() if part.numel()]))
+
+
+@pytest.mark.parametrize("sets", [(), RICH], ids=["plain", "rich"])
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_the_gradient_is_that_of_the_enumerated_expectation(name: str, sets: tuple[str, ...]) -> None:
+    """On-policy the loss's gradient is that of -Σ_y π(y) A(y) w(|y|), with w = 1 for luspo and 1/|y| for the others."""
+    model = short_model(*sets, objective=name)
+    logits = shaken(model.start(generators(2)))
+    responses = all_responses(model, 2, prompt_type=model.config.model.prompt_types - 1)
+    chances = probabilities(model, logits, responses)
+    rewards = responses.right.to(DTYPE)
+    advantages = rewards - (chances * rewards).sum(-1, keepdim=True).detach()
+    log_probs = model.log_probs(logits, responses)
+    found = policy_loss(
+        name,
+        log_probs,
+        log_probs.detach(),
+        advantages,
+        responses.mask,
+        token_counts=responses.token_counts,
+        row_counts=chances.detach(),
+    )
+    weight = 1.0 if name == "luspo" else 1 / responses.lengths
+    expected = -(chances * advantages * weight).sum(-1)
+    for own, wanted in zip(gradients(found.loss.sum(), logits), gradients(expected.sum(), logits), strict=True):
+        torch.testing.assert_close(own, wanted, rtol=1e-10, atol=1e-13)
+
+
+def pairs(model: ResponseModel, logits: Logits) -> tuple[Responses, Tensor]:
+    """Every group of two responses as consecutive rows, and the probability of each row's group."""
+    responses = all_responses(model, 1)
+    chances = probabilities(model, logits, responses).detach()[0]
+    number = torch.arange(len(chances))
+    both = torch.cartesian_prod(number, number).flatten()
+    of_groups = torch.outer(chances, chances).flatten().repeat_interleave(2)
+    return Responses(*(part[:, both] for part in responses)), of_groups[None]
+
+
+def expected_stop_gradient(model: ResponseModel, logits: Logits, objective: ObjectiveConfig) -> tuple[float, float]:
+    """Exact expectation over groups of two of the on-policy gradient of the stopping and of the answer's logit."""
+    responses, chances = pairs(model, logits)
+    advantages = group_advantages(responses.right, advantage_table(model.config))
+    log_probs = model.log_probs(logits, responses)
+    counts = {"token_counts": responses.token_counts, "row_counts": chances}
+    found = policy_loss(
+        objective, log_probs, log_probs.detach(), advantages, responses.mask, max_response_length=20, **counts
+    )
+    stop, answer = gradients(found.loss.sum(), logits)
+    return float(stop), float(answer)
+
+
+@pytest.mark.parametrize("advantage", ADVANTAGES)
+@pytest.mark.parametrize("name", ["grpo", "dr_grpo", "dapo", "gspo", "luspo", "cispo", "sapo", "gmpo"])
+def test_on_policy_and_neutral_no_objective_drifts_in_expectation(name: str, advantage: str) -> None:
+    # So short that the limit is never met: a chance of 1e-27.
+    sets = ["model.length=2.2", "rollout.max_response_tokens=36", "rollout.group_size=2", "rollout.problems=4"]
+    model = ResponseModel(resolve_lab(name, sets=sets))
+    parts = {key: getattr(NAMED_OBJECTIVES[name], key) for key in NAMED_OBJECTIVES[name].__slots__}
+    objective = ObjectiveConfig("custom", **(parts | {"advantage": advantage}))
+    model.config = model.config.model_copy(update={"objective": objective})
+    logits = model.start(generators(1))
+    for part in logits.tensors():
+        part.requires_grad_(True)
+    stop, answer = expected_stop_gradient(model, Logits(*logits.tensors()), objective)
+    assert abs(stop) < 1e-12
+    assert answer < -1e-3  # the right answer's logit rises
+
+
+def test_a_limit_that_responses_meet_pushes_towards_short_ones() -> None:
+    model = short_model("rollout.group_size=2", "rollout.problems=4", "model.length=6")
+    logits = model.start(generators(1))
+    for part in logits.tensors():
+        part.requires_grad_(True)
+    stop, _ = expected_stop_gradient(model, logits, model.config.objective)
+    assert stop < -1e-3  # descending raises the chance of stopping
+
+
+def written_out(model: ResponseModel, logits: Logits, responses: Responses, width: int) -> tuple[Tensor, Tensor]:
+    """Log-probs and mask [B, width] of one seed with a column for every token."""
+    columns, counts = model.log_probs(logits, responses)[0], responses.token_counts[0].long()
+    rows = []
+    for row, times, mask in zip(columns, counts, responses.mask[0], strict=True):
+        tokens = row[mask].repeat_interleave(times[mask])
+        rows.append(torch.cat([tokens, tokens.new_zeros(width - len(tokens))]))
+    lengths = responses.lengths[0].long()
+    return torch.stack(rows), torch.arange(width) < lengths[:, None]
+
+
+@pytest.mark.parametrize("name", ["grpo", "gspo", "luspo", "dr_grpo", "gmpo"])
+@pytest.mark.parametrize("sets", [(), ("update.optimizer=sgd", "update.learning_rate=0.5"), RICH])
+def test_an_update_is_that_of_a_plain_loop_over_written_tokens(name: str, sets: tuple[str, ...]) -> None:
+    base = ["rollout.problems=8", "rollout.group_size=4", "model.length=9", "rollout.max_response_tokens=40"]
+    config = resolve_lab(name, sets=[*base, *sets, "objective.kl_coefficient=0.1"])
+    model = ResponseModel(config)
+    logits = model.start(generators(2))
+    learner = Learner(model, logits)
+    responses = draw(model, logits, generators(2))
+    advantages = group_advantages(responses.right, advantage_table(config))
+    for _ in range(2):
+        learner.update(responses, advantages)
+
+    for seed in range(2):
+        start = [part[seed : seed + 1].clone() for part in logits.tensors()]
+        own, reference = Logits(*start).detached(), Logits(*start).detached()
+        parameters = [part.requires_grad_(True) for part in own.tensors() if part.numel()]
+        rate = config.update.learning_rate
+        optimizer: torch.optim.Optimizer = torch.optim.AdamW(
+            parameters, lr=rate, betas=config.update.betas, weight_decay=0.0
+        )
+        if "update.optimizer=sgd" in sets:
+            optimizer = torch.optim.SGD(parameters, lr=rate)
+        rows = Responses(*(part[seed : seed + 1] for part in responses))
+        of_groups = [
+            value
+            for group in rows.right[0].reshape(8, 4).double().tolist()
+            for value in ADVANTAGES[config.objective.advantage or ""](group)
+        ]
+        for _ in range(2):
+            old, mask = written_out(model, own.detached(), rows, 40)
+            of_reference, _ = written_out(model, reference, rows, 40)
+            for first in range(0, 32, 8):
+                part = slice(first, first + 8)
+                new, _ = written_out(model, own, rows.rows(first, first + 8), 40)
+                loss = policy_loss(
+                    config.objective,
+                    new,
+                    old[part],
+                    torch.tensor(of_groups[part], dtype=DTYPE),
+                    mask[part],
+                    max_response_length=40,
+                    ref_logprobs=of_reference[part],
+                ).loss
+                optimizer.zero_grad()
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(parameters, config.update.gradient_clip)
+                optimizer.step()
+        for moved, expected in zip(learner.logits.tensors(), own.tensors(), strict=True):
+            torch.testing.assert_close(moved[seed : seed + 1], expected, rtol=1e-9, atol=1e-11)
+
+
+def test_a_seed_does_not_depend_on_those_beside_it() -> None:
+    config = resolve_lab("luspo", sets=["run.steps=3"])
+    alone = run_experiment(config.model_copy(update={"run": config.run.model_copy(update={"seed": 2})}), 1)
+    beside = run_experiment(config, 4)
+    torch.testing.assert_close(beside.length[2:3], alone.length, rtol=1e-12, atol=0)
+    torch.testing.assert_close(beside.kept_advantage[2:3], alone.kept_advantage, rtol=1e-9, atol=1e-12)
+
+
+def test_recipes_share_their_first_responses() -> None:
+    histories = [run_experiment(resolve_lab(name, sets=["run.steps=2"]), 3) for name in OBJECTIVES]
+    for history in histories[1:]:
+        assert torch.equal(history.accuracy[:, 0], histories[0].accuracy[:, 0])
+        assert torch.equal(history.length[:, 0], histories[0].length[:, 0])
+        assert not torch.equal(history.length[:, 1], histories[0].length[:, 1])
+
+
+def test_only_the_low_side_shortens_and_only_the_high_side_lengthens() -> None:
+    """The model's plainest prediction, far outside of any noise of 8 seeds."""
+    low = run_experiment(resolve_lab("gspo", sets=["objective.clip_high=1e6"]), 8)
+    high = run_experiment(resolve_lab("gspo", sets=["objective.clip_low=1.0"]), 8)
+    assert float(low.length[:, -1].max()) < 6
+    assert float(high.length[:, -1].min()) > 25
+    assert float(low.clip_high.max()) == 0
+    assert float(high.clip_low.max()) == 0
+    assert float(low.final(low.kept_advantage).mean()) > 0.05
+
+
+def test_every_objective_runs() -> None:
+    for name in NAMED_OBJECTIVES:
+        history = run_experiment(resolve_lab(name, sets=["run.steps=2"]), 2)
+        assert bool(torch.isfinite(history.length).all())
+        assert float(history.update_norm.min()) > 0
+
+
+def test_an_objective_of_the_preset_has_the_presets_range() -> None:
+    gspo = resolve_lab("gspo").objective
+    assert (gspo.clip_low, gspo.clip_high) == (2e-3, 2.5e-3)
+    assert replace(gspo, clip_low=3e-4) == resolve_lab("gspo", sets=["objective.clip_low=3e-4"]).objective
