@@ -110,6 +110,10 @@ def prepare_data_cli(
             help="Column of the pass rate; left out: PassRate_7BBase (of virl39k), pass_rate or PassRate_32BTrained.",
         ),
     ] = None,
+    category: Annotated[
+        list[str] | None,
+        Option(help="Keep only rows of this category, repeatable; easy-vqa: colour, shape, yes or no."),
+    ] = None,
     prompt: Annotated[
         str | None, Option(help="qwen-boxed, boxed-suffix, gsm8k-verl, dapo or plain; left out: the source's own.")
     ] = None,
@@ -164,6 +168,7 @@ def prepare_data_cli(
             progress=progress,
             images=images.value,
             pass_rates=PassRates(min_pass_rate, max_pass_rate),
+            categories=category or (),
         )
     if as_json:
         typer.echo(json.dumps(prepared.manifest, sort_keys=True))

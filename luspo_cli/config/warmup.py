@@ -18,7 +18,7 @@ class WarmupConfig(Section):
     learning_rate: float = Field(default=3e-3, gt=0)
     ramp_steps: int = Field(default=50, ge=0)
     answer_weight: float = Field(default=2.0, gt=0)
-    """Weight of the answer's token in the loss; the other tokens have 1."""
+    """Weight of the answer's tokens in the loss; the other tokens have 1."""
     check_every: int = Field(default=10, ge=1)
     """Steps between checks of the sampled accuracy, from the last fifth of the task's curriculum on (40 % of the steps; 15 % with
     pictures)."""

@@ -84,9 +84,9 @@ def _questions(folder: Any) -> list[tuple[str, str, int]]:
 
 
 def _picture(folder: Any, number: int) -> RawImage:
-    """The bytes of a picture; cut where they are too many, so that no whole image is in them; its path where it is not there."""
+    """The bytes of a picture, one more than may be of one that is too large; its path where it is not there."""
     try:
         with (folder / "images" / f"{number}.png").open("rb") as stream:
-            return RawImage(content=stream.read(MOST_BYTES))
+            return RawImage(content=stream.read(MOST_BYTES + 1))
     except (OSError, KeyError, zipfile.BadZipFile):
         return RawImage(path=f"images/{number}.png")

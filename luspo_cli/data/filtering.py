@@ -42,6 +42,8 @@ class Seen:
     """Questions of the test and validation splits, used or not -> why no other split may hold them."""
     unparsable: dict[bytes, bool] = field(default_factory=dict)
     """Answer -> the verifier's opinion."""
+    categories: set[str] = field(default_factory=set)
+    """Of the rows read, while only some are used."""
 
 
 @dataclass(slots=True)
@@ -98,6 +100,8 @@ class Filter:
     prompt: str | None
     longest_prompt: int
     pass_rates: PassRates
+    categories: frozenset[str]
+    """Those whose rows are used; none: all."""
     excluded: ExcludedQuestions
     images: ImageStore
     unparsable: FindUnparsable | None
@@ -110,7 +114,7 @@ class Filter:
             counts.read += 1
             if self.progress is not None and counts.read % _PROGRESS_ROWS == 0:
                 self.progress(split, counts.read, counts.kept)
-            reason = self._unfit(row, source, split)
+            reason = self._unfit(row, source, split, seen)
             if reason is None:
                 try:
                     block.append(self._with_images(row))
@@ -125,7 +129,7 @@ class Filter:
                 block = []
         yield from self._new(block, split, counts, seen)
 
-    def _unfit(self, row: SourceRow, source: Source, split: str) -> LeftOut | None:
+    def _unfit(self, row: SourceRow, source: Source, split: str, seen: Seen) -> LeftOut | None:
         """Why a row cannot be used, as far as the row alone tells, without a look at its images."""
         if row.unfit is not None:
             return row.unfit
@@ -138,6 +142,11 @@ class Filter:
         prompt = build_prompt(self.prompt or source.prompt, row.question, images=len(row.images), system=row.system)
         if sum(len(message.content) for message in prompt) > self.longest_prompt:
             return LeftOut.OVERLONG
+        if self.categories:
+            category = str(row.facts.get("category") or "")
+            seen.categories.update({category} - {""})
+            if category not in self.categories:
+                return LeftOut.OTHER_CATEGORY
         if split_of(split) == "train" and (reason := self.pass_rates.unfit(row.pass_rate)) is not None:
             return reason
         return None if is_readable_gold(row.answer) else LeftOut.UNPARSABLE_ANSWER

@@ -23,6 +23,8 @@ class LeftOut(StrEnum):
     PASS_RATE_MISSING = "pass_rate_missing"
     """A pass rate was asked for, and the row has none (or a negative number, which says that none was measured)."""
     PASS_RATE_OUTSIDE = "pass_rate_outside"
+    OTHER_CATEGORY = "other_category"
+    """Of none of the categories that were asked for."""
     IMAGE_COLUMNS_UNCLEAR = "image_columns_unclear"
     """Several columns that are no numbered series hold images."""
     IMAGE_MARKS_DIFFER = "image_marks_differ"

@@ -41,6 +41,8 @@ _WHAT_TO_DO = {
     LeftOut.IMAGE_MARKS_DIFFER: "a text has one <image> mark for each of its images, or none",
 }
 """Most frequent reason -> what to do where no row is left."""
+_CATEGORIES_NAMED = 12
+"""In an error message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +71,14 @@ def prepare(
     progress: Progress | None = None,
     images: StoredAs = "relative",
     pass_rates: PassRates | None = None,
+    categories: Sequence[str] = (),
 ) -> Prepared:
     """Write the problems of `sources`, one after the other, into the new folder `out` and return what was written.
 
     `splits` (none: all that the sources have) are read by name; `held_out` training rows, drawn by `seed`, become the
     test split of sources without one; `limit` is the most training rows kept, in source order; `unparsable` is the
-    verifier's opinion on gold answers; `images` says how the rows name their images; `pass_rates` holds for training rows.
+    verifier's opinion on gold answers; `images` says how the rows name their images; `pass_rates` holds for training rows;
+    only rows of the `categories` are used (none: all).
 
     Raises:
         UsageError: a wrong source, column, option or file, or no usable row; nothing is written.
@@ -99,7 +103,9 @@ def prepare(
     layout = Layout(images, {name: kind for source in opened for name, kind in source.facts.items()})
     with new_folder(out, if_exists) as folder:
         store = ImageStore(folder, out, images)
-        rules = Filter(prompt, max_prompt_characters, pass_rates, excluded, store, unparsable, progress)
+        rules = Filter(
+            prompt, max_prompt_characters, pass_rates, frozenset(categories), excluded, store, unparsable, progress
+        )
         # Test first, then validation: what comes later must not repeat them.
         for split in sorted(names, key=lambda name: ("test", "validation", "train").index(split_of(name))):
             most = None if limit is None or split != "train" else limit + held_out
@@ -108,9 +114,12 @@ def prepare(
                     if split in source.splits:
                         _write_split(source, split, rules, counts[split], seen, writer, most)
             if counts[split].kept == 0:
-                raise UsageError(_nothing_usable(split, counts[split], sources))
+                raise UsageError(_nothing_usable(split, counts[split], sources, seen.categories))
             if progress is not None:
                 progress(split, counts[split].read, counts[split].kept)
+        met = seen.categories
+        if limit is None and (absent := next((name for name in categories if name not in met), None)) is not None:
+            raise UsageError(f"No row has the category '{absent}'{nearest(absent, met)}: {_listed(met)}.")
         rows = {split: counts[split].kept for split in names}
         if held_out:
             rows = _hold_out(folder, held_out, rows["train"], seed, layout)
@@ -124,6 +133,7 @@ def prepare(
             "held_out": held_out,
             "max_prompt_characters": max_prompt_characters,
             "pass_rates": asdict(pass_rates),
+            "categories": sorted(categories),
             "images": {"stored_as": images, **asdict(stored), "resized": 0},
             "golds_checked_by_verifier": unparsable is not None,
             "excluded": {"files": excluded_files, "questions": len(excluded)},
@@ -237,13 +247,24 @@ def _excluded_questions(file: Path, *, required: bool) -> list[str]:
     return [text for row in rows if (text := question_text(value_at(row, column)))]
 
 
-def _nothing_usable(split: str, counts: Counts, sources: Sequence[str]) -> str:
+def _listed(categories: set[str]) -> str:
+    named = sorted(categories)[:_CATEGORIES_NAMED]
+    return (
+        f"the categories there are {', '.join(named)}{', ...' * (len(named) < len(categories))}"
+        if named
+        else "none is named"
+    )
+
+
+def _nothing_usable(split: str, counts: Counts, sources: Sequence[str], categories: set[str]) -> str:
     where = f"the {split} split of {', '.join(sources)}"
     if counts.read == 0:
         return f"There are no rows in {where}."
     reasons = ", ".join(f"{count} {reason.value.replace('_', ' ')}" for reason, count in counts.left_out.most_common())
     said = f"None of the {counts.read} rows in {where} can be used ({reasons}); nothing was written"
     most = max(counts.left_out, key=lambda reason: counts.left_out[reason])
+    if most is LeftOut.OTHER_CATEGORY:
+        return f"{said}: {_listed(categories)}."
     return f"{said}: {_WHAT_TO_DO[most]}." if most in _WHAT_TO_DO else f"{said}."
 
 

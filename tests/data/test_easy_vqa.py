@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from luspo_cli.data.archives import MOST_BYTES
 from luspo_cli.data.columns import SourceOptions
 from luspo_cli.data.easy_vqa import category
 from luspo_cli.data.prepare import prepare
@@ -76,6 +77,16 @@ def test_a_missing_or_broken_picture_costs_its_rows(tmp_path: Path) -> None:
     (place / "train/images/0.png").write_bytes(picture("blue")[:40])
     (place / "train/images/1.png").write_bytes(picture("teal"))
     assert prepare(["easy-vqa"], tmp_path / "other", options=SourceOptions(from_path=place)).rows["train"] == 1
+
+
+def test_a_picture_that_is_too_large_is_counted_as_that(tmp_path: Path) -> None:
+    place = folder(tmp_path / "in")
+    with (place / "train/images/1.png").open("ab") as stream:
+        stream.truncate(MOST_BYTES + 1)  # a whole picture, and a tail without content behind it
+    prepared = prepare(["easy-vqa"], tmp_path / "out", options=SourceOptions(from_path=place))
+    counts = prepared.manifest["splits"]["train"]
+    assert {reason: count for reason, count in counts["left_out"].items() if count} == {"image_too_large": 1}
+    assert "more than 64 MiB" in counts["first_left_out"]["image_too_large"]
 
 
 @pytest.mark.parametrize(

@@ -107,6 +107,11 @@ def next_tokens(batch: PolicyBatch) -> torch.Tensor:
     return targets
 
 
+def of_answer(targets: torch.Tensor, mark: int, end: int) -> torch.Tensor:
+    """Which of the tokens to learn [B, W] are the answer's: all between the mark and the end of the sequence."""
+    return (targets == mark).cumsum(1).bool() & (targets != mark) & (targets != end) & (targets != _NOT_TRAINED)
+
+
 def _backward(loaded: LoadedModel, rows: list[Row], a_pass: int, answer_weight: float) -> None:
     """Add the gradient of the weighted mean cross-entropy over all response tokens of the rows."""
     if a_pass < len(rows):
@@ -115,9 +120,10 @@ def _backward(loaded: LoadedModel, rows: list[Row], a_pass: int, answer_weight: 
     passes = []
     for first in range(0, len(rows), a_pass):
         batch = policy_batch(rows[first : first + a_pass])
-        targets = next_tokens(batch).flatten()
-        weights = torch.where((batch.tokens == mark).flatten(), answer_weight, 1.0) * (targets != _NOT_TRAINED)
-        passes.append((batch, targets, weights))
+        targets = next_tokens(batch)
+        answer = of_answer(targets, mark, loaded.tokenizer.eos_token_id)
+        weights = torch.where(answer, answer_weight, 1.0) * (targets != _NOT_TRAINED)
+        passes.append((batch, targets.flatten(), weights.flatten()))
     total = sum(weights.sum() for _, _, weights in passes)
     for batch, targets, weights in passes:
         with torch.autocast("cpu", torch.bfloat16):

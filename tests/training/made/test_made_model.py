@@ -28,6 +28,7 @@ from luspo_cli.training.made.warmup import (
     demonstrations,
     missed_gates,
     next_tokens,
+    of_answer,
     warm_up_factor,
     within_group_correlation,
 )
@@ -158,6 +159,19 @@ def test_demonstrations_as_tensors_train_the_response_only() -> None:
         assert target[:equals] == [-100] * equals
         assert target[equals:end] == row[equals + 1 : end + 1]  # the next token; the last one is the end of sequence
         assert set(target[end:]) <= {-100}
+
+
+def test_every_token_of_the_answer_counts_more_and_no_other() -> None:
+    mark, end = 9, 1
+    targets = torch.tensor(
+        [
+            [-100, -100, 5, 5, 9, 6, 7, 8, 1, -100],  # ..#678 and the end
+            [-100, 9, 3, 1, -100, -100, -100, -100, -100, -100],  # #3 and the end
+            [-100, 5, 5, 5, 1, -100, -100, -100, -100, -100],  # no mark
+        ]
+    )
+    found = [row.nonzero().flatten().tolist() for row in of_answer(targets, mark, end)]
+    assert found == [[5, 6, 7], [2], []]
 
 
 def test_the_warm_up_rate_by_hand() -> None:
