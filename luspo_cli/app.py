@@ -1,10 +1,13 @@
-"""The command line: registrations only."""
+"""The command line: registrations, and what holds for every command: `~` is the home folder wherever a path is given."""
 
 from __future__ import annotations
 
-from typing import Annotated
+import os
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from luspo_cli import __version__
 from luspo_cli.commands import compare, eval, merge, objectives, plot_length, prepare_data, train
@@ -16,6 +19,23 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
+
+
+class Command(TyperCommand):
+    """A command whose paths may begin with `~` where the shell leaves it there, as in `--run=~/x` and `--out "~/x"`."""
+
+    def invoke(self, ctx: Any) -> Any:
+        ctx.params = {name: _expanded(value) for name, value in ctx.params.items()}
+        return super().invoke(ctx)
+
+
+def _expanded(value: Any) -> Any:
+    if isinstance(value, Path):
+        return Path(os.path.expanduser(value))
+    if isinstance(value, list | tuple):
+        return type(value)(map(_expanded, value))
+    # Models, sources and presets are paths or names.
+    return os.path.expanduser(value) if type(value) is str and value.startswith("~/") else value
 
 
 def _show_version(wanted: bool) -> None:
@@ -37,10 +57,12 @@ def _epilog(examples: list[str]) -> str:
     return "**Examples**\n\n" + "\n\n".join(f"`{example}`" for example in examples)
 
 
-app.command("prepare-data", epilog=_epilog(prepare_data.PREPARE_DATA_EXAMPLES))(prepare_data.prepare_data_cli)
-app.command("train", epilog=_epilog(train.TRAIN_EXAMPLES))(train.train_cli)
-app.command("eval", epilog=_epilog(eval.EVAL_EXAMPLES))(eval.eval_cli)
-app.command("compare", epilog=_epilog(compare.COMPARE_EXAMPLES))(compare.compare_cli)
-app.command("merge", epilog=_epilog(merge.MERGE_EXAMPLES))(merge.merge_cli)
-app.command("plot-length", epilog=_epilog(plot_length.PLOT_LENGTH_EXAMPLES))(plot_length.plot_length_cli)
-app.command("objectives", epilog=_epilog(objectives.OBJECTIVES_EXAMPLES))(objectives.objectives_cli)
+app.command("prepare-data", cls=Command, epilog=_epilog(prepare_data.PREPARE_DATA_EXAMPLES))(
+    prepare_data.prepare_data_cli
+)
+app.command("train", cls=Command, epilog=_epilog(train.TRAIN_EXAMPLES))(train.train_cli)
+app.command("eval", cls=Command, epilog=_epilog(eval.EVAL_EXAMPLES))(eval.eval_cli)
+app.command("compare", cls=Command, epilog=_epilog(compare.COMPARE_EXAMPLES))(compare.compare_cli)
+app.command("merge", cls=Command, epilog=_epilog(merge.MERGE_EXAMPLES))(merge.merge_cli)
+app.command("plot-length", cls=Command, epilog=_epilog(plot_length.PLOT_LENGTH_EXAMPLES))(plot_length.plot_length_cli)
+app.command("objectives", cls=Command, epilog=_epilog(objectives.OBJECTIVES_EXAMPLES))(objectives.objectives_cli)

@@ -249,6 +249,44 @@ def test_a_failed_run_ends_with_1(luspo: Command, monkeypatch: pytest.MonkeyPatc
         luspo("train", "--preset", "tiny")
 
 
+def test_a_tilde_is_the_home_folder_wherever_a_path_is_given(
+    luspo: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The shell leaves it in `--run=~/x` and in quotes."""
+    from luspo_cli.config.eval import resolve_eval
+    from luspo_cli.errors import RunError
+    from luspo_cli.training import session
+
+    home, here = tmp_path / "home", tmp_path / "here"
+    home.mkdir()
+    here.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(here)
+    (home / "mine.jsonl").write_text('{"question": "What is 1 + 1?", "answer": "2"}')
+    assert luspo("prepare-data", "~/mine.jsonl", "--no-check-answers", "--out=~/data")[0] == 0
+    assert (
+        luspo("prepare-data", "gsm8k", "--from", "~/none", "--exclude=~/x", "--out=~/a")[2].count(f"{home}/none") == 1
+    )
+    called: list[Path] = []
+
+    def note(_: object, run: Path, *__: object) -> None:
+        called.append(run)
+        raise RunError("that is all")
+
+    monkeypatch.setattr(session, "run_training", note)
+    luspo("train", "--preset", "tiny", "--run=~/run")
+    assert called == [home / "run"]
+    steps = "".join(json.dumps({"step": n, "response_length/mean": 9.0 - n}) + "\n" for n in range(1, 4))
+    (home / "metrics.jsonl").write_text(steps)
+    assert luspo("plot-length", "~/metrics.jsonl", "--out", "~/figures/lengths.svg")[0] == 0
+    assert (home / "figures/lengths.svg").is_file()
+    config = resolve_eval({"benchmark": ("gsm8k",)}, sets=["output.path=~/evals", "benchmark.data=~/d", "model.path=m"])
+    assert (config.output.path, config.benchmark.data) == (f"{home}/evals", f"{home}/d")
+    made = {path.name for path in home.iterdir() if not path.name.startswith(".")}  # beside caches of libraries
+    assert made == {"mine.jsonl", "data", "metrics.jsonl", "figures"}
+    assert list(here.iterdir()) == []
+
+
 def test_ctrl_c_before_the_first_step_ends_with_130(luspo: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     from luspo_cli.training import session
 

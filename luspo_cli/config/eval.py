@@ -6,11 +6,12 @@ no option is set in the file or with `--set`.
 
 from __future__ import annotations
 
+import os.path
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field, field_validator
 
 from luspo_cli.config.base import Section
 from luspo_cli.config.evaluation import Blind
@@ -21,6 +22,8 @@ from luspo_cli.errors import UsageError
 Mode = Literal["rule", "official"]
 """`rule`: our extraction and a comparison that never guesses; `official`: the benchmark's own script."""
 JudgeTask = Literal["extract", "verdict"]
+PathText = Annotated[str, AfterValidator(os.path.expanduser)]
+"""A path as text; `~` is the home folder."""
 
 
 class WeightsConfig(Section):
@@ -43,7 +46,7 @@ class BenchmarkConfig(Section):
     """Benchmarks by name; one text may hold several with commas between them."""
     suite: str = ""
     """A named set of benchmarks in the place of `names`."""
-    data: str = ""
+    data: PathText = ""
     """Folder with the benchmark's files; of several benchmarks, with a folder each. Empty: the hub."""
     prompt: str = ""
     """Prompt variant, which also says where the answer is looked for; empty: the benchmark's own."""
@@ -113,14 +116,14 @@ class JudgeConfig(Section):
 class ResponsesConfig(Section):
     """Responses made elsewhere, scored without a model."""
 
-    file: str = ""
+    file: PathText = ""
     """JSON lines, one problem each."""
 
 
 class OutputConfig(Section):
     """Where results go."""
 
-    path: str = ""
+    path: PathText = ""
     """A folder (empty: RUN/evals or evals/MODEL); with `responses.file` the JSON file (empty: none)."""
     replace: bool = False
     """Draw anew where results with other settings stand."""

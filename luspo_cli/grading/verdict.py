@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-GRADER_VERSION = 2
+GRADER_VERSION = 3
 """Rises when a verdict can change. Version 1 stands for the two graders before there was one; it was never written down."""
 
 

@@ -162,7 +162,7 @@ def _origin(
         return origin, [], []
     changes = changed_inputs(path / "provenance.json", origin)
     if not allow_changed:
-        refuse_changed(changes)
+        refuse_changed(changes, path)
     new = folder.new_settings(wanted)
     if new:
         origin["configuration"] = configuration_fingerprint(wanted)

@@ -12,6 +12,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shlex
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -186,13 +187,13 @@ def _placed(now: Mapping[str, Any], had: Mapping[str, Any]) -> str:
     return f"{Path(here) / now['path']}, which was {Path(there) / had['path']}"
 
 
-def refuse_changed(changes: list[Change]) -> None:
-    """UsageError that names the first change; nothing where there is none."""
+def refuse_changed(changes: list[Change], run: Path) -> None:
+    """UsageError that names the first change of a run folder's inputs; nothing where there is none."""
     if changes:
         more = f", and {len(changes) - 1} more" if len(changes) > 1 else ""
         raise UsageError(
             f"changed since the run began: {changes[0]}{more}; put back what was there, start a new run, or go on all the"
-            " same with --allow-changed, which provenance.json records"
+            f" same with luspo train --run {shlex.quote(str(run))} --resume --allow-changed, which provenance.json records"
         )
 
 

@@ -56,13 +56,13 @@ def test_every_change_is_named(tmp_path: Path, found: dict[str, Any], names: lis
 
 def test_the_refusal_has_both_fingerprints_and_the_way_out(tmp_path: Path) -> None:
     record_provenance(tmp_path / "provenance.json", origin(), 0)
-    refuse_changed([])
+    refuse_changed([], tmp_path)
     with pytest.raises(UsageError) as caught:
-        refuse_changed(changed_inputs(tmp_path / "provenance.json", origin(data=NEW, configuration=NEW)))
+        refuse_changed(changed_inputs(tmp_path / "provenance.json", origin(data=NEW, configuration=NEW)), tmp_path)
     assert str(caught.value) == (
         "changed since the run began: data/train.parquet, the data of data.train, (sha256 aaaaaaaaaaaa… when the run began,"
         " bbbbbbbbbbbb… now), and 1 more; put back what was there, start a new run, or go on all the same with"
-        " --allow-changed, which provenance.json records"
+        f" luspo train --run {tmp_path} --resume --allow-changed, which provenance.json records"
     )
 
 

@@ -19,6 +19,7 @@ from luspo_cli.grading.maths.normalise import (
     is_words,
     joined_thousands,
     normalise,
+    normalised_pair,
 )
 from luspo_cli.grading.maths.numbers import number_key, parse_number
 from luspo_cli.grading.maths.regions import same_region
@@ -62,7 +63,7 @@ _MAX_NESTING = 8
 
 def decide_quickly(gold: str, answer: str) -> Reason | None:
     """Return the verdict's reason where spelling and single numbers settle it, else None. Linear time."""
-    left, right = normalise(gold), normalise(answer)
+    left, right = normalised_pair(gold, answer)
     for one, other in ((left, right), (right, left)):
         if one.choice is not None and _CHOICE_LETTER.fullmatch(other.text):
             return Reason.EXACT if one.choice == other.text else Reason.DIFFERENT
@@ -93,7 +94,7 @@ def decide_quickly(gold: str, answer: str) -> Reason | None:
 def decide(gold: str, answer: str) -> Reason | None:
     """Return the verdict's reason (exact, numeric, structural, symbolic, different), None for what is not understood."""
     reason = decide_quickly(gold, answer)
-    left, right = normalise(gold), normalise(answer)
+    left, right = normalised_pair(gold, answer)
     if reason is Reason.DIFFERENT or (reason is None and clash(left.unit, right.unit)):
         return Reason.SYMBOLIC if _equal_in_pure_numbers(left, right) else Reason.DIFFERENT
     if reason is not None:

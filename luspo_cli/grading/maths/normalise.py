@@ -10,17 +10,26 @@ rule changes a value. Every pass is one scan over the text.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from luspo_cli.grading.maths.spelling import OR, TEXT_CLOSE, TEXT_OPEN, plain_characters, rewrite_commands
-from luspo_cli.grading.maths.units import canonical_unit, is_noun, multiplied, split_unit
+from luspo_cli.grading.maths.units import canonical_unit, clash, conversion, is_noun, multiplied, short_unit, split_unit
 
 MAX_ANSWER_CHARACTERS = 2_000
 """A longer text is no short answer: it is compared as it stands and never parsed."""
 
 _THOUSANDS_MARK = re.compile(r"(?<=[0-9])(?:,\s{0,4}\\!|\{,\}|\\,)\s{0,4}(?=[0-9]{3}(?![0-9]))")
 _CURRENCIES = {"€": "euro", "£": "pound sterling", r"\euro": "euro", r"\pounds": "pound sterling", "¥": "yuan"}
+_CURRENCY_CODES = {"USD": "dollar", "EUR": "euro", "GBP": "pound sterling", "CNY": "yuan", "RMB": "yuan"}
+_CODE_FIRST = re.compile(rf"[ \ue000]*({'|'.join(_CURRENCY_CODES)})[ \ue001]*(?=[-+]?\.?[0-9])")
+_DELIMITER = re.compile(r"(?<!\\)\$")
+_US_DOLLAR = re.compile(r"\s{0,4}U\.?S\.?\s?(?=\\?\$\s?\.?[0-9])")
+_OUT_OF_PLACE = re.compile(
+    r"(?:^|[-+*/=])\s{0,4}\\?%|%\s{0,4}(?:\\?%|\.?[0-9])"
+    r"|[0-9]\s{0,4}(?:\\\$|[€£¥])\s{0,4}\.?[0-9]|(?:\\\$|[€£¥])\s{0,4}(?:\\\$|[€£¥])"
+)
+"""A percent sign without a value before it or with one behind it, money between two digits, a sign twice: no one value."""
 _DEGREES = re.compile(r"\^\s{0,4}(?:\\circ|\{\s{0,4}\\circ\s{0,4}\}|\\degree|\{\s{0,4}\\degree\s{0,4}\})|\\degree")
 _TRIGONOMETRY = re.compile(r"(?<!arc)(?<!a)(?:sin|cos|tan|cot|sec|csc)[ ({]{0,3}(?=[0-9]|\\left)")
 _PLAIN_THOUSANDS = re.compile(r"(?<![0-9.,])([0-9]{1,3}(?:,[0-9]{3})+)(?![0-9,])")
@@ -49,6 +58,8 @@ _SECOND_CHOICE = re.compile(
 )
 """Behind a choice: another one, or that it is wrong."""
 _EMPTY_GROUP = re.compile(r"(?<![A-Za-z}^_ ])\{\}")
+_ROUGHLY = re.compile(r"[ \ue000]*(?:about|approximately|approx\.?)[ \ue001]+(?=[-+]?[0-9.\\])")
+_VARIABLE = re.compile(r"[A-Za-df-hj-z](?:_\{?[0-9A-Za-z]\}?)?")
 _LABEL = re.compile(r"(?:[Tt]he )?(?:[Ff]inal )?[Aa]nswer(?: is ?:?|[ \ue001]?:)[ \ue001]*")
 _TEXT_ONLY = re.compile(r"[A-Za-z][A-Za-z'\".\- ]*")
 _VALUE_END = re.compile(r"[0-9)}\]]$|(?<![A-Za-z\ue001])[A-Za-z]$|\\pi$")
@@ -94,12 +105,14 @@ def normalise(answer: str) -> Normalised:
 
 @lru_cache(maxsize=4096)
 def _normalise(answer: str) -> Normalised:
-    text = plain_characters(answer)
+    text = _without_stars(plain_characters(answer))
     text, unit = _without_currency(text.strip())
     text = _THOUSANDS_MARK.sub("", text)
     if _TRIGONOMETRY.search(text):  # the sine of 30 degrees is none of 30
         text = _DEGREES.sub(r"\\pi /180 ", text)
     text, degrees = _DEGREES.subn("\ue003", text)
+    if "\ue003\ue003" in re.sub("[ {}]", "", text):  # degrees of degrees
+        return Normalised(answer.strip())
     text = _EMPTY_GROUP.sub("", rewrite_commands(text)).strip()
     scale = _TEMPERATURE.fullmatch(text.rpartition("\ue003")[2]) if degrees else None
     if scale is not None:
@@ -107,10 +120,13 @@ def _normalise(answer: str) -> Normalised:
     text = text.replace("\ue003", "")
     unit = unit or ("degree" if degrees else None)
     text = _OPTION.sub("", _LABEL.sub("", _trim(text)))
-    text = text.removeprefix("=").lstrip()
-    exact, _, rounded = text.partition(r"\approx ")
-    if exact.strip() and rounded:  # 1/3 \approx 0.33: the exact side is the answer
-        text = exact.strip()
+    text = _without_lead(_ROUGHLY, text.removeprefix("=").lstrip())
+    exact, sign, rounded = (side.strip() for side in text.partition(r"\approx "))
+    if sign and rounded:  # 1/3 \approx 0.33: the exact side is the answer, where there is one
+        text = f"{exact}={rounded}" if _VARIABLE.fullmatch(exact) else exact or rounded
+    code = _CODE_FIRST.match(text)
+    if code is not None:
+        text, unit = _without_lead(_CODE_FIRST, text), unit or _CURRENCY_CODES[code[1]]
     choice, text = _split_choice(text)
     time = _TIME_OF_DAY.fullmatch(text)
     if time is not None:
@@ -119,6 +135,8 @@ def _normalise(answer: str) -> Normalised:
     if ordinal is not None:
         text = ordinal[1]
     text, found = _take_off_unit(text)
+    if clash(unit, found):  # dollars of cents
+        return Normalised(answer.strip())
     unit = unit or found
     bare = " ".join(text.replace(TEXT_OPEN, " ").replace(TEXT_CLOSE, " ").split())
     text = multiplied(bare) or text
@@ -137,6 +155,19 @@ def _normalise(answer: str) -> Normalised:
     return Normalised(text, unit, choice, spaced)
 
 
+def normalised_pair(gold: str, answer: str) -> tuple[Normalised, Normalised]:
+    """Both in normal spelling; beside a known unit what may be letters (`10 in`, `5 m`) is a unit of its kind."""
+    left, right = normalise(gold), normalise(answer)
+    return _with_unit_like(left, right), _with_unit_like(right, left)
+
+
+def _with_unit_like(one: Normalised, other: Normalised) -> Normalised:
+    found = short_unit(one.text) if one.unit is None and other.unit is not None else None
+    if found is None or other.unit is None or conversion(found[1], other.unit) is None:
+        return one
+    return replace(one, text=found[0], unit=found[1])
+
+
 def _repeating(text: str) -> str:
     r"""Write 0.\dot{3}, 0.(3), 0.333... and a combining bar as 0.\overline{3}."""
     text = _BARRED.sub(lambda match: rf"\overline{{{match[1].replace(chr(0x305), '')}}}", text)
@@ -151,8 +182,33 @@ def joined_thousands(normal: Normalised) -> str:
     return normal.text.replace(", ", "").replace(",", "") if normal.spaced_list else normal.text
 
 
+def _without_stars(text: str) -> str:
+    """Drop Markdown's stars around the answer, or those of a pair that it cut; a single one is a sign of multiplication."""
+    text = text.strip().strip('`"').strip()
+    inner = text.rstrip(".,;:! ")
+    first, last = len(text) - len(text.lstrip("*")), len(inner) - len(inner.rstrip("*"))
+    if last == len(inner):
+        return text.strip("*")
+    if last and (last == first or last > 1):
+        text = inner[:-last] + text[len(inner) :]
+    starts = first and (last == first or first > 1 or text[first] == " ")
+    return text[first:] if starts else text
+
+
+def _without_lead(lead: re.Pattern[str], text: str) -> str:
+    """The text without words in front of it; the fence of words that go on behind them stays."""
+    match = lead.match(text)
+    if match is None:
+        return text
+    fence = match[0].count(TEXT_OPEN) > match[0].count(TEXT_CLOSE)
+    return (TEXT_OPEN if fence else "") + text[match.end() :]
+
+
 def _without_currency(text: str) -> tuple[str, str | None]:
     unit = None
+    text = _US_DOLLAR.sub("", text, count=1) if _US_DOLLAR.match(text) else text
+    if _OUT_OF_PLACE.search(text):
+        return _DELIMITER.sub("", text), None
     if r"\$" in text:
         unit, text = "dollar", text.replace(r"\$", "")
     for sign, name in _CURRENCIES.items():
@@ -163,17 +219,17 @@ def _without_currency(text: str) -> tuple[str, str | None]:
         unit = "dollar"
     if "%" in text:
         unit, text = "percent", text.replace(r"\%", "").replace("%", "")
-    return text.replace("$", ""), unit
+    return _DELIMITER.sub("", text), unit
 
 
 def _trim(text: str) -> str:
     """Drop quotes, Markdown stars and sentence punctuation around the answer."""
-    text = text.strip().strip('*`"').strip().removesuffix("\\\\").rstrip()  # a line end of TeX behind the answer
+    text = text.strip().strip('`"').strip().removesuffix("\\\\").rstrip()  # a line end of TeX behind the answer
     while text.endswith((".", ",", ";", ":", "!")) and not text.endswith("..") and len(text) > 1:
         before = text.rstrip("!")[-1:]
         if text.endswith("!") and (before.isalnum() or before in (")", "}")):  # a factorial, or the double one 5!!
             break
-        text = text[:-1].rstrip().strip("*").rstrip()
+        text = text[:-1].rstrip()
     return text
 
 
@@ -189,8 +245,10 @@ def _split_choice(text: str) -> tuple[str | None, str]:
         return None, text
     if rest is None:
         return None, match.group(1)
-    # `(A)+(B)` and `(A)x` are expressions; an option's text follows a space or the end of its bold label.
+    # `(A)+(B)`, `(A)x` and `(A)-1` are expressions; an option's text follows a space or the end of its bold label.
     between = text[match.start(1) + 2 : match.start("rest")]
+    if rest.startswith(("-", "\\pm", "\\mp")) and " " not in between:
+        return None, text
     if rest[0] in "+-*/^=<>(_'!|" and not re.match(r"[-+]?[0-9.(\\]", rest):
         return None, text
     return (match.group(1), rest) if between and not rest.startswith(("+", "/")) else (None, text)

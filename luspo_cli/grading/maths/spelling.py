@@ -30,6 +30,9 @@ _FRACTIONS = {
     "⅙": (1, 6), "⅚": (5, 6), "⅐": (1, 7), "⅛": (1, 8), "⅜": (3, 8), "⅝": (5, 8), "⅞": (7, 8), "⅑": (1, 9), "⅒": (1, 10),
 }  # fmt: skip
 
+_ROOTS = {"∛": "3", "∜": "4"}
+_HIGHER_ROOT = re.compile(r"([∛∜])\s?([0-9]+(?:\.[0-9]+)?|[A-Za-z]|)")
+
 _DROPPED = frozenset(
     (
         "left", "right", "big", "Big", "bigg", "Bigg", "bigl", "bigr", "Bigl", "Bigr", "biggl", "biggr", "Biggl",
@@ -68,6 +71,8 @@ def plain_characters(text: str) -> str:
     """Return `text` in ASCII mathematics: superscripts as powers, minus signs as hyphens, letters as they are."""
     out: list[str] = []
     raised = False
+    if "∛" in text or "∜" in text:
+        text = _HIGHER_ROOT.sub(lambda match: rf"\sqrt[{_ROOTS[match[1]]}]{match[2] and f'{{{match[2]}}}'}", text)
     for character in text:
         if character in _SUPERSCRIPTS:
             out.append(_SUPERSCRIPTS[character] if raised else "^{" + _SUPERSCRIPTS[character])

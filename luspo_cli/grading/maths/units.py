@@ -20,7 +20,7 @@ _SPELLINGS = {
     "dollar": "dollars usd bucks",
     "euro": "euros eur",
     "pound sterling": "gbp",
-    "yuan": "rmb 元",
+    "yuan": "rmb cny 元",
     "percent": "percents pct",
     "inch": "inches in",
     "foot": "feet ft",
@@ -126,6 +126,8 @@ _UNIT = re.compile(
 _FRACTION = re.compile(rf"\\frac ?\{{ ?({_ANY}) ?\}} ?\{{ ?({_ANY}) ?\}}$")
 _NOUNS = re.compile(r"(?<=[0-9)}])((?: [A-Za-z][a-z'-]+){1,4})$")
 _CHINESE_TAIL = re.compile(r"(?<=[0-9)}])\s?([\u4e00-\u9fff]{1,4})$")
+_SHORT = re.compile(r"(?P<stem>.*[0-9)}])(?P<unit>(?:in|min|ms|[mshgl])(?:\^\{?[23]\}?)?)", re.DOTALL)
+"""Units that are letters or words of mathematics unless something says that a unit is meant."""
 _LONGEST_TAIL = 64
 """Characters at the end of an answer in which a unit or a noun is looked for: the longest of ours has 40."""
 
@@ -157,6 +159,13 @@ def split_unit(text: str) -> tuple[str, str | None] | None:
         if match and (stem[-1:].isdigit() or stem[-1:] in (")", "}") or stem.endswith("pi") or multiplied(stem)):
             return stem, canonical_unit(match.group(0))
     return None
+
+
+def short_unit(text: str) -> tuple[str, str] | None:
+    """Split "10in" or "5m^2", in normal spelling, into value and canonical unit; for where a unit of its kind is expected."""
+    match = _SHORT.fullmatch(text)
+    unit = canonical_unit(match["unit"]) if match is not None else None
+    return None if match is None or unit is None else (match["stem"], unit)
 
 
 def _counted(tail: str) -> re.Match[str] | None:
