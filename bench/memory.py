@@ -60,6 +60,10 @@ STEP = [
     "update.skip_rows_without_advantage=false", "update.noise_floor_every=0", "evaluation.every=0",
     "data.held_out=", "run.steps=2", "run.checkpoint_every=0", "run.rollouts_every=0",
 ]  # fmt: skip
+VISION_STEP = [
+    f"data.max_pixels={IMAGE_SIDE**2}", f"data.min_pixels={IMAGE_SIDE**2}", "data.max_prompt_tokens=320", "rollout.group_size=4",
+    "rollout.max_response_tokens=64", "update.tokens_per_micro_batch=2048",
+]  # fmt: skip
 
 
 def main() -> None:
@@ -92,11 +96,7 @@ def main() -> None:
             if not options.model:
                 make_model(made, VISION, "bfloat16")
             make_problems(data, 8, IMAGE_SIDE, IMAGE_SIDE)
-            step += [
-                f"data.max_pixels={IMAGE_SIDE**2}",
-                f"data.min_pixels={IMAGE_SIDE**2}",
-                "data.max_prompt_tokens=320",
-            ]
+            step += VISION_STEP
         else:
             if not options.model:
                 random_model(made)

@@ -53,11 +53,11 @@ def options(
     """Train one model with GRPO, GSPO and LUSPO, and see what the objective does to response length."""
 
 
-def _epilog(examples: list[str]) -> str:
-    return "**Examples**\n\n" + "\n\n".join(f"`{example}`" for example in examples)
+def _epilog(examples: list[str], about: str = "") -> str:
+    return about + "**Examples**\n\n" + "\n\n".join(f"`{example}`" for example in examples)
 
 
-app.command("prepare-data", cls=Command, epilog=_epilog(prepare_data.PREPARE_DATA_EXAMPLES))(
+app.command("prepare-data", cls=Command, epilog=_epilog(prepare_data.PREPARE_DATA_EXAMPLES, prepare_data.VIRL39K))(
     prepare_data.prepare_data_cli
 )
 app.command("train", cls=Command, epilog=_epilog(train.TRAIN_EXAMPLES))(train.train_cli)

@@ -25,12 +25,25 @@ PREPARE_DATA_EXAMPLES = [
     "luspo prepare-data gsm8k --from grade-school-math/data --out data/gsm8k",
     "luspo prepare-data dapo-math-17k --out data/dapo --exclude benchmarks/aime24 --exclude benchmarks/aime25",
     "luspo prepare-data my.jsonl --question-column task --answer-column result --held-out 100 --out data/mine",
-    "luspo prepare-data virl39k --from ViRL39K --max-pass-rate 0.9 --held-out 500 --out data/virl39k",
+    "luspo prepare-data virl39k --max-pass-rate 0.9 --held-out 500 --out data/virl39k",
     "luspo prepare-data charts.jsonl --images-from charts.zip --image-column figure --images bytes --out data/charts",
     "luspo prepare-data owner/name --revision 1a2b3c4 --prompt boxed-suffix --out data/name",
 ]
+VIRL39K = """**virl39k**
 
+TIGER-Lab/ViRL39K of the Hugging Face hub: 38,870 questions with pictures and short answers, a download of about 3 GB.
+Without `--from` it is fetched; with it, PATH is a folder with `39Krelease.parquet` and `images.zip` (or the unpacked folder
+`images`).
 
+Columns: `question` with `<image>` marks, `answer` in a box, `image` (paths in the archive), `qid`, `category`, `source`,
+`PassRate_32BTrained` of every row, `PassRate_7BBase` of about half of them: a bound on it leaves the others out, counted.
+
+Licence: MIT, says https://huggingface.co/datasets/TIGER-Lab/ViRL39K; it was put together from other data sets, whose terms
+hold for what came from them. Read the page yourself before you use or pass on the data or what you train with it.
+
+Then: `luspo train --preset qwen2.5-vl-7b-lora --dry-run` (one GPU) or `--preset qwen2.5-vl-7b` (several).
+
+"""
 _NOTES = {
     "golds_from_solutions": r"have the gold answer in a \boxed{}, the last one of a worked solution or alone",
     "system_turns_replaced": "have a system turn of their own, and the prompt template's stands in its place; a --prompt without "
@@ -61,8 +74,8 @@ def prepare_data_cli(
         Argument(
             metavar="SOURCE...",
             help="gsm8k (MIT), dapo-math-17k (Apache-2.0), arithmetic (made), a local .jsonl/.json/.csv/.tsv/.parquet file or "
-            "folder, or a hub data set owner/name[:config]. With images: virl39k (TIGER-Lab/ViRL39K, 38,870 questions; MIT, and "
-            "what it took from other data sets keeps their terms), geo3k (hiyouga/geometry3k, 3,002 questions; MIT), "
+            "folder, or a hub data set owner/name[:config]. "
+            "With images: virl39k (see below), geo3k (hiyouga/geometry3k, 3,002 questions; MIT), "
             "easy-vqa (the Python package, 48,248 questions; MIT).",
         ),
     ],

@@ -76,9 +76,10 @@ def train_cli(
             from dataclasses import asdict
 
             from luspo_cli.commands.display.plan import plan_text
+            from luspo_cli.config.layers import about_preset
             from luspo_cli.training.dry_run import make_plan
 
-            plan = make_plan(resolved, copies, path, existing)
+            plan = make_plan(resolved, copies, path, existing, about_preset(preset) if preset else ())
             typer.echo(json.dumps(asdict(plan), indent=2) if as_json else plan_text(plan))
             return
         if copies > 1:

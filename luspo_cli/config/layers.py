@@ -11,6 +11,7 @@ import json
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -42,6 +43,12 @@ def presets_folder() -> Path:
 def preset_names() -> list[str]:
     """Names of all shipped presets, sorted."""
     return sorted(path.stem for path in presets_folder().glob("*.toml"))
+
+
+def about_preset(name: str) -> list[str]:
+    """The comment that a preset begins with, line by line: its model, data, licences and commands."""
+    lines = (presets_folder() / f"{name}.toml").read_text(encoding="utf-8").splitlines()
+    return [line.removeprefix("#").removeprefix(" ") for line in takewhile(lambda line: line.startswith("#"), lines)]
 
 
 def resolve_train(

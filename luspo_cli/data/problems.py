@@ -31,7 +31,6 @@ _REQUIRED = ("prompt", "reward_model")
 _BATCH_ROWS = 4096
 _FEW_ROWS = 32
 """Where images come along with their bytes."""
-_KNOWN_SOURCES = ("gsm8k", "dapo-math-17k", "arithmetic", "virl39k", "geo3k")
 
 
 def load_problems(path: str | Path, *, split: str = "train", deduplicate: bool = False) -> list[Problem]:
@@ -91,9 +90,12 @@ def _data_file(given: str | Path, split: str) -> Path:
 
 
 def _make_it(path: Path) -> str:
+    from luspo_cli.data.sources import PUBLISHED, SOURCE_NAMES
+
     folder = path.parent if path.suffix else path
-    source = next((name for name in _KNOWN_SOURCES if name in str(path)), "SOURCE")
-    return f"make it with `luspo prepare-data {source} --out {folder}`"
+    source = next((name for name in SOURCE_NAMES if name in str(path)), "SOURCE")
+    options = (PUBLISHED[source].prepared_with,) if source in PUBLISHED else ()
+    return f"make it with `{' '.join(['luspo prepare-data', source, *filter(None, options), '--out', str(folder)])}`"
 
 
 def _rows(file: Path) -> Iterator[dict[str, Any]]:

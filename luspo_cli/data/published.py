@@ -31,6 +31,8 @@ class Published:
     images: str | None = None
     """The repository's archive of the images that the table names by path."""
     licence: str | None = None
+    prepared_with: str = ""
+    """Options of `luspo prepare-data` that the data of its preset is made with."""
 
 
 def _gsm8k_gold(value: Any) -> str | None:
@@ -62,6 +64,7 @@ PUBLISHED: Mapping[str, Published] = MappingProxyType(
             hub_files="*.parquet",
             images="images.zip",
             licence="MIT; its questions and images come from other data sets, whose terms go on to hold",
+            prepared_with="--max-pass-rate 0.9 --held-out 500",
         ),
         "geo3k": Published(
             "hiyouga/geometry3k",

@@ -5,7 +5,7 @@ A model on this machine is read as the training would read it, weights aside; to
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -47,6 +47,8 @@ class Plan:
     """Of these, or of the adapters beside them: what the optimizer moves."""
     shape_from: str
     """Whose shape is counted with: the model's `config.json`, or `model.shape` where that is not on this machine."""
+    processes: int
+    """Of the run; the memory is that of one of them."""
     memory_gib: dict[str, float]
     """Estimated peak by part for one process; `update_peak` and `rollout_peak` are sums over parts in use together."""
     memory_notes: list[str]
@@ -59,10 +61,18 @@ class Plan:
     missing: list[str]
     warnings: list[str]
     """What the run would warn about before its first step."""
+    about: list[str]
+    """What the preset's file says of its model, data, licences and commands, line by line."""
 
 
-def make_plan(config: TrainRun, processes: int = 1, run: Path | None = None, if_exists: IfExists = "refuse") -> Plan:
-    """Describe the run that `config` would be in so many processes, in the folder `run`."""
+def make_plan(
+    config: TrainRun,
+    processes: int = 1,
+    run: Path | None = None,
+    if_exists: IfExists = "refuse",
+    about: Sequence[str] = (),
+) -> Plan:
+    """Describe the run that `config` would be in so many processes, in the folder `run`; `about` is handed through."""
     file, shape, sampler = _model(config)
     rollout, update = config.rollout, config.update
     rows = rollout.problems * rollout.group_size
@@ -82,8 +92,9 @@ def make_plan(config: TrainRun, processes: int = 1, run: Path | None = None, if_
         parameters=shape.parameters(),
         trained=trained_parameters(config, shape),
         shape_from="config.json" if file else "model.shape",
+        processes=processes,
         memory_gib={name: round(size / GIB, 2) for name, size in memory.items()},
-        memory_notes=_notes(config, file is None, sampler.name == "vllm" and device_bytes is None),
+        memory_notes=_notes(config, processes, file is None, sampler.name == "vllm" and device_bytes is None),
         images=_images(config, shape),
         work={
             "steps": config.run.steps,
@@ -98,6 +109,7 @@ def make_plan(config: TrainRun, processes: int = 1, run: Path | None = None, if_
         sampler={"name": sampler.name, "reason": sampler.reason},
         missing=[reason for reason in missing if reason],
         warnings=[overlap] if overlap else [],
+        about=list(about),
     )
 
 
@@ -135,10 +147,12 @@ def _images(config: TrainRun, shape: ShapeConfig) -> dict[str, Any]:
     }
 
 
-def _notes(config: TrainRun, shape_unknown: bool, device_unknown: bool) -> list[str]:
+def _notes(config: TrainRun, processes: int, shape_unknown: bool, device_unknown: bool) -> list[str]:
     found, path = [], (base_of(config.model) or config.model).path
     if shape_unknown and path != MADE:
         found.append(f"the shape is that of [model.shape]: the config.json of {path} is not on this machine")
+    if config.model.sharding == "full" and processes == 1:
+        found.append("one process has nothing to share out (model.sharding = full): give --processes N as for the run")
     if device_unknown:
         share = f"{config.rollout.vllm.memory_share:.0%} of the memory (rollout.vllm.memory_share)"
         found.append(f"vllm is not counted, since no CUDA device is here: on one it takes {share}")

@@ -7,9 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from doubles.models import character_model, random_qwen2
 from doubles.vision import FAMILIES, vision_model, vision_processor
+from luspo_cli.app import app
 from luspo_cli.commands.display.plan import plan_text
 from luspo_cli.config.layers import resolve_train
 from luspo_cli.data.overlap import held_out_warning
@@ -306,6 +308,44 @@ def test_the_dry_run_warns_of_held_out_questions_that_are_trained_on(tmp_path: P
     plan = make_plan(resolve_train(preset="tiny"))
     assert plan.warnings == []
     assert "warning: so it is\n\nnothing is missing" in plan_text(replace(plan, warnings=["so it is"]))
+
+
+@pytest.mark.parametrize("preset", ["qwen2.5-vl-7b", "qwen2.5-vl-7b-lora"])
+def test_a_preset_tells_how_its_data_is_made_and_the_run_started(
+    preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    runner = CliRunner()
+    shown = runner.invoke(app, ["train", "--preset", preset, "--dry-run"])
+    text = shown.output
+    assert shown.exit_code == 0, text
+    about = text[text.index("about this preset") : text.index("\nmissing")]
+    # The command in the sentence about missing data is the one that the preset names.
+    (command,) = {line.split("`")[1] for line in text.splitlines() if "make it with `" in line}
+    assert f"    {command}\n" in about
+    runs = [
+        line.split(": ", 1)[1].split("       ")[0]
+        for line in about.splitlines()
+        if line.startswith(("  Look:", "  Run:"))
+    ]
+    assert len(runs) == 2
+    for run in runs:
+        words = run.split()
+        again = runner.invoke(app, [*words[1:], *["--dry-run"] * ("--dry-run" not in words)])
+        assert again.exit_code == 0, again.output
+        assert f"--preset {preset} " in run
+    for said in (
+        "Apache-2.0, says https://huggingface.co/Qwen/",
+        "MIT, says https://huggingface.co/datasets/TIGER-Lab/ViRL39K",
+        "80 GB",
+    ):
+        assert said in about
+    alone = "one process has nothing to share out" in text
+    assert alone is (preset == "qwen2.5-vl-7b")
+    assert json.loads(runner.invoke(app, ["train", "--preset", "tiny", "--dry-run", "--json"]).output)["about"][
+        0
+    ].startswith("A probe")
 
 
 def test_the_dry_run_says_that_the_run_folder_would_be_refused(tmp_path: Path) -> None:

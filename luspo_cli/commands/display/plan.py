@@ -29,7 +29,8 @@ def _lines(plan: Plan) -> Iterator[str]:
         f" at most {work['response_tokens_at_most']:,} response tokens"
     )
     yield f"\nsampler  {plan.sampler['name']} ({plan.sampler['reason']})"
-    yield f"\nmemory on one device (estimate, GiB; {plan.parameters:,} parameters, {plan.trained:,} trained)"
+    of = "" if plan.processes == 1 else f" of {plan.processes}"
+    yield f"\nmemory on one device{of} (estimate, GiB; {plan.parameters:,} parameters, {plan.trained:,} trained)"
     if images := plan.images:
         gib = 4 * images["parameters"] / 2**30
         tower = "trained" if images["trained"] else "not trained, so it has neither gradients nor moments, and"
@@ -41,5 +42,8 @@ def _lines(plan: Plan) -> Iterator[str]:
         yield f"  {name.replace('_', ' '):<16} {size:8.2f}"
     yield from (f"  note: {note}" for note in plan.memory_notes)
     yield from (f"\nwarning: {sentence}" for sentence in plan.warnings)
+    if plan.about:
+        yield "\nabout this preset"
+        yield from (f"  {line}" for line in plan.about)
     yield "\nmissing" if plan.missing else "\nnothing is missing"
     yield from (f"  {sentence}" for sentence in plan.missing)
