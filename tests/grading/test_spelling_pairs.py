@@ -5,10 +5,13 @@ from __future__ import annotations
 import pytest
 from different_pairs import DIFFERENT_BOTH_WAYS
 from equal_pairs import EQUAL_BOTH_WAYS
+from sign_and_unit_pairs import OTHER_SIGNS_AND_UNITS
 
 from luspo_cli.grading.maths.decide import decide, decide_quickly
 from luspo_cli.grading.maths.normalise import normalise
 from luspo_cli.grading.verdict import Reason
+
+DIFFERENT = DIFFERENT_BOTH_WAYS + OTHER_SIGNS_AND_UNITS
 
 
 @pytest.mark.parametrize(("gold", "answer"), EQUAL_BOTH_WAYS)
@@ -17,7 +20,7 @@ def test_equal_whichever_is_the_gold(gold: str, answer: str) -> None:
     assert decide(answer, gold) not in (Reason.DIFFERENT, None)
 
 
-@pytest.mark.parametrize(("gold", "answer"), DIFFERENT_BOTH_WAYS)
+@pytest.mark.parametrize(("gold", "answer"), DIFFERENT)
 def test_different_whichever_is_the_gold(gold: str, answer: str) -> None:
     assert decide(gold, answer) is Reason.DIFFERENT
     assert decide(answer, gold) is Reason.DIFFERENT
@@ -28,7 +31,7 @@ def test_digits_without_their_base_answer_a_question_for_a_base_and_not_the_othe
     assert decide("10", "10_2") is Reason.DIFFERENT
 
 
-@pytest.mark.parametrize("text", sorted({text for pair in EQUAL_BOTH_WAYS + DIFFERENT_BOTH_WAYS for text in pair}))
+@pytest.mark.parametrize("text", sorted({text for pair in EQUAL_BOTH_WAYS + DIFFERENT for text in pair}))
 def test_a_spelling_equals_itself_and_normalising_it_twice_changes_nothing(text: str) -> None:
     assert decide_quickly(text, text) is Reason.EXACT
     once = normalise(text).text
