@@ -46,6 +46,8 @@ logger = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int, int], None]
 """Hears (benchmark, finished samples, all samples, samples that an earlier session drew)."""
+Result = Mapping[str, Any] | None
+"""The content of NAME.json before an evaluation; None where there is none. It can be long, so it is read once and handed on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,15 +122,19 @@ def check(evaluation: Evaluation, *, replace_other: bool) -> bool:
     Raises:
         UsageError: a result or chunks with other settings are in the way, and `replace_other` is not given.
     """
+    return _check(evaluation, read_object(evaluation.json_file), replace_other)
+
+
+def _check(evaluation: Evaluation, result: Result, replace_other: bool) -> bool:
     for one in evaluation.passes():
         unfinished = PartialSamples(one.out, one.label)
         for stored, what in (
-            (_finished(one), str(one.json_file)),
+            (_finished(one, result), str(one.json_file)),
             (unfinished.settings(), f"The unfinished evaluation in {unfinished.path}"),
         ):
             if stored is not None and not replace_other:
                 require_same(stored, one.identity(), what)
-    return all(map(_is_there, evaluation.passes()))
+    return _all_there(evaluation, result)
 
 
 def evaluate(
@@ -147,11 +153,12 @@ def evaluate(
         UsageError: a result or chunks with other settings are there, or a prompt does not fit the model.
         RunError: a file could not be written; the finished chunks are kept.
     """
-    evaluation = _with_stored_blind(evaluation)
-    if check(evaluation, replace_other=replace_other):
-        return _score_again(evaluation, judge)
+    result = read_object(evaluation.json_file)
+    evaluation = _with_stored_blind(evaluation, result)
+    if _check(evaluation, result, replace_other):
+        return _score_again(evaluation, result or {}, judge)
     model = load()
-    prompts = {one.label: _prompts(one, model) for one in evaluation.passes() if not _is_there(one)}
+    prompts = {one.label: _prompts(one, model) for one in evaluation.passes() if not _is_there(one, result)}
     samples: list[list[StoredSample]] = []
     drawn = 0
     with ExitStack() as stack:
@@ -164,7 +171,7 @@ def evaluate(
             found, new = _draw(one, model, prompts[one.label], partial, on_progress)
             samples.append(found)
             drawn += new
-        content = _score(evaluation, samples, judge, _judge_log(evaluation, judge))
+        content = _score(evaluation, samples, result, judge)
         _remove_chunks(evaluation)
     return _finish(evaluation, content, drawn, sum(map(len, samples)) - drawn)
 
@@ -240,36 +247,38 @@ def chunk_seed(seed: int, benchmark: str, first_problem: int) -> int:
     return int.from_bytes(digest[:8], "big") >> 2
 
 
-def _finished(one: Evaluation) -> dict[str, Any] | None:
+def _finished(one: Evaluation, result: Result) -> dict[str, Any] | None:
     """Return the settings of a pass in the finished result, or None where it is not there."""
-    content = read_object(one.json_file)
-    if content is None or not one.samples_file.is_file():
+    if result is None or not one.samples_file.is_file():
         return None
-    found = content.get("sampling")
+    found = result.get("sampling")
     settings = found if isinstance(found, dict) else {}
     if one.shows == "none":
         return settings
-    blind = content.get("blind")
+    blind = result.get("blind")
     return {**settings, "blind": blind.get("shows")} if isinstance(blind, dict) else None
 
 
-def _is_there(one: Evaluation) -> bool:
-    stored = _finished(one)
+def _is_there(one: Evaluation, result: Result) -> bool:
+    stored = _finished(one, result)
     return stored is not None and is_same(stored, one.identity())
 
 
-def _with_stored_blind(evaluation: Evaluation) -> Evaluation:
+def _all_there(evaluation: Evaluation, result: Result) -> bool:
+    return all(_is_there(one, result) for one in evaluation.passes())
+
+
+def _with_stored_blind(evaluation: Evaluation, result: Result) -> Evaluation:
     """`evaluation` with the blind pass that stands beside its samples, where none is asked for: a new scoring keeps it."""
-    stored = (read_object(evaluation.json_file) or {}).get("blind")
+    stored = (result or {}).get("blind")
     if evaluation.config.sampling.blind != "none" or not isinstance(stored, dict):
         return evaluation
     sampling = evaluation.config.sampling.model_copy(update={"blind": stored.get("shows")})
     with_blind = replace(evaluation, config=evaluation.config.model_copy(update={"sampling": sampling}))
-    return with_blind if all(map(_is_there, with_blind.passes())) else evaluation
+    return with_blind if _all_there(with_blind, result) else evaluation
 
 
-def _score_again(evaluation: Evaluation, judge: Judge | None) -> Finished:
-    content: Mapping[str, Any] = read_object(evaluation.json_file) or {}
+def _score_again(evaluation: Evaluation, content: Mapping[str, Any], judge: Judge | None) -> Finished:
     samples = [_read_back(one) for one in evaluation.passes()]
     number = sum(map(len, samples))
     keys = ("version", "mode", "grader_version")
@@ -279,7 +288,7 @@ def _score_again(evaluation: Evaluation, judge: Judge | None) -> Finished:
         logger.info(f"{evaluation.benchmark.name}: the result is there")
     else:
         logger.info(f"{evaluation.benchmark.name}: scoring the {number:,} samples that are there")
-        content = _score(evaluation, samples, judge, _judge_log(evaluation, judge))
+        content = _score(evaluation, samples, content, judge)
     _remove_chunks(evaluation)  # a kill between result and clean-up leaves them
     return _finish(evaluation, content, 0, number)
 
@@ -296,12 +305,9 @@ def _finish(evaluation: Evaluation, content: Mapping[str, Any], drawn: int, foun
     )
 
 
-def _judge_log(evaluation: Evaluation, judge: Judge | None) -> JudgeLog | None:
+def _judge_log(evaluation: Evaluation, result: Result, judge: Judge) -> JudgeLog:
     """Where the judge's replies are kept, with those that stand in the finished result."""
-    if judge is None:
-        return None
-    judged = (read_object(evaluation.json_file) or {}).get("judge")
-    known = judged == judge.identity() and _is_there(evaluation)
+    known = (result or {}).get("judge") == judge.identity() and _is_there(evaluation, result)
     replies = PartialSamples(evaluation.out, evaluation.label).path / "judge.jsonl"
     return JudgeLog(replies, judge, known_replies(evaluation.samples_file) if known else {})
 
@@ -320,9 +326,9 @@ def _read_back(one: Evaluation) -> list[StoredSample]:
 
 
 def _score(
-    evaluation: Evaluation, samples: Sequence[Sequence[StoredSample]], judge: Judge | None, log: JudgeLog | None
+    evaluation: Evaluation, samples: Sequence[Sequence[StoredSample]], before: Result, judge: Judge | None
 ) -> dict[str, Any]:
-    """Score each pass and write all files, the JSON last: it says that the result is whole."""
+    """Score each pass and write all files in the place of those `before`, the JSON last: it says that the result is whole."""
     passes = evaluation.passes()
     results = [_scored(evaluation, drawn) for drawn in samples]
     details: dict[str, Any] = {"benchmark_size": evaluation.benchmark.size, "sampling": evaluation.identity()}
@@ -338,9 +344,11 @@ def _score(
             "metrics": dict(blind.metrics),
         }
     results[0] = replace(results[0], details=details)
-    if judge is not None and log is not None:
+    if judge is not None:
+        log = _judge_log(evaluation, before, judge)
         results[0] = judge_samples(judge, evaluation.benchmark, results[0], _to_grade(samples[0]), log)
-    if any(stored is not None and not is_same(stored, one.identity()) for one in passes for stored in [_finished(one)]):
+    settings = [(_finished(one, before), one.identity()) for one in passes]
+    if any(stored is not None and not is_same(stored, own) for stored, own in settings):
         evaluation.json_file.unlink()  # --replace: it must not stand beside samples that it does not describe
     if len(passes) == 1:
         replace(evaluation, shows="noise").samples_file.unlink(missing_ok=True)

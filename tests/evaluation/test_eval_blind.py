@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet
 import pytest
@@ -15,6 +16,7 @@ from luspo_cli.app import app
 from luspo_cli.errors import UsageError
 from luspo_cli.evaluation.runner import Evaluation, check, evaluate
 from luspo_cli.evaluation.samples import PartialSamples
+from luspo_cli.files import read_object
 
 
 def files(out: Path) -> dict[str, bytes]:
@@ -119,6 +121,26 @@ def test_unfinished_blind_chunks_of_other_settings_are_refused(tmp_path: Path) -
     assert PartialSamples(tmp_path / "out", "PICTURES.blind").settings() is not None
     with pytest.raises(UsageError, match=r"blind \('noise' there, 'other' now\)"):
         evaluate(pictures_of(tmp_path / "data", tmp_path / "out", blind="other"), never)
+
+
+def test_the_result_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has every problem in it; a scoring anew and another blind pass go by what was read."""
+    evaluate(pictures_of(tmp_path / "data", tmp_path / "out", blind="noise"), seeing(SeeingSampler()))
+    read: list[Path] = []
+
+    def counted(file: Path) -> dict[str, Any] | None:
+        read.append(file)
+        return read_object(file)
+
+    monkeypatch.setattr("luspo_cli.evaluation.runner.read_object", counted)
+    for how, again in (("noise", False), ("none", False), ("other", True)):
+        evaluation = pictures_of(tmp_path / "data", tmp_path / "out", blind=how)
+        check(evaluation, replace_other=again)
+        assert read == [evaluation.json_file]
+        read.clear()
+        evaluate(evaluation, seeing(SeeingSampler()), replace_other=again)
+        assert read == [evaluation.json_file]
+        read.clear()
 
 
 def test_by_image_size_every_third_has_its_accuracy(tmp_path: Path) -> None:
