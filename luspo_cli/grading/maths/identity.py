@@ -1,26 +1,28 @@
-"""Whether two expression trees are one function: exact fractions where they suffice, else 120 digits at many points.
+"""Whether two expression trees are one function: exact fractions where they suffice, else 120 digits, at many points.
 
-Decided here: no simplifier. Two closed forms that agree to 60 digits, and still agree to 120, at several points are
-equal; ones that differ are not, however close (1.4142 is not sqrt(2)). Free symbols take positive values first, where
-the two sides must agree, then values of both signs, where they must agree wherever both are real (sqrt(x^2) is not x,
-yet ln(ab) and ln(a)+ln(b) stay equal). The points are fixed: the same pair always gets the same verdict. Every
-operation is bounded in size, so a tower of powers is refused and never computed.
+Decided here: no simplifier. Rational operations are computed exactly. Other closed forms are equal if they agree to 90 of
+120 digits, or if their difference shrinks from 60 to 120 digits as rounding does; ones that differ are not, however close
+(1.4142 is not sqrt(2)). Free symbols take positive values first, where the two sides must agree, then values of both signs,
+where they must agree wherever both are real (sqrt(x^2) is not x, yet ln(ab) and ln(a)+ln(b) stay equal); `points` has them.
+Every operation is bounded in size, so a tower of powers is refused and never computed.
 """
 
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
 from luspo_cli.grading.maths.expression import Tree, mul, names, negative, number
+from luspo_cli.grading.maths.points import POSITIVE, Point, further_points, points
 
 _DIGITS = (60, 120)
+_ROUGH_DIGITS = 20
 _MAX_POWER_DIGITS = 3_000
 _MAX_EXACT_BITS = 60_000
+_MAX_EXACT_BITS_AT_A_POINT = 4_000
 _MAX_FACTORIAL = 3_000
 _MAX_EXPONENTIAL = 10_000
 
@@ -64,21 +66,33 @@ def proportional(first: Tree, second: Tree) -> bool:
     free = sorted(names(first, "sym") | names(second, "sym"))
     if not free:
         return False
-    anchor = _points(free, 1)[0]
+    anchor, *places = points(free)
     for digits in _DIGITS:
         evaluator = _evaluator(digits)
         try:
             a0, b0 = evaluator.value(first, anchor), evaluator.value(second, anchor)
             if _negligible(evaluator, a0) or _negligible(evaluator, b0):
                 return False
-            for point in _points(free, 7)[1:]:
-                a, b = evaluator.value(first, point), evaluator.value(second, point)
-                scale = abs(a * b0) + abs(b * a0)
-                if abs(a * b0 - b * a0) > scale * evaluator.context.mpf(10) ** (20 - digits):
-                    return False
+            if not all(_in_ratio(evaluator, first, second, point, (a0, b0)) for point in places):
+                return False
         except Undefined:
             return False
+    for point in further_points((first, second), free, _rough_value):
+        try:
+            values = evaluator.value(first, point), evaluator.value(second, point)
+            if all(map(evaluator.is_real, values)) and not _in_ratio(evaluator, first, second, point, (a0, b0)):
+                return False
+        except Undefined:
+            continue
     return True
+
+
+def _in_ratio(evaluator: _Evaluator, first: Tree, second: Tree, point: Point, ratio: tuple[Any, Any]) -> bool:
+    a, b = evaluator.value(first, point), evaluator.value(second, point)
+    left, right = a * ratio[1], b * ratio[0]
+    return bool(
+        abs(left - right) <= (abs(left) + abs(right)) * evaluator.context.mpf(10) ** (20 - evaluator.context.dps)
+    )
 
 
 def same_ratio(first: Sequence[Tree], second: Sequence[Tree]) -> bool:
@@ -89,49 +103,62 @@ def same_ratio(first: Sequence[Tree], second: Sequence[Tree]) -> bool:
     return all(same_function(mul(first[0], b), mul(second[0], a)) for a, b in zip(first[1:], second[1:], strict=True))
 
 
-def exact_value(tree: Tree) -> Fraction:
-    """Return the value of a tree of rational operations; TypeError where it has others, Undefined beyond bounds."""
+def exact_value(tree: Tree, point: Point | None = None) -> Fraction:
+    """Return the value of a tree of rational operations; TypeError where it has others, Undefined beyond bounds.
+
+    `point`: the values of its letters, where it has any.
+    """
     kind = tree[0]
+    most_bits = _MAX_EXACT_BITS_AT_A_POINT if point else _MAX_EXACT_BITS
     if kind == "num":
         return tree[1]
+    if kind == "sym" and point is not None:
+        return point[tree[1]]
     if kind == "add":
-        return _bounded(sum(map(exact_value, tree[1]), Fraction(0)))
+        return _bounded(sum((exact_value(term, point) for term in tree[1]), Fraction(0)), most_bits)
     if kind == "mul":
         product = Fraction(1)
         for factor in tree[1]:
-            product = _bounded(product * exact_value(factor))
+            product = _bounded(product * exact_value(factor, point), most_bits)
         return product
     if kind == "inv":
-        value = exact_value(tree[1])
+        value = exact_value(tree[1], point)
         if value == 0:
             raise Undefined
         return 1 / value
     if kind == "pow":
-        base, exponent = exact_value(tree[1]), exact_value(tree[2])
+        base, exponent = exact_value(tree[1], point), exact_value(tree[2], point)
         if exponent.denominator != 1:
             raise TypeError
         bits = max(abs(base.numerator), base.denominator).bit_length()
-        if (base == 0 and exponent <= 0) or (bits > 1 and abs(exponent) * bits > _MAX_EXACT_BITS):
+        if (base == 0 and exponent <= 0) or (bits > 1 and abs(exponent) * bits > most_bits):
             raise Undefined
         return base ** (int(exponent) if bits > 1 else int(exponent) % 2 + 2 * (base == 0))
-    if kind == "call" and tree[1] == "factorial":
-        value = exact_value(tree[2][0])
-        if value.denominator != 1 or not 0 <= value <= _MAX_FACTORIAL:
-            raise Undefined
-        return Fraction(math.factorial(int(value)))
-    if kind == "call" and tree[1] in ("gcd", "lcm", "min", "max"):
-        values = [exact_value(argument) for argument in tree[2]]
-        if tree[1] in ("min", "max"):
-            return (min if tree[1] == "min" else max)(values)
-        if any(value.denominator != 1 for value in values):
-            raise Undefined
-        whole = [int(value) for value in values]
-        return Fraction(math.gcd(*whole) if tree[1] == "gcd" else math.lcm(*whole))
+    if kind == "call" and tree[1] in _EXACT:
+        return _exact_call(tree[1], [exact_value(argument, point) for argument in tree[2]])
     raise TypeError(kind)
 
 
-def _bounded(value: Fraction) -> Fraction:
-    if value.numerator.bit_length() > _MAX_EXACT_BITS or value.denominator.bit_length() > _MAX_EXACT_BITS:
+_EXACT = frozenset(("factorial", "gcd", "lcm", "min", "max", "abs", "floor", "ceil"))
+
+
+def _exact_call(name: str, values: list[Fraction]) -> Fraction:
+    if name in ("abs", "floor", "ceil"):
+        return abs(values[0]) if name == "abs" else Fraction((math.floor if name == "floor" else math.ceil)(values[0]))
+    if name in ("min", "max"):
+        return (min if name == "min" else max)(values)
+    if name == "factorial":
+        if values[0].denominator != 1 or not 0 <= values[0] <= _MAX_FACTORIAL:
+            raise Undefined
+        return Fraction(math.factorial(int(values[0])))
+    if any(value.denominator != 1 for value in values):
+        raise Undefined
+    whole = [int(value) for value in values]
+    return Fraction(math.gcd(*whole) if name == "gcd" else math.lcm(*whole))
+
+
+def _bounded(value: Fraction, bits: int) -> Fraction:
+    if value.numerator.bit_length() > bits or value.denominator.bit_length() > bits:
         raise Undefined
     return value
 
@@ -139,47 +166,55 @@ def _bounded(value: Fraction) -> Fraction:
 def _agree(first: Tree, second: Tree) -> bool:
     free = sorted(names(first, "sym") | names(second, "sym"))
     imaginary = "i" in names(first, "const") | names(second, "const")
-    low, high = _evaluator(_DIGITS[0]), _evaluator(_DIGITS[1])
     compared = 0
-    for place, point in enumerate(_points(free, 9 if free else 1)):
-        try:
-            values = [evaluator.value(tree, point) for evaluator in (low, high) for tree in (first, second)]
-        except Undefined:
-            if not free:
-                return False
-            continue
-        mixed_signs = place >= 4
-        if mixed_signs and not imaginary and not all(low.is_real(value) for value in values):
-            continue
-        if not _difference_vanishes(values, high):
+    for place, point in enumerate(points(free) if free else [{}]):
+        same = _agree_at(first, second, point, complex_too=imaginary or place < POSITIVE)
+        if same is False or (same is None and not free):
             return False
-        compared += 1
+        compared += same is True
+    for point in further_points((first, second), free, _rough_value):
+        same = _agree_at(first, second, point, complex_too=imaginary)
+        if same is False:
+            return False
+        compared += same is True
     return compared >= (4 if free else 1)
 
 
-def _difference_vanishes(values: list[Any], high: _Evaluator) -> bool:
-    """Whether a - b is 0: it is below the last digits, or it shrinks with the precision as rounding does."""
-    coarse, fine = abs(values[0] - values[1]), abs(values[2] - values[3])
-    ten = high.context.mpf(10)
-    scale = abs(values[2]) + abs(values[3])
-    return bool(fine == 0 or fine <= scale * ten**-90 or fine <= coarse * ten**-30)
+def _agree_at(first: Tree, second: Tree, point: Point, *, complex_too: bool) -> bool | None:
+    """Whether both have the same value at a point; None where one has none, or none that is real."""
+    if point:
+        try:
+            return exact_value(first, point) == exact_value(second, point)
+        except (Undefined, TypeError):
+            pass
+    low, high = map(_evaluator, _DIGITS)
+    try:
+        fine = high.value(first, point), high.value(second, point)
+        if not complex_too and not all(map(high.is_real, fine)):
+            return None
+        if high.differ_in_last_digits(*fine):
+            return True
+        # What is left may be rounding: then it shrinks with the precision.
+        coarse = low.value(first, point), low.value(second, point)
+    except Undefined:
+        return None
+    return bool(abs(fine[0] - fine[1]) <= abs(coarse[0] - coarse[1]) * high.context.mpf(10) ** -30)
+
+
+def _rough_value(tree: Tree, point: Point) -> float | None:
+    evaluator = _evaluator(_ROUGH_DIGITS)
+    try:
+        value = evaluator.value(tree, point)
+        return float(evaluator.context.re(value)) if evaluator.is_real(value) else None
+    except (Undefined, OverflowError):
+        return None
 
 
 def _negligible(evaluator: _Evaluator, value: Any) -> bool:
     return bool(abs(value) < evaluator.context.mpf(10) ** -40)
 
 
-def _points(names: list[str], count: int) -> list[Mapping[str, Fraction]]:
-    """Return fixed points: four with positive values, then values of both signs; thousandths between 0.3 and 3."""
-    source = random.Random(20260205)
-    points: list[Mapping[str, Fraction]] = []
-    for place in range(count):
-        signs = (1,) if place < 4 else (-1, 1) if len(names) > 1 else (-1,)
-        points.append({name: Fraction(source.choice(signs) * source.randrange(311, 2999), 1000) for name in names})
-    return points
-
-
-@lru_cache(maxsize=len(_DIGITS))
+@lru_cache(maxsize=len(_DIGITS) + 1)
 def _evaluator(digits: int) -> _Evaluator:
     """One for each precision: making a context takes longer than most comparisons."""
     return _Evaluator(digits)
@@ -196,7 +231,14 @@ class _Evaluator:
 
     def is_real(self, value: Any) -> bool:
         """Whether the imaginary part is rounding alone."""
-        return bool(abs(self.context.im(value)) <= abs(value) * self.context.mpf(10) ** -40)
+        if isinstance(value, self.context.mpf):
+            return True
+        return bool(abs(self.context.im(value)) <= abs(value) * self.context.mpf(10) ** -min(40, self.context.dps // 2))
+
+    def differ_in_last_digits(self, first: Any, second: Any) -> bool:
+        """Whether two values differ by less than the last quarter of their digits, or not at all."""
+        bound = (abs(first) + abs(second)) * self.context.mpf(10) ** -(self.context.dps * 3 // 4)
+        return bool(abs(first - second) <= bound)
 
     def value(self, tree: Tree, point: Mapping[str, Fraction]) -> Any:
         """Return the value of `tree` at `point`; raises Undefined where there is none."""
@@ -231,9 +273,9 @@ class _Evaluator:
             if mp.re(exponent) > 0:
                 return mp.zero
             raise Undefined
-        if abs(exponent) * (abs(mp.log(abs(base), 10)) + 1) > _MAX_POWER_DIGITS:
+        if abs(exponent) * (abs(mp.mag(base)) * math.log10(2) + 1) > _MAX_POWER_DIGITS:
             raise Undefined
-        return mp.power(base, exponent)
+        return mp.sqrt(base) if exponent == 0.5 else mp.power(base, exponent)
 
     def _call(self, name: str, arguments: list[Any]) -> Any:
         mp = self.context
@@ -260,6 +302,11 @@ class _Evaluator:
             raise Undefined
         if name in ("min", "max"):
             return (min if name == "min" else max)(mp.re(value) for value in arguments)
+        if name in ("floor", "ceil"):
+            whole = mp.nint(mp.re(x))
+            # Rounding in the last digits must not fall over the edge: \floor of 3 * (1/3) is 1.
+            if abs(mp.re(x) - whole) <= (1 + abs(whole)) * mp.mpf(10) ** (10 - mp.dps):
+                return whole
         if name == "abs":
             return abs(x)
         # `log` without a base is the natural one here; a verdict that hangs on its base is left to exact spelling.
