@@ -15,7 +15,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-PHASES = ("time/rollout", "time/reward", "time/logprobs", "time/update", "time/total")
+PHASES = (
+    "time/rollout",
+    "time/prompts",
+    "time/reward",
+    "time/logprobs",
+    "time/update",
+    "time/optimizer",
+    "time/weights",
+    "time/evaluation",
+    "time/total",
+)
 
 
 def main() -> None:
@@ -49,7 +59,7 @@ def main() -> None:
     ):
         _row(name, [format_number(_number(records, key)) for records in steps])
     for phase in PHASES:
-        _row(f"{phase} (s, median step)", [f"{statistics.median(r[phase] for r in records):.1f}" for records in steps])
+        _row(f"{phase} (s, median step)", [_seconds(records, phase) for records in steps])
     _row("response tokens per second of sampling", [f"{_tokens_per_second(records):.0f}" for records in steps])
     _row("peak memory of the process (GiB)", [_peak(run) for run in runs])
 
@@ -77,6 +87,12 @@ def _number(records: list[dict[str, Any]], key: str | None) -> float:
     if key == "update/grad_norm":
         return statistics.median(record[key] for record in records if key in record)
     return _mean(records, key)
+
+
+def _seconds(records: list[dict[str, Any]], phase: str) -> str:
+    """The median over the steps that have this phase; a dash where none has, as in a run of an earlier version."""
+    found = [record[phase] for record in records if phase in record]
+    return f"{statistics.median(found):.3g}" if found else "-"
 
 
 def _tokens_per_second(records: list[dict[str, Any]]) -> float:

@@ -111,10 +111,18 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
         "update/rows_skipped": Metric("rollouts", "Rollouts set aside because their advantage was zero."),
         "update/skipped_steps": Metric("updates", "Updates left out because the gradient was not finite."),
         "time/rollout": Metric("s", "Seconds spent sampling; of several processes the slowest one's."),
+        "time/prompts": Metric(
+            "s",
+            "Of these, seconds spent on making prompts: decoding images, and the passes of a vision tower that is frozen.",
+        ),
         "time/reward": Metric("s", "Seconds spent scoring; of several processes the slowest one's."),
         "time/logprobs": Metric("s", "Seconds spent on old log-probs."),
         "time/update": Metric("s", "Seconds spent on forward, backward and optimiser."),
+        "time/optimizer": Metric("s", "Of these, seconds spent on clipping the gradient and moving the weights."),
         "time/weights": Metric("s", "Seconds spent on bringing the policy's weights into the sampler."),
+        "time/evaluation": Metric(
+            "s", "Seconds of the held-out evaluation, blind control included, in the steps that evaluate."
+        ),
         "time/total": Metric("s", "Seconds of the step, its evaluation included, without its checkpoint."),
         "length_pressure/grpo": Metric(
             "tokens", "Advantage-weighted length deviation before clipping, weighted as GRPO weights it; a diagnostic."

@@ -93,7 +93,9 @@ def train(
         stages.refresh_sampler()
         pushed = time.perf_counter() - pushing
 
+        evaluating = time.perf_counter()
         evaluation = _evaluate(config, stages, step)
+        evaluated = {"time/evaluation": time.perf_counter() - evaluating} if evaluation else {}
         rollouts = [rollout for group in groups.sampled for rollout in group.rollouts]
         tokens_total += sum(rollout.response_length for rollout in rollouts)
         metrics = {
@@ -107,8 +109,10 @@ def train(
             **noise,
             **{key: value for key, value in evaluation.items() if key in METRICS},
             "time/rollout": sampler.rollout_s,
+            "time/prompts": sampler.prompts_s,
             "time/reward": sampler.reward_s,
             "time/weights": pushed,
+            **evaluated,
         }
         with ranks.phase():
             if ranks.is_first:

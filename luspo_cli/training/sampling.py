@@ -36,6 +36,8 @@ class Scored:
     rewards: list[tuple[Reward, ...]]
     rollout_s: float
     reward_s: float
+    prompts_s: float = 0.0
+    """Of `rollout_s`, where prompts were made at once."""
 
 
 class StepSampler:
@@ -52,7 +54,7 @@ class StepSampler:
     ) -> None:
         self._config, self._step = config, step
         self._sampler, self._rubric, self._to_prompt, self._ranks = sampler, rubric, to_prompt, ranks
-        self.rollout_s = self.reward_s = 0.0
+        self.rollout_s = self.reward_s = self.prompts_s = 0.0
 
     def sample(self, problems: Sequence[Problem], round_number: int) -> list[ScoredGroup]:
         """The scored groups of these problems; `round_number` counts from 0, and each round has draws of its own."""
@@ -63,6 +65,7 @@ class StepSampler:
         )
         self.rollout_s += scored.rollout_s
         self.reward_s += scored.reward_s
+        self.prompts_s += scored.prompts_s
         return with_advantages(problems, scored, self._config)
 
 
@@ -90,10 +93,12 @@ def sample_and_score(
         prompts: Sequence[Prompt] = PromptsOnRequest(own, to_prompt)
         if keep_images:
             prompts = list(prompts)
+        made = time.perf_counter()
         groups = sampler.sample_groups(prompts, draws)
         sampled = time.perf_counter()
         rewards = rubric.score_groups(own, groups)
-    parts = ranks.gather(Scored([], groups, rewards, sampled - started, time.perf_counter() - sampled))
+    times = sampled - started, time.perf_counter() - sampled, made - started
+    parts = ranks.gather(Scored([], groups, rewards, *times))
     everywhere = [_without_images(group) for part in parts for group in part.groups]
     if keep_images:
         everywhere[share.start : share.stop] = prompts
@@ -103,6 +108,7 @@ def sample_and_score(
         rewards=[rewards for part in parts for rewards in part.rewards],
         rollout_s=max(part.rollout_s for part in parts),
         reward_s=max(part.reward_s for part in parts),
+        prompts_s=max(part.prompts_s for part in parts),
     )
 
 

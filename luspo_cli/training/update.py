@@ -63,6 +63,7 @@ class Updater:
         self.config, self.reference, self.ranks = config, reference, ranks
         self._bad_in_a_row = 0
         self._mismatch = SamplerMismatch()
+        self._optimizer_s = 0.0
 
     def update(self, groups: Sequence[ScoredGroup], learning_rate: float) -> dict[str, float]:
         """Run the batch's mini-batches; returns the step's objective, ratio, policy, update and time metrics.
@@ -75,7 +76,7 @@ class Updater:
         for parameters in self.optimizer.param_groups:
             parameters["lr"] = learning_rate
         mini_batches = split_mini_batches(groups, settings.mini_batches, settings.tokens_per_micro_batch)
-        self._mismatch = SamplerMismatch()
+        self._mismatch, self._optimizer_s = SamplerMismatch(), 0.0
         start = time.perf_counter()
         # Before any step moves the weights. The first mini-batch needs none: its own log-probs are the old ones.
         old_logprobs = [None, *(self._old_logprobs(batch) for batch in mini_batches[1:])]
@@ -120,6 +121,7 @@ class Updater:
             "update/rows_skipped": sum(len(group.rollouts) for group in groups) - trained,
             "time/logprobs": between - start,
             "time/update": time.perf_counter() - between,
+            "time/optimizer": self._optimizer_s,
         }
 
     def _micro_batches(self, batch: MiniBatch) -> tuple[tuple[Row, ...], ...]:
@@ -171,7 +173,10 @@ class Updater:
         metrics = combine_diagnostics(self.ranks.gather(combine_diagnostics(diagnostics)))
         computed = self._micro_batches(batch)
         metrics = _per_trained_row(metrics, batch, computed, self.config.objective.ratio == "sequence")
-        return metrics | self._move(metrics.get("objective/loss", 0.0))
+        began = time.perf_counter()
+        moved = self._move(metrics.get("objective/loss", 0.0))
+        self._optimizer_s += time.perf_counter() - began
+        return metrics | moved
 
     def _zero_gradients(self) -> None:
         """Set every gradient to zeros, the missing ones of a new or resumed process too.

@@ -87,6 +87,15 @@ def test_the_records_of_a_run(whole: Path) -> None:
     assert ["evaluation/accuracy" in record for record in records(whole)] == [False, True, False, True, True]
 
 
+def test_the_times_of_a_step_are_parts_of_its_whole(whole: Path) -> None:
+    apart = ("rollout", "reward", "logprobs", "update", "weights", "evaluation")
+    for record in records(whole):
+        assert sum(record.get(f"time/{phase}", 0.0) for phase in apart) <= record["time/total"]
+        assert 0 < record["time/prompts"] < record["time/rollout"]
+        assert 0 < record["time/optimizer"] < record["time/update"]
+        assert ("time/evaluation" in record) is ("evaluation/accuracy" in record)
+
+
 def test_stored_rollouts_hold_what_the_metrics_were_made_from(whole: Path) -> None:
     import pandas as pd
 
