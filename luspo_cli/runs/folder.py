@@ -6,6 +6,7 @@ checkpoint's step: the steps after it are computed again, and no step stands the
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -100,7 +101,10 @@ class RunFolder:
         if there != self.path and not there.is_dir():
             raise UsageError(f"cannot make run folder {self.path}: {there}: Not a directory; choose another --run")
         if there.is_dir() and not os.access(there, os.W_OK | os.X_OK):
-            raise UsageError(f"cannot write in {there}, where run folder {self.path} belongs; choose another --run")
+            why = errno.EROFS if os.statvfs(there).f_flag & os.ST_RDONLY else errno.EACCES
+            raise UsageError(
+                f"cannot write in {there}, where run folder {self.path} belongs: {os.strerror(why)}; choose another --run"
+            )
 
     def __enter__(self) -> RunFolder:
         return self

@@ -110,7 +110,7 @@ def _workers(parent: int) -> set[int]:
         if entry.name.isdecimal():
             try:
                 own_parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-                if own_parent == parent and b"worker_process" in (entry / "cmdline").read_bytes():
+                if own_parent == parent and b"grading.pool_worker" in (entry / "cmdline").read_bytes():
                     found.add(int(entry.name))
             except (OSError, ValueError, IndexError):
                 continue

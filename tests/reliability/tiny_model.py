@@ -1,6 +1,7 @@
 """A random model with a vocabulary of answers, and problems for it: what runs from files and symbolic rewards need.
 
-Its tokens are whole answers such as `\\boxed{\\frac{x}{2}}`. Comparing those needs math-verify, so the reward workers have work.
+Its tokens are whole answers such as `\\boxed{\\frac{x}{2}}`. Comparing the sums among them needs math-verify, so the
+reward workers have work.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from typing import Any
 
 from doubles.models import random_qwen2, save, word_tokenizer
 
-ANSWERS = ("x+1", "1+x", r"\frac{x}{2}", "x/2", "0.5x", "2x-3", "x^2", "x*x", "x+2", r"\sqrt{x}", "x-1", "3x")
+SUMS = (r"\sum_{k=1}^{3}x", r"\sum_{k=1}^{2}\frac{x}{4}", r"\sum_{k=0}^{1}(x-k-1)", r"\sum_{k=1}^{4}\frac{k x}{5}")
+ANSWERS = ("x+1", "1+x", r"\frac{x}{2}", "x/2", "0.5x", "2x-3", "x^2", "x*x", "x+2", r"\sqrt{x}", "x-1", "3x", *SUMS)
 GOLDS = ("x+1", r"\frac{x}{2}", "2x-3", "x^2")
 SIGNS = ("+", "-", *map(str, range(10)))
 PROBLEMS = 8

@@ -341,7 +341,7 @@ def test_a_folder_that_could_not_be_made_is_refused_by_the_look_alone(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
     with pytest.raises(
-        UsageError, match=rf"^cannot write in {tmp_path}, where run folder a/b belongs; choose another --run"
+        UsageError, match=rf"^cannot write in {tmp_path}, where run folder a/b belongs: Permission denied; choose"
     ):
         RunFolder(Path("a/b")).check({}, how)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
