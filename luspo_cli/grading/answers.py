@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
+from luspo_cli.grading.maths.words import change_formula, changes_value
 from luspo_cli.grading.verdict import ReadFrom
 
 
@@ -57,6 +58,8 @@ _NEXT_QUESTION = re.compile(
 )
 _QUESTIONS_LOOKED_AT = 4
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])\s*")
+_LONGEST_BOX, _MOST_BOXES = 400, 8
+"""Characters of a box around another one, and boxes inside of one another, that are looked at."""
 _BARE_BOX_END = re.compile(r"[$\s]")
 _COLOUR = re.compile(r"\\(?:color|textcolor|colorbox|fcolorbox\{[^{}]{1,40}\})(?:\[[a-zA-Z]{1,8}\])?\{[^{}]{1,40}\}")
 _PLACEHOLDERS = frozenset(
@@ -70,10 +73,6 @@ _NUMBER = re.compile(rf"[-−+]?{_DIGITS}")
 _HASHES = re.compile(
     rf"####[ \t*]*\\?\$?[ \t]{{0,4}}([-−+]?\\?\$?{_DIGITS})"
     r"(?:[ \t]{0,4}\\?%)?([ \t]{0,4}[a-zA-Z ]{0,30})\.?[ \t$*]*"
-)
-# 3x is not 3, and 5 million not 5; other words are units, which GSM8K's golds leave out.
-_VALUE_WORD = re.compile(
-    r"[a-zA-Z](?![a-zA-Z])|[ \t]*(?:pi|dozen|hundred|thousand|million|billion|trillion)\b", re.IGNORECASE
 )
 _TAG = re.compile(r"<(/?)answer>", re.IGNORECASE)
 _HEADING = re.compile(
@@ -145,16 +144,34 @@ def has_box(text: str) -> bool:
 
 
 def last_boxed(text: str) -> str | None:
-    r"""Return the content of the last `\boxed` or `\fbox`, stripped; None for none, empty or unclosed."""
+    r"""Return the content of the last `\boxed` or `\fbox`, stripped; None for none, empty or unclosed.
+
+    Of a box that holds more than another box the whole is the content, as it is seen: `\boxed{6 \boxed{5}}` is no 5.
+    """
     last = last_match(_BOX, text)
     if last is None:
         return None
     start = last.end()
     if start < len(text) and text[start] == "{":
         end = _closing_brace(text, start)
-        return None if end is None else text[start + 1 : end].strip() or None
+        if end is None:
+            return None
+        around = _box_around(text, last.start(), end)
+        return (around or text[start + 1 : end]).strip() or None
     stop = _BARE_BOX_END.search(text, start)
     return text[start : stop.start() if stop else len(text)].strip() or None
+
+
+def _box_around(text: str, first: int, last: int) -> str | None:
+    """Return what the outermost box around text[first:last + 1] holds; None where there is none, or nothing besides."""
+    low, near = max(0, first - _LONGEST_BOX), text[: last + _LONGEST_BOX]
+    for box in list(_BOX.finditer(text, low, first))[-_MOST_BOXES:]:
+        end = _closing_brace(near, box.end()) if text[box.end()] == "{" else None
+        if end is not None and end > last:
+            content = text[box.end() + 1 : end]
+            alone = content.strip(" {}") == text[first : last + 1].strip(" {}")
+            return None if alone else _BOX.sub(r" \\boxed", content)
+    return None
 
 
 def last_number(text: str) -> str | None:
@@ -249,7 +266,8 @@ def _last_hashes(text: str) -> str | None:
         match = _HASHES.fullmatch(line[at:].strip())
         if match:
             number = match[1].replace("\\", "").replace("$", "").replace("{,}", ",")
-            return number + match[2].rstrip() if _VALUE_WORD.match(match[2]) else number
+            glued = match[2][:1].isalpha() and not match[2][1:2].isalpha()  # 3x is not 3
+            return number + match[2].rstrip() if glued or changes_value(match[2]) else number
     return None
 
 
@@ -313,9 +331,9 @@ def _clean(tail: str) -> str | None:
     spans = list(_MATH_SPAN.finditer(tail))
     if len(spans) == 1:
         span = spans[0]
-        outside = tail[: span.start()] + tail[span.end() :]
-        # Prose around a single formula is dropped; digits outside it are part of the answer.
-        if not any(character.isdigit() for character in outside):
+        before, behind = tail[: span.start()], tail[span.end() :]
+        # Prose around a single formula is dropped; digits outside it are part of the answer, as are words that change it.
+        if not any(character.isdigit() for character in before + behind) and not change_formula(before, behind):
             tail = next(group for group in span.groups() if group is not None).strip()
     end = _SENTENCE_END.search(tail)
     if end:

@@ -5,7 +5,16 @@ from __future__ import annotations
 from luspo_cli.grading.maths.expression import parse_expression
 from luspo_cli.grading.maths.normalise import is_words, normalise
 from luspo_cli.grading.maths.numbers import parse_number
-from luspo_cli.grading.maths.structures import Equation, InBase, Matrix, Ordered, Unordered, is_name, read_shape
+from luspo_cli.grading.maths.structures import (
+    Equation,
+    InBase,
+    Matrix,
+    Ordered,
+    Unordered,
+    is_label,
+    is_name,
+    read_shape,
+)
 from luspo_cli.grading.maths.tokens import NotUnderstood
 
 _DEEPEST = 8
@@ -20,7 +29,7 @@ def understood(gold: str) -> bool:
 def _understood(text: str, depth: int) -> bool:
     if depth > _DEEPEST or not text:
         return False
-    if parse_number(text) is not None or is_name(text) or is_words(text):
+    if parse_number(text) is not None or is_name(text) or is_label(text) or is_words(text):
         return True
     shape = read_shape(text)
     if isinstance(shape, InBase):

@@ -14,6 +14,7 @@ import re
 from typing import Any
 
 from luspo_cli.grading.maths.normalise import normalise
+from luspo_cli.grading.maths.tokens import DERIVATIVE
 
 _NEVER = re.compile(
     r"\\(?:equiv|pmod|forall|exists|l?dots|cdots|mid|text|neq?|approx)(?![A-Za-z])|[<>]|[0-9]\s?\}?\^\{?[0-9]+\^"
@@ -22,6 +23,7 @@ _NEVER = re.compile(
 _BOUNDS = re.compile(r"_\s*\{[^{}]*\}")
 _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}")
 _NO_WORDS = re.compile(r"d[a-z](?![a-z])|\\(?:begin|end)\{[a-zA-Z]+\}")
+_LETTERS = re.compile(r"(?<![A-Za-z\\])[A-Za-z]+|\\[A-Za-z]+")
 _LONGEST = 300
 
 
@@ -33,8 +35,18 @@ def may_know(gold: str, answer: str) -> bool:
         or _NEVER.search(side)
         or "=" in _BOUNDS.sub("", side)
         or _WORD.search(_NO_WORDS.sub("", side))
+        or _differentiates_an_unknown(normalise(side).text)
         for side in (gold, answer)
     )
+
+
+def _differentiates_an_unknown(text: str) -> bool:
+    """Whether a derivative is taken of other letters than its own: sympy takes them for constants, so that dy/dx were 0."""
+    derivative = DERIVATIVE.search(text)
+    if derivative is None:
+        return False
+    own = {"d", "e", r"\frac", r"\pi"} | {f"{before}{letter}" for letter in derivative.groups() for before in ("", "d")}
+    return not own.issuperset(_LETTERS.findall(text))
 
 
 def equal(gold: str, answer: str) -> bool:

@@ -32,19 +32,19 @@ from luspo_cli.grading.maths.structures import (
     Ratio,
     Shape,
     Unordered,
+    is_as_written,
     is_label,
     is_name,
     read_base,
     read_shape,
     split_top,
 )
-from luspo_cli.grading.maths.tokens import NotUnderstood
+from luspo_cli.grading.maths.tokens import DERIVATIVE, NotUnderstood
 from luspo_cli.grading.maths.units import clash, conversion
 from luspo_cli.grading.verdict import Reason
 
 _UNKNOWN_COMMAND = re.compile(
     r"\\(?:sum|prod|i{0,3}int|oint|lim|limsup|liminf|det|bmod|pmod|mod|setminus|cap|partial|nabla|infty_)(?![A-Za-z])"
-    r"|\\frac ?\{ ?d"
 )
 """What math-verify reads and our grammar does not."""
 _LONG_WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}")
@@ -75,6 +75,8 @@ def decide_quickly(gold: str, answer: str) -> Reason | None:
         return Reason.DIFFERENT
     if left.text == right.text:
         return Reason.EXACT
+    if is_as_written(left.text, gold) or is_as_written(right.text, answer):
+        return Reason.DIFFERENT
     if left.is_text or right.is_text:
         # Words are equal whatever their case; an equation may still name its value in words.
         if left.text.casefold() == right.text.casefold():
@@ -149,7 +151,7 @@ def _beyond_our_grammar(gold: str, answer: str) -> bool:
     """Whether another reader may know more; never for words, which it would read as products of letters."""
     if any(_LONG_WORD.search(_DIFFERENTIAL.sub("", text)) for text in (gold, answer)):
         return False
-    return _UNKNOWN_COMMAND.search(gold) is not None or _UNKNOWN_COMMAND.search(answer) is not None
+    return any(one.search(text) for text in (gold, answer) for one in (_UNKNOWN_COMMAND, DERIVATIVE))
 
 
 def answer_key(answer: str) -> str:

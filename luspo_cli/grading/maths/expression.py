@@ -8,21 +8,24 @@ constants.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
 from luspo_cli.grading.maths.numbers import MAX_DIGITS, parse_number
-from luspo_cli.grading.maths.tokens import CONSTANTS, FUNCTIONS, GREEK, NotUnderstood, Token, tokenise
+from luspo_cli.grading.maths.tokens import CONSTANTS, DERIVATIVE, FUNCTIONS, GREEK, NotUnderstood, Token, tokenise
 
 MAX_DEPTH = 50
 """Brackets, powers, roots and functions inside of one another; what is deeper is no short answer."""
 
 Tree = tuple[Any, ...]
 """("num", Fraction) · ("sym", name) · ("const", name) · ("add", trees) · ("mul", trees) · ("inv", tree) ·
-("pow", base, exponent) · ("call", function, trees)"""
+("pow", base, exponent) · ("call", function, trees) · ("apply", unknown function, trees)"""
 
 _OPEN = {"(": ")", "[": "]", "{": "}"}
+_ITERATED = re.compile(r"\^\{?(?:-?[0-9]|n)\}?")
+_WITHOUT_BRACES = str.maketrans("", "", "{}")
 _SIGNS = (("char", "+"), ("char", "-"))
 
 
@@ -31,6 +34,8 @@ def parse_expression(text: str) -> Tree:
     value = parse_number(text)
     if value is not None:  # 1e-3 is a thousandth, not e - 3
         return number(value)
+    if DERIVATIVE.search(text):
+        raise NotUnderstood("a derivative")
     parser = _Parser(tokenise(text))
     tree = parser.sum()
     if not parser.at_end:
@@ -175,7 +180,32 @@ class _Parser:
             name += "'"
         if self.accept("_"):
             name += "_" + self.subscript()
+        if name[0] in "fgh" and (applied := self.applied()) is not None:
+            return ("apply", name + applied, self.function_arguments())
         return ("sym", name)
+
+    def applied(self) -> str | None:
+        """Read what stands between the name of a function and its argument, f^{-1}(x); None where it is a factor.
+
+        f(a+b) is no product. The height h and the gravity g may be one: they are functions of a lone letter or number, of x
+        and of a function.
+        """
+        at = self.at
+        exponent: list[str] = []
+        if self.peek() == ("char", "^"):
+            while self.tokens[at : at + 1] and self.tokens[at] != ("char", "(") and len(exponent) < 5:
+                exponent.append(self.tokens[at][1])
+                at += 1
+            if not _ITERATED.fullmatch("".join(exponent)):
+                return None
+        if self.tokens[at : at + 1] != [("char", "(")]:
+            return None
+        inside = [value for _, value in self.tokens[at + 1 : at + 4]]
+        lone = inside[1:2] == [")"] or (inside[:1] == ["-"] and inside[2:] == [")"])
+        if self.tokens[self.at - 1][1] != "f" and not (lone or inside[1:2] == ["("] or "x" in inside):
+            return None
+        self.at = at
+        return "".join(exponent).translate(_WITHOUT_BRACES)
 
     def subscript(self) -> str:
         kind, value = self.next()
@@ -222,6 +252,11 @@ class _Parser:
             return ("const", CONSTANTS[name])
         if name in GREEK:
             return self.symbol(name)
+        if name == "overrightarrow":
+            self.expect("{")
+            start, end = self.next(), self.next()
+            self.expect("}")
+            return ("sym", f"{name} {start[1]}{end[1]}")
         raise NotUnderstood(name)
 
     def call(self, name: str) -> Tree:

@@ -10,6 +10,7 @@ Every operation is bounded in size, so a tower of powers is refused and never co
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from functools import lru_cache
@@ -265,7 +266,20 @@ class _Evaluator:
             return 1 / self._value(tree[1], point)
         if kind == "pow":
             return self._power(self._value(tree[1], point), self._value(tree[2], point))
+        if kind == "apply":
+            return self._unknown(tree[1], [self._value(argument, point) for argument in tree[2]])
         return self._call(tree[1], [self._value(argument, point) for argument in tree[2]])
+
+    def _unknown(self, name: str, arguments: list[Any]) -> Any:
+        """A function that nothing is known of: one without symmetries for each name, so that only equal arguments agree."""
+        mp = self.context
+        slope = 1 + mp.mpf(zlib.crc32(name.encode()) % 997) / 1000
+        value = slope
+        for argument in arguments:
+            if abs(argument) > _MAX_EXPONENTIAL:
+                raise Undefined
+            value = mp.cos(slope * argument + value) + value * argument / 7
+        return value
 
     def _power(self, base: Any, exponent: Any) -> Any:
         mp = self.context

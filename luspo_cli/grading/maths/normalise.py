@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from luspo_cli.grading.maths.spelling import OR, TEXT_CLOSE, TEXT_OPEN, plain_characters, rewrite_commands
-from luspo_cli.grading.maths.units import canonical_unit, clash, conversion, is_noun, multiplied, short_unit, split_unit
+from luspo_cli.grading.maths.units import canonical_unit, clash, conversion, multiplied, short_unit, split_unit
+from luspo_cli.grading.maths.words import changes_value
 
 MAX_ANSWER_CHARACTERS = 2_000
 """A longer text is no short answer: it is compared as it stands and never parsed."""
@@ -30,7 +31,9 @@ _OUT_OF_PLACE = re.compile(
     r"|[0-9]\s{0,4}(?:\\\$|[€£¥])\s{0,4}\.?[0-9]|(?:\\\$|[€£¥])\s{0,4}(?:\\\$|[€£¥])"
 )
 """A percent sign without a value before it or with one behind it, money between two digits, a sign twice: no one value."""
-_DEGREES = re.compile(r"\^\s{0,4}(?:\\circ|\{\s{0,4}\\circ\s{0,4}\}|\\degree|\{\s{0,4}\\degree\s{0,4}\})|\\degree")
+_DEGREES = re.compile(
+    r"(?:\*\s{0,4})?(?:\^\s{0,4}(?:\\circ|\{\s{0,4}\\circ\s{0,4}\}|\\degree|\{\s{0,4}\\degree\s{0,4}\})|\\degree)"
+)
 _TRIGONOMETRY = re.compile(r"(?<!arc)(?<!a)(?:sin|cos|tan|cot|sec|csc)[ ({]{0,3}(?=[0-9]|\\left)")
 _PLAIN_THOUSANDS = re.compile(r"(?<![0-9.,])([0-9]{1,3}(?:,[0-9]{3})+)(?![0-9,])")
 _SPACED_THOUSANDS = re.compile(r"[-+]?[0-9]{1,3}(?:, ?[0-9]{3})+")
@@ -50,15 +53,19 @@ _SEPARATOR_WORD = re.compile(r"[ \ue000]+(and|or)[ \ue001]+|,[ \ue000]*(?:and|or
 _WORD = re.compile(r"[A-Za-z]{3,}")
 _OPTION = re.compile(r"(?:[Oo]ption|[Cc]hoice) (?=\(?[A-Z]\b)")
 _CHOICE = re.compile(r"[ \ue000]*\(([A-Z])\)[ \ue001.:]*(?P<rest>[^ \ue001].*)?", re.DOTALL)
-_LISTED_CHOICE = re.compile(r"([A-J])[.:)] +(?P<rest>[-+]?[0-9.(\\].*)", re.DOTALL)
+_LISTED_CHOICE = re.compile(r"([A-J])[.:)](?: +(?P<rest>[-+]?[0-9.(\\].*))?", re.DOTALL)
+_OTHER_CHOICE = r"[ \ue000]*[A-J](?![A-Za-z0-9'(^_]| ?[=+*/<>-]|(?<=A) [a-z])"
 _SECOND_CHOICE = re.compile(
-    r"(?:and|or|nor|&)(?![A-Za-z])|(?:is|are) (?:not|wrong|incorrect|false)\b"
-    r"|.*(?:(?<![A-Za-z])\([A-J]\)|(?<![A-Za-z(])[A-J][.:)] )",
+    r"(?:and|or|nor|&)(?![A-Za-z])|(?:is|are) (?:wrong|incorrect|false)\b|(?:is|are)(?: not|n't)\b"
+    r"|(?:[a-z]+n't|[a-z]* ?not) (?:be )?(?:it|so|right|correct)\b|[a-z]+(?:n't| ?not) (?:be )?(?:true|possible|valid|the)\b"
+    rf"|{_OTHER_CHOICE}|.*(?:(?<![A-Za-z])\([A-J]\)|(?<![A-Za-z(])[A-J][.:)] |[;/]{_OTHER_CHOICE}"
+    rf"|\b(?:or|but|also|maybe|perhaps|possibly)\b(?:[^;]{{0,20}}[ \ue000])?{_OTHER_CHOICE})",
     re.DOTALL,
 )
 """Behind a choice: another one, or that it is wrong."""
 _EMPTY_GROUP = re.compile(r"(?<![A-Za-z}^_ ])\{\}")
 _ROUGHLY = re.compile(r"[ \ue000]*(?:about|approximately|approx\.?)[ \ue001]+(?=[-+]?[0-9.\\])")
+_MINUS = re.compile(r"[ \ue000]*(?:minus|negative)[ \ue001]+(?=[0-9.\\(])", re.IGNORECASE)
 _VARIABLE = re.compile(r"[A-Za-df-hj-z](?:_\{?[0-9A-Za-z]\}?)?")
 _LABEL = re.compile(r"(?:[Tt]he )?(?:[Ff]inal )?[Aa]nswer(?: is ?:?|[ \ue001]?:)[ \ue001]*")
 _TEXT_ONLY = re.compile(r"[A-Za-z][A-Za-z'\".\- ]*")
@@ -127,6 +134,8 @@ def _normalise(answer: str) -> Normalised:
     code = _CODE_FIRST.match(text)
     if code is not None:
         text, unit = _without_lead(_CODE_FIRST, text), unit or _CURRENCY_CODES[code[1]]
+    if _MINUS.match(text):
+        text = "-" + _without_lead(_MINUS, text)
     choice, text = _split_choice(text)
     time = _TIME_OF_DAY.fullmatch(text)
     if time is not None:
@@ -235,13 +244,18 @@ def _trim(text: str) -> str:
 
 def _split_choice(text: str) -> tuple[str | None, str]:
     listed = _LISTED_CHOICE.fullmatch(text)
+    if listed is not None and listed["rest"] is None:
+        return None, listed[1]
     if listed is not None and not _SECOND_CHOICE.match(listed["rest"]):
         return listed[1], listed["rest"]
     match = _CHOICE.fullmatch(text)
     if match is None:
         return None, text
     rest = match.group("rest")
-    if rest is not None and _SECOND_CHOICE.match(rest.lstrip(TEXT_OPEN + " ")):
+    again = rest is not None and rest.strip(f"{TEXT_OPEN}{TEXT_CLOSE} .()") == match.group(
+        1
+    )  # the option "A" of letters
+    if rest is not None and not again and _SECOND_CHOICE.match(rest.lstrip(TEXT_OPEN + " ")):
         return None, text
     if rest is None:
         return None, match.group(1)
@@ -261,7 +275,8 @@ def _take_off_unit(text: str) -> tuple[str, str | None]:
         if start > 0 and _VALUE_END.search(stem):
             unit = canonical_unit(" ".join(tail.split()))
             letter = len(tail) == 1 and tail not in _LETTER_UNITS  # 3\mathrm{i} is a product
-            noun = text.rstrip().endswith(TEXT_CLOSE) and re.search("[A-Za-z]", tail) and is_noun(tail) and not letter
+            words = text.rstrip().endswith(TEXT_CLOSE) and re.search("[A-Za-z]", tail) is not None
+            noun = words and not letter and not changes_value(tail)
             if unit is not None and not letter:
                 return stem, unit
             if noun and start == text.rfind(TEXT_OPEN):

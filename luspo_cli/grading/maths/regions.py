@@ -161,6 +161,8 @@ def _interval(shape: Ordered, line: _Line) -> Test:
     left, right = shape.opener == "[", shape.closer == "]"
     if line.ends[low] > line.ends[high] or (low == high and not (left and right)):
         raise _NotASet
+    if any(closed and abs(line.ends[end]) == math.inf for closed, end in ((left, low), (right, high))):
+        raise _NotASet  # infinity is no real number
 
     def test(place: int) -> bool:
         first, last = 2 * line.rank[low], 2 * line.rank[high]

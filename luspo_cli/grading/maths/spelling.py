@@ -16,7 +16,7 @@ TEXT_OPEN, TEXT_CLOSE = "\ue000", "\ue001"
 
 _CHARACTERS = {
     **dict.fromkeys("−–—‒﹣－", "-"),
-    **dict.fromkeys("×·⋅∙⨯", r"\cdot "),
+    **dict.fromkeys("×⨯", r"\times "), **dict.fromkeys("·⋅∙", r"\cdot "),
     "÷": "/", "∕": "/", "⁄": "/", "π": r"\pi ", "θ": r"\theta ", "√": "sqrt ", "∞": r"\infty ", "±": r"\pm ",
     "≤": r"\leq ", "⩽": r"\leq ", "≥": r"\geq ", "⩾": r"\geq ", "≠": r"\neq ", "≈": r"\approx ",
     "∪": r"\cup ", "∩": r"\cap ", "∖": r"\setminus ", "∠": r"\angle ",
@@ -65,6 +65,9 @@ _TEXT_WRAPPERS = frozenset(
 )  # fmt: skip
 
 _COMMAND = re.compile(r"\\([a-zA-Z]+|.)", re.DOTALL)
+_DIRECTED = re.compile(r"\s*\{\s*[A-Z]\s*[A-Z]\s*\}")
+_VECTOR = re.compile(r"[\s({]*[-+]?[0-9a-z\s]{0,4}\\(?:vec|overrightarrow|mathbf|boldsymbol|bm)\s*\{?\s*\\?[A-Za-z]")
+_NEGATED = {"=": r"\neq ", r"\in": r"\notin "}
 
 
 def plain_characters(text: str) -> str:
@@ -112,7 +115,16 @@ def rewrite_commands(text: str) -> str:
                 break
             at = match.end()
             name = match.group(1)
-            if name in _PLAIN_WRAPPERS or name in _TEXT_WRAPPERS:
+            if name == "vec" and _DIRECTED.match(text, at):  # from A to B is not from B to A
+                out.append(r"\overrightarrow ")
+            elif name == "times" and _VECTOR.match(text, at):  # a cross product, which has an order and is no number
+                out.append(r"\cross ")
+            elif name == "not" and (
+                negated := next((one for one in _NEGATED if text[at:].lstrip().startswith(one)), None)
+            ):
+                out.append(_NEGATED[negated])
+                at = text.index(negated, at) + len(negated)
+            elif name in _PLAIN_WRAPPERS or name in _TEXT_WRAPPERS:
                 start = _skip_spaces(text, at + text.startswith("*", at))  # \\operatorname*{lcm}
                 if start < len(text) and text[start] == "{":
                     fence = name in _TEXT_WRAPPERS

@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass
 
 from luspo_cli.grading.maths.spelling import OR
+from luspo_cli.grading.maths.tokens import DERIVATIVE
 
 MAX_ITEMS = 64
 
@@ -80,11 +81,14 @@ _BASE_NAMES = {name: base for base, name in enumerate(_BASE_NAME_LIST.split(), s
 _MATRIX = re.compile(r"\\begin\s?\{([pbB]?(?:small)?matrix|array)\}(.*)\\end\s?\{\1\}", re.DOTALL)
 _COLUMNS = re.compile(r"\{[clr|@{}\s]{1,40}\}")
 _ROW_GAP = re.compile(r"\\\\(?:\[[^\]]{0,16}\])?|\\cr\b|\\hline\b")
+_NOT_NOT = r"(?!\\(?:not|neg|lnot)(?![A-Za-z]))"
 _MEMBER = re.compile(r"[A-Za-z](?:_[0-9A-Za-z])?\\in ?(.+)", re.DOTALL)
-_NAME = re.compile(r"\\?[A-Za-z]+'?(?:_(?:[0-9A-Za-z]|\{[0-9A-Za-z,]{1,8}\}))?(?:\([A-Za-z](?:,[A-Za-z]){0,3}\))?")
+_NAME = re.compile(
+    _NOT_NOT + r"\\?[A-Za-z]+'?(?:_(?:[0-9A-Za-z]|\{[0-9A-Za-z,]{1,8}\}))?(?:\([A-Za-z](?:,[A-Za-z]){0,3}\))?"
+)
 _RELATION = re.compile(r"\\leq ?|\\geq ?|<=|>=|<|>")
 _PLUS_MINUS = re.compile(r"\\(pm|mp) ?")
-_SYMBOL = re.compile(r"\\?[A-Za-z]+(?:_[0-9A-Za-z])?")
+_SYMBOL = re.compile(_NOT_NOT + r"\\?[A-Za-z]+(?:_[0-9A-Za-z])?")
 _CLOCK = re.compile(r"(?:[01]?[0-9]|2[0-4]):[0-5][0-9]")
 _APPLIED = re.compile(
     # A function at a place: f(3), f'(2), f^{-1}(5), P(A), and a small letter at a number, a(10).
@@ -93,9 +97,11 @@ _APPLIED = re.compile(
 )
 _FIGURE = re.compile(
     # An angle, a segment, a length, an area, a function of an angle: \angle ABC, \overline{AB}, |AB|, [ABC], \sin A.
-    r"m?\\angle ?\{?[A-Z]{1,3}\}?|\\overline ?\{[A-Z]{2}\}|\|[A-Z]{2}\||\|[zwv]\||\[[A-Z]{3,4}\]"
+    r"m?\\angle ?\{?[A-Z]{1,3}\}?|\\over(?:line|rightarrow) ?\{[A-Z]{2}\}|\|[A-Z]{2}\||\|[zwv]\||\[[A-Z]{3,4}\]"
     r"|\\(?:sin|cos|tan|cot) ?(?:\\(?:theta|alpha|beta|gamma|angle ?[A-Z]{1,3})|\(?[A-C]\)?)"
 )
+_CHAIN = re.compile(r"[0-9]+(?:\.[0-9]+)?(?:-[0-9]+(?:\.[0-9]+)?)+|[0-9]+(?:/[0-9]+)+")
+_SPACED_MINUS = re.compile(r"[0-9]\s+[-−]|[-−]\s+[0-9]")
 _CLOSERS = {"(": ")", "[": "]"}
 
 
@@ -152,9 +158,23 @@ def is_name(text: str) -> bool:
     return _NAME.fullmatch(text) is not None
 
 
+def is_as_written(text: str, raw: str) -> bool:
+    """Whether numbers joined by hyphens or slashes are a date, a score, a range or the like, which nobody computes.
+
+    Three numbers or more are (2023-01-02, 555-123-4567), as is a number with a leading zero (05/12), and the smaller
+    before the larger: 2016-2017. `text`: in normal spelling; `raw`: as the answer spells it, 5 - 7 being a difference.
+    """
+    if _CHAIN.fullmatch(text) is None:
+        return False
+    parts = re.split("[-/]", text)
+    if len(parts) > 2 or any(part.isdigit() and len(part) > 1 and part[0] == "0" for part in parts):
+        return True
+    return "-" in text and float(parts[0]) < float(parts[1]) and _SPACED_MINUS.search(raw) is None
+
+
 def is_label(text: str) -> bool:
     """Whether `text` names what is asked for other than by a letter: f(3), P(A), \\angle ABC, or (x,y)."""
-    if _APPLIED.fullmatch(text) or _FIGURE.fullmatch(text):
+    if _APPLIED.fullmatch(text) or _FIGURE.fullmatch(text) or DERIVATIVE.fullmatch(text):
         return True
     shape = read_shape(text) if text.startswith(("(", "[")) else None
     return isinstance(shape, Ordered) and all(is_name(item) for item in shape.items)

@@ -2,14 +2,16 @@
 
 Decided here: a value without a unit equals the value with one (the question named the unit); two known units must
 agree, and where they measure the same thing they are converted, so 50 mm is 5 cm and 5 cm is not 5 m. Single letters
-(m, s, g) are variables unless they stand in `\\text{}`, where any word may be taken off, or in `m/s`. Words that are
-part of the value (dozen, half, more, squared) never go as a noun.
+(m, s, g) are variables unless they stand in `\\text{}`, where any word may be taken off that does not change the value
+(`words`), or in `m/s`.
 """
 
 from __future__ import annotations
 
 import re
 from fractions import Fraction
+
+from luspo_cli.grading.maths.words import changes_value, goes_on
 
 _SPELLINGS = {
     "degree": "degrees deg",
@@ -79,30 +81,8 @@ _COUNTED = frozenset(
         "men", "boys", "girls", "cats", "dogs", "cars", "pens",
     )
 )  # fmt: skip
-# Words that change the value before them, and words of mathematics: neither is a noun.
-_VALUE_WORDS = frozenset(
-    (
-        "dozen", "dozens", "score", "gross", "hundred", "thousand", "million", "billion", "trillion", "hundreds",
-        "thousands", "millions", "billions", "half", "halves", "third", "thirds", "quarter", "quarters", "fourth",
-        "fourths", "fifth", "fifths", "sixth", "sixths", "eighth", "eighths", "tenth", "tenths", "hundredth",
-        "hundredths", "thousandth", "thousandths", "and", "or", "plus", "minus", "less", "more", "than", "over",
-        "divided", "multiplied", "mod", "modulo", "squared", "cubed", "factorial", "base", "not", "except", "least",
-        "most", "remainder", "pairs", "pair", "couple", "negative", "percent", "power", "root", "pi", "infinity",
-        "theta", "alpha", "beta", "gamma", "delta", "lambda", "sqrt", "wrong", "impossible", "cannot",
-    )
-)  # fmt: skip
-# Words of a sentence: a value before them outside \\text{} is a part of one.
-_SENTENCE_WORDS = _VALUE_WORDS | frozenset(
-    (
-        "to", "of", "if", "when", "for", "where", "with", "is", "are", "about", "approximately", "choose", "positive",
-        "but", "only", "between", "through", "below", "above", "times", "inclusive", "exclusive", "no", "none", "ago",
-        "from", "would",
-    )
-)  # fmt: skip
 _MULTIPLIERS = {"dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 _MULTIPLIED = re.compile(rf"(-?[0-9][0-9,]{{0,20}}(?:\.[0-9]{{1,20}})?) ?({'|'.join(_MULTIPLIERS)})s?")
-_UNITS_SQUARED = re.compile(r"(?<=units )(?:squared|cubed)$")
-_CHINESE_NUMERALS = frozenset("一二三四五六七八九十百千万亿半分之倍零两点第负")
 
 _ALL = sorted(_CANONICAL, key=len, reverse=True)
 # A bare word must be longer than a letter, and "in" and "min" are also words of mathematics.
@@ -172,7 +152,7 @@ def _counted(tail: str) -> re.Match[str] | None:
     """Nouns with their adjectives ("red apples"); short words may be products of letters and are none."""
     match = _NOUNS.search(tail)
     words = match.group(1).split() if match else []
-    if not words or not _SENTENCE_WORDS.isdisjoint(word.lower() for word in words):
+    if match is None or goes_on(match.group(1)):
         return None
     last = words[-1]
     spelt = len(last) > 3 and re.search("[aeiouy]", last) is not None and sorted(set(last)) != list(last)
@@ -181,12 +161,7 @@ def _counted(tail: str) -> re.Match[str] | None:
 
 def _chinese(tail: str) -> re.Match[str] | None:
     match = _CHINESE_TAIL.search(tail)
-    return match if match is not None and _CHINESE_NUMERALS.isdisjoint(match.group(1)) else None
-
-
-def is_noun(words: str) -> bool:
-    """Whether words in `\\text{}` behind a value are no part of it: "apples" is a noun, "dozen" and "or" are not."""
-    return _VALUE_WORDS.isdisjoint(re.findall("[a-z]+", _UNITS_SQUARED.sub("", words.lower())))
+    return None if match is None or changes_value(match.group(1)) else match
 
 
 def multiplied(text: str) -> str | None:
