@@ -105,13 +105,19 @@ def load_sampling_model(
 def _load_vllm(
     config: ModelConfig, max_rows: int, max_response_tokens: int, template_arguments: Mapping[str, TemplateValue] | None
 ) -> SamplingModel:
-    """vLLM reads the weights itself; rows are bounded, since its cache must hold one of the longest at least."""
-    from luspo_cli.policy.loading import context_of, load_without_weights
+    """vLLM reads the weights itself; rows are bounded, since its cache must hold one of the longest at least.
+
+    An adapter is folded into its base here, and the result pushed, as in training.
+    """
+    from luspo_cli.policy.loading import context_of, load_model, load_without_weights
+    from luspo_cli.policy.model_files import base_of
     from luspo_cli.rollout.vllm.engine import EngineSettings, VllmSampler
 
-    loaded = load_without_weights(config, template_arguments)
+    base = base_of(config)
+    loaded = (load_model if base else load_without_weights)(config, template_arguments)
+    config = base or config
     longest = max_response_tokens + VLLM_PROMPT_TOKENS
-    longest = min(longest, context_of(loaded.model) or longest)
+    longest = min(longest, context_of(loaded.model.config if base else loaded.model) or longest)
     settings = EngineSettings(
         str(Path(config.path).expanduser()) if Path(config.path).expanduser().is_dir() else config.path,
         config.compute_dtype,
@@ -121,11 +127,13 @@ def _load_vllm(
         memory_share=VLLM_MEMORY_SHARE,
         revision=config.revision,
         trust_remote_code=config.trust_remote_code,
-        load_weights_of_folder=True,
+        load_weights_of_folder=base is None,
         never_drawn=loaded.never_drawn,
         image_pixels=loaded.image_pixels,
     )
     sampler = VllmSampler(settings, loaded.tokenizer, loaded.end_tokens)
+    if base:
+        sampler.load_weights(loaded.model)
     return SamplingModel(sampler, loaded.tokenizer, longest, loaded.processor, loaded.template_arguments)
 
 

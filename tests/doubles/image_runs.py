@@ -10,8 +10,10 @@ from luspo_cli.config.layers import resolve_train
 from luspo_cli.config.run import TrainRun
 
 
-def image_run_folder(folder: Path, problems: int = 6, family: str = "qwen2_5_vl", **options: Any) -> Path:
-    """Write `model` and `data` (training and 4 held-out problems, all with an image but the third); returns the folder.
+def image_run_folder(
+    folder: Path, problems: int = 6, bare: tuple[int, ...] = (2,), family: str = "qwen2_5_vl", **options: Any
+) -> Path:
+    """Write `model` and `data` (training and 4 held-out problems, all with an image but the `bare`); returns the folder.
 
     `options` are those of `vision_model`.
     """
@@ -22,7 +24,7 @@ def image_run_folder(folder: Path, problems: int = 6, family: str = "qwen2_5_vl"
     (folder / "data").mkdir()
     rows = []
     for n in range(problems):
-        names = [] if n == 2 else [noise_image(folder / f"data/{n}.png", 60 + 20 * n, 60, n).name]
+        names = [] if n in bare else [noise_image(folder / f"data/{n}.png", 60 + 20 * n, 60, n).name]
         rows.append(
             {
                 "data_source": "test",

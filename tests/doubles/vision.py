@@ -65,14 +65,15 @@ def vision_model(
     ours: bool = True,
     vocabulary: int = VOCABULARY,
     image_tokens: tuple[int, int, int, int] = IMAGE_TOKENS,
-    end: int = END,
+    end: int | list[int] = END,
     family: str = "qwen2_5_vl",
     scale: int = 1,
     tied: bool = False,
+    spread: tuple[float, float] = (0.5, 0.2),
 ) -> Any:
     """A random model of two layers; `ours` False: transformers' plain attention. `image_tokens`: start, end, image, video.
 
-    `scale` multiplies the widths, and so those of the heads: 16 at 1.
+    `scale` multiplies the widths, and so those of the heads: 16 at 1. `spread`: of embedding and head, and of the rest.
     """
     import torch
     import transformers
@@ -123,8 +124,9 @@ def vision_model(
     with torch.no_grad():
         for name, weight in model.named_parameters():
             # The stock initialisation is so small that all next tokens are about equally likely.
-            spread = 0.5 if "embed_tokens" in name or "lm_head" in name else 0.2
-            weight.normal_(1.0 if "norm" in name or "ln_q" in name else 0.0, spread)
+            tables, others = spread
+            own = tables if "embed_tokens" in name or "lm_head" in name else others
+            weight.normal_(1.0 if "norm" in name or "ln_q" in name else 0.0, own)
     return model.to(getattr(torch, dtype)).eval()
 
 
