@@ -51,16 +51,33 @@ def stem_of(name: str) -> str:
 class ImagePlaces:
     """Folders and archives in which images are looked for, one after the other."""
 
-    def __init__(self, places: Sequence[Path], *, beside: Sequence[Path] = (), stem: str = "") -> None:
-        """`beside`: the folders of a data file, which come first, with their archives of the name `images` or `stem`."""
+    def __init__(
+        self,
+        places: Sequence[Path],
+        *,
+        beside: Sequence[Path] = (),
+        stem: str = "",
+        known: dict[Path, _Folder | _Archive] | None = None,
+    ) -> None:
+        """`beside`: the folders of a data file, which come first, with their archives of the name `images` or `stem`.
+
+        `known`: what other files of the source look into too, so that an archive is listed, or unpacked, once.
+        """
+        known = {} if known is None else known
         folders = [*dict.fromkeys(folder.resolve() for folder in beside if folder.is_dir())]
         names = [f"{name}{end}" for name in dict.fromkeys(("images", "image", stem)) for end in ARCHIVES]
         own = [*folders, *(folder / name for folder in folders for name in names if (folder / name).is_file())]
         for place in places:
             if not place.is_dir() and not (place.is_file() and is_archive(place)):
                 raise UsageError(f"{place} is neither a folder nor an archive ({', '.join(ARCHIVES)}) of images.")
-        self._names = [place.name or str(place) for place in (*own, *places)]
-        self._places = [_Folder(place) if place.is_dir() else _Archive(place) for place in (*own, *places)]
+        # An archive keeps its name: in the hub's cache it is a link to a file whose name says nothing.
+        named = (place.resolve() if place.is_dir() else place.absolute() for place in places)
+        looked_into = dict.fromkeys((*own, *named))
+        self._names = [place.name or str(place) for place in looked_into]
+        for place in looked_into:
+            if place not in known:
+                known[place] = _Folder(place) if place.is_dir() else _Archive(place)
+        self._places = [known[place] for place in looked_into]
 
     def read(self, path: str, scratch: Path) -> bytes:
         """The bytes of the image at `path`; a compressed tar is unpacked into the folder `scratch`.

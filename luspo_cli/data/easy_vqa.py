@@ -16,9 +16,9 @@ from typing import Any
 from luspo_cli.data.archives import MOST_BYTES
 from luspo_cli.data.columns import SourceRow
 from luspo_cli.data.image_columns import RawImage
+from luspo_cli.data.published import EASY_VQA
 from luspo_cli.errors import UsageError, first_line
 
-NAME = "easy-vqa"
 SHAPES = ("circle", "rectangle", "triangle")
 _INNER = ("", "data", "easy_vqa/data")
 """Where the splits are below what was named."""
@@ -32,7 +32,7 @@ def easy_vqa(place: Path | None) -> tuple[dict[str, Callable[[], Iterator[Source
     place = place or _installed()
     if place is None:
         raise UsageError(
-            f"{NAME} is the Python package easy-vqa, which is not installed: pip install easy-vqa, or name its wheel or folder"
+            f"{EASY_VQA} is a Python package, which is not installed: pip install easy-vqa, or name its wheel or folder"
             " with --from."
         )
     try:
@@ -46,7 +46,7 @@ def easy_vqa(place: Path | None) -> tuple[dict[str, Callable[[], Iterator[Source
             files = (place,) if place.is_file() else tuple(folder / "questions.json" for folder in found.values())
             return {split: _reader(folder) for split, folder in found.items()}, files
     raise UsageError(
-        f"{place} holds no train/questions.json of {NAME}; name its wheel, a zip file of it, or its folder."
+        f"{place} holds no train/questions.json of {EASY_VQA}; name its wheel, a zip file of it, or its folder."
     )
 
 

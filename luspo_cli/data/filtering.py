@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from luspo_cli.data.columns import SourceRow
+from luspo_cli.data.image_columns import lost_mark
 from luspo_cli.data.image_store import ImageStore
 from luspo_cli.data.left_out import LeftOut, UnusableImage
 from luspo_cli.data.overlap import ExcludedQuestions, question_digest
@@ -153,11 +154,10 @@ class Filter:
 
     def _with_images(self, row: SourceRow) -> SourceRow:
         """The row with its images kept; raises UnusableImage."""
-        marks, images = row.question.count(IMAGE_MARK), len(row.images)
-        if marks and marks != images:
-            raise UnusableImage(
-                LeftOut.IMAGE_MARKS_DIFFER, f"its text has {marks} '{IMAGE_MARK}' marks, and it has {images} images"
-            )
+        marks, images, lost = row.question.count(IMAGE_MARK), len(row.images), lost_mark(row.question)
+        if lost is not None or (marks and marks != images):
+            said = f"{marks} '{IMAGE_MARK}' marks" if lost is None else f"the mark {lost}, which fits no image"
+            raise UnusableImage(LeftOut.IMAGE_MARKS_DIFFER, f"its text has {said}, and it has {images} images")
         kept = tuple(self.images.keep(image, row.places) for image in row.images)
         return replace(row, images=(), kept_images=kept)  # a block of rows holds no bytes of images
 

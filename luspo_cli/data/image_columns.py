@@ -24,6 +24,8 @@ _IMAGE_COLUMN = re.compile(
 )
 _VIDEO_COLUMN = re.compile(rf"(?:decoded_)?videos?_?\d*{_KEPT_AS}", re.IGNORECASE)
 _NUMBERED_MARK = re.compile(r"<image[ _](\d+)>", re.IGNORECASE)
+_MODELS_MARK = re.compile(r"(?:<\|vision_start\|>)?<\|image_pad\|>(?:<\|vision_end\|>)?")
+"""How chat templates of the Qwen models write an image's place."""
 _BASE64_STARTS = ("/9j/", "iVBORw0KGgo", "UklGR", "R0lGOD", "Qk", "SUkqA", "TU0AK")
 """Of JPEG, PNG, WEBP, GIF, BMP and TIFF."""
 _SHORTEST_BASE64 = 60
@@ -104,8 +106,18 @@ def images_of_row(row: Mapping[str, Any], names: Iterable[str]) -> tuple[RawImag
 
 
 def with_marks(question: str, images: Sequence[RawImage]) -> tuple[str, tuple[RawImage, ...]]:
-    """A question whose marks are numbered (`<image 1>`) with marks of ours, and its images in the order of the marks."""
+    """A question whose marks are numbered (`<image 1>`) or a model's own with marks of ours, and its images in their order.
+
+    Numbers that do not fit the images stay, as marks without an image.
+    """
+    question = _MODELS_MARK.sub(IMAGE_MARK, question)
     numbers = [int(number) for number in _NUMBERED_MARK.findall(question)]
     if IMAGE_MARK in question or set(numbers) != set(range(1, len(images) + 1)):
         return question, tuple(images)
     return _NUMBERED_MARK.sub(IMAGE_MARK, question), tuple(images[number - 1] for number in numbers)
+
+
+def lost_mark(question: str) -> str | None:
+    """The first numbered mark that found no image."""
+    found = _NUMBERED_MARK.search(question)
+    return None if found is None else found[0]

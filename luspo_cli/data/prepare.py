@@ -6,6 +6,7 @@ manifest included: it holds no time and no absolute path.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
@@ -162,6 +163,8 @@ def _check_request(
     if held_out < 0 or (limit is not None and limit < 1):
         raise UsageError("--held-out must be 0 or more and --limit 1 or more.")
     lowest, highest = pass_rates.lowest, pass_rates.highest
+    if not all(math.isfinite(bound) for bound in (lowest, highest) if bound is not None):
+        raise UsageError("--min-pass-rate and --max-pass-rate must be numbers; leave out the one that bounds nothing.")
     if lowest is not None and highest is not None and lowest > highest:
         raise UsageError(f"--min-pass-rate {lowest:g} is above --max-pass-rate {highest:g}; exchange them.")
     if prompt is not None:

@@ -90,7 +90,7 @@ def _data_file(given: str | Path, split: str) -> Path:
 
 
 def _make_it(path: Path) -> str:
-    from luspo_cli.data.sources import PUBLISHED, SOURCE_NAMES
+    from luspo_cli.data.published import PUBLISHED, SOURCE_NAMES
 
     folder = path.parent if path.suffix else path
     source = next((name for name in SOURCE_NAMES if name in str(path)), "SOURCE")
@@ -222,4 +222,5 @@ def _image(image: Any, folder: Path, place: str, absolute: bool) -> ImageSource:
     try:
         return ImageFile(image_file(image, folder, absolute=absolute))
     except UsageError as error:
-        raise UsageError(f"{place}: {error}.") from error
+        moved = "; it was prepared with --images absolute: prepare it anew where it is now" if absolute else ""
+        raise UsageError(f"{place}: {error}{moved}.") from error

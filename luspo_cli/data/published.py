@@ -61,6 +61,7 @@ PUBLISHED: Mapping[str, Published] = MappingProxyType(
             "TIGER-Lab/ViRL39K",
             data_source="virl39k",
             splits=("train",),
+            file_stem=r"(?i:39k.*|train.*|virl.*)",
             hub_files="*.parquet",
             images="images.zip",
             licence="MIT; its questions and images come from other data sets, whose terms go on to hold",
@@ -70,7 +71,10 @@ PUBLISHED: Mapping[str, Published] = MappingProxyType(
             "hiyouga/geometry3k",
             data_source="hiyouga/geometry3k",
             splits=("train", "validation", "test"),
+            file_stem=r"(?i:.*(?:train|val|test).*)",
             licence="MIT; converted from InterGPS",
         ),
     }
 )
+EASY_VQA = "easy-vqa"
+SOURCE_NAMES = (*PUBLISHED, EASY_VQA, "arithmetic")

@@ -19,6 +19,8 @@ from luspo_cli.errors import UsageError, nearest
 SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".tsv")
 QUESTION_COLUMNS = ("question", "problem", "prompt", "query")
 ANSWER_COLUMNS = ("answer", "reward_model.ground_truth", "ground_truth", "final_answer", "gold")
+_DESCRIPTIONS = ("dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json", "manifest.json")
+"""Of a table, by the hub's clients and by `luspo prepare-data`."""
 _BATCH_ROWS = 1024
 _LARGE_ROWS = 8
 _READ_AT_ONCE = 2**20
@@ -111,9 +113,10 @@ def value_at(row: Row, column: str) -> Any:
 
 
 def data_files(folder: Path) -> list[Path]:
-    """Return the readable data files in `folder` (not below it) whose names are not hidden, sorted by name."""
-    found = (path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
-    return sorted(path for path in found if not path.name.startswith("."))
+    """Return the readable data files in `folder` (not below it), sorted by name; none that is hidden, or describes others."""
+    there = (path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
+    found = sorted(path for path in there if not path.name.startswith("."))
+    return [path for path in found if path.name not in _DESCRIPTIONS] or found
 
 
 def _json_lines(file: Path) -> Iterator[Row]:

@@ -13,13 +13,13 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from luspo_cli.data.archives import ImagePlaces, is_archive, stem_of, unpacked_tables
 from luspo_cli.data.columns import Columns, SourceOptions, SourceRow
-from luspo_cli.data.easy_vqa import NAME as EASY_VQA
 from luspo_cli.data.easy_vqa import easy_vqa
 from luspo_cli.data.hub import hub_tables
-from luspo_cli.data.published import PUBLISHED, Published
+from luspo_cli.data.published import EASY_VQA, PUBLISHED, SOURCE_NAMES, Published
 from luspo_cli.data.reading import SUFFIXES, column_names, data_files, read_rows
 from luspo_cli.errors import UsageError, nearest
 
@@ -48,9 +48,6 @@ class Source:
     """Of a known source, as its own page says."""
     unpacked: object = None
     """Holds the tables of an archive on the disk for as long as the source is at hand."""
-
-
-SOURCE_NAMES = (*PUBLISHED, EASY_VQA, "arithmetic")
 
 
 def open_source(name: str, options: SourceOptions) -> Source:
@@ -123,11 +120,12 @@ def _from_files(
     if given.is_dir():
         there = [file for file in sorted(given.iterdir()) if file.is_file() and is_archive(file)]
         archives = there if len(there) == 1 else []
+    known: dict[Path, Any] = {}
     for split, files in by_split.items():
         chosen = []
         for file in files:
             beside = [] if unpacked else [file.parent, given]
-            places = ImagePlaces([*options.images_from, *archives], beside=beside, stem=file.stem)
+            places = ImagePlaces([*options.images_from, *archives], beside=beside, stem=file.stem, known=known)
             columns = Columns.chosen(column_names(file), options, str(file), published.gold, places)
             chosen.append((file, columns))
             facts |= columns.facts()

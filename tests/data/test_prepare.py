@@ -133,6 +133,7 @@ def test_every_reason_is_counted(tmp_path: Path) -> None:
         LeftOut.WITH_VIDEOS: 0,
         LeftOut.PASS_RATE_MISSING: 0,
         LeftOut.PASS_RATE_OUTSIDE: 0,
+        LeftOut.OTHER_CATEGORY: 0,
         LeftOut.IMAGE_COLUMNS_UNCLEAR: 0,
         LeftOut.IMAGE_MARKS_DIFFER: 0,
         LeftOut.IMAGE_MISSING: 0,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 import json
 import os
 import subprocess
@@ -20,7 +19,6 @@ import pytest
 from PIL import Image
 
 from doubles.hostile_images import encoded, noise
-from luspo_cli.data.blind import blinded
 from luspo_cli.data.columns import SourceOptions
 from luspo_cli.data.filtering import PassRates
 from luspo_cli.data.images import StoredImage
@@ -174,36 +172,6 @@ def test_the_same_words_under_another_picture_are_another_question(tmp_path: Pat
         "animated": 0,
         "resized": 0,
     }
-
-
-def as_bmp(picture: bytes) -> bytes:
-    """The same pixels in another file."""
-    with Image.open(io.BytesIO(picture)) as image:
-        return encoded(image, "BMP")
-
-
-def test_one_picture_in_two_files_is_one_picture_everywhere(tmp_path: Path) -> None:
-    """In repeats of a preparation, in the warning of a training, and for the blind control; each file stays as it came."""
-    one = tmp_path / "one"
-    rows = [
-        {"question": "How many?", "answer": 1, "image": {"bytes": picture}} for picture in (A, as_bmp(A), as_bmp(B))
-    ]
-    rows.append({"question": "How many else?", "answer": 1, "image": {"bytes": as_bmp(A)}})
-    prepared = prepare([parquet(tmp_path / "one.parquet", rows)], one)
-    assert left_out(prepared) == {"duplicate": 1}
-    assert contents(one) == [[A], [as_bmp(B)], [as_bmp(A)]]
-    assert prepared.manifest["images"]["files"] == 3
-    (tmp_path / "b.png").write_bytes(B)
-    two = [{"question": "How many?", "answer": "1", "image": "b.png"}]
-    prepare([parquet(tmp_path / "two.parquet", two)], tmp_path / "two")
-    held_out = load_problems(tmp_path / "two")
-    assert (held_out_warning(load_problems(one), held_out, "a", "b") or "").startswith("all 1 held-out")
-    same, other, same_again = load_problems(one)
-    shown = blinded([same, other, same_again], "other", 0)
-    assert [problem.images for problem in shown] == [other.images, shown[1].images, other.images]
-    assert shown[1].images in (same.images, same_again.images)
-    with pytest.raises(UsageError, match="finds no problem with as many images"):
-        blinded([same, same_again], "other", 0)
 
 
 def test_held_out_questions_are_found_by_their_pictures(tmp_path: Path) -> None:
