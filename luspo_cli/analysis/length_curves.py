@@ -1,4 +1,4 @@
-"""Response length over training, one colour an objective; the only file that imports matplotlib.
+"""Response length over training, one colour an objective; in the looks of `drawing`.
 
 What the figure shows, and why: every run as a thin line, because one seed proves nothing and a mean hides that; the
 mean over runs as a thick line, as far as all of an objective's runs reach; a band from the lowest to the highest run,
@@ -10,32 +10,34 @@ fill it. Equal input gives equal bytes: no date or version enters the file.
 
 from __future__ import annotations
 
-import io
-import math
 import textwrap
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator
 
+from luspo_cli.analysis.drawing import (
+    MORE_STYLES,
+    SPARE_STYLES,
+    STYLES,
+    check_suffix,
+    design,
+    length_scale,
+    write_figure,
+)
 from luspo_cli.analysis.history import RunHistory
 from luspo_cli.analysis.variants import ClipRange, Variant, clip_ranges, clip_sentence, split_into_variants
 from luspo_cli.errors import UsageError, nearest
-from luspo_cli.files import replace_file
 from luspo_cli.metrics.names import METRICS
 
-SUFFIXES = (".png", ".svg", ".pdf")
 LENGTH = "response_length/mean"
 CORRECT, INCORRECT = "response_length/correct", "response_length/incorrect"
 ACCURACY = "reward/accuracy/mean"
@@ -47,58 +49,15 @@ EVALUATION = "evaluation/"
 """Metrics of some steps only, by intention: their values are joined, where other lines break at a step without one."""
 SMOOTHING_SHARE = 12
 """Without a wish the moving mean spans one part in this many of the steps, made odd so that it is centred."""
-LEAST_RATIO = 2.5
-"""Least ratio between the ends of a logarithmic axis."""
 LEAST_SPAN = 0.25
 """Least range of the accuracy axis."""
 MOST_BANDS = 3
 """With more objectives bands cover each other: the runs and their means remain."""
 
-# Okabe and Ito's palette, told apart with every common form of colour blindness; yellow is too light on white.
-STYLES: dict[str, tuple[str, Any]] = {
-    "grpo": ("#E69F00", (0, (5, 1.5))),
-    "gspo": ("#0072B2", (0, (5, 1.2, 1, 1.2))),
-    "luspo": ("#D55E00", "solid"),
-    "dr_grpo": ("#009E73", (0, (3, 1))),
-    "dapo": ("#CC79A7", (0, (1, 1))),
-    "cispo": ("#56B4E9", "solid"),
-    "sapo": ("#000000", (0, (5, 1.5))),
-    "gmpo": ("#000000", (0, (1, 1))),
-}
-SPARE_STYLES: tuple[tuple[str, Any], ...] = (
-    ("#009E73", (0, (1, 1))),
-    ("#56B4E9", (0, (5, 1.5))),
-    ("#CC79A7", "solid"),
-    ("#0072B2", "solid"),
-    ("#E69F00", (0, (1, 1))),
-    ("#D55E00", (0, (5, 1.2, 1, 1.2))),
-)
-MORE_STYLES = tuple(
-    (colour, dashes)
-    for dashes in ("solid", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1.2, 1, 1.2)), (0, (5, 1.2, 1, 1.2, 1, 1.2)))
-    for colour in ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-    if (colour, dashes) not in {*STYLES.values(), *SPARE_STYLES}
-)
-"""For figures of many variants: every other pair of colour and line style."""
 ROOM_ABOVE, ROOM_BELOW = 3, 3
 """Lines of legend and of small print for which the panels keep their height; for more the figure grows."""
 LEGEND_LINE, PRINT_LINE = 0.23, 0.14
 """Their heights, in inches."""
-DESIGN: dict[str, Any] = {
-    "font.size": 10.5,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#DDDDDD",
-    "grid.linewidth": 0.6,
-    "axes.axisbelow": True,
-    "axes.edgecolor": "#555555",
-    "legend.frameon": False,
-    "legend.handlelength": 2.6,
-    "svg.hashsalt": "luspo",
-    "svg.fonttype": "path",
-    "pdf.fonttype": 42,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,13 +85,12 @@ def plot_length(
     `smooth`: steps of the centred moving mean, None: a twelfth of the steps. `split_correct`: correct and incorrect
     rollouts apart. `log`: None: logarithmic where the unit is tokens.
     """
-    if out.suffix.lower() not in SUFFIXES:
-        raise UsageError(f"{out} has no suffix that a figure can be written as; end it in {', '.join(SUFFIXES)}.")
-    with _design():
+    check_suffix(out)
+    with design():
         figure, caption, notes = build_figure(
             runs, smooth=smooth, split_correct=split_correct, metric=metric, log=log, with_accuracy=with_accuracy
         )
-        _write(figure, out)
+        write_figure(figure, out)
     return LengthFigure(out, caption, notes, clip_ranges(split_into_variants(runs)))
 
 
@@ -186,7 +144,8 @@ def build_figure(
     band = not split_correct and len(variants) <= MOST_BANDS
     _draw_panel(axes[0], variants, styles, metrics, window, band=band)
     _label_panel(axes[0], metric)
-    _scale(axes[0], log if log is not None else METRICS[metric].unit == "tokens", notes)
+    if (log if log is not None else METRICS[metric].unit == "tokens") and not length_scale(axes[0]):
+        notes.append("A value is not positive, so the axis is linear.")
     if two_panels:
         # A held-out accuracy is over problems enough: it stands as measured.
         shown, span = ((HELD_OUT, BLIND), 1) if blind else ((ACCURACY,), window)
@@ -301,34 +260,6 @@ def _label_panel(ax: Axes, metric: str) -> None:
         ax.set_ylabel(metric if unit == "1" else f"{metric} ({unit})")
 
 
-def _scale(ax: Axes, log: bool, notes: list[str]) -> None:
-    drawn = np.concatenate([np.asarray(line.get_ydata(), dtype=float) for line in ax.get_lines()])
-    lowest = float(np.nanmin(drawn))
-    if log and lowest <= 0:
-        notes.append("A value is not positive, so the axis is linear.")
-        log = False
-    if not log:
-        return
-    ax.set_yscale("log")
-    low, high = ax.get_ylim()
-    widen = math.sqrt(max(1.0, LEAST_RATIO * low / high))
-    low, high = low / widen, high * widen
-    ax.yaxis.set_major_locator(FixedLocator(log_ticks(low, high)))
-    ax.yaxis.set_minor_locator(NullLocator())
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
-    ax.set_ylim(low, high)
-
-
-def log_ticks(low: float, high: float) -> list[float]:
-    """Return about four to nine round tick values within `low` and `high` for a logarithmic axis."""
-    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    for steps in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7), (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9)):
-        ticks = [step * 10.0**decade for decade in decades for step in steps if low <= step * 10.0**decade <= high]
-        if len(ticks) >= 4:
-            return ticks
-    return [float(tick) for tick in MaxNLocator(6).tick_values(low, high) if low <= tick <= high and tick > 0]
-
-
 def fraction_limits(low: float, high: float) -> tuple[float, float]:
     """Return limits that span at least `LEAST_SPAN` around the given ones, moved into 0 to 1 with a small margin."""
     widen = max(0.0, LEAST_SPAN - (high - low)) / 2
@@ -366,20 +297,3 @@ def _caption(variants: Sequence[Variant], window: int, *, band: bool) -> str:
     if max(len(variant.runs) for variant in variants) > 1:
         parts.append("thick: mean over runs, thin: single runs" + (", band: lowest to highest run" if band else ""))
     return "; ".join(parts)
-
-
-@contextmanager
-def _design() -> Iterator[None]:
-    # A user's matplotlibrc must not change the figure.
-    with mpl.rc_context():
-        mpl.rcdefaults()
-        mpl.rcParams.update(DESIGN)  # type: ignore[arg-type]
-        yield
-
-
-def _write(figure: Figure, out: Path) -> None:
-    kind = out.suffix.lower().lstrip(".")
-    metadata = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}[kind]
-    drawn = io.BytesIO()
-    figure.savefig(drawn, format=kind, metadata=metadata)
-    replace_file(out, drawn.getvalue(), "or name another file")

@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import typer
 from typer import Argument, Option
 
+from luspo_cli.config.objective_text import DEFAULT_OBJECTIVES, listed_names
 from luspo_cli.errors import UsageError
 
 COMPARE_EXAMPLES = [
@@ -24,7 +25,6 @@ COMPARE_EXAMPLES = [
     "luspo compare runs/tiny",
     "luspo compare runs/gspo runs/luspo --figure lengths.svg --json",
 ]
-DEFAULT_OBJECTIVES = "grpo,gspo,luspo"
 DEFAULT_SEEDS = 3
 DEFAULT_OUT = Path("runs")
 
@@ -66,7 +66,7 @@ def compare_cli(
                 raise UsageError(f"{option} goes with --preset; run folders are compared as they are.")
         show_comparison(runs or [], figure, as_json=as_json)
         return
-    names = chosen_objectives(objectives or DEFAULT_OBJECTIVES)
+    names = listed_names(objectives or DEFAULT_OBJECTIVES)
     folder = (out or DEFAULT_OUT) / Path(preset).name.removesuffix(".toml")
     count = seeds or DEFAULT_SEEDS
 
@@ -89,19 +89,6 @@ def compare_cli(
         typer.echo(f"Stopped; no training is left running. Go on with: {again}", err=True)
         raise typer.Exit(130) from None
     show_comparison(trained, figure or folder / "lengths.png", as_json=as_json)
-
-
-def chosen_objectives(text: str) -> list[str]:
-    """Return the names between the commas; UsageError for an unknown, a repeated or no name."""
-    from luspo_cli.config.objective_text import chosen_names
-
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    if not names:
-        raise UsageError(f"--objectives is empty; give names, for example {DEFAULT_OBJECTIVES}.")
-    for name in chosen_names(names):
-        if names.count(name) > 1:
-            raise UsageError(f"--objectives names {name} twice; name each objective once.")
-    return names
 
 
 def show_comparison(runs: Sequence[Path], figure: Path | None, *, as_json: bool) -> None:

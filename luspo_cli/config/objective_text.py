@@ -64,6 +64,10 @@ _SUMS = {
 }
 
 
+DEFAULT_OBJECTIVES = "grpo,gspo,luspo"
+"""What --objectives is where it is left out."""
+
+
 @dataclass(frozen=True, slots=True)
 class ObjectiveText:
     """What `luspo objectives` and `luspo train --dry-run` print of one objective."""
@@ -92,6 +96,17 @@ def chosen_names(names: Sequence[str] | None) -> list[str]:
             known = ", ".join(NAMED_OBJECTIVES)
             raise UsageError(f"Unknown objective '{name}'{nearest(name, NAMED_OBJECTIVES)}: choose from {known}.")
     return list(names or NAMED_OBJECTIVES)
+
+
+def listed_names(text: str) -> list[str]:
+    """Return the names between the commas of --objectives; UsageError for an unknown, a repeated or no name."""
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise UsageError(f"--objectives is empty; give names, for example {DEFAULT_OBJECTIVES}.")
+    for name in chosen_names(names):
+        if names.count(name) > 1:
+            raise UsageError(f"--objectives names {name} twice; name each objective once.")
+    return names
 
 
 def describe(config: ObjectiveConfig) -> ObjectiveText:

@@ -136,10 +136,10 @@ def read_files(config: ModelConfig, source: str, template_arguments: Mapping[str
     check_template(processor or tokenizer, config.path)
     check_template_arguments(processor or tokenizer, template_arguments, config.path)
     ends = end_tokens(kind, tokenizer)
-    if ends[0] >= embeddings:
+    if ends[-1] >= embeddings:
         raise UsageError(
-            f"the end-of-sequence token of model '{config.path}', {ends[0]}, is none of its {embeddings}, so no response would"
-            " ever end: mend eos_token_id, or take the tokenizer that belongs to the model"
+            f"the end-of-sequence token of model '{config.path}', {ends[-1]}, is none of its {embeddings}, so no response would"
+            " ever end with it: mend eos_token_id, or take the tokenizer that belongs to the model"
         )
     return ModelFiles(kind, architecture(kind), {**options, **attended}, tokenizer, processor, ends)
 

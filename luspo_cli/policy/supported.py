@@ -6,6 +6,7 @@ a type, and whether its attention can be replaced by ours.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from functools import cache
@@ -17,6 +18,8 @@ FACTORS = ("logits_scaling", "logit_scale", "lm_head_multiplier", "output_multip
 """Configuration entries by which some models multiply or divide their logits; 1 changes nothing."""
 CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap", "attn_logit_softcapping")
 """Entries by which some models bound their logits or attention scores through a tanh."""
+POSITIVE = ("rope_theta", "rope_local_base_freq", "rotary_emb_base", "factor")
+"""Entries that the positions of tokens are divided by or raised to."""
 VISION_MODELS = {
     "qwen2_vl": "Qwen2VLProcessor",
     "qwen2_5_vl": "Qwen2_5_VLProcessor",
@@ -55,11 +58,26 @@ def unsupported(config: Mapping[str, Any], path: str) -> str | None:
                 f"model '{path}' computes with {name} = {value}, which log-probs and rollouts here would leave out;"
                 " choose another model"
             )
+    if bad := _no_number(config):
+        return f"the config.json of model '{path}' has {bad}, which no model can compute with; mend it, or take a complete copy"
     if not causal_only(text):
         return (
             f"model '{path}' uses sliding-window or linear attention, which is not supported yet; choose another model"
         )
     return _of_its_type(config, path)
+
+
+def _no_number(entries: Mapping[str, Any]) -> str | None:
+    """The first entry, in whichever part, that is no finite number, or a factor or small constant of the wrong sign."""
+    for name, value in entries.items():
+        if isinstance(value, dict) and (inner := _no_number(value)):
+            return inner
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            continue
+        low = 0 if str(name).endswith(("_eps", "_epsilon")) else math.ulp(0.0) if name in POSITIVE else -math.inf
+        if not math.isfinite(value) or value < low:
+            return f"{name} = {value}"
+    return None
 
 
 def causal_only(text: Mapping[str, Any]) -> bool:

@@ -13,9 +13,10 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from luspo_cli.commands.compare import COMPARE_EXAMPLES, chosen_objectives, compare_cli
+from luspo_cli.commands.compare import COMPARE_EXAMPLES, compare_cli
 from luspo_cli.commands.plot_length import PLOT_LENGTH_EXAMPLES, plot_length_cli
 from luspo_cli.config.layers import resolve_train
+from luspo_cli.config.objective_text import listed_names
 from luspo_cli.errors import UsageError
 from luspo_cli.experiments import sweep
 from luspo_cli.experiments.sweep import Interrupted, Training
@@ -121,7 +122,7 @@ def test_seeds_below_one_are_bad_usage(call) -> None:
 
 
 def test_names_are_split_at_commas() -> None:
-    assert chosen_objectives(" grpo, luspo ,") == ["grpo", "luspo"]
+    assert listed_names(" grpo, luspo ,") == ["grpo", "luspo"]
 
 
 CHILD = """

@@ -9,14 +9,12 @@ import pandas as pd
 import pytest
 from matplotlib.colors import to_hex
 
+from luspo_cli.analysis.drawing import SPARE_STYLES, STYLES, log_ticks
 from luspo_cli.analysis.history import read_runs
 from luspo_cli.analysis.length_curves import (
-    SPARE_STYLES,
-    STYLES,
     build_figure,
     choose_styles,
     fraction_limits,
-    log_ticks,
     mean_and_band,
     plot_length,
     smoothed,

@@ -41,6 +41,15 @@ def test_words_in_front_that_change_the_value_count_on_every_marked_line(lead: s
     assert not is_paid("5", f"#### {lead} $5$", AnswerMark.HASHES)
 
 
+@pytest.mark.parametrize(
+    "line", ["-$5$", "- $5$", r"\pm $5$", "> $5$", "≥$5$", "√$5$", "$5$/x", "$5$ + x", "$5$^n", r"$5$ \times x"]
+)
+def test_signs_beside_a_formula_are_a_part_of_it(line: str) -> None:
+    assert not is_paid("5", f"Answer: {line}")
+    assert is_paid("5", "Answer: x = $5$")
+    assert is_paid("5", "Answer: ~ $5$ – as was said!")
+
+
 @pytest.mark.parametrize("tail", TAILS)
 def test_words_behind_that_change_the_value_count_in_every_place(tail: str) -> None:
     marked = (f"#### 5 {tail}", f"The answer is $5$ {tail}", f"The answer is 5 {tail}.")

@@ -27,8 +27,12 @@ VARIANTS_A_TABLE = 3
 
 
 def print_comparison(comparison: Comparison, console: Console) -> None:
-    """Print the tables; nothing is cut: a narrow terminal wraps lines, and what is no terminal gets them whole."""
-    table = render_table(comparison)
+    """Print the tables whole."""
+    print_whole(render_table(comparison), console)
+
+
+def print_whole(table: RenderableType, console: Console) -> None:
+    """Print tables; nothing is cut: a narrow terminal wraps lines, and what is no terminal gets them whole."""
     if console.is_terminal:
         console.width = max(TERMINAL_WIDTH, console.width)
         console.print(table)

@@ -8,6 +8,8 @@ difference is paired.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -54,6 +56,22 @@ class LabHistory:
 
 def run_experiment(config: LabRun, seeds: int) -> LabHistory:
     """Run `config` with `seeds` seeds from `config.run.seed` on."""
+    with one_thread():
+        return _run(config, seeds)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Within this block torch uses one thread: the tensors are small, and threads would wait for one another."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _run(config: LabRun, seeds: int) -> LabHistory:
     generators = [torch.Generator().manual_seed(config.run.seed + seed) for seed in range(seeds)]
     model = ResponseModel(config)
     learner = Learner(model, model.start(generators))

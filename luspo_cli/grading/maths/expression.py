@@ -25,6 +25,8 @@ Tree = tuple[Any, ...]
 
 _OPEN = {"(": ")", "[": "]", "{": "}"}
 _ITERATED = re.compile(r"\^\{?(?:-?[0-9]|n)\}?")
+_FUNCTION_NAMES = frozenset(("phi", "varphi", "psi", *"fghFGHPQpq"))
+_LONGEST_ARGUMENT = 20
 _WITHOUT_BRACES = str.maketrans("", "", "{}")
 _SIGNS = (("char", "+"), ("char", "-"))
 
@@ -176,19 +178,20 @@ class _Parser:
     def symbol(self, name: str) -> Tree:
         if name in ("e", "i"):
             return ("const", name)
+        letter = name
         while self.accept("'"):
             name += "'"
         if self.accept("_"):
             name += "_" + self.subscript()
-        if name[0] in "fgh" and (applied := self.applied()) is not None:
+        if letter in _FUNCTION_NAMES and (applied := self.applied(sure=letter == "f")) is not None:
             return ("apply", name + applied, self.function_arguments())
         return ("sym", name)
 
-    def applied(self) -> str | None:
+    def applied(self, *, sure: bool) -> str | None:
         """Read what stands between the name of a function and its argument, f^{-1}(x); None where it is a factor.
 
-        f(a+b) is no product. The height h and the gravity g may be one: they are functions of a lone letter or number, of x
-        and of a function.
+        f(a+b) is no product, which is `sure`. A height h, a force F or a price P may be one: they are functions of a lone
+        letter or number, of x and of a function.
         """
         at = self.at
         exponent: list[str] = []
@@ -200,9 +203,9 @@ class _Parser:
                 return None
         if self.tokens[at : at + 1] != [("char", "(")]:
             return None
-        inside = [value for _, value in self.tokens[at + 1 : at + 4]]
-        lone = inside[1:2] == [")"] or (inside[:1] == ["-"] and inside[2:] == [")"])
-        if self.tokens[self.at - 1][1] != "f" and not (lone or inside[1:2] == ["("] or "x" in inside):
+        rest = [value for _, value in self.tokens[at + 1 : at + _LONGEST_ARGUMENT]]
+        inside = rest[: rest.index(")")] if ")" in rest else rest
+        if not sure and not (len(inside) - inside.count("-") == 1 or inside[1:2] == ["("] or "x" in inside):
             return None
         self.at = at
         return "".join(exponent).translate(_WITHOUT_BRACES)

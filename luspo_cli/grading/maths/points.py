@@ -31,11 +31,16 @@ _MOST_LETTERS = 6
 _MOST_SWITCHES = 24
 _MOST_ON_LINES = 160
 _LINES_A_LETTER = 3
+_MOST_LOOKS = 1_500
+"""Rough values that are computed to find the switches: it bounds the time for hostile text."""
 _CORNERS = frozenset(("abs", "min", "max", "root", "arcsin", "arccos", "arctan"))
 _JUMPS = frozenset(("floor", "ceil"))
 _PERIODIC = frozenset(("sin", "cos", "tan", "cot", "sec", "csc"))
 _PERIODS = 4
-_GRID = [sign * Fraction(round(100 * 1.7**step), 1000) for sign in (1, -1) for step in range(20)]
+_SIZES = [Fraction(round(100 * 1.7**step), 1000) for step in range(20)] + [
+    Fraction(10**power) for power in range(4, 13)
+]
+_GRID = sorted([*_SIZES, *(-size for size in _SIZES)])
 _HALVINGS = 12
 
 
@@ -70,16 +75,21 @@ def further_points(trees: Sequence[Tree], letters: Sequence[str], evaluate: Eval
     bases = (
         wide[:1] if len(letters) == 1 else [*points(letters)[POSITIVE - 1 : POSITIVE + 1], wide[0]][:_LINES_A_LETTER]
     )
+    looks = itertools.count()
+
+    def look(tree: Tree, point: Point) -> float | None:
+        return evaluate(tree, point) if next(looks) < _MOST_LOOKS else None
+
     on_lines = (
         {**base, name: value}
         for base, name in itertools.product(bases, letters[:_MOST_LETTERS])
-        for value in _along(switches, name, base, evaluate)
+        for value in _along(switches, name, base, look)
     )
     yield from itertools.islice(on_lines, _MOST_ON_LINES)
 
 
 def _of_any_size(source: random.Random) -> Fraction:
-    """From hundredths to ten thousands, of either sign; every other one is a whole number."""
+    """From hundredths to a thousand, of either sign; every other one is a whole number."""
     size = Fraction(source.randrange(1000, 9999) * 10 ** source.randrange(5), 10**5)
     size = size if source.randrange(2) else Fraction(math.ceil(size))
     return size * source.choice((-1, 1))
@@ -154,10 +164,9 @@ def _zeros(function: Callable[[Fraction], float | None]) -> set[Fraction]:
         square, size = (f2 - 2 * f1 + f0) / 2, max(abs(value) for value in (f0, f1, f2, f3))
         if abs(f3 - 3 * f2 + 3 * f1 - f0) <= 1e-9 * size:
             return _rounded(_zeros_of_square(square if abs(square) > 1e-9 * size else 0.0, f1 - f0 - square, f0))
-    grid = sorted(_GRID)
-    values = [function(at) for at in grid]
+    values = [function(at) for at in _GRID]
     found = []
-    for (low, left), (high, right) in itertools.pairwise(zip(grid, values, strict=True)):
+    for (low, left), (high, right) in itertools.pairwise(zip(_GRID, values, strict=True)):
         if left is None or right is None or (left > 0) == (right > 0):
             continue
         for _ in range(_HALVINGS):

@@ -30,11 +30,11 @@ GREEK = frozenset(
 )  # fmt: skip
 CONSTANTS = {"pi": "pi", "infty": "inf", "infinity": "inf", "inf": "inf", "e": "e", "i": "i"}
 DERIVATIVE = re.compile(
-    r"\\frac ?\{ ?d ?(?:\^\{?[0-9n]\}? ?)?(?:\\?[A-Za-z]+ ?)?(?:\([^()]{0,40}\))? ?\}"
-    r" ?\{ ?d ?(\\?[A-Za-z]+)(?:\^\{?[0-9n]\}?)? ?\}"
+    r"\\frac ?\{ ?(?:d|\\Delta) ?(?:\^\{?[0-9n]\}? ?)?(?:\\?[A-Za-z]+ ?)?(?:\([^()]{0,40}\))? ?\}"
+    r" ?\{ ?(?:d|\\Delta) ?(\\?[A-Za-z]+)(?:\^\{?[0-9n]\}?)? ?\}"
     r"|(?<![A-Za-z\\])d(?:\^\{?[0-9n]\}?)?[A-Za-z]?/d([A-Za-z])(?:\^\{?[0-9n]\}?)?(?![A-Za-z])"
 )
-"""dy/dx in normal spelling, which is no fraction: its d and its letters are no factors. A group holds the x."""
+"""dy/dx, or a quotient of differences, in normal spelling: its d and its letters are no factors. A group holds the x."""
 _TOKEN = re.compile(
     r"\s*(?:(?P<num>(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][0-9]{1,3}(?![0-9]))?)|\\(?P<command>[a-zA-Z]+|[{}|])|(?P<letters>[A-Za-z]+)|(?P<power>\*\*)"
     r"|(?P<char>[-+*/^_(){}\[\]|!',]))"

@@ -64,6 +64,8 @@ _PREPOSITIONS = frozenset(
         "inverse", "reciprocal", "square", "cube", "either",
     )
 )  # fmt: skip
+_SIGN_BEFORE = re.compile(r"(?:[-−–+±<>≤≥≠^/√|]|\\[a-z]+)$")
+_SIGN_BEHIND = re.compile(r"\s*(?:[+<>≤≥≠^/|×·÷]|[-−][^\s\w]|\\[a-z]+)")
 _CHINESE_DENIAL = re.compile("不(?!等式)|非|没|大于|小于|[超多少]于|超过|至[少多]|最[多少]|[负除减加乘]$")
 _CLAUSE = re.compile(r"[.,;:(!?。，；：（]|\b(?:because|since|as|which|where|so|when|for|by|with|after|in)\b|因为")
 
@@ -85,6 +87,8 @@ def goes_on(words: str) -> bool:
 def change_formula(before: str, behind: str) -> bool:
     """Whether prose around the only formula of a line makes another value of it: "at least $5$", "not $5$", "$5$ squared"."""
     lead = before.replace("’", "'").lower().rstrip(" \t*")
+    if _SIGN_BEFORE.search(lead) or _SIGN_BEHIND.match(behind):
+        return True
     if any(word in _NEGATIONS or word.endswith("n't") for word in _WORDS.findall(lead)) or _CHINESE_DENIAL.search(lead):
         return True
     lead = _DETERMINERS.sub("", _COPULA.split(lead)[-1].strip())

@@ -1,0 +1,73 @@
+"""`luspo lab`: why responses get longer or shorter, in an exact model and in seconds, on the loss that trains models."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from typer import Option
+
+from luspo_cli.config.objective_text import DEFAULT_OBJECTIVES, listed_names
+from luspo_cli.errors import UsageError
+
+LAB_EXAMPLES = [
+    "luspo lab --objectives grpo,gspo,luspo --seeds 64",
+    "luspo lab --objectives gspo,luspo --switch",
+    "luspo lab --objectives gspo,luspo --sweep update.mini_batches=1,2,4,8",
+    "luspo lab --set objective.clip_low=3e-4 --set objective.clip_high=4e-4 --objectives gspo,luspo --json",
+]
+
+
+def lab_cli(
+    objectives: Annotated[str, Option(help="Names, comma between.")] = DEFAULT_OBJECTIVES,
+    seeds: Annotated[
+        int, Option(min=2, help="Seeds from run.seed on; a seed's numbers do not depend on the others.")
+    ] = 64,
+    switch: Annotated[
+        bool, Option("--switch", help="Take out one cause at a time and say how much of the drift it makes.")
+    ] = False,
+    sweep: Annotated[str | None, Option(help="section.key=VALUE,VALUE,...: each objective with each value.")] = None,
+    preset: Annotated[
+        str | None, Option(help="Training preset whose objective, batch and update the model runs under. [tiny]")
+    ] = None,
+    sets: Annotated[
+        list[str] | None, Option("--set", help="section.key=value (docs/length.md); can be repeated.")
+    ] = None,
+    figure: Annotated[
+        Path | None, Option(help="Write the figure here. [runs/lab.png, lab-switch.png or lab-sweep.png]")
+    ] = None,
+    as_json: Annotated[bool, Option("--json", help="Print one JSON object, for programs.")] = False,
+) -> None:
+    """Show which way objectives move response length in an exact model of a policy, and which cause does it."""
+    if switch and sweep is not None:
+        raise UsageError("--switch and --sweep ask two questions: give one of them.")
+    names = listed_names(objectives)
+    out = figure or Path("runs") / ("lab-sweep.png" if sweep is not None else "lab-switch.png" if switch else "lab.png")
+
+    from rich.console import Console
+
+    from luspo_cli.analysis.drawing import check_suffix
+    from luspo_cli.commands.display.lab import print_study, study_json
+    from luspo_cli.config.lab import LAB_PRESET
+    from luspo_cli.experiments.lab.study import compare_objectives, sweep_key, switch_causes
+    from luspo_cli.runs.log import StderrHandler, messages_to
+
+    check_suffix(out)
+    asked = (names, seeds, preset or LAB_PRESET, sets or [])
+    with messages_to([StderrHandler()]):
+        if sweep is not None:
+            study = sweep_key(*asked, sweep)
+        elif switch:
+            study = switch_causes(*asked)
+        else:
+            study = compare_objectives(*asked)
+    if as_json:
+        typer.echo(json.dumps(study_json(study) | {"figure": str(out)}, allow_nan=False))
+    else:
+        print_study(study, Console(highlight=False))
+    # The numbers first: a figure that cannot be drawn or written must not cost them.
+    study.figure.write(out)
+    if not as_json:
+        typer.echo(f"\nfigure: {out}")
