@@ -20,6 +20,7 @@ LEADS = [
     "not", "minus", "negative", "more than", "at least", "at most", "less than", "less than or equal to",
     "no more than", "twice", "half", "half of", "half the", "two", "the square of", "the reciprocal of",
     "twice the value of", "divisible by", "up to", "anything except", "isn't", "never",
+    "cannot be", "can never be", "does not equal", "not to be",
 ]  # fmt: skip
 TAILS = [
     "squared", "cubed", "factorial", "or six", "and a half", "plus one", "minus two", "over two", "times ten",
@@ -75,6 +76,7 @@ def test_what_is_counted_is_no_part_of_the_value(tail: str) -> None:
         ("5", "The answer is therefore $5$"),
         ("5", "The answer is about $5$"),
         ("5", "The answer is $5$, since there is no other."),
+        (r"\frac12", r"Answer: The probability that she does not win is $\frac12$"),
         ("5", "The answer is $5$ because it is less than six"),
         ("5", "Answer: the maximum of $5$"),
         ("5", "Answer: We get $5$ marbles in the third box"),
@@ -90,6 +92,7 @@ def test_what_is_counted_is_no_part_of_the_value(tail: str) -> None:
         ("5", "答案：5平方厘米"),
         ("5", "答案：x的值为$5$"),
         ("5", "答案：不等式的解为$5$"),
+        ("5", "答案：不超过x的最大整数是$5$"),
     ],
 )
 def test_prose_that_leaves_the_value_alone_is_dropped(gold: str, response: str) -> None:
@@ -99,6 +102,8 @@ def test_prose_that_leaves_the_value_alone_is_dropped(gold: str, response: str) 
 @pytest.mark.parametrize(
     "answer",
     [
+        "不可能是$5$",
+        "不等于$5$",
         "5以上",
         "5的平方",
         "5次方",

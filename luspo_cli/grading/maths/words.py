@@ -50,6 +50,9 @@ _UNKNOWN = re.compile(r"(?<![A-Za-z'-])[i-knp-rt-z](?![A-Za-z'.-])")
 _UNITS_SQUARED = re.compile(r"(?<=units )(?:squared|cubed)$")
 
 _COPULA = re.compile(r"\b(?:is|are|was|were|be|equals|has|have)\b|[是为]|等于|[:：,，;；.]")
+_DENIED_VERB = re.compile(
+    r"(?:n't|not|\bnever) (?:[a-z]+ )?(?:be|been|equals?|have)\b[^.,:;]*$|[不非没未](?:可能|会|能)?(?:[是为]|等于)$"
+)
 _DETERMINERS = re.compile(r"(?: ?\b(?:the|an?|its|this|exactly|precisely|simply|just|only))+$")
 _NEUTRAL = re.compile(
     r"(?:^|\bequal |[a-z]s )to$|\b(?:given|denoted|represented|expressed|described) by$"
@@ -89,9 +92,11 @@ def change_formula(before: str, behind: str) -> bool:
     lead = before.replace("’", "'").lower().rstrip(" \t*")
     if _SIGN_BEFORE.search(lead) or _SIGN_BEHIND.match(behind):
         return True
-    if any(word in _NEGATIONS or word.endswith("n't") for word in _WORDS.findall(lead)) or _CHINESE_DENIAL.search(lead):
+    clause = _COPULA.split(lead)[-1].strip()
+    denied = any(word in _NEGATIONS or word.endswith("n't") for word in _WORDS.findall(clause))
+    if denied or _DENIED_VERB.search(lead) or _CHINESE_DENIAL.search(clause):
         return True
-    lead = _DETERMINERS.sub("", _COPULA.split(lead)[-1].strip())
+    lead = _DETERMINERS.sub("", clause)
     neutral = _NEUTRAL.search(lead)
     words = _WORDS.findall(lead[: neutral.start()] if neutral else lead)
     if not _BOUNDS.isdisjoint(words) or any(map(_changes, words if neutral else words[-1:])):
