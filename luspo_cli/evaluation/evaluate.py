@@ -135,6 +135,7 @@ def _draw_and_score(
     from luspo_cli.evaluation.runner import Evaluation, check, evaluate
     from luspo_cli.evaluation.sampling import load_sampling_model
     from luspo_cli.evaluation.weights import find_weights
+    from luspo_cli.policy.reading import pixel_bounds
 
     weights = find_weights(config.model.path, config.model.step, config.model.revision or None)
     several = len(loaded) > 1
@@ -152,7 +153,7 @@ def _draw_and_score(
     @cache
     def load() -> SamplingModel:
         logger.info(f"loading {weights.path} ({sampling.dtype})")
-        return load_sampling_model(
+        model = load_sampling_model(
             weights.path,
             sampling.dtype,  # type: ignore[arg-type]  # resolved: not auto
             sampling.max_rows,
@@ -162,6 +163,9 @@ def _draw_and_score(
             max_response_tokens=sampling.max_response_tokens,
             template_arguments=sampling.chat_template,
         )
+        if bounds := pixel_bounds(model.processor):
+            logger.info("images are resized to {:,} to {:,} pixels".format(*bounds))
+        return model
 
     for note in weights.notes:
         logger.warning(f"{note}; taking the one before")

@@ -27,6 +27,7 @@ from luspo_cli.policy.reading import (
     check_files,
     held_back,
     image_processor,
+    pixel_bounds,
     read_files,
     read_part,
 )
@@ -57,8 +58,7 @@ class LoadedModel:
     @property
     def image_pixels(self) -> tuple[int, int] | None:
         """Least and most pixels of an image after its resizing; None for a model that reads text only."""
-        size = self.processor and self.processor.image_processor.size
-        return (int(size["shortest_edge"]), int(size["longest_edge"])) if size else None
+        return pixel_bounds(self.processor)
 
     def prompt(self, problem: Problem) -> Prompt:
         """The problem as this model reads it; UsageError where the model reads text only, or an image or mark does not fit."""

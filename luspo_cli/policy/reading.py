@@ -245,6 +245,12 @@ def bound_pixels(processor: Any | None, data: DataConfig, path: str) -> None:
     processor.image_processor.size = type(size)(shortest_edge=least, longest_edge=most)
 
 
+def pixel_bounds(processor: Any | None) -> tuple[int, int] | None:
+    """Least and most pixels of an image after its resizing; None for a model that reads text only."""
+    size = processor and processor.image_processor.size
+    return (int(size["shortest_edge"]), int(size["longest_edge"])) if size else None
+
+
 def _images_only(processor: Any) -> Any:
     """A processor class of transformers without its video part, which alone needs torchvision; saves under its own name."""
 

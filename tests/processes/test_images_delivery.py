@@ -119,4 +119,7 @@ def test_a_run_of_two_with_dynamic_sampling_resumes_bit_for_bit(folder: Path, fr
     shutil.rmtree(folder / "part/checkpoints/step-000002")
     train_together(config, folder / "part")
     assert [record["step"] for record in records(folder / "part")] == [1, 2]
+    whole = records(folder / "whole")
+    assert all(record["group/rounds"] > 1 for record in whole)
+    assert any(record["update/grad_norm"] > 0 for record in whole)
     assert equal_runs(folder / "whole", folder / "part")

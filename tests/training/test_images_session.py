@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from doubles.messages import heard
 from doubles.vision import noise_image, vision_model, vision_processor
 from luspo_cli.config.layers import resolve_train
 from luspo_cli.config.model import ModelConfig
+from luspo_cli.data.images import ImageFile
 from luspo_cli.errors import UsageError
+from luspo_cli.grading.verdict import Reason, Verdict
 from luspo_cli.policy.loading import load_model
 from luspo_cli.training.session import run_training
 
@@ -104,6 +107,50 @@ def test_a_run_with_images_resumes_to_the_same_weights(folder: Path) -> None:
     assert any("going on after step 1" in text for text in said)
     one, other = (weights(folder / name / "checkpoints/step-000002/model") for name in ("whole", "part"))
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("frozen", ["false", "true"])
+def test_dynamic_sampling_decodes_what_it_samples_and_resumes_bit_for_bit(
+    folder: Path, frozen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Further rounds bring further images; groups of any round are trained with their own ones."""
+    import shutil
+
+    def score(
+        response: str, gold: str, *, ended: bool
+    ) -> Verdict:  # an untrained model gives no right answer of its own
+        right = len(set(response)) % 2 == 0
+        return Verdict("0", right, Reason.EXACT if right else Reason.DIFFERENT)
+
+    decoded: Counter[str] = Counter()
+    load = ImageFile.load
+
+    def counted(image: ImageFile) -> Any:
+        decoded[image.path.name] += 1
+        return load(image)
+
+    monkeypatch.setattr("luspo_cli.rewards.rubric.score_exact", score)
+    monkeypatch.setattr(ImageFile, "load", counted)
+    sets = (
+        f"model.freeze_vision={frozen}", "rollout.dynamic_sampling=true", "rollout.problems=2", "rollout.group_size=2",
+        "reward.overlong_buffer=0", "evaluation.every=0", "run.steps=4", "run.rollouts_every=1", "update.noise_floor_every=0",
+    )  # fmt: skip
+    _, steps = train(folder, "whole", *sets)
+    tables = [pandas.read_parquet(file) for file in sorted((folder / "whole/rollouts").glob("*.parquet"))]
+    sampled = [name.rsplit("/", 1)[1] for table in tables for name in table["problem_id"].unique()]
+    assert max(step["group/rounds"] for step in steps) > 1
+    assert len(sampled) == sum(step["group/sampled"] for step in steps)
+    assert decoded == Counter(f"{name}.png" for name in sampled if int(name) % 3 != 2)  # every third has no image
+    further = [table.iloc[4:].query("in_batch and advantage != 0") for table in tables]  # behind two groups of two
+    assert any(int(name.rsplit("/", 1)[1]) % 3 != 2 for rows in further for name in rows["problem_id"])
+    assert sum(step["update/rows_trained"] for step in steps) > 0
+    shutil.copytree(folder / "whole", folder / "part")
+    shutil.rmtree(folder / "part/checkpoints/step-000004")
+    train(folder, "part", *sets, resume=True)
+    one, other = (weights(folder / name / "checkpoints/step-000004/model") for name in ("whole", "part"))
+    before = weights(folder / "model")
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert any(not torch.equal(one[name], before[name]) for name in one)
 
 
 def test_adapters_of_a_run_with_images_are_on_the_language_model_alone(folder: Path) -> None:
