@@ -1,7 +1,7 @@
 """Peak memory of two training steps beside the dry run's estimate, each case in a process of its own.
 
     python bench/memory.py                                   # a random model of 60 M parameters
-    python bench/memory.py --vision                          # one of the class Qwen2.5-VL, 33 M, on images of 256 tokens
+    python bench/memory.py --vision                          # one of the class Qwen2.5-VL, 73 M, on images of 256 tokens
     python bench/memory.py --model FOLDER [--preload LIBRARY] [--cases "full / lora"]
 
 Two steps, because the moments come with the first, and as large as the configuration allows, as the estimate assumes: at a high
@@ -46,13 +46,13 @@ VISION_CASES: dict[str, list[str]] = {
 }
 IMAGE_SIDE = 448
 VISION = ShapeConfig(
-    vocabulary=16000,
+    vocabulary=32000,
     layers=6,
-    width=384,
-    heads=6,
+    width=512,
+    heads=8,
     key_value_heads=2,
-    feed_forward=1536,
-    vision=VisionShapeConfig(depth=8, width=256, heads=4, feed_forward=768, full_attention=(3, 7)),
+    feed_forward=2048,
+    vision=VisionShapeConfig(depth=8, width=384, heads=6, feed_forward=1024, full_attention=(3, 7)),
 )
 STEP = [
     "rollout.problems=2", "rollout.group_size=8", "rollout.max_response_tokens=256", "rollout.temperature=20.0",

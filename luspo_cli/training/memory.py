@@ -103,7 +103,10 @@ def estimate_memory(
     block, kept_of_tower = _tower(config, shape, size, images=min(own_problems, max(1, tokens // longest)))
     parts["tower_activations"] = kept_of_tower
     parts["host_images"] = own_problems * _values_of_an_image(config, shape, size)
-    parts["logits_chunk"] = (8 + size) * min(CHUNK_LOGITS, tokens * shape.vocabulary)
+    # Response tokens alone go through the head; text prompts may be short, and one with an image is as long as that at least.
+    limit = config.rollout.max_response_tokens
+    at_head = tokens * limit / (limit + largest_image_tokens(config, shape))
+    parts["logits_chunk"] = (8 + size) * min(CHUNK_LOGITS, at_head * shape.vocabulary)
     # It adds up over the chunks; a tied one waits for the embedding's, which comes last.
     parts["head_gradient"] = 0 if adapters else 4 * table
     key_value = 2 * shape.key_value_heads * shape.head_size * size

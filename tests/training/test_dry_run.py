@@ -14,6 +14,7 @@ from doubles.vision import FAMILIES, vision_model, vision_processor
 from luspo_cli.app import app
 from luspo_cli.commands.display.plan import plan_text
 from luspo_cli.config.layers import resolve_train
+from luspo_cli.config.model import VisionShapeConfig
 from luspo_cli.data.overlap import held_out_warning
 from luspo_cli.errors import UsageError
 from luspo_cli.training.dry_run import GIB, _data, crowded, make_plan, missing_inputs
@@ -42,6 +43,19 @@ def test_memory_of_weights_and_optimizer_by_hand() -> None:
     # 256 rows * (2048 + 8192) tokens * 28 layers * 2 (keys, values) * 4 heads * 128 numbers * 2 bytes
     assert plan.memory_gib["key_value_cache"] == pytest.approx(256 * 10240 * 28 * 2 * 4 * 128 * 2 / GIB, abs=0.01)
     assert plan.memory_gib["update_peak"] > plan.memory_gib["weights"] + plan.memory_gib["optimizer"]
+
+
+def test_the_head_sees_response_tokens_alone_where_images_fill_the_prompts() -> None:
+    """Images of 448 x 448 pixels: 256 tokens, so of 2048 tokens at most 2048 * 64 / 320 = 410 are of responses of 64."""
+    sets = [
+        "model.shape.vocabulary=1000", "data.max_pixels=200704", "data.max_prompt_tokens=320", "rollout.max_response_tokens=64",
+        "update.tokens_per_micro_batch=2048",
+    ]  # fmt: skip
+    config = resolve_train(preset="qwen2.5-vl-7b", sets=sets)
+    seeing = estimate_memory(config, config.model.shape)["logits_chunk"]
+    assert seeing == pytest.approx(10 * 1000 * 2048 * 64 / 320)  # in bfloat16, in float32 and their exponentials
+    shape = config.model.shape.model_copy(update={"vision": VisionShapeConfig()})
+    assert estimate_memory(config, shape)["logits_chunk"] == 10 * 1000 * 2048
 
 
 def test_what_saves_memory_lowers_the_estimate() -> None:
