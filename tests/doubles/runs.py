@@ -60,7 +60,7 @@ SMALL_VISION_RUN = (
     "run.steps=2",
     "run.checkpoint_every=1",
 )
-"""The same on top of the preset `tiny-vl`: one block in the vision tower."""
+"""The same on top of the presets `tiny-vl` and `easy-vqa`: one block in the vision tower."""
 
 
 def train(config: TrainRun, path: Path, how: str = "refuse", crash_after: int = 0) -> list[str]:

@@ -47,7 +47,9 @@ def row(answer: str, image: str, question: str = "what color is this?") -> dict[
 
 def small_run(folder: Path, *sets: str) -> TrainRun:
     data = (f"data.train={folder}", f"data.held_out={folder}")
-    return resolve_train(preset="tiny-vl", objective="gspo", sets=[*SMALL_VISION_RUN, *data, *sets])
+    return resolve_train(
+        preset="easy-vqa", objective="gspo", sets=[*SMALL_VISION_RUN, "update.ramp_steps=0", *data, *sets]
+    )
 
 
 def test_a_run_is_warmed_up_on_the_answers_of_its_file(folder: Path, made_cache: Path, tmp_path: Path) -> None:
