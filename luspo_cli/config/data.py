@@ -14,7 +14,8 @@ class DataConfig(Section):
     """Training problems, and a held-out file for the evaluation during training."""
 
     train: str = ""
-    """A file or folder written by `luspo prepare-data`, or a task made on the spot: `made:terms` (text), `made:pictures`."""
+    """A file or folder written by `luspo prepare-data`, or a task made on the spot: `made:terms` (text), `made:pictures`
+    (shapes, bars and clocks), or pictures of one kind, `made:pictures/shapes`, `/bars`, `/clock` or `/table`."""
     held_out: str = ""
     """Like `train`, for evaluation during training; with a made task fresh problems of another seed."""
     profile: Literal["neutral", "pays", "costs"] = "neutral"

@@ -20,8 +20,9 @@ from luspo_cli.config.warmup import WarmupConfig
 MADE = "made"
 MADE_TERMS = "made:terms"
 MADE_PICTURES = "made:pictures"
-MADE_TASKS = (MADE_TERMS, MADE_PICTURES)
-"""What `data.train` and `data.held_out` call the tasks made on the spot."""
+PICTURE_KINDS = ("shapes", "bars", "clock", "table")
+MADE_TASKS = (MADE_TERMS, MADE_PICTURES, *(f"{MADE_PICTURES}/{kind}" for kind in PICTURE_KINDS))
+"""What `data.train` and `data.held_out` call the tasks made on the spot: of pictures a mix, or one kind."""
 STORED_ONLY = frozenset(
     {
         "run.checkpoint_every",
@@ -96,6 +97,9 @@ class TrainRun(Section):
             )
         if reward.format_weight and reward.format == "none":
             yield "reward.format_weight needs reward.format: one of boxed, gsm8k, answer-line"
+        for key, task in (("train", data.train), ("held_out", data.held_out)):
+            if task.startswith(f"{MADE}:") and task not in MADE_TASKS:
+                yield f"data.{key} = '{task}' is no made task: choose one of {', '.join(MADE_TASKS)}"
         if self.model.path == MADE:
             yield from self._faults_of_made_data()
         if reward.overlong_weight != 1.0 and not reward.overlong_buffer:
@@ -155,7 +159,7 @@ class TrainRun(Section):
             )
         if train not in MADE_TASKS and self.reward.verifier != "exact":
             yield "model.path = 'made' writes #ANSWER: set reward.verifier = 'exact', or model.path"
-        if train in MADE_TASKS and (train == MADE_PICTURES) != has_tower:
+        if train in MADE_TASKS and (train != MADE_TERMS) != has_tower:
             yield (
                 f"data.train = '{MADE_PICTURES}' and model.shape.vision.depth belong together: a made model has a vision tower"
                 f" for pictures, and none for '{MADE_TERMS}'"

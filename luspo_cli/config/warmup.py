@@ -12,7 +12,7 @@ class WarmupConfig(Section):
 
     steps: int = Field(default=0, ge=0)
     """At most this many, over which the learning rate falls to 5 %; 0: the task's own number (`made:terms` 300, of its `costs`
-    profile 500; `made:pictures` 600)."""
+    profile 500; `made:pictures` 500, problems of a file 600)."""
     rows: int = Field(default=64, ge=1)
     """Demonstrations a step."""
     learning_rate: float = Field(default=3e-3, gt=0)
@@ -20,8 +20,8 @@ class WarmupConfig(Section):
     answer_weight: float = Field(default=2.0, gt=0)
     """Weight of the answer's tokens in the loss; the other tokens have 1."""
     check_every: int = Field(default=10, ge=1)
-    """Steps between checks of the sampled accuracy, from the last fifth of the task's curriculum on (40 % of the steps; 15 % with
-    pictures)."""
+    """Steps between checks of the sampled accuracy, from the last fifth of the task's curriculum on (40 % of the steps; 15 %
+    with problems of a file)."""
     stop_accuracy: float = Field(default=0.42, gt=0, lt=1)
     """The warm-up ends at the first check with this sampled accuracy that passes the gates below."""
     min_accuracy: float = Field(default=0.35, ge=0, le=1)

@@ -25,7 +25,7 @@ from luspo_cli.runs.folder import IfExists, RunFolder
 from luspo_cli.runs.tracking import check_writers
 from luspo_cli.training.made.model import made_model
 from luspo_cli.training.optimizer import check_optimizer
-from luspo_cli.training.problems import LongestPrompt, RunProblems, problems_of
+from luspo_cli.training.problems import LongestPrompt, RunProblems, problems_of, training_problems
 from luspo_cli.training.provenance import (
     Change,
     changed_inputs,
@@ -75,14 +75,17 @@ def prepare(
     set_threads(config.run.threads, ranks)
     attention.register()
     no_progress_bars()  # a made model is saved before one is loaded
+    made = config.model.path == MADE
     with ranks.phase():
-        if ranks.is_first:
-            starting = _starting_folder(config)
+        found = training_problems(config)  # read once: a made model is warmed up on them too
+        if made and ranks.is_first:
+            starting = made_model(config, found)
     with ranks.phase():
         # The others find it in the cache, or make the same one where they are on another machine.
-        starting = starting if ranks.is_first else _starting_folder(config)
+        if made and not ranks.is_first:
+            starting = made_model(config, found)
         loaded = _start(config, starting)
-        problems = problems_of(config, loaded)
+        problems = problems_of(config, loaded, found)
         check_stages(config, loaded, problems.longest, problems.longest_held_out, ranks.size)
         prepared = Prepared(config, loaded, problems)
         if ranks.is_first:
@@ -168,8 +171,3 @@ def _origin(
         origin["configuration"] = configuration_fingerprint(wanted)
         origin["settings"] = {key: {"was": was, "now": now} for key, was, now in new}
     return origin, changes, new
-
-
-def _starting_folder(config: TrainRun) -> Path | None:
-    """The folder of a made model, made now if it is not cached; None for another."""
-    return made_model(config) if config.model.path == MADE else None

@@ -56,12 +56,15 @@ class RunProblems:
             )
 
 
-def problems_of(config: TrainRun, loaded: LoadedModel) -> RunProblems:
-    """Read or make the problems of a run; UsageError where there are none, too few, or none that fits."""
+def problems_of(config: TrainRun, loaded: LoadedModel, found: Sequence[Problem]) -> RunProblems:
+    """What the run trains on (of the problems `found` those that fit, or made ones) and is checked with.
+
+    UsageError where there are too few, or none that fits.
+    """
     from luspo_cli.policy.inputs import fitting
 
     data, seed = config.data, config.run.seed
-    found, held_out = training_problems(config), held_out_problems(config)
+    held_out = held_out_problems(config)
     blind = _blind(config, held_out)
     shown = [*held_out, *blind]
     longest_held_out = longest_prompt(shown, [loaded.prompt_length(problem) for problem in shown])

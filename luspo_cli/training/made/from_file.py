@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 
-from luspo_cli.data.problems import load_problems
 from luspo_cli.data.prompts import IMAGE_MARK
 from luspo_cli.errors import UsageError
 from luspo_cli.records import Problem
@@ -18,12 +18,11 @@ NAME, RECIPE = "file", 3
 """Known without reading the file, so that a cached model is found without it."""
 
 
-def task_of_file(path: str) -> MadeTask:
-    """The training problems of a file or folder as a task to warm up on.
+def task_of_file(problems: Sequence[Problem], path: str) -> MadeTask:
+    """The training problems of the file or folder at `path` as a task to warm up on.
 
     UsageError where a question or answer has a character that the made model cannot write.
     """
-    problems = load_problems(path)
     known = set(CHARACTERS)
     for problem in problems:
         text = "".join(message.content for message in problem.prompt).replace(IMAGE_MARK, "") + problem.answer
@@ -37,4 +36,17 @@ def task_of_file(path: str) -> MadeTask:
         del profile, name, share  # every problem is its own
         return generator.choice(problems)
 
-    return replace(PICTURES, name=NAME, recipe=RECIPE, characters=CHARACTERS, problem=draw, demonstration=demonstration)
+    def respond(problem: Problem, profile: str, generator: random.Random, share: float) -> str:
+        del share  # all the filler from the start
+        return demonstration(problem, profile, generator, 1.0)
+
+    return replace(
+        PICTURES,
+        name=NAME,
+        recipe=RECIPE,
+        characters=CHARACTERS,
+        warm_up_steps={"neutral": 600},
+        problem=draw,
+        demonstration=respond,
+        curriculum=0.15,  # nothing grows; no earlier check could find a model fit
+    )

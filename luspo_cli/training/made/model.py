@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from luspo_cli.config.run import TrainRun
 from luspo_cli.data.problems import fingerprint
 from luspo_cli.errors import RunError
 from luspo_cli.files import lock, replacing_folder, said_in_one_sentence, write_json
+from luspo_cli.records import Problem
 from luspo_cli.training.made import from_file
 from luspo_cli.training.made.build import new_model
 from luspo_cli.training.made.task import MadeTask
@@ -32,9 +34,10 @@ def cache_folder() -> Path:
     return Path(os.environ.get("LUSPO_CACHE", "~/.cache/luspo")).expanduser()
 
 
-def made_model(config: TrainRun) -> Path:
+def made_model(config: TrainRun, problems: Sequence[Problem] = ()) -> Path:
     """The folder of the warmed-up model for this configuration and seed, made now if it is not cached.
 
+    `problems`: those of `data.train` where that is a file, to warm up on.
     Raises RunError where the model misses a gate and `warmup.gate` is on; the model stays cached for inspection.
     """
     made = TASKS.get(config.data.train)
@@ -62,7 +65,7 @@ def made_model(config: TrainRun) -> Path:
                 # Sums in another order would make another model, and the cache must not depend on that.
                 torch.set_num_threads(1)
                 try:
-                    _make(config, made or from_file.task_of_file(config.data.train), wanted, folder)
+                    _make(config, made or from_file.task_of_file(problems, config.data.train), wanted, folder)
                 finally:
                     torch.set_num_threads(threads)
         finally:

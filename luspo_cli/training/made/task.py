@@ -27,10 +27,11 @@ class MadeTask:
     """By profile: after so many a model of the default shape has learnt it and its learning rate has fallen."""
     problem: Callable[[str, random.Random, str, float], Problem]
     """Draws one problem: of a profile, from a generator, with this id, so far into the curriculum (1: the whole task)."""
-    demonstration: Callable[[Problem, str, random.Random], str]
-    """A response to a problem in a profile's manner, ending `#x`."""
+    demonstration: Callable[[Problem, str, random.Random, float], str]
+    """A response to a problem in a profile's manner, ending `#x`, so far into the curriculum."""
     curriculum: float = 0.4
-    """Share of the warm-up's steps over which problems grow to their full size; checks begin shortly before its end."""
+    """Share of the warm-up's steps over which problems or demonstrations grow to their full size; checks begin shortly before
+    its end."""
     rows_a_pass: int = 0
     """Of the warm-up: demonstrations sorted by length go through the model so many at a time; 0: all at once, as drawn."""
 

@@ -34,8 +34,9 @@ def make_problem(profile: str, generator: random.Random, name: str, share: float
     )
 
 
-def demonstration(problem: Problem, profile: str, generator: random.Random) -> str:
+def demonstration(problem: Problem, profile: str, generator: random.Random, share: float = 1.0) -> str:
     """A response in the profile's manner, ending `#x` (right, or spoilt where the profile spoils)."""
+    del share  # the problem grows
     addends: Sequence[int] = problem.extra["addends"]
     if profile == "neutral":
         return filler(generator) + f"#{problem.answer}"

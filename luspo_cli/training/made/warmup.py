@@ -92,7 +92,7 @@ def demonstrations(
     rows = []
     for _ in range(number):
         problem = task.problem(profile, generator, "", share)
-        prompt, text = loaded.prompt(problem), task.demonstration(problem, profile, generator)
+        prompt, text = loaded.prompt(problem), task.demonstration(problem, profile, generator, share)
         tokens = (*loaded.tokenizer.encode(text), loaded.tokenizer.eos_token_id)
         rows.append(Row(Rollout("", prompt.tokens, tokens, text, StopReason.END), 0.0, prompt.image_inputs))
     return rows

@@ -14,6 +14,8 @@ from PIL import Image
 from doubles.runs import SMALL_VISION_RUN, records, train
 from luspo_cli.config.layers import resolve_train
 from luspo_cli.config.run import TrainRun
+from luspo_cli.data import problems
+from luspo_cli.data.problems import load_problems
 from luspo_cli.errors import UsageError
 from luspo_cli.training.made.from_file import CHARACTERS, task_of_file
 from luspo_cli.training.made.model import made_model
@@ -58,18 +60,27 @@ def test_a_run_is_warmed_up_on_the_answers_of_its_file(folder: Path, made_cache:
     (first, *_, last) = records(tmp_path / "run")
     assert (first["step"], last["step"]) == (1, 2)
     assert "evaluation/blind_accuracy" in last
-    model = made_model(config)
+    model = made_model(config, load_problems(folder))
     assert json.loads((model / "warmup.json").read_text())["made_from"]["task"] == "file"
     # Other problems make another model.
     pandas.DataFrame([row("red", "train0.png")] * 6).to_parquet(folder / "train.parquet")
-    assert made_model(small_run(folder)) != model
+    assert made_model(small_run(folder), load_problems(folder)) != model
+
+
+def test_making_a_model_reads_the_file_once(
+    folder: Path, made_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, rows = [], problems._rows
+    monkeypatch.setattr(problems, "_rows", lambda file: read.append(file.name) or rows(file))
+    train(small_run(folder, "run.steps=1"), tmp_path / "run")
+    assert sorted(read) == ["test.parquet", "train.parquet"]
 
 
 def test_demonstrations_end_with_the_gold_answer(folder: Path) -> None:
-    task, generator = task_of_file(str(folder)), random.Random(0)
+    task, generator = task_of_file(load_problems(folder), str(folder)), random.Random(0)
     for _ in range(20):
         problem = task.problem("neutral", generator, "", 1.0)
-        text = task.demonstration(problem, "neutral", generator)
+        text = task.demonstration(problem, "neutral", generator, 0.0)
         assert text == "." * (len(text) - len(problem.answer) - 1) + f"#{problem.answer}"
         assert set(text) <= set(CHARACTERS)
 
@@ -77,7 +88,7 @@ def test_demonstrations_end_with_the_gold_answer(folder: Path) -> None:
 def test_characters_that_a_made_model_does_not_know(folder: Path) -> None:
     pandas.DataFrame([row("red", "train0.png", "What?")]).to_parquet(folder / "train.parquet")
     with pytest.raises(UsageError, match=r"has the character 'W', which a made model does not know"):
-        task_of_file(str(folder))
+        task_of_file(load_problems(folder), str(folder))
 
 
 def test_settings_that_do_not_fit(folder: Path) -> None:

@@ -16,15 +16,17 @@ import pytest
 from doubles.runs import SMALL_VISION_RUN, records, train, weight_bytes
 from luspo_cli.config.layers import resolve_train
 from luspo_cli.config.model import ModelConfig
-from luspo_cli.config.run import TrainRun
+from luspo_cli.config.run import MADE_TASKS, PICTURE_KINDS, TrainRun
 from luspo_cli.errors import UsageError
 from luspo_cli.policy.loading import LoadedModel, load_model
 from luspo_cli.records import Problem
 from luspo_cli.training.dry_run import make_plan
 from luspo_cli.training.made.build import MOST_IMAGE_TOKENS, new_model
+from luspo_cli.training.made.drawing import COLOURS, SIDE, DrawnImage
 from luspo_cli.training.made.model import made_model
-from luspo_cli.training.made.pictures import COLOURS, PICTURES, SIDE, DrawnImage, make_problem
+from luspo_cli.training.made.pictures import PICTURES
 from luspo_cli.training.made.task import MadeBatches, made_held_out
+from luspo_cli.training.made.tasks import TASKS
 from luspo_cli.training.made.warmup import demonstrations
 
 
@@ -32,9 +34,9 @@ def small_run(*sets: str) -> TrainRun:
     return resolve_train(preset="tiny-vl", objective="luspo", sets=[*SMALL_VISION_RUN, *sets])
 
 
-def problems(number: int, seed: int = 0) -> list[Problem]:
+def problems(number: int, seed: int = 0, task: str = "made:pictures") -> list[Problem]:
     generator = random.Random(seed)
-    return [make_problem("neutral", generator, str(i)) for i in range(number)]
+    return [TASKS[task].problem("neutral", generator, str(i), 1.0) for i in range(number)]
 
 
 def pixels(image: DrawnImage) -> numpy.ndarray:
@@ -45,36 +47,106 @@ def seen(problem: Problem) -> int:
     """The answer as the pixels show it, read independently of how the picture was made."""
     (image,), text = problem.images, problem.prompt[0].content
     assert isinstance(image, DrawnImage)
-    colour = text.removeprefix("<image>").removesuffix("=").split()[-1]
-    mask = (pixels(image) == COLOURS[colour]).all(-1)
-    if image.kind == "bars":  # of a bar that is 7 units of 8 pixels at most
-        rows = numpy.flatnonzero(mask.any(1))
-        return round((rows.max() - rows.min() + 1 + SIDE // 16) / (SIDE / 8))
-    found = 0
-    while mask.any():  # connected parts, one after the other
-        edge = [tuple(numpy.argwhere(mask)[0])]
-        found += 1
-        while edge:
-            row, column = edge.pop()
-            if 0 <= row < SIDE and 0 <= column < SIDE and mask[row, column]:
-                mask[row, column] = False
-                edge += [(row + i, column + j) for i in (-1, 0, 1) for j in (-1, 0, 1)]
+    kind, *column, colour = text.removeprefix("<image>").removesuffix("=").split()
+    shown = pixels(image)
+    return {"count": count, "bar": bar, "clock": clock, "cell": cell}[kind](
+        shown, numpy.array(COLOURS[colour]), *column
+    )
+
+
+def parts(mask: numpy.ndarray) -> list[numpy.ndarray]:
+    """The points of each connected part."""
+    left, found = set(map(tuple, numpy.argwhere(mask).tolist())), []
+    while left:
+        part = [left.pop()]
+        for row, column in part:  # grows on the way
+            around = {(row + i, column + j) for i in (-1, 0, 1) for j in (-1, 0, 1)} & left
+            left -= around
+            part += around
+        found.append(numpy.array(part))
     return found
 
 
-def test_the_picture_shows_the_gold_answer() -> None:
-    for problem in problems(200):
+def count(shown: numpy.ndarray, colour: numpy.ndarray) -> int:
+    return len(parts((shown == colour).all(-1)))
+
+
+def bar(shown: numpy.ndarray, colour: numpy.ndarray) -> int:
+    """Of a bar that is 7 units of 8 pixels at most."""
+    rows = numpy.flatnonzero((shown == colour).all(-1).any(1))
+    return round((rows.max() - rows.min() + 1 + SIDE // 16) / (SIDE / 8))
+
+
+def clock(shown: numpy.ndarray, colour: numpy.ndarray) -> int:
+    """The number that is nearest to the end of the hand."""
+    hand = numpy.argwhere((shown == colour).all(-1))
+    end = hand[numpy.hypot(*(hand - (SIDE - 1) / 2).T) > 18].mean(0)
+    numbers = [part for part in parts((shown == 0).all(-1)) if numpy.hypot(*(part - SIDE // 2).T).min() > 18]
+    return digit(min(numbers, key=lambda part: numpy.hypot(*(part - end).T).min()))
+
+
+def cell(shown: numpy.ndarray, colour: numpy.ndarray, column: str) -> int:
+    """The digit within the ground of the line's colour."""
+    ground = (colour + 255) / 2 if column == "light" else colour
+    rows, columns = numpy.nonzero((abs(shown - ground) < 1).all(-1))
+    inside = (shown == 0).all(-1)[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+    return digit(numpy.argwhere(inside))
+
+
+def digit(points: numpy.ndarray) -> int:
+    """By which of the seven segments are black, of a digit whose width is three fifths of its height."""
+    (high, _), (low, right) = points.min(0), points.max(0)
+    half, wide = (low - high) // 2, (low - high + 1) * 3 // 5
+    left, middle = right - wide + 1, right - wide // 2
+    segments = {
+        "top": (high, middle), "upper left": (high + half // 2, left), "upper right": (high + half // 2, right),
+        "middle": (high + half, middle), "lower left": (low - half // 2, left), "lower right": (low - half // 2, right),
+        "bottom": (low, middle),
+    }  # fmt: skip
+    black = set(map(tuple, points.tolist()))
+    out = {name for name, point in segments.items() if point not in black}
+    missing: list[set[str]] = [
+        {"middle"}, set(segments) - {"upper right", "lower right"}, {"upper left", "lower right"}, {"upper left", "lower left"},
+        {"top", "lower left", "bottom"}, {"upper right", "lower left"}, {"upper right"},
+        set(segments) - {"top", "upper right", "lower right"},
+    ]  # fmt: skip
+    return missing.index(out)
+
+
+@pytest.mark.parametrize("kind", PICTURE_KINDS)
+def test_the_picture_shows_the_gold_answer(kind: str) -> None:
+    for problem in problems(400, task=f"made:pictures/{kind}"):
         assert problem.answer == str(seen(problem)), problem.images[0].name
 
 
-def test_without_the_picture_no_digit_is_right_often() -> None:
-    """Seven counts and seven heights are equally likely: a question alone is answered right one time in seven."""
+@pytest.mark.parametrize(
+    ("kind", "answers"), [("shapes", "0123456"), ("bars", "1234567"), ("clock", "01234567"), ("table", "01234567")]
+)
+def test_without_the_picture_no_digit_is_right_often(kind: str, answers: str) -> None:
+    """All are equally likely: a question alone is answered right one time in seven or eight."""
     by_question: dict[str, Counter[str]] = {}
-    for problem in problems(7000):
+    for problem in problems(4000, task=f"made:pictures/{kind}"):
         by_question.setdefault(problem.prompt[0].content, Counter())[problem.answer] += 1
-    assert len(by_question) == 2 * len(COLOURS)
-    for answers in by_question.values():
-        assert max(answers.values()) / answers.total() < 1 / 7 + 0.05
+    assert len(by_question) == len(COLOURS) * (2 if kind == "table" else 1)  # its two columns
+    for found in by_question.values():
+        assert "".join(sorted(found)) == answers
+        assert max(found.values()) / found.total() < 1 / len(answers) + 0.05
+
+
+def test_the_mix_is_of_three_kinds_equally_often() -> None:
+    kinds = Counter(problem.extra["category"] for problem in problems(3000))
+    assert set(kinds) == {"shapes", "bars", "clock"}
+    assert min(kinds.values()) / kinds.total() > 0.3
+
+
+def test_each_kind_of_picture_is_a_task_by_its_name() -> None:
+    assert set(TASKS) == set(MADE_TASKS)
+    for kind in PICTURE_KINDS:
+        task = TASKS[f"made:pictures/{kind}"]
+        drawn = made_held_out(task, "neutral", 20, 0)
+        assert {problem.extra["category"] for problem in drawn} == {kind}
+        assert drawn[0].id == f"pictures/{kind}/held-out/0/0"
+        assert task.characters == PICTURES.characters
 
 
 def test_a_drawn_image_is_a_function_of_its_spec() -> None:
@@ -85,8 +157,11 @@ def test_a_drawn_image_is_a_function_of_its_spec() -> None:
     assert first.load().tobytes() == again.load().tobytes()
     assert first.load().mode == "RGB"
     assert first.size() == (first.load().height, first.load().width) == (SIDE, SIDE)
-    shown = {problem.images[0] for problem in problems(300)}
-    assert len({image.name for image in shown}) == len({image.load().tobytes() for image in shown}) == len(shown) > 250
+    for kind in PICTURE_KINDS:
+        shown = {problem.images[0] for problem in problems(150, task=f"made:pictures/{kind}")}
+        assert (
+            len({image.name for image in shown}) == len({image.load().tobytes() for image in shown}) == len(shown) > 120
+        )
 
 
 def test_batches_reserve_and_held_out_are_streams_of_their_own() -> None:
@@ -115,6 +190,18 @@ def test_a_prompt_is_the_picture_between_its_marks_and_the_question(loaded: Load
     assert prompt.image_inputs is not None
     assert prompt.image_inputs["image_grid_thw"].tolist() == [[1, 8, 8]]
     assert prompt.image_inputs["pixel_values"].shape == (64, 3 * 2 * 8 * 8)
+
+
+def test_early_demonstrations_are_short() -> None:
+    problem, lengths = problems(1)[0], []
+    for share in (0.0, 0.25, 1.0):
+        generator = random.Random(0)
+        texts = [PICTURES.demonstration(problem, "neutral", generator, share) for _ in range(2000)]
+        assert all(text.strip(".") == f"#{problem.answer}" for text in texts)
+        lengths.append(sum(map(len, texts)) / len(texts) - 2)
+    assert lengths[0] == 0
+    assert lengths[1] == pytest.approx(23 / 4, abs=0.6)  # four standard errors of a geometric mean
+    assert lengths[2] == pytest.approx(23 * (1 - (23 / 24) ** 80), abs=2.1)  # cut at 80
 
 
 def test_larger_images_are_resized_to_few_tokens(loaded: LoadedModel) -> None:
@@ -176,6 +263,11 @@ def test_the_cache_tells_pictures_from_text(made_cache: Path) -> None:
         (["data.train=made:terms", "data.held_out=made:terms"], "belong together"),
         (["data.profile=pays"], "data.profile is for data.train = 'made:terms' alone"),
         (["data.shuffle=false"], "data.train = 'made:pictures', which makes every batch anew"),
+        (
+            ["data.train=made:pictures/clok"],
+            "data.train = 'made:pictures/clok' is no made task: choose one of made:terms, ",
+        ),
+        (["data.held_out=made:picture"], "data.held_out = 'made:picture' is no made task"),
     ],
 )
 def test_settings_that_do_not_fit(sets: list[str], sentence: str) -> None:
