@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from luspo_cli.data.columns import SourceOptions
@@ -136,6 +136,8 @@ ANY = st.recursive(
 
 
 @given(ANY)
+@example(b"")
+@example([b""])
 def test_any_value_is_read_or_named(value: Any) -> None:
     question, gold = read_question(value), gold_answer(value)
     assert question.text == question.text.strip()
