@@ -89,16 +89,11 @@ def is_readable_gold(answer: str) -> bool:
 
 
 def is_missing(value: Any) -> bool:
-    """Whether a column holds nothing for a row: null, NaN, blank text, an empty list or object.
-
-    Empty bytes are something: an image file of which nothing came.
-    """
+    """Whether a column holds nothing for a row: null, NaN, blank text, an empty list or object."""
     if isinstance(value, float | Decimal):
         return math.isnan(value) if isinstance(value, float) else value.is_nan()
     if isinstance(value, str):
         return not value.strip()
-    if isinstance(value, bytes):
-        return False
     return value is None or (isinstance(value, Sequence | Mapping) and not value)
 
 
