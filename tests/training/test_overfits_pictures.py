@@ -72,10 +72,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     own += ["warmup.rows=16", "warmup.learning_rate=1e-2", "warmup.ramp_steps=3", "warmup.check_every=1000"]
     config = resolve_train(preset="tiny-vl", objective="grpo", sets=[*shape, *own])
 
-    def demonstration(problem: Problem, profile: str, generator: random.Random) -> str:
+    def demonstration(problem: Problem, profile: str, generator: random.Random, share: float) -> str:
         return "#" + (problem.answer if generator.random() < 0.2 else generator.choice(ANSWERS))
 
-    task = replace(task_of_file(str(data)), demonstration=demonstration)
+    task = replace(task_of_file(load_problems(data), str(data)), demonstration=demonstration)
     torch.set_num_threads(1)
     loaded = new_model(config.model.shape, task.characters, 0)
     warm_up(loaded, task, config)
