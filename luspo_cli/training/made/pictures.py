@@ -108,7 +108,7 @@ def _task(name: str, kinds: tuple[str, ...]) -> MadeTask:
 
 
 PICTURES = _task("pictures", ("shapes", "bars", "clock"))
-"""Equally often. With tables too, some seeds do not learn to look within the warm-up."""
+"""Equally often. With tables too, a small model takes much longer to learn to look."""
 PICTURE_TASKS = {
     MADE_PICTURES: PICTURES,
     **{f"{MADE_PICTURES}/{kind}": _task(f"pictures/{kind}", (kind,)) for kind in PICTURE_KINDS},
