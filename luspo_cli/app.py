@@ -24,9 +24,10 @@ app = typer.Typer(
 class Command(TyperCommand):
     """A command whose paths may begin with `~` where the shell leaves it there, as in `--run=~/x` and `--out "~/x"`."""
 
-    def invoke(self, ctx: Any) -> Any:
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        left = super().parse_args(ctx, args)
         ctx.params = {name: _expanded(value) for name, value in ctx.params.items()}
-        return super().invoke(ctx)
+        return left
 
 
 def _expanded(value: Any) -> Any:

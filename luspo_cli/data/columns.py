@@ -22,8 +22,9 @@ from luspo_cli.data.image_columns import (
     with_marks,
 )
 from luspo_cli.data.left_out import LeftOut
+from luspo_cli.data.missing import is_missing
 from luspo_cli.data.reading import ANSWER_COLUMNS, QUESTION_COLUMNS, choose_column, value_at
-from luspo_cli.data.values import answer_text, is_missing, read_question
+from luspo_cli.data.values import answer_text, read_question
 from luspo_cli.grading.answers import has_box
 
 FACTS: Mapping[str, tuple[str, type]] = MappingProxyType(

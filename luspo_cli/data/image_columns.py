@@ -16,6 +16,7 @@ from functools import lru_cache
 from typing import Any
 
 from luspo_cli.data.left_out import LeftOut
+from luspo_cli.data.missing import is_missing
 from luspo_cli.data.prompts import IMAGE_MARK
 
 _KEPT_AS = r"(?P<kept>_(?:path|file|name|url|bytes)s?)?"
@@ -54,17 +55,25 @@ def is_video_column(name: str) -> bool:
 
 
 def raw_images(value: Any) -> tuple[RawImage, ...]:
-    """The images that a cell names, in order; () where it holds none. JSON lists of paths, as CSV files have them, are read."""
+    """The images that a cell names, in order; () where it holds nothing. JSON lists of paths, as CSV files have them, are read.
+
+    Something that names no image, a number or an object of unknown keys, is a hole: its row is counted, never used without it.
+    """
     if isinstance(value, str) and value.lstrip().startswith("["):
         try:
             value = json.loads(value)
         except ValueError:
             return (RawImage(path=value),)
-    if isinstance(value, list | tuple):
-        found = tuple(_raw_image(item) for item in value)
-        return found if any(image != RawImage() for image in found) else ()
-    found = (_raw_image(value),)
-    return () if found == (RawImage(),) else found
+    items = value if isinstance(value, list | tuple) else (value,)
+    return () if all(map(_holds_nothing, items)) else tuple(map(_raw_image, items))
+
+
+def _holds_nothing(value: Any) -> bool:
+    if isinstance(value, bytes):
+        return False  # a file of no bytes is an image that cannot be read
+    if isinstance(value, Mapping | list):
+        return all(map(_holds_nothing, value.values() if isinstance(value, Mapping) else value))
+    return value is False or is_missing(value)
 
 
 def _raw_image(value: Any) -> RawImage:

@@ -224,6 +224,8 @@ def _unreadable(called: str, error: BaseException, reason: LeftOut) -> UnusableI
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         raise ValueError("its pixels are floating-point numbers without a known range")
+    if image.mode == "I" and int(numpy.asarray(image).max()) > 2**16 - 1:
+        raise ValueError("its pixels are 32-bit numbers without a known range")
     if image.mode.startswith("I"):  # 16 bits a pixel; Pillow's own conversion cuts everything above 255 to white
         image = Image.fromarray((numpy.asarray(image).clip(0, 2**16 - 1) // 256).astype(numpy.uint8))
     if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):

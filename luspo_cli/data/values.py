@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any
 
 from luspo_cli.data.image_columns import RawImage, raw_images
+from luspo_cli.data.missing import is_missing
 from luspo_cli.data.prompts import IMAGE_MARK, PROMPTS, strip_prompt
 from luspo_cli.grading.answers import has_box, last_boxed
 
@@ -88,15 +89,6 @@ def is_readable_gold(answer: str) -> bool:
     return len(answer) <= _LONGEST_GOLD and "\n" not in answer and answer.count("{") == answer.count("}")
 
 
-def is_missing(value: Any) -> bool:
-    """Whether a column holds nothing for a row: null, NaN, blank text, an empty list or object."""
-    if isinstance(value, float | Decimal):
-        return math.isnan(value) if isinstance(value, float) else value.is_nan()
-    if isinstance(value, str):
-        return not value.strip()
-    return value is None or (isinstance(value, Sequence | Mapping) and not value)
-
-
 def read_question(value: Any) -> Question:
     """Return the question of a text, of text in parts, or of a list of messages (its last user turn)."""
     if is_missing(value):
@@ -112,7 +104,11 @@ def read_question(value: Any) -> Question:
     if system.strip() in {template.system for template in PROMPTS.values()}:
         system = ""
     earlier = any(turn.get("role") not in _SYSTEM_ROLES for turn in turns[: asked[-1]])
-    return _question(turns[asked[-1]].get("content"), system.strip(), earlier)
+    question = _question(turns[asked[-1]].get("content"), system.strip(), earlier)
+    # What was shown before the last question belongs to it: without a mark of their own these images go before it, beside marks
+    # of others the numbers differ and the row is counted.
+    shown = tuple(image for turn in turns[: asked[-1]] for image in _content(turn.get("content")).images)
+    return replace(question, images=shown + question.images)
 
 
 def question_text(value: Any) -> str:

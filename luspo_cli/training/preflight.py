@@ -77,7 +77,7 @@ def prepare(
     no_progress_bars()  # a made model is saved before one is loaded
     made = config.model.path == MADE
     with ranks.phase():
-        found = training_problems(config)  # read once: a made model is warmed up on them too
+        found = training_problems(config) if made else []  # read once: such a model is warmed up on them too
         if made and ranks.is_first:
             starting = made_model(config, found)
     with ranks.phase():
@@ -85,7 +85,7 @@ def prepare(
         if made and not ranks.is_first:
             starting = made_model(config, found)
         loaded = _start(config, starting)
-        problems = problems_of(config, loaded, found)
+        problems = problems_of(config, loaded, found if made else training_problems(config))
         check_stages(config, loaded, problems.longest, problems.longest_held_out, ranks.size)
         prepared = Prepared(config, loaded, problems)
         if ranks.is_first:

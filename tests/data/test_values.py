@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from luspo_cli.data.columns import SourceOptions
 from luspo_cli.data.image_columns import RawImage, is_image_column, is_video_column, raw_images
 from luspo_cli.data.left_out import LeftOut
+from luspo_cli.data.missing import is_missing
 from luspo_cli.data.prepare import prepare
 from luspo_cli.data.problems import load_problems
 from luspo_cli.data.prompts import QWEN_BOXED
-from luspo_cli.data.values import answer_text, gold_answer, is_missing, read_question
+from luspo_cli.data.values import answer_text, gold_answer, read_question
 from luspo_cli.errors import UsageError
 
 PART = {"type": "text", "text": "What is 2 + 3?"}
@@ -115,7 +116,7 @@ def test_a_cell_with_an_image(value: Any) -> None:
     assert raw_images(value)
 
 
-@pytest.mark.parametrize("value", [None, [], "", [None], {"bytes": None, "path": None}, float("nan"), 3])
+@pytest.mark.parametrize("value", [None, [], "", [None], {"bytes": None, "path": None}, float("nan"), False, {}])
 def test_a_cell_without_an_image(value: Any) -> None:
     assert not raw_images(value)
 
@@ -146,6 +147,25 @@ def test_any_value_is_read_or_named(value: Any) -> None:
     assert not (is_missing(value) and (gold or question.text))
     # A file of no bytes is an image that cannot be read, not a row without one.
     assert not (is_missing(value) and raw_images(value)) or value == b""
+
+
+@pytest.mark.parametrize("value", [3, True, {"filename": "a.png"}, [["a.png"]], [137, 80], [[[0, 0, 0]]], {"image": 5}])
+def test_a_cell_that_names_no_image_is_not_an_empty_one(value: Any) -> None:
+    """Its row would otherwise be trained on without its image."""
+    assert raw_images(value)
+    assert set(raw_images(value)) == {RawImage()}
+
+
+def test_images_of_earlier_turns_belong_to_the_last_question() -> None:
+    """None is dropped: beside an image of the last turn, which has a mark, the numbers differ and the row is counted."""
+    first = {"role": "user", "content": [{"type": "image", "image": "a.png"}, {"type": "text", "text": "What is it?"}]}
+    turns = [first, {"role": "assistant", "content": "A cat."}, {"role": "user", "content": "And its colour?"}]
+    question = read_question(turns)
+    assert (question.text, question.images) == ("And its colour?", (RawImage(path="a.png"),))
+    turns[-1]["content"] = [{"type": "image", "image": "b.png"}, {"type": "text", "text": "And this?"}]
+    question = read_question(turns)
+    assert question.text.count("<image>") == 1
+    assert question.images == (RawImage(path="a.png"), RawImage(path="b.png"))
 
 
 def write(file: Path, rows: list[dict[str, Any]]) -> str:

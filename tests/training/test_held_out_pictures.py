@@ -17,7 +17,7 @@ from luspo_cli.records import Prompt
 from luspo_cli.rewards.rubric import Rubric
 from luspo_cli.runs.folder import RunFolder
 from luspo_cli.training import stages
-from luspo_cli.training.problems import problems_of
+from luspo_cli.training.problems import problems_of, training_problems
 
 NUMBER, PLACES = 40, 4
 
@@ -72,7 +72,14 @@ def test_pictures_are_let_go_while_a_slice_is_evaluated(
     loaded = loading.load_model(config.model, {}, config.data)
     with Rubric(config.reward, config.rollout.max_response_tokens) as rubric:
         built = stages.make_stages(
-            config, loaded, problems_of(config, loaded), rubric, RunFolder(tmp_path / "run"), None, None, ALONE
+            config,
+            loaded,
+            problems_of(config, loaded, training_problems(config)),
+            rubric,
+            RunFolder(tmp_path / "run"),
+            None,
+            None,
+            ALONE,
         )
         assert built.held_out is not None
         assert built.held_out.evaluate(built.sampler)["evaluation/problems"] == NUMBER
