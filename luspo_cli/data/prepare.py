@@ -167,6 +167,9 @@ def _check_request(
         raise UsageError("--min-pass-rate and --max-pass-rate must be numbers; leave out the one that bounds nothing.")
     if lowest is not None and highest is not None and lowest > highest:
         raise UsageError(f"--min-pass-rate {lowest:g} is above --max-pass-rate {highest:g}; exchange them.")
+    for option, bound in (("--min-pass-rate", lowest), ("--max-pass-rate", highest)):
+        if bound is not None and not 0 <= bound <= 1:
+            raise UsageError(f"{option} {bound:g} is no share of solved attempts; give it between 0 and 1.")
     if prompt is not None:
         prompt_template(prompt)
 

@@ -89,6 +89,8 @@ def read_responses(
 
 
 def _row(line: bytes, number: int, file: Path) -> Mapping[str, Any]:
+    if line.startswith(b"PAR1"):
+        raise UsageError(f"{file} is a parquet file; responses are read from JSON lines, each {_SHAPE}.")
     try:
         row = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:

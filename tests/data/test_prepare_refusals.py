@@ -60,6 +60,8 @@ def test_refusals_name_what_to_do(tmp_path: Path) -> None:
         ([source], {"options": SourceOptions(image_columns=("img",))}, r"no column 'img'.*question, answer"),
         ([source], {"pass_rates": PassRates(0.9, 0.1)}, "--min-pass-rate 0.9 is above --max-pass-rate 0.1"),
         ([source], {"pass_rates": PassRates(float("nan"))}, "must be numbers"),
+        ([source], {"pass_rates": PassRates(highest=90)}, "--max-pass-rate 90 is no share.*between 0 and 1"),
+        ([source], {"pass_rates": PassRates(-0.5)}, "--min-pass-rate -0.5 is no share"),
         ([source], {"pass_rates": PassRates(0.1)}, r"5 pass rate missing.*name the column with --pass-rate-column"),
         ([str(tmp_path / "nowhere.jsonl")], {}, "neither a file or folder nor a known source"),
         ([str(tmp_path / "bare")], {}, "holds no data file"),

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from doubles.files import write_json_lines
@@ -163,6 +165,10 @@ def test_other_bad_files(data: Path, tmp_path: Path) -> None:
     latin.write_bytes(b'{"id": 60, "response": "\xe9"}\n')
     with pytest.raises(UsageError, match=r"Line 1 of .* not UTF-8"):
         score_responses(AIME24, data, latin)
+    parquet = tmp_path / "stored.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"id": [60], "response": ["1"]}), parquet)
+    with pytest.raises(UsageError, match=r"stored\.parquet is a parquet file; responses are read from JSON lines"):
+        score_responses(AIME24, data, parquet)
 
 
 def test_lines_end_at_newline_alone_and_a_byte_order_mark_is_no_text(data: Path, tmp_path: Path) -> None:
