@@ -54,12 +54,12 @@ def measure(place: str, number: int, frozen: str) -> None:
     from luspo_cli.processes.ranks import ALONE
     from luspo_cli.rewards.rubric import Rubric
     from luspo_cli.runs.folder import RunFolder
-    from luspo_cli.training.problems import problems_of, training_problems
+    from luspo_cli.training.problems import problems_of
     from luspo_cli.training.stages import make_stages
 
     config = configuration(Path(place), number, frozen)
     loaded = load_model(config.model, {}, config.data)
-    problems = problems_of(config, loaded, training_problems(config))
+    problems = problems_of(config, loaded)
     with Rubric(config.reward, config.rollout.max_response_tokens) as rubric:
         stages = make_stages(config, loaded, problems, rubric, RunFolder(Path(place) / "run"), None, None, ALONE)
         held_out = stages.held_out

@@ -38,11 +38,9 @@ CASES: dict[str, list[str]] = {
     "full, offload": ["update.offload_optimizer=true"],
 }
 VISION_CASES: dict[str, list[str]] = {
-    "full": [],
-    "full, checkpointing": ["model.gradient_checkpointing=true"],
+    **{name: CASES[name] for name in ("full", "full, checkpointing")},
     "tower frozen": ["model.freeze_vision=true"],
-    "lora": ["model.lora.rank=16"],
-    "lora, checkpointing": ["model.lora.rank=16", "model.gradient_checkpointing=true"],
+    **{name: CASES[name] for name in ("lora", "lora, checkpointing")},
 }
 IMAGE_SIDE = 448
 VISION = ShapeConfig(

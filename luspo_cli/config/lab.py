@@ -15,7 +15,7 @@ from pydantic import Field
 from luspo_cli.config.base import Section
 from luspo_cli.config.layers import FREE_KEYS, merge, parse_set, resolve_train, validated
 from luspo_cli.config.objective import ObjectiveConfig
-from luspo_cli.config.update import Beta
+from luspo_cli.config.update import Beta, broken_groups
 from luspo_cli.errors import UsageError
 
 LAB_PRESET = "tiny"
@@ -118,12 +118,8 @@ class LabRun(Section):
     run: LabStepsConfig = LabStepsConfig()
 
     def faults(self) -> Iterator[str]:
-        model, rollout, update = self.model, self.rollout, self.update
-        if rollout.problems % update.mini_batches:
-            yield (
-                f"rollout.problems ({rollout.problems}) must be a multiple of update.mini_batches ({update.mini_batches}):"
-                " a mini-batch holds whole groups"
-            )
+        model, rollout = self.model, self.rollout
+        yield from broken_groups(rollout.problems, self.update.mini_batches)
         tail = model.answer_tokens + 1
         if not tail < model.length < rollout.max_response_tokens:
             yield (

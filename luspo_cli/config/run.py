@@ -14,7 +14,7 @@ from luspo_cli.config.model import ModelConfig
 from luspo_cli.config.objective import ObjectiveConfig
 from luspo_cli.config.reward import RewardConfig
 from luspo_cli.config.rollout import RolloutConfig
-from luspo_cli.config.update import UpdateConfig
+from luspo_cli.config.update import UpdateConfig, broken_groups
 from luspo_cli.config.warmup import WarmupConfig
 
 MADE = "made"
@@ -80,11 +80,7 @@ class TrainRun(Section):
 
     def faults(self) -> Iterator[str]:
         rollout, update, data, reward = self.rollout, self.update, self.data, self.reward
-        if rollout.problems % update.mini_batches:
-            yield (
-                f"rollout.problems ({rollout.problems}) must be a multiple of update.mini_batches ({update.mini_batches}):"
-                " a mini-batch holds whole groups"
-            )
+        yield from broken_groups(rollout.problems, update.mini_batches)
         if rollout.max_rows < rollout.group_size:
             yield (
                 f"rollout.max_rows ({rollout.max_rows}) must be at least rollout.group_size ({rollout.group_size}):"

@@ -54,3 +54,12 @@ class UpdateConfig(Section):
             )
         if self.offload_optimizer and self.optimizer != "adamw":
             yield "update.offload_optimizer goes with update.optimizer = 'adamw' alone: 8-bit moments stay on the GPU"
+
+
+def broken_groups(problems: int, mini_batches: int) -> Iterator[str]:
+    """The fault of a batch whose groups do not divide into the mini-batches; none where they do."""
+    if problems % mini_batches:
+        yield (
+            f"rollout.problems ({problems}) must be a multiple of update.mini_batches ({mini_batches}):"
+            " a mini-batch holds whole groups"
+        )

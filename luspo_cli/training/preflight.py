@@ -75,17 +75,18 @@ def prepare(
     set_threads(config.run.threads, ranks)
     attention.register()
     no_progress_bars()  # a made model is saved before one is loaded
-    made = config.model.path == MADE
     with ranks.phase():
-        found = training_problems(config) if made else []  # read once: such a model is warmed up on them too
-        if made and ranks.is_first:
+        found = (
+            training_problems(config) if config.model.path == MADE else None
+        )  # read once: such a model is warmed up on them too
+        if found is not None and ranks.is_first:
             starting = made_model(config, found)
     with ranks.phase():
         # The others find it in the cache, or make the same one where they are on another machine.
-        if made and not ranks.is_first:
+        if found is not None and not ranks.is_first:
             starting = made_model(config, found)
         loaded = _start(config, starting)
-        problems = problems_of(config, loaded, found if made else training_problems(config))
+        problems = problems_of(config, loaded, found)
         check_stages(config, loaded, problems.longest, problems.longest_held_out, ranks.size)
         prepared = Prepared(config, loaded, problems)
         if ranks.is_first:

@@ -56,14 +56,15 @@ class RunProblems:
             )
 
 
-def problems_of(config: TrainRun, loaded: LoadedModel, found: Sequence[Problem]) -> RunProblems:
-    """What the run trains on (of the problems `found` those that fit, or made ones) and is checked with.
+def problems_of(config: TrainRun, loaded: LoadedModel, found: Sequence[Problem] | None = None) -> RunProblems:
+    """Read or make the problems of a run; `found`: its training problems, where they were read before.
 
-    UsageError where there are too few, or none that fits.
+    UsageError where there are none, too few, or none that fits.
     """
     from luspo_cli.policy.inputs import fitting
 
     data, seed = config.data, config.run.seed
+    found = training_problems(config) if found is None else found
     held_out = held_out_problems(config)
     blind = _blind(config, held_out)
     shown = [*held_out, *blind]

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from doubles.messages import heard
 from luspo_cli.config.run import TrainRun
 from luspo_cli.grading.verdict import Reason, Verdict
@@ -99,6 +101,17 @@ def as_arguments(config: TrainRun, folder: Path) -> list[str]:
 def records(path: Path) -> list[dict[str, Any]]:
     """The lines of a run's metrics.jsonl."""
     return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_same_records(one: Path, other: Path) -> None:
+    """Two runs' metrics are the same but for the order of sums: lengths and rewards equal, losses close; times aside."""
+    for found, wanted in zip(records(one), records(other), strict=True):
+        assert found.keys() == wanted.keys()
+        for key, value in wanted.items():
+            if key.startswith(("response", "reward", "group", "tokens", "step", "evaluation", "update/rows")):
+                assert found[key] == value, (wanted["step"], key)
+            elif not key.startswith("time/"):
+                assert found[key] == pytest.approx(value, rel=1e-2, abs=1e-5), (wanted["step"], key)
 
 
 def without_times(path: Path) -> list[dict[str, Any]]:

@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 
 from doubles import rank_cases
 from doubles.processes import run_processes
-from doubles.runs import as_arguments, records, stored_weights, train
+from doubles.runs import as_arguments, assert_same_records, records, stored_weights, train
 from luspo_cli.app import app
 from luspo_cli.config.run import TrainRun
 from luspo_cli.errors import RunError, UsageError
@@ -47,13 +47,7 @@ def train_together(config: TrainRun, path: Path, processes: int, crash_after: in
 
 def close(one: Path, other: Path, step: int) -> None:
     """The same steps, within the order of sums: lengths and rewards equal, losses close, weights within a hundredth of a step."""
-    for found, wanted in zip(records(one), records(other), strict=True):
-        assert found.keys() == wanted.keys()
-        for key, value in wanted.items():
-            if key.startswith(("response", "reward", "group", "tokens", "step", "evaluation", "update/rows")):
-                assert found[key] == value, (wanted["step"], key)
-            elif not key.startswith("time/"):
-                assert found[key] == pytest.approx(value, rel=1e-2, abs=1e-5), (wanted["step"], key)
+    assert_same_records(one, other)
     whole, theirs = stored_weights(one, step), stored_weights(other, step)
     assert whole.keys() == theirs.keys()
     for name, value in whole.items():

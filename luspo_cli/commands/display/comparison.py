@@ -91,7 +91,7 @@ def comparison_json(comparison: Comparison) -> dict[str, Any]:
 
 
 def _runs_table(comparison: Comparison) -> Table:
-    table = _table("Single runs")
+    table = titled_table("Single runs")
     table.padding = (0, 1, 0, 0)
     table.add_column("run", overflow="fold")
     for title in (
@@ -127,7 +127,7 @@ def _runs_table(comparison: Comparison) -> Table:
 
 
 def _means_table(comparison: Comparison, variants: Sequence[VariantSummary]) -> Table:
-    table = _table("Means over seeds")
+    table = titled_table("Means over seeds")
     table.add_column("measure", no_wrap=True)
     for variant in variants:
         seeds = len(variant.seeds)
@@ -141,7 +141,7 @@ def _means_table(comparison: Comparison, variants: Sequence[VariantSummary]) -> 
 
 
 def _paired_table(comparison: Comparison) -> Table:
-    table = _table("Paired differences, seed by seed")
+    table = titled_table("Paired differences, seed by seed")
     table.add_column("difference", overflow="fold")
     table.add_column("measure", no_wrap=True)
     table.add_column("mean", justify="right", no_wrap=True)
@@ -162,7 +162,8 @@ def _paired_table(comparison: Comparison) -> Table:
     return table
 
 
-def _table(title: str) -> Table:
+def titled_table(title: str) -> Table:
+    """A table without lines, under a bold title."""
     return Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
 
 

@@ -10,7 +10,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from luspo_cli.commands.display.comparison import print_whole
+from luspo_cli.commands.display.comparison import print_whole, titled_table
 from luspo_cli.commands.display.format import DASH
 from luspo_cli.experiments.lab.study import Study
 from luspo_cli.experiments.lab.summary import LabSummary
@@ -38,7 +38,7 @@ def study_json(study: Study) -> dict[str, Any]:
 
 
 def _rows_table(study: Study) -> Table:
-    table = Table(title="Exact model", title_justify="left", title_style="bold", box=None, pad_edge=False)
+    table = titled_table("Exact model")
     table.add_column(f"objective\n{study.swept}".rstrip(), no_wrap=True)
     for title in (
         "clip\nlow / high",
@@ -68,7 +68,7 @@ def _rows_table(study: Study) -> Table:
 
 
 def _effects_table(study: Study) -> Table:
-    table = Table(title="Without one cause", title_justify="left", title_style="bold", box=None, pad_edge=False)
+    table = titled_table("Without one cause")
     table.add_column("cause", no_wrap=True)
     objectives = list(dict.fromkeys(effect.objective for effect in study.effects))
     for name in objectives:

@@ -32,7 +32,7 @@ class Effect:
     """Final length with the cause less without it, paired by seed."""
 
 
-def attribute(config: LabRun, base: LabHistory, done: Callable[[str], None] = lambda text: None) -> list[Effect]:
+def attribute(config: LabRun, base: LabHistory) -> list[Effect]:
     """The effect of each cause under `config`, whose own history is `base`."""
     effects = []
     for cause, remove in CAUSES.items():
@@ -44,7 +44,6 @@ def attribute(config: LabRun, base: LabHistory, done: Callable[[str], None] = la
         final = history.final(history.length)
         difference = over_seeds(base.final(base.length) - final)
         effects.append(Effect(cause, config.objective.name, over_seeds(final), difference))
-        done(f"{config.objective.name} without {cause}")
     return effects
 
 

@@ -71,26 +71,29 @@ def proportional(first: Tree, second: Tree) -> bool:
     for digits in _DIGITS:
         evaluator = _evaluator(digits)
         try:
-            a0, b0 = evaluator.value(first, anchor), evaluator.value(second, anchor)
+            a0, b0 = _values(evaluator, first, second, anchor)
             if _negligible(evaluator, a0) or _negligible(evaluator, b0):
                 return False
-            if not all(_in_ratio(evaluator, first, second, point, (a0, b0)) for point in places):
+            if not all(_in_ratio(evaluator, _values(evaluator, first, second, at), (a0, b0)) for at in places):
                 return False
         except Undefined:
             return False
     for point in further_points((first, second), free, _rough_value):
         try:
-            values = evaluator.value(first, point), evaluator.value(second, point)
-            if all(map(evaluator.is_real, values)) and not _in_ratio(evaluator, first, second, point, (a0, b0)):
+            values = _values(evaluator, first, second, point)
+            if all(map(evaluator.is_real, values)) and not _in_ratio(evaluator, values, (a0, b0)):
                 return False
         except Undefined:
             continue
     return True
 
 
-def _in_ratio(evaluator: _Evaluator, first: Tree, second: Tree, point: Point, ratio: tuple[Any, Any]) -> bool:
-    a, b = evaluator.value(first, point), evaluator.value(second, point)
-    left, right = a * ratio[1], b * ratio[0]
+def _values(evaluator: _Evaluator, first: Tree, second: Tree, point: Point) -> tuple[Any, Any]:
+    return evaluator.value(first, point), evaluator.value(second, point)
+
+
+def _in_ratio(evaluator: _Evaluator, values: tuple[Any, Any], ratio: tuple[Any, Any]) -> bool:
+    left, right = values[0] * ratio[1], values[1] * ratio[0]
     return bool(
         abs(left - right) <= (abs(left) + abs(right)) * evaluator.context.mpf(10) ** (20 - evaluator.context.dps)
     )

@@ -30,7 +30,6 @@ _WIDE = 24
 _MOST_LETTERS = 6
 _MOST_SWITCHES = 24
 _MOST_ON_LINES = 160
-_LINES_A_LETTER = 3
 _MOST_LOOKS = 1_500
 """Rough values that are computed to find the switches: it bounds the time for hostile text."""
 _CORNERS = frozenset(("abs", "min", "max", "root", "arcsin", "arccos", "arctan"))
@@ -72,9 +71,7 @@ def further_points(trees: Sequence[Tree], letters: Sequence[str], evaluate: Eval
     wide = [{name: _of_any_size(source) for name in letters} for _ in range(_WIDE)]
     yield from wide
     switches = list(dict.fromkeys(itertools.chain.from_iterable(map(_switches, trees))))[:_MOST_SWITCHES]
-    bases = (
-        wide[:1] if len(letters) == 1 else [*points(letters)[POSITIVE - 1 : POSITIVE + 1], wide[0]][:_LINES_A_LETTER]
-    )
+    bases = [wide[0]] if len(letters) == 1 else [*points(letters)[POSITIVE - 1 : POSITIVE + 1], wide[0]]
     looks = itertools.count()
 
     def look(tree: Tree, point: Point) -> float | None:
