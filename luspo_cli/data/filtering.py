@@ -18,7 +18,7 @@ from luspo_cli.data.image_columns import lost_mark
 from luspo_cli.data.image_store import ImageStore
 from luspo_cli.data.left_out import LeftOut, UnusableImage
 from luspo_cli.data.overlap import ExcludedQuestions, question_digest
-from luspo_cli.data.prompts import IMAGE_MARK, build_prompt
+from luspo_cli.data.prompts import IMAGE_MARK, build_prompt, spelt_placeholder
 from luspo_cli.data.sources import Source, split_of
 from luspo_cli.data.values import is_readable_gold
 
@@ -140,6 +140,8 @@ class Filter:
             return LeftOut.EMPTY_ANSWER
         if not (_is_unicode(row.question) and _is_unicode(row.answer)):
             return LeftOut.UNREADABLE_TEXT
+        if spelt_placeholder((row.system, row.question)) is not None:
+            return LeftOut.PLACEHOLDER_IN_TEXT
         prompt = build_prompt(self.prompt or source.prompt, row.question, images=len(row.images), system=row.system)
         if sum(len(message.content) for message in prompt) > self.longest_prompt:
             return LeftOut.OVERLONG

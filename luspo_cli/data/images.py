@@ -198,13 +198,12 @@ def _open(source: Path | BinaryIO, called: str) -> Image.Image:
             raise fail(ValueError("it is cut off or damaged"), LeftOut.IMAGE_UNREADABLE) from error
         raise fail(ValueError("its content is of another kind"), LeftOut.IMAGE_NOT_SUPPORTED) from error
     except Image.DecompressionBombError as error:
-        raise fail(error, LeftOut.IMAGE_TOO_LARGE) from error
+        raise _too_large(called) from error
     except Exception as error:
         raise fail(error, LeftOut.IMAGE_UNREADABLE) from error
     if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
         image.close()
-        large = f"{image.width} x {image.height} are more than {Image.MAX_IMAGE_PIXELS} pixels, decompression bomb"
-        raise fail(ValueError(large), LeftOut.IMAGE_TOO_LARGE)
+        raise _too_large(called)
     return image
 
 
@@ -219,6 +218,15 @@ def _begins_like_an_image(source: Path | BinaryIO) -> bool:
 def _unreadable(called: str, error: BaseException, reason: LeftOut) -> UnusableImage:
     said = f"the image {called} cannot be read ({first_line(error)})"
     return UnusableImage(reason, f"{said}; replace it with a whole {', '.join(FORMATS)} file")
+
+
+def _too_large(called: str) -> UnusableImage:
+    """One sentence for both of Pillow's bounds: it warns from the lower one on, and refuses from twice as many pixels."""
+    return UnusableImage(
+        LeftOut.IMAGE_TOO_LARGE,
+        f"the image {called} cannot be read (it has more than {Image.MAX_IMAGE_PIXELS:,} pixels, as a decompression bomb has);"
+        " scale it down, or leave its problem out",
+    )
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -18,6 +18,8 @@ class LeftOut(StrEnum):
     EMPTY_ANSWER = "empty_answer"
     UNREADABLE_TEXT = "unreadable_text"
     """Text with half of a surrogate pair, which is not Unicode."""
+    PLACEHOLDER_IN_TEXT = "placeholder_in_text"
+    """Text with a token by which a vision model marks pixels."""
     OVERLONG = "overlong"
     """More prompt characters than allowed."""
     PASS_RATE_MISSING = "pass_rate_missing"

@@ -6,7 +6,7 @@ each template says which mark it asks for.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -15,6 +15,14 @@ from luspo_cli.grading.answers import AnswerMark
 from luspo_cli.records import Message
 
 IMAGE_MARK = "<image>"
+PLACEHOLDERS = ("<|image_pad|>", "<|video_pad|>", "<|vision_pad|>", "<|vision_start|>", "<|vision_end|>")
+"""Tokens by which the Qwen models mark pixels: text that spells one asks for pixels that are not there."""
+
+
+def spelt_placeholder(texts: Iterable[str], placeholders: Iterable[str] = PLACEHOLDERS) -> str | None:
+    """The first of the placeholders that one of the texts spells; None where none does."""
+    whole = "\n".join(texts)
+    return next((token for token in placeholders if token in whole), None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -96,11 +96,11 @@ class Cell:
     """Problems, never responses."""
 
     @property
-    def accuracy(self) -> float:
-        """In [0, 1]."""
-        return float(self.correct / self.total) if self.total else 0.0
+    def accuracy(self) -> float | None:
+        """In [0, 1]; None of no problems."""
+        return float(self.correct / self.total) if self.total else None
 
-    def as_dict(self) -> dict[str, float]:
+    def as_dict(self) -> dict[str, float | None]:
         """Return accuracy, correct and total for a result file."""
         correct = float(self.correct) if self.correct.denominator > 1 else int(self.correct)
         return {"accuracy": self.accuracy, "correct": correct, "total": self.total}
@@ -160,7 +160,7 @@ def against_blind(
     return float(sum(differences) / max(1, len(differences))), paired_interval([float(one) for one in differences])
 
 
-def as_dicts(cells: Mapping[str, Cell]) -> dict[str, dict[str, float]]:
+def as_dicts(cells: Mapping[str, Cell]) -> dict[str, dict[str, float | None]]:
     """The cells of one table for a result file."""
     return {value: cell.as_dict() for value, cell in cells.items()}
 

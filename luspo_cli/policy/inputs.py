@@ -19,6 +19,7 @@ from jinja2 import TemplateSyntaxError
 
 from luspo_cli.config.rollout import TemplateValue
 from luspo_cli.data.images import image_messages
+from luspo_cli.data.prompts import PLACEHOLDERS, spelt_placeholder
 from luspo_cli.errors import UsageError, first_line
 from luspo_cli.grading.answers import THOUGHT_TAG
 from luspo_cli.records import Problem, Prompt
@@ -49,10 +50,9 @@ def prompt_inputs(
 
     Raises UsageError where the model reads text only, or an image, a mark or a placeholder is not as it should be.
     """
+    _refuse_placeholder(problem, processor)
     if processor is None or not problem.images:
         tokens = prompt_tokens(problem, tokenizer, template_arguments)
-        if processor is not None:
-            _refuse_placeholders(problem, tokens, processor)
         is_open = _leaves_thought_open(tokenizer, problem, _text_turns(problem), template_arguments)
         return Prompt(problem.id, tokens, thought_open=is_open)
     turns = _image_turns(problem)
@@ -84,6 +84,7 @@ def prompt_length(
     """The number of tokens that `prompt_inputs` would return, without decoding an image; raises UsageError alike."""
     if processor is None or not problem.images:
         return len(prompt_inputs(problem, tokenizer, processor, template_arguments).tokens)
+    _refuse_placeholder(problem, processor)
     ids = tokenizer(_rendered(problem, processor, template_arguments))["input_ids"]
     reader = processor.image_processor
     try:
@@ -92,6 +93,14 @@ def prompt_length(
     except (UsageError, ValueError) as error:
         raise UsageError(f"problem '{problem.id}': {error}") from error
     return len(ids) - len(patches) + sum(number // reader.merge_size**2 for number in patches)
+
+
+def placeholder_in(problem: Problem, processor: Any | None) -> str | None:
+    """A token by which the model marks pixels and which the problem's text spells; None where the model reads text only."""
+    if processor is None:
+        return None
+    tokens = dict.fromkeys((processor.image_token, processor.video_token, *PLACEHOLDERS))
+    return spelt_placeholder((message.content for message in problem.prompt), tokens)
 
 
 def fitting(
@@ -142,6 +151,12 @@ def check_template_arguments(writer: Any, arguments: Mapping[str, TemplateValue]
             )
 
 
+def _refuse_placeholder(problem: Problem, processor: Any | None) -> None:
+    """Text that spells a placeholder would be read as pixels that are not there, or shift those of another row."""
+    if (token := placeholder_in(problem, processor)) is not None:
+        raise UsageError(f"problem '{problem.id}': its text contains {token}, which stands for pixels; remove it")
+
+
 def _characters(text: str) -> Counter[str]:
     return Counter("".join(unicodedata.normalize("NFKC", text).casefold().split()))
 
@@ -189,15 +204,11 @@ def _rendered(problem: Problem, processor: Any, template_arguments: Mapping[str,
     """The prompt as text, with one image placeholder an image."""
     text: str = _templated(processor, problem, _image_turns(problem), template_arguments, tokenize=False)
     placed = text.count(processor.image_token)
-    if placed != len(problem.images) or processor.video_token in text:
-        written = [token for token in _placeholders(processor) if any(token in m.content for m in problem.prompt)]
-        reason = (
-            f"its text contains {written[0]}, which stands for pixels; remove it"
-            if written
-            else f"the model's chat template wrote {placed} places for {len(problem.images)} images;"
-            " take the template of a vision model"
+    if placed != len(problem.images):
+        raise UsageError(
+            f"problem '{problem.id}': the model's chat template wrote {placed} places for {len(problem.images)} images; take the"
+            " template of a vision model"
         )
-        raise UsageError(f"problem '{problem.id}': {reason}")
     return text
 
 
@@ -216,16 +227,3 @@ def _templated(
             f"problem '{problem.id}': the model's chat template refuses its prompt ({first_line(error)}); take another --prompt"
             " in luspo prepare-data or luspo eval, for example boxed-suffix, which has no system turn"
         ) from error
-
-
-def _placeholders(processor: Any) -> tuple[str, str]:
-    return processor.image_token, processor.video_token
-
-
-def _refuse_placeholders(problem: Problem, tokens: Sequence[int], processor: Any) -> None:
-    """Text that spells a placeholder would be read as pixels that are not there."""
-    for token, number in zip(
-        _placeholders(processor), (processor.image_token_id, processor.video_token_id), strict=True
-    ):
-        if number in tokens:
-            raise UsageError(f"problem '{problem.id}': its text contains {token}, which stands for pixels; remove it")

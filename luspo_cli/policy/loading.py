@@ -19,7 +19,7 @@ from luspo_cli.config.rollout import TemplateValue
 from luspo_cli.errors import UsageError
 from luspo_cli.files import replacing_folder, said_in_one_sentence
 from luspo_cli.policy.images import tower_is_frozen, with_features
-from luspo_cli.policy.inputs import prompt_inputs, prompt_length
+from luspo_cli.policy.inputs import placeholder_in, prompt_inputs, prompt_length
 from luspo_cli.policy.model_files import base_of, find_model, is_hub_id, of_base
 from luspo_cli.policy.reading import (
     IMAGE_PROCESSOR,
@@ -68,6 +68,10 @@ class LoadedModel:
         """The same with what the vision tower makes of the images, computed now, where no weight of the tower is trained."""
         prompt = self.prompt(problem)
         return with_features(prompt, self.model) if tower_is_frozen(self.model) else prompt
+
+    def placeholder_in(self, problem: Problem) -> str | None:
+        """A token that stands for pixels in the problem's text; such a prompt is refused."""
+        return placeholder_in(problem, self.processor)
 
     def prompt_length(self, problem: Problem) -> int:
         """Tokens of that prompt, without decoding an image; raises UsageError alike."""

@@ -1,4 +1,4 @@
-"""What a run trains on and is checked with: its problems, without those whose prompts are too long."""
+"""What a run trains on and is checked with: its problems, without those whose prompts are too long or stand for pixels."""
 
 from __future__ import annotations
 
@@ -74,12 +74,21 @@ def problems_of(config: TrainRun, loaded: LoadedModel, found: Sequence[Problem] 
         first = made.batch(0)  # they differ by a few tokens
         longest = longest_prompt(first, [loaded.prompt_length(problem) for problem in first])
         return RunProblems(made, held_out, blind, [], longest, longest_held_out)
-    problems, lengths = fitting(found, loaded.prompt_length, data.max_prompt_tokens)
-    if too_long := len(found) - len(problems):
+    spelling = {problem.id: token for problem in found if (token := loaded.placeholder_in(problem)) is not None}
+    if spelling:
+        named, token = next(iter(spelling.items()))
+        logger.warning(
+            f"{len(spelling)} of {len(found)} problems have text with a token that stands for pixels (first: {token} in problem"
+            f" '{named}'): left out"
+        )
+    plain = [problem for problem in found if problem.id not in spelling]
+    problems, lengths = fitting(plain, loaded.prompt_length, data.max_prompt_tokens)
+    if too_long := len(plain) - len(problems):
         logger.info(f"{too_long} of {len(found)} problems have prompts over {data.max_prompt_tokens} tokens: left out")
     if not problems:
+        without = ", and no token that stands for pixels in its text" if spelling else ""
         raise UsageError(
-            f"no problem of {data.train} has a prompt within data.max_prompt_tokens={data.max_prompt_tokens}"
+            f"no problem of {data.train} has a prompt within data.max_prompt_tokens={data.max_prompt_tokens}{without}"
         )
     if warning := held_out_warning(problems, held_out, data.train, data.held_out):
         logger.warning(warning)

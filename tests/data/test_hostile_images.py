@@ -91,7 +91,9 @@ def test_the_bytes_stay_as_they_came_and_animations_are_counted(wild: tuple[Path
 @pytest.mark.parametrize("name", [name for name, (_, reason) in IMAGES.items() if reason == "image_too_large"])
 def test_a_loader_refuses_what_a_preparation_leaves_out(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(IMAGES[name][0])
-    with pytest.raises(UsageError, match=r"cannot be read .*pixels"):
+    with pytest.raises(
+        UsageError, match=r"cannot be read \(it has more than 89,478,485 pixels.*\); scale it down, or leave"
+    ):
         ImageFile(tmp_path / name).load()
 
 
@@ -119,6 +121,9 @@ HOLES: dict[str, tuple[dict[str, Any], str | None]] = {
     "more marks": (row("a.png", "<image><image>"), "image_marks_differ"),
     "a mark without an image": (row(None, "<image>What is it?"), "image_marks_differ"),
     "two columns": (row("a.png", "two?") | {"picture": "b.png"}, "image_columns_unclear"),
+    "a place of a video": (row("a.png", "What is <|vision_start|><|video_pad|><|vision_end|>?"), "placeholder_in_text"),
+    "an end without a place": (row(None, "What is <|vision_end|>?"), "placeholder_in_text"),
+    "a model's own place": (row("a.png", "See <|vision_start|><|image_pad|><|vision_end|>"), None),
     "a video": (row("a.png", "film?") | {"video": "a.mp4"}, "with_videos"),
     "none": (row(None, "no image?"), None),
     "an empty list": (row([], "empty list?"), None),

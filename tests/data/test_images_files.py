@@ -200,6 +200,9 @@ def test_text_that_spells_a_placeholder_is_refused(processor: Any, tmp_path: Pat
             for read in (prompt_inputs, prompt_length):
                 with pytest.raises(UsageError, match=r"'p7': its text contains <\|(image|video)_pad\|>, which stands"):
                     read(asked, processor.tokenizer, processor)
+    asked = problem("<image> <|vision_end|>", tmp_path / "a.png")
+    with pytest.raises(UsageError, match=r"'p7': its text contains <\|vision_end\|>, which stands"):
+        prompt_length(asked, processor.tokenizer, processor)
 
 
 def test_a_template_without_a_place_for_images_is_refused(tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from doubles.files import json_lines, write_json_lines
+from luspo_cli.commands.display.format import DASH
+from luspo_cli.commands.display.results import breakdown
 from luspo_cli.evaluation.benchmark import BenchmarkProblem
 from luspo_cli.evaluation.benchmarks.wemath import WEMATH, FourCounts, count_groups, four_dimensions
 from luspo_cli.evaluation.evaluate import score_responses
@@ -128,6 +130,18 @@ def test_duplicated_row_adds_no_group(folder: Path, tmp_path: Path, problems: li
     assert result.to_json()["responses"]["duplicate"] == 1
     strict = result.metrics["strict"]
     assert strict["ik"] + strict["ig"] + strict["cm"] + strict["rm"] == 525
+
+
+def test_a_line_of_no_problems_has_no_accuracy(problems: list[BenchmarkProblem]) -> None:
+    one_step = [problem for problem in problems if not problem.extra["composed"]]
+    metrics = WEMATH.aggregate(one_step, {problem.id: [RIGHT] for problem in one_step})
+    assert metrics["steps"]["three"] == {"accuracy": None, "correct": 0, "total": 0}
+    content = {"benchmark": "wemath", "metrics": metrics, "blind": {"metrics": metrics}}
+    table = breakdown(content, ["steps"])
+    assert table is not None
+    cells = {str(row[0]).strip(): row[1:] for row in zip(*(column.cells for column in table.columns), strict=True)}
+    assert cells["one"][0::2] == ("1,215", "99.7 to 100.0", "+0.0")
+    assert cells["three"] == ("0", DASH, DASH, DASH, DASH)
 
 
 def test_samples_are_averaged(problems: list[BenchmarkProblem]) -> None:

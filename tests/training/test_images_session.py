@@ -19,6 +19,7 @@ from luspo_cli.data.images import ImageFile
 from luspo_cli.errors import UsageError
 from luspo_cli.grading.verdict import Reason, Verdict
 from luspo_cli.policy.loading import load_model
+from luspo_cli.training.problems import problems_of
 from luspo_cli.training.session import run_training
 
 
@@ -196,3 +197,24 @@ def test_the_blind_control_of_a_run_without_images_is_refused(folder: Path) -> N
     with pytest.raises(UsageError, match=said):
         train(folder, "run", "evaluation.blind=noise", "evaluation.problems=1")
     assert not (folder / "run").exists()
+
+
+def test_a_problem_whose_text_spells_a_place_of_pixels_is_left_out_and_counted(folder: Path) -> None:
+    """Of the training problems, as one that is too long; a held-out one is refused, since its slice is fixed."""
+    sets = [f"data.train={folder / 'data'}", f"data.held_out={folder / 'data'}", f"model.path={folder / 'model'}"]
+    config = resolve_train(
+        preset="tiny", sets=[*sets, "evaluation.problems=2", "data.max_prompt_tokens=100", "rollout.problems=4"]
+    )
+    loaded = load_model(config.model)
+    rows = pandas.read_parquet(folder / "data/train.parquet")
+    rows.at[2, "prompt"] = [{"role": "user", "content": "see <|vision_start|><|video_pad|>"}]
+    rows.to_parquet(folder / "data/train.parquet")
+    with heard() as said:
+        found = problems_of(config, loaded)
+    assert [problem.id for problem in found.from_file] == [f"test/train/{n}" for n in (0, 1, 3, 4)]
+    (warned,) = [line for line in said if "stands for pixels" in line]
+    assert "1 of 6 problems" in warned
+    assert "<|video_pad|> in problem 'test/train/2'" in warned
+    rows[:2].assign(prompt=[rows.at[2, "prompt"]] * 2, images=[[]] * 2).to_parquet(folder / "data/test.parquet")
+    with pytest.raises(UsageError, match=r"problem 'test/test/0': its text contains <\|video_pad\|>"):
+        problems_of(config, loaded)

@@ -53,10 +53,10 @@ def breakdown(content: Mapping[str, Any], tables: Sequence[str]) -> Table | None
         for value, cell in cells.items():
             accuracy, total = _accuracy(cell)
             row = [DASH if total is None else f"{total:,}", percent(accuracy)]
-            row.append(interval(wilson_interval(accuracy, total)) if total else DASH)
+            row.append(interval(wilson_interval(accuracy, total)) if total and accuracy is not None else DASH)
             if other is not None:
                 blind, _ = _accuracy(_at(other, path)[value])
-                row += [percent(blind), signed(accuracy - blind)]
+                row += [percent(blind), DASH if accuracy is None or blind is None else signed(accuracy - blind)]
             table.add_row(f"  {value}", *row)
     return table
 
@@ -68,8 +68,9 @@ def _at(metrics: Mapping[str, Any], path: str) -> Mapping[str, Any]:
     return found
 
 
-def _accuracy(cell: Any) -> tuple[float, int | None]:
-    """Accuracy and number of problems of one line; the second is unknown of a mean over parts, such as We-Math's domains."""
+def _accuracy(cell: Any) -> tuple[float | None, int | None]:
+    """Accuracy (None of no problems) and number of problems of one line; the second is unknown of a mean over parts, such as
+    We-Math's domains."""
     return (cell["accuracy"], cell["total"]) if isinstance(cell, Mapping) else (cell, None)
 
 

@@ -108,7 +108,9 @@ class WeMath(Benchmark):
         for concept, cell in concepts.items():
             members.setdefault(domain_of[concept], []).append(cell)
         # The unweighted mean over a domain's concepts, as the benchmark defines it.
-        domains = {domain: fmean(cell.accuracy for cell in cells) for domain, cells in sorted(members.items())}
+        domains = {
+            domain: fmean(cell.correct / cell.total for cell in cells) for domain, cells in sorted(members.items())
+        }
         return {
             **super().aggregate(problems, graded),
             **four_dimensions(problems, graded),
