@@ -299,6 +299,12 @@ def test_ctrl_c_before_the_first_step_ends_with_130(luspo: Command, monkeypatch:
     assert "Traceback" not in error
 
 
+def test_a_dry_run_says_what_of_the_preset_does_not_hold_for_another_model(luspo: Command) -> None:
+    code, out, error = luspo("train", "--preset", "easy-vqa", "--set", "model.path=mine", "--dry-run")
+    assert (code, error) == (0, "")
+    assert "warning: what the preset easy-vqa says in [warmup] and [model.shape] is for its made model" in out
+
+
 @pytest.mark.parametrize("arguments", [["--preset", "qwen2.5-7b", "--objective", "luspo"], ["--preset", "tiny"]])
 def test_a_dry_run_prints_the_plan_and_touches_nothing(luspo: Command, tmp_path: Path, arguments: list[str]) -> None:
     code, out, error = luspo("train", *arguments, "--dry-run")

@@ -7,6 +7,7 @@ import json
 import logging
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, cast
 
@@ -72,14 +73,17 @@ def train_cli(
         resolved = _resolve(objective, preset, config, sets or [], run, existing == "resume")
         name = preset or (config.stem if config else "run")
         path = run or Path("runs") / f"{name}-{resolved.objective.name}-seed{resolved.run.seed}"
+        from luspo_cli.config.layers import about_preset, unused_of_preset
+
+        unused = unused_of_preset(preset, resolved)
+        warnings = [unused] if unused else []
         if dry_run:
             from dataclasses import asdict
 
             from luspo_cli.commands.display.plan import plan_text
-            from luspo_cli.config.layers import about_preset
             from luspo_cli.training.dry_run import make_plan
 
-            plan = make_plan(resolved, copies, path, existing, about_preset(preset) if preset else ())
+            plan = make_plan(resolved, copies, path, existing, about_preset(preset) if preset else (), warnings)
             typer.echo(json.dumps(asdict(plan), indent=2) if as_json else plan_text(plan))
             return
         if copies > 1:
@@ -92,7 +96,7 @@ def train_cli(
             launch(copies, path, [sys.executable, "-m", "luspo_cli", *sys.argv[1:]])
             return
     stop_with_supervisor()
-    train(resolved, path, existing, as_json=as_json, allow_changed=allow_changed)
+    train(resolved, path, existing, as_json=as_json, allow_changed=allow_changed, warnings=warnings)
 
 
 def train(
@@ -102,8 +106,12 @@ def train(
     *,
     as_json: bool = False,
     allow_changed: bool = False,
+    warnings: Sequence[str] = (),
 ) -> None:
-    """Run a training and report on stderr; exits 128 + signal where one stopped it early: 130 for Ctrl-C, 143 for SIGTERM."""
+    """Run a training and report on stderr, `warnings` first.
+
+    Exits 128 + signal where one stopped it early: 130 for Ctrl-C, 143 for SIGTERM.
+    """
     from rich.console import Console
 
     from luspo_cli.commands.display.steps import choose_step_display
@@ -115,6 +123,8 @@ def train(
         first = is_first_process()
     handlers: list[logging.Handler] = [StderrHandler(), RunLogHandler(path)] if first else []
     with lasting_stderr(), messages_to(handlers):
+        for sentence in warnings:
+            logger.warning(sentence)
         console = Console(stderr=True)
         shown = choose_step_display(console, str(path), config.run.steps) if first else contextlib.nullcontext()
         with shown as display:

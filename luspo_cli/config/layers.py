@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from luspo_cli.config.objective import NAMED_OBJECTIVES, ObjectiveConfig
-from luspo_cli.config.run import MADE_TASKS, TrainRun
+from luspo_cli.config.run import MADE, MADE_TASKS, TrainRun
 from luspo_cli.errors import UsageError, nearest
 
 Root = TypeVar("Root", bound=BaseModel)
@@ -32,6 +32,10 @@ FREE_KEYS = frozenset(entry.name for entry in fields(ObjectiveConfig)) - {
     "aggregation",
 }
 """Keys of the objective that its name does not fix."""
+
+
+_MADE_SECTIONS = ("warmup", "model.shape")
+"""Sections that describe a made model and no other."""
 
 
 def presets_folder() -> Path:
@@ -72,7 +76,9 @@ def resolve_train(
         layers.append(({"objective": {"name": objective}}, "--objective"))
     layers += [(parse_set(assignment), "--set") for assignment in sets]
 
-    name = _chosen_objective(layers)
+    if preset is not None and _last_named(layers, "model", "path") != MADE:
+        layers[0] = _without_made_parts(layers[0][0]), layers[0][1]
+    name = _last_named(layers, "objective", "name", DEFAULT_OBJECTIVE)
     merged: dict[str, Any] = {"objective": {"name": name}}
     origins: dict[str, str] = {}
     for layer, origin in layers:
@@ -122,11 +128,33 @@ def _refuse_unread(
             )
 
 
-def _chosen_objective(layers: Sequence[tuple[Mapping[str, Any], str]]) -> Any:
-    """The objective's name in the last layer that has one."""
-    sections = [layer.get("objective") for layer, _ in layers]
-    names = [section["name"] for section in sections if isinstance(section, Mapping) and "name" in section]
-    return names[-1] if names else DEFAULT_OBJECTIVE
+def unused_of_preset(preset: str | None, config: TrainRun) -> str | None:
+    """One sentence where sections of the preset belong to its made model, and the configuration has another one."""
+    layer = {} if preset is None else read_toml(presets_folder() / f"{preset}.toml")
+    unused = [name for name in _MADE_SECTIONS if layer != _without_made_parts(layer, [name])]
+    if config.model.path == MADE or not unused:
+        return None
+    named = " and ".join(f"[{name}]" for name in unused)
+    stays = "; reward.verifier = 'exact' stays, which reads #ANSWER" if config.reward.verifier == "exact" else ""
+    return (
+        f"what the preset {preset} says in {named} is for its made model and left out with model.path ="
+        f" '{config.model.path}'{stays}"
+    )
+
+
+def _without_made_parts(layer: dict[str, Any], sections: Sequence[str] = _MADE_SECTIONS) -> dict[str, Any]:
+    """A preset without the sections that only its made model has; as it is where its model is not made."""
+    if layer.get("model", {}).get("path") != MADE:
+        return layer
+    model = {key: value for key, value in layer["model"].items() if f"model.{key}" not in sections}
+    return {key: value for key, value in layer.items() if key not in sections} | {"model": model}
+
+
+def _last_named(layers: Sequence[tuple[Mapping[str, Any], str]], section: str, key: str, default: Any = None) -> Any:
+    """The value of a key in the last layer that has it."""
+    tables = [layer.get(section) for layer, _ in layers]
+    values = [table[key] for table in tables if isinstance(table, Mapping) and key in table]
+    return values[-1] if values else default
 
 
 def _of_objective(layer: Mapping[str, Any], name: Any, origin: str) -> dict[str, Any]:

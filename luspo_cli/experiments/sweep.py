@@ -103,6 +103,10 @@ def train_runs(
     trainings = plan_trainings(
         objectives, seeds, folder, lambda objective, seed: configuration(objective, seed, preset, sets)
     )
+    from luspo_cli.config.layers import unused_of_preset
+
+    if unused := unused_of_preset(preset, resolved(objectives[0], 0, preset, sets)):
+        logger.warning(unused)
     missing = [training for training in trainings if training.state != "finished"]
     logger.info(
         f"{len(trainings)} runs in {folder}: {len(trainings) - len(missing)} finished and used again,"

@@ -71,8 +71,9 @@ def make_plan(
     run: Path | None = None,
     if_exists: IfExists = "refuse",
     about: Sequence[str] = (),
+    warnings: Sequence[str] = (),
 ) -> Plan:
-    """Describe the run that `config` would be in so many processes, in the folder `run`; `about` is handed through."""
+    """Describe the run that `config` would be in so many processes, in the folder `run`; `about` and `warnings` are handed on."""
     file, shape, sampler = _model(config)
     rollout, update = config.rollout, config.update
     rows = rollout.problems * rollout.group_size
@@ -108,7 +109,7 @@ def make_plan(
         },
         sampler={"name": sampler.name, "reason": sampler.reason},
         missing=[reason for reason in missing if reason],
-        warnings=[overlap] if overlap else [],
+        warnings=[*warnings, *([overlap] if overlap else [])],
         about=list(about),
     )
 

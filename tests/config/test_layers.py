@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from luspo_cli.config.layers import all_keys, preset_names, presets_folder, resolve_train
+from luspo_cli.config.layers import all_keys, preset_names, presets_folder, resolve_train, unused_of_preset
+from luspo_cli.config.model import ShapeConfig
 from luspo_cli.config.objective import NAMED_OBJECTIVES
 from luspo_cli.config.run import TrainRun
+from luspo_cli.config.warmup import WarmupConfig
 from luspo_cli.errors import UsageError
 from luspo_cli.training.dry_run import make_plan
 
@@ -232,3 +234,40 @@ def test_a_configuration_file_is_utf_8_whatever_the_locale(tmp_path: Path, monke
     file = tmp_path / "own.toml"
     file.write_bytes('[data]\ntrain = "données"\n[model]\npath = "x"\n'.encode())
     assert resolve_train(config_file=file).data.train == "données"
+
+
+@pytest.mark.parametrize("preset", ["easy-vqa", "tiny-vl"])
+def test_what_belongs_to_the_made_model_of_a_preset_is_left_out_with_another_model(preset: str, tmp_path: Path) -> None:
+    """The rest of the preset holds, and a warm-up that the user asks for is refused as with any other model."""
+    own = resolve_train(preset=preset, sets=["model.path=mine"])
+    assert (own.warmup, own.model.shape) == (WarmupConfig(), ShapeConfig())
+    made = resolve_train(preset=preset)
+    assert made.warmup != WarmupConfig()
+    assert own.rollout == made.rollout
+    assert own.model.compute_dtype == made.model.compute_dtype == "float32"
+    file = tmp_path / "own.toml"
+    file.write_text('[model]\npath = "mine"\n')
+    assert resolve_train(preset=preset, config_file=file) == own
+    for sets in (["model.path=mine", "warmup.rows=3"], ["warmup.rows=3"]):
+        with pytest.raises(UsageError, match=r"\[warmup\] is for model.path = 'made' alone"):
+            resolve_train(preset=preset, config_file=file, sets=sets)
+    file.write_text('[model]\npath = "mine"\n[warmup]\nrows = 3\n')
+    with pytest.raises(UsageError, match=r"\[warmup\] is for model.path = 'made' alone"):
+        resolve_train(preset=preset, config_file=file)
+
+
+def test_what_is_left_out_of_a_preset_is_said() -> None:
+    own = resolve_train(preset="tiny-vl", sets=["model.path=mine"])
+    said = unused_of_preset("tiny-vl", own)
+    assert said is not None
+    assert said.startswith(
+        "what the preset tiny-vl says in [warmup] and [model.shape] is for its made model and left out"
+    )
+    assert "model.path = 'mine'; reward.verifier = 'exact' stays" in said
+    assert unused_of_preset("tiny-vl", resolve_train(preset="tiny-vl")) is None
+    published = resolve_train(preset="qwen2.5-0.5b", sets=["model.path=mine"])
+    assert (
+        unused_of_preset("qwen2.5-0.5b", published) is None
+    )  # its shape is the estimate's where no config.json is there
+    assert published.model.shape == resolve_train(preset="qwen2.5-0.5b").model.shape
+    assert unused_of_preset(None, own) is None
