@@ -35,6 +35,7 @@ STYLES: dict[str, tuple[str, Any]] = {
     "cispo": ("#56B4E9", "solid"),
     "sapo": ("#000000", (0, (5, 1.5))),
     "gmpo": ("#000000", (0, (1, 1))),
+    "fspo": ("#009E73", (0, (5, 1.2, 1, 1.2))),
 }
 SPARE_STYLES: tuple[tuple[str, Any], ...] = (
     ("#009E73", (0, (1, 1))),

@@ -48,8 +48,9 @@ EXTRA_TERMS = frozenset({"objective.kl_coefficient", "objective.entropy_coeffici
 MOST_NAMED = 4
 """Variants that a sentence names one by one although all have the same."""
 
-ClipRange = tuple[float | None, float | None]
-"""`objective.clip_low` and `objective.clip_high`; both None where the objective has no clip range, as sapo."""
+ClipRange = tuple[float | None, float | None] | tuple[float | None, float | None, str]
+"""`objective.clip_low` and `objective.clip_high`, then `objective.clip_on` where it is not the mean; None and None where the
+objective has no clip range, as sapo."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,8 @@ def clip_ranges(variants: Sequence[Variant]) -> dict[str, ClipRange]:
     for variant in variants:
         objective = variant.runs[0].config.get("objective")
         if isinstance(objective, Mapping) and "clip_low" in objective and "clip_high" in objective:
-            ranges[variant.label] = (objective["clip_low"], objective["clip_high"])
+            low, high, scale = objective["clip_low"], objective["clip_high"], objective.get("clip_on")
+            ranges[variant.label] = (low, high) if scale in (None, "mean") else (low, high, scale)
     return ranges
 
 
@@ -102,8 +104,10 @@ def clip_sentence(ranges: Mapping[str, ClipRange]) -> str:
     many_alike = len(ranges) > MOST_NAMED and len(set(ranges.values())) == 1
     shown = [
         (f"{text} in all" if many_alike else f"{label} {text}")
-        for label, (low, high) in ranges.items()
-        for text in ["none" if low is None and high is None else f"{show(low)} / {show(high)}"]
+        for label, (low, high, *scale) in ranges.items()
+        for text in [
+            "none" if low is None and high is None else " on the ".join([f"{show(low)} / {show(high)}", *scale])
+        ]
     ][: 1 if many_alike else None]
     return f"clip range: {', '.join(shown)}" if ranges else ""
 

@@ -1,7 +1,7 @@
 """The [objective] section: a name fixes advantage, ratio, surrogate and aggregation, so a name means one formula.
 
-Only the clip range (SAPO: its temperatures), the dual clip and the KL and entropy terms stay free under a name; any
-other mix must call itself `custom` and spell out all four parts. A key that the chosen surrogate would not read is
+Only the clip range (SAPO: its temperatures), the scale that it is on, the dual clip and the KL and entropy terms stay free under
+a name; any other mix must call itself `custom` and spell out all four parts. A key that the chosen surrogate would not read is
 refused rather than ignored. The papers and sections behind each row of `NAMED_OBJECTIVES` are in docs/objectives.md.
 
 Standard library only: a host that brings its own torch can import this without our other dependencies.
@@ -18,11 +18,12 @@ from typing import Any, ClassVar, Literal, get_args
 from luspo_cli.errors import nearest
 
 Advantage = Literal["group_mean_std", "group_mean", "leave_one_out"]
-Ratio = Literal["token", "sequence"]
+Ratio = Literal["token", "sequence", "sequence-product"]
 Surrogate = Literal["clip", "cispo", "sapo", "gmpo"]
 Aggregation = Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm"]
+ClipOn = Literal["mean", "root", "sum"]
 KlEstimator = Literal["k1", "k2", "k3"]
-ObjectiveName = Literal["grpo", "dr_grpo", "dapo", "gspo", "luspo", "cispo", "sapo", "gmpo", "custom"]
+ObjectiveName = Literal["grpo", "dr_grpo", "dapo", "gspo", "luspo", "fspo", "cispo", "sapo", "gmpo", "custom"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,8 @@ class NamedObjective:
     clip_high: float | None = None
     sapo_temperature_positive: float | None = None
     sapo_temperature_negative: float | None = None
+    clip_on: ClipOn | None = None
+    """The scale of the clip range where the name fixes it."""
 
 
 NAMED_OBJECTIVES: Mapping[str, NamedObjective] = MappingProxyType(
@@ -46,12 +49,19 @@ NAMED_OBJECTIVES: Mapping[str, NamedObjective] = MappingProxyType(
         "dapo": NamedObjective("group_mean_std", "token", "clip", "token-mean", 0.2, 0.28),
         "gspo": NamedObjective("group_mean_std", "sequence", "clip", "seq-mean-token-mean", 3e-4, 4e-4),
         "luspo": NamedObjective("group_mean_std", "sequence", "clip", "seq-mean-token-sum", 2e-3, 2.5e-3),
+        # The root of the length is FSPO's; 0.03 is second-hand (docs/objectives.md).
+        "fspo": NamedObjective(
+            "group_mean_std", "sequence-product", "clip", "seq-mean-token-mean", 0.03, 0.03, clip_on="root"
+        ),
         # clip_low 1.0 puts the lower bound at 0, that is, there is none.
         "cispo": NamedObjective("group_mean_std", "token", "cispo", "token-mean", 1.0, 4.0),
         "sapo": NamedObjective("group_mean_std", "token", "sapo", "seq-mean-token-mean", None, None, 1.0, 1.05),
         "gmpo": NamedObjective("group_mean_std", "token", "gmpo", "seq-mean-token-mean", 0.4, 0.4),
     }
 )
+
+LENGTH_POWERS: Mapping[str, float] = MappingProxyType({"mean": 0.0, "root": 0.5, "sum": 1.0})
+"""`clip_on` → p: the clip range is on the mean token log-ratio times |y|^p."""
 
 _PARTS: Mapping[str, Any] = {"advantage": Advantage, "ratio": Ratio, "surrogate": Surrogate, "aggregation": Aggregation}
 _CLIP_KEYS = ("clip_low", "clip_high")
@@ -84,9 +94,12 @@ class ObjectiveConfig:
     aggregation: Aggregation | None = None
     """How token losses become one number (fixed by the name)."""
     clip_low: float | None = None
-    """Distance of the lower clip bound from ratio 1; for gmpo from log ratio 0. None: the name's value."""
+    """Distance of the lower clip bound from ratio 1; for gmpo, and on root or sum, from log ratio 0. None: the name's value."""
     clip_high: float | None = None
-    """Distance of the upper clip bound from ratio 1; for gmpo from log ratio 0. None: the name's value."""
+    """Distance of the upper clip bound from ratio 1; for gmpo, and on root or sum, from log ratio 0. None: the name's value."""
+    clip_on: ClipOn | None = None
+    """What meets the clip range: a sequence's ratio itself (mean), or, on a log scale, its mean token log-ratio times the root of
+    its length (root) or their sum (sum). For surrogate clip with a ratio a sequence. None: mean; fspo: root."""
     dual_clip: float | None = None
     """With a negative advantage, the ratio beyond which the loss is constant (dual-clip PPO); None: off."""
     sapo_temperature_positive: float | None = None
@@ -109,6 +122,7 @@ class ObjectiveConfig:
                 "surrogate 'gmpo' clips each token before it takes the geometric mean: set ratio to 'token', "
                 "or use surrogate 'clip' for a sequence ratio"
             )
+        self._fill_clip_on(named)
         self._fill_free_keys(named)
         self._check_extra_terms()
 
@@ -124,6 +138,16 @@ class ObjectiveConfig:
     def clips(self) -> bool:
         """Whether the surrogate reads `clip_low` and `clip_high`."""
         return self.surrogate != "sapo"
+
+    @property
+    def by_sequence(self) -> bool:
+        """Whether there is one importance ratio a sequence."""
+        return self.ratio != "token"
+
+    @property
+    def clips_log_ratio(self) -> bool:
+        """Whether `clip_low` and `clip_high` are distances from log ratio 0; otherwise from ratio 1."""
+        return self.surrogate == "gmpo" or self.clip_on in ("root", "sum")
 
     def _set(self, key: str, value: object) -> None:
         object.__setattr__(self, key, value)  # the one moment at which a frozen config may change: its own construction
@@ -144,6 +168,33 @@ class ObjectiveConfig:
             )
         self._set(part, fixed)
 
+    def _fill_clip_on(self, named: NamedObjective | None) -> None:
+        choices, fixed = get_args(ClipOn), named.clip_on if named else None
+        if self.clip_on is not None and self.clip_on not in choices:
+            raise ValueError(
+                f"clip_on = {self.clip_on!r} is not one of {', '.join(choices)}{nearest(str(self.clip_on), choices)}"
+            )
+        if not self.by_sequence or self.surrogate != "clip":
+            if self.ratio == "sequence-product":
+                raise ValueError(
+                    f"surrogate '{self.surrogate}' has no bound that grows with the length, as the ratio 'sequence-product' does:"
+                    " use surrogate 'clip', or ratio 'sequence'"
+                )
+            if self.clip_on is not None:
+                raise ValueError(
+                    f"clip_on = '{self.clip_on}' needs surrogate 'clip' and one ratio a sequence, {self.name} has surrogate"
+                    f" '{self.surrogate}' and ratio '{self.ratio}': remove it, or use gspo, luspo or fspo"
+                )
+            return
+        if fixed and self.clip_on not in (None, fixed):
+            raise ValueError(
+                f"{self.name} fixes clip_on = '{fixed}' and cannot take '{self.clip_on}': leave the key out, or use luspo,"
+                " gspo or custom"
+            )
+        if self.ratio == "sequence-product" and (self.clip_on or fixed or "mean") == "mean":
+            raise ValueError("ratio 'sequence-product' is clipped on the log scale: set clip_on to 'root' or 'sum'")
+        self._set("clip_on", self.clip_on or fixed or "mean")
+
     def _fill_free_keys(self, named: NamedObjective | None) -> None:
         read, unread = (_CLIP_KEYS, _SAPO_KEYS) if self.clips else (_SAPO_KEYS, _CLIP_KEYS)
         for key in unread:
@@ -157,7 +208,7 @@ class ObjectiveConfig:
                     raise ValueError(f"objective 'custom' with surrogate '{self.surrogate}' must set {key}")
                 self._set(key, getattr(named, key))
             _require_positive(key, getattr(self, key))
-        if self.surrogate in ("clip", "cispo") and self.clip_low is not None and self.clip_low > 1:
+        if self.clips and not self.clips_log_ratio and self.clip_low is not None and self.clip_low > 1:
             raise ValueError(
                 f"clip_low = {self.clip_low} puts the lower bound below 0, where no ratio is: use at most 1"
             )

@@ -19,6 +19,7 @@ PAPERS = {
     "dapo": "DAPO, arXiv 2503.14476, sections 3.1 and 3.3",
     "gspo": "Group Sequence Policy Optimization, arXiv 2507.18071, equations 5 and 7",
     "luspo": "Length-Unbiased Sequence Policy Optimization, arXiv 2602.05261, section 5.1 for the clip range",
+    "fspo": "Clip Your Sequences Fairly, arXiv 2509.09177; its numbers and further parts are not known to us",
     "cispo": "MiniMax-M1, arXiv 2506.13585, equations 4 and 5; ScaleRL, arXiv 2510.13786, for the cap",
     "sapo": "Soft Adaptive Policy Optimization, arXiv 2511.20347, equations 5 and 6",
     "gmpo": "Geometric-Mean Policy Optimization, arXiv 2507.20673",
@@ -33,6 +34,7 @@ _ADVANTAGE_WORDS = {
 _RATIO_WORDS = {
     "token": "one importance ratio a token",
     "sequence": "one importance ratio a sequence, the geometric mean of its token ratios",
+    "sequence-product": "one importance ratio a sequence, the product of its token ratios",
 }
 _SURROGATE_WORDS = {
     "clip": "clipped: no gradient once the ratio has left the range in the advantage's direction",
@@ -54,6 +56,19 @@ _ADVANTAGE_EQUATIONS = {
 _RATIO_EQUATIONS = {
     "token": "r_it = π(y_it) / π_old(y_it)",
     "sequence": "s_i = exp((1/|y_i|) Σ_t log(π(y_it) / π_old(y_it)))",
+    "sequence-product": "ρ_i = exp(Σ_t log(π(y_it) / π_old(y_it)))",
+}
+_RATIO_SYMBOLS = {"token": "r_it", "sequence": "s_i", "sequence-product": "ρ_i"}
+_CLIP_ON_WORDS = {
+    "root": "mean log-ratio times the root of the length",
+    "sum": "sum of the log-ratios",
+}
+# By ratio and scale: how far the log of the ratio goes for a distance of 1 on the scale.
+_LOG_BOUNDS = {
+    ("sequence", "root"): "/√|y_i|",
+    ("sequence", "sum"): "/|y_i|",
+    ("sequence-product", "root"): " √|y_i|",
+    ("sequence-product", "sum"): "",
 }
 # The reduction before a value of each token, and before a value that is the same for all tokens of its sequence.
 _SUMS = {
@@ -137,17 +152,23 @@ def _clip_range(config: ObjectiveConfig) -> str:
     low, high = _number(config.clip_low), _number(config.clip_high)
     if config.surrogate == "gmpo":
         return f"log ratio −{low} to {high}"
+    text = f"1 − {low} to 1 + {high}"
+    if config.clips_log_ratio:
+        text = f"{_CLIP_ON_WORDS[config.clip_on or '']} −{low} to {high}"
     if config.surrogate == "cispo" and config.clip_low == 1:
         return f"1 + {high}, no lower bound"
-    text = f"1 − {low} to 1 + {high}"
     return text if config.dual_clip is None else f"{text}, dual clip {_number(config.dual_clip)}"
 
 
 def _equation(config: ObjectiveConfig) -> str:
-    ratio = "r_it" if config.ratio == "token" else "s_i"
+    ratio = _RATIO_SYMBOLS[config.ratio or ""]
     low, high = _number(config.clip_low), _number(config.clip_high)
     if config.surrogate == "clip":
-        value = f"min({ratio} A_i, clip({ratio}, 1−{low}, 1+{high}) A_i)"
+        lower, upper = f"1−{low}", f"1+{high}"
+        if config.clips_log_ratio:
+            reach = _LOG_BOUNDS[config.ratio or "", config.clip_on or ""]
+            lower, upper = f"exp(−{low}{reach})", f"exp({high}{reach})"
+        value = f"min({ratio} A_i, clip({ratio}, {lower}, {upper}) A_i)"
         if config.dual_clip is not None:
             value = f"max({value}, {_number(config.dual_clip)} A_i if A_i < 0)"
     elif config.surrogate == "cispo":
@@ -156,7 +177,7 @@ def _equation(config: ObjectiveConfig) -> str:
         value = f"(4/τ_i) σ(τ_i ({ratio} − 1)) A_i"
     else:
         value = "g_i A_i"
-    same_for_all_tokens = config.surrogate == "gmpo" or (config.ratio == "sequence" and config.surrogate != "cispo")
+    same_for_all_tokens = config.surrogate == "gmpo" or (config.by_sequence and config.surrogate != "cispo")
     token_sum, sequence_sum = _SUMS[config.aggregation or ""]
     equation = f"L = −{sequence_sum if same_for_all_tokens else token_sum}{value}"
     if config.kl_coefficient > 0:

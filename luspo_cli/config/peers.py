@@ -148,7 +148,17 @@ def _plain(value: Value) -> str:
     return str(value) if isinstance(value, str | bool) else f"{value:g}"
 
 
+def _missing_in_both(config: ObjectiveConfig) -> str:
+    return (
+        "its clip range is on the ratio alone, not on a log scale that takes the length in"
+        if config.by_sequence and config.clips_log_ratio
+        else ""
+    )
+
+
 def _missing_in_trl(config: ObjectiveConfig) -> str:
+    if missing := _missing_in_both(config):
+        return missing
     if config.advantage == "leave_one_out":
         return "GRPOTrainer has no leave-one-out baseline"
     averages = {
@@ -162,13 +172,15 @@ def _missing_in_trl(config: ObjectiveConfig) -> str:
 
 def _verl_loss_mode(config: ObjectiveConfig) -> str:
     if config.surrogate == "clip":
-        return "gspo" if config.ratio == "sequence" else "vanilla"
+        return "gspo" if config.by_sequence else "vanilla"
     return "geo_mean" if config.surrogate == "gmpo" else config.surrogate or ""
 
 
 def _missing_in_verl(config: ObjectiveConfig) -> str:
+    if missing := _missing_in_both(config):
+        return missing
     mode = _verl_loss_mode(config)
-    if config.ratio == "sequence" and config.surrogate != "clip":
+    if config.by_sequence and config.surrogate != "clip":
         return f"its {mode} has token ratios only"
     if mode in ("sapo", "geo_mean") and config.aggregation != "seq-mean-token-mean":
         return f"its {mode} ignores loss_agg_mode and averages over sequences"

@@ -123,7 +123,7 @@ class TrainRun(Section):
 
     def _correction_faults(self) -> Iterator[str]:
         objective, rollout = self.objective, self.rollout
-        one_a_sequence = objective.ratio == "sequence" or objective.surrogate == "gmpo"
+        one_a_sequence = objective.by_sequence or objective.surrogate == "gmpo"
         if self.update.sampler_correction == "token" and one_a_sequence:
             yield (
                 f"update.sampler_correction = 'token' would put the sum of token weights in the place of the length in"

@@ -71,11 +71,13 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
         "objective/entropy_term": Metric("1", "Entropy term before its coefficient; only with an entropy term."),
         "objective/clip_low_fraction": Metric(
             "1",
-            "Share of ratios under 1 - clip_low with an advantage < 0 (cispo: with any; gmpo: log ratio under -clip_low).",
+            "Share of ratios under 1 - clip_low with an advantage < 0 (cispo: with any; gmpo, and clip_on root"
+            " or sum: under -clip_low on the log scale).",
         ),
         "objective/clip_high_fraction": Metric(
             "1",
-            "Share of ratios over 1 + clip_high with an advantage > 0 (cispo: with any; gmpo: log ratio over clip_high).",
+            "Share of ratios over 1 + clip_high with an advantage > 0 (cispo: with any; gmpo, and clip_on root"
+            " or sum: over clip_high on the log scale).",
         ),
         "objective/dual_clip_fraction": Metric("1", "Share of ratios at the dual clip; only with a dual clip."),
         "ratio/mean": Metric("1", "Mean importance ratio, of tokens or sequences as the objective takes it."),

@@ -24,7 +24,7 @@ from luspo_cli.config.objective import ObjectiveConfig, resolve
 from luspo_cli.objectives.aggregation import Counts, count, token_weights
 from luspo_cli.objectives.diagnostics import as_floats, ratio_range, unit_mean
 from luspo_cli.objectives.kl import kl_estimate, kl_k3
-from luspo_cli.objectives.ratio import sequence_ratio, token_log_ratio, token_ratio
+from luspo_cli.objectives.ratio import clip_position, sequence_ratio, token_log_ratio, token_ratio
 from luspo_cli.objectives.surrogate import (
     SurrogateLoss,
     cispo_surrogate,
@@ -112,9 +112,12 @@ def policy_loss(
     logprobs = torch.where(mask, logprobs.to(dtype), 0)
     log_ratio = token_log_ratio(logprobs, old_logprobs.detach().to(dtype), mask)
     advantage = torch.where(row_mask, advantages.detach().to(dtype)[..., None], 0)  # [..., B, 1]
-    by_sequence = config.ratio == "sequence"
-    ratio = sequence_ratio(log_ratio, amounts) if by_sequence else token_ratio(log_ratio)
-    of_units, units = (of_sequences, sequences) if by_sequence else (of_tokens, tokens)
+    ratio = (
+        sequence_ratio(log_ratio, amounts, config.ratio == "sequence-product")
+        if config.by_sequence
+        else token_ratio(log_ratio)
+    )
+    of_units, units = (of_sequences, sequences) if config.by_sequence else (of_tokens, tokens)
 
     weights = token_weights(amounts, config.aggregation, sequences, tokens, max_response_length, dtype)  # type: ignore[arg-type]
     if repeats is not None:
@@ -176,7 +179,10 @@ def _surrogate(
     # ObjectiveConfig has filled what its surrogate reads, which the type checker cannot see.
     low, high = config.clip_low, config.clip_high
     if config.surrogate == "clip":
-        return clip_surrogate(ratio, advantage, low, high, config.dual_clip)  # type: ignore[arg-type]
+        scale = None
+        if config.clip_on in ("root", "sum"):
+            scale = clip_position(log_ratio, amounts, config.clip_on, config.ratio == "sequence-product")
+        return clip_surrogate(ratio, advantage, low, high, config.dual_clip, scale)  # type: ignore[arg-type]
     if config.surrogate == "cispo":
         return cispo_surrogate(ratio, logprobs, advantage, low, high)  # type: ignore[arg-type]
     if config.surrogate == "gmpo":

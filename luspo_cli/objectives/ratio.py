@@ -1,7 +1,8 @@
 """Importance ratios between the policy and the policy that the old log-probs belong to.
 
 The sequence ratio is GSPO's (arXiv 2507.18071, equation 7): the geometric mean of the token ratios, one number a
-sequence that carries gradient, kept as [B, 1] so that it broadcasts against [B, T].
+sequence that carries gradient, kept as [B, 1] so that it broadcasts against [B, T]. Their product, which is the importance
+weight itself, is FSPO's (arXiv 2509.09177).
 
 Clamps, so that a value far outside any trust region stays finite: token log-ratios at ±20, sequence log-ratios at +10
 (the bounds that verl uses). Beyond a clamp the gradient is 0.
@@ -9,7 +10,11 @@ Clamps, so that a value far outside any trust region stays finite: token log-rat
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
+
+from luspo_cli.config.objective import LENGTH_POWERS, ClipOn
 
 MAX_TOKEN_LOG_RATIO = 20.0
 MAX_SEQUENCE_LOG_RATIO = 10.0
@@ -36,6 +41,26 @@ def masked_mean(values: torch.Tensor, amounts: torch.Tensor) -> torch.Tensor:
     return (values * amounts).sum(dim=-1, keepdim=True) / lengths
 
 
-def sequence_ratio(log_ratio: torch.Tensor, amounts: torch.Tensor) -> torch.Tensor:
-    """s = exp(1/|y| Σ_t log ratio_t) [..., B, 1] with gradient, its log clamped at +10; 1 for a row without a token."""
-    return masked_mean(log_ratio, amounts).clamp(max=MAX_SEQUENCE_LOG_RATIO).exp()
+def sequence_ratio(log_ratio: torch.Tensor, amounts: torch.Tensor, product: bool = False) -> torch.Tensor:
+    """s = exp(1/|y| Σ_t log ratio_t) [..., B, 1] with gradient, its log clamped at +10; 1 for a row without a token.
+
+    `product`: exp(Σ_t log ratio_t) instead, its log clamped alike.
+    """
+    whole = (log_ratio * amounts).sum(dim=-1, keepdim=True) if product else masked_mean(log_ratio, amounts)
+    return whole.clamp(max=MAX_SEQUENCE_LOG_RATIO).exp()
+
+
+class ClipPosition(NamedTuple):
+    """Where sequences stand on the log scale of a clip range, [..., B, 1], without gradient."""
+
+    position: torch.Tensor
+    """The mean of the token log-ratios times √|y| or |y|."""
+    step: torch.Tensor
+    """Change of the log of the sequence ratio for a change of 1 on the scale."""
+
+
+def clip_position(log_ratio: torch.Tensor, amounts: torch.Tensor, clip_on: ClipOn, product: bool) -> ClipPosition:
+    """The scale `root` or `sum` of a clip range, for a sequence ratio that is a geometric mean or the `product`."""
+    lengths = amounts.sum(dim=-1, keepdim=True).clamp(min=1).to(log_ratio.dtype)
+    unit = lengths ** LENGTH_POWERS[clip_on]
+    return ClipPosition(masked_mean(log_ratio.detach(), amounts) * unit, (lengths if product else 1) / unit)

@@ -12,7 +12,10 @@ from typing import NamedTuple
 
 import torch
 
-from luspo_cli.objectives.ratio import MAX_SEQUENCE_LOG_RATIO, masked_mean
+from luspo_cli.objectives.ratio import MAX_SEQUENCE_LOG_RATIO, ClipPosition, masked_mean
+
+Bound = float | torch.Tensor
+"""A distance of a clip bound; a tensor that broadcasts against [..., B, 1] holds one for each of several batches."""
 
 
 class SurrogateLoss(NamedTuple):
@@ -25,12 +28,26 @@ class SurrogateLoss(NamedTuple):
 
 
 def clip_surrogate(
-    ratio: torch.Tensor, advantages: torch.Tensor, clip_low: float, clip_high: float, dual_clip: float | None = None
+    ratio: torch.Tensor,
+    advantages: torch.Tensor,
+    clip_low: Bound,
+    clip_high: Bound,
+    dual_clip: float | None = None,
+    scale: ClipPosition | None = None,
 ) -> SurrogateLoss:
-    """−min(r·A, clip(r, 1−clip_low, 1+clip_high)·A); where A < 0 and dual_clip = c, not above −c·A."""
-    clipped_high = (ratio > 1 + clip_high) & (advantages > 0)
-    clipped_low = (ratio < 1 - clip_low) & (advantages < 0)
-    bounded = ratio.masked_fill(clipped_high, 1 + clip_high).masked_fill(clipped_low, 1 - clip_low)
+    """−min(r·A, clip(r, 1−clip_low, 1+clip_high)·A); where A < 0 and dual_clip = c, not above −c·A.
+
+    With a log `scale` its positions decide against −clip_low and clip_high, and the ratio is held at that point of the scale:
+    the bounds of r are exp(−clip_low·step) and exp(clip_high·step).
+    """
+    if scale is None:
+        lower, upper = 1 - clip_low, 1 + clip_high
+        below, above = ratio < lower, ratio > upper
+    else:
+        lower, upper = (scale.step * -clip_low).exp(), (scale.step * clip_high).exp()
+        below, above = scale.position < -clip_low, scale.position > clip_high
+    clipped_high, clipped_low = above & (advantages > 0), below & (advantages < 0)
+    bounded = torch.where(clipped_low, lower, torch.where(clipped_high, upper, ratio))
     dual_clipped = None
     if dual_clip is not None:
         dual_clipped = (ratio > dual_clip) & (advantages < 0)

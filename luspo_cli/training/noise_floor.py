@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from luspo_cli.config.objective import LENGTH_POWERS
 from luspo_cli.config.run import TrainRun
 from luspo_cli.objectives.sampler_mismatch import SamplerMismatch, sampler_mismatch
 from luspo_cli.policy.packing import Row, policy_batch, rows_of, split_micro_batches
@@ -63,13 +64,20 @@ class NoiseWatch:
     """Reads the records of the steps; warns once where the noise floor is above a fifth of the clip range of sequence ratios."""
 
     def __init__(self, config: TrainRun) -> None:
-        widths = [width for width in (config.objective.clip_low, config.objective.clip_high) if width]
-        self._limit = NOISE_SHARE * min(widths) if widths and config.objective.ratio == "sequence" else None
+        objective = config.objective
+        widths = [width for width in (objective.clip_low, objective.clip_high) if width]
+        self._limit = NOISE_SHARE * min(widths) if widths and objective.by_sequence else None
+        # The noise is that of the mean log-ratio; the clip range may be on this mean times a power of the length.
+        self._power = LENGTH_POWERS[objective.clip_on or "mean"]
 
     def __call__(self, record: Mapping[str, Any]) -> None:
         """Take in one record."""
         noise = record.get("ratio/noise_floor")
-        if noise is not None and self._limit is not None and noise > self._limit:
+        if noise is None or self._limit is None:
+            return
+        if self._power:
+            noise *= record["response_length/mean"] ** self._power
+        if noise > self._limit:
             logger.warning(
                 f"the ratio noise floor {noise:.1e} is above a fifth of the clip range ({self._limit:.1e}):"
                 " part of the clipping is arithmetic, not learning; model.compute_dtype=float32 avoids it"

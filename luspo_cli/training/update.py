@@ -172,7 +172,7 @@ class Updater:
         """Put the diagnostics of all processes together, then move the weights or refuse to; the numbers of this step."""
         metrics = combine_diagnostics(self.ranks.gather(combine_diagnostics(diagnostics)))
         computed = self._micro_batches(batch)
-        metrics = _per_trained_row(metrics, batch, computed, self.config.objective.ratio == "sequence")
+        metrics = _per_trained_row(metrics, batch, computed, self.config.objective.by_sequence)
         began = time.perf_counter()
         moved = self._move(metrics.get("objective/loss", 0.0))
         self._optimizer_s += time.perf_counter() - began

@@ -16,6 +16,7 @@ FORMULAS = {
     "dapo": ("token", "clip", lambda n, N, M, L: 1 / M),
     "gspo": ("sequence", "clip", lambda n, N, M, L: 1 / (N * n)),
     "luspo": ("sequence", "clip", lambda n, N, M, L: 1 / N),
+    "fspo": ("product", "clip", lambda n, N, M, L: 1 / (N * n)),
     "cispo": ("token", "cispo", lambda n, N, M, L: 1 / M),
     "sapo": ("token", "sapo", lambda n, N, M, L: 1 / (N * n)),
     "gmpo": ("token", "gmpo", lambda n, N, M, L: 1 / (N * n)),
@@ -26,6 +27,7 @@ CLIPS = {
     "dapo": (0.2, 0.28),
     "gspo": (3e-4, 4e-4),
     "luspo": (2e-3, 2.5e-3),
+    "fspo": (0.03, 0.03),
     "cispo": (1.0, 4.0),
     "sapo": (None, None),
     "gmpo": (0.4, 0.4),
@@ -61,6 +63,10 @@ def sequence_value(name: str, batch: Batch, i: int, t: int, low: float, high: fl
                 step = max(step, -low)
             total += step
         return advantage * math.exp(total / len(new))
+    if level == "product":
+        total, root = math.fsum(a - b for a, b in zip(new, old, strict=True)), math.sqrt(len(new))
+        bounded = min(max(total, -low * root), high * root)
+        return min(math.exp(total) * advantage, math.exp(bounded) * advantage)
     if level == "sequence":
         ratio = math.exp(math.fsum(a - b for a, b in zip(new, old, strict=True)) / len(new))
     else:

@@ -31,6 +31,7 @@ PUBLISHED = {
     "dapo": ("group_mean_std", "token", "clip", "token-mean", 0.2, 0.28),
     "gspo": ("group_mean_std", "sequence", "clip", "seq-mean-token-mean", 0.0003, 0.0004),
     "luspo": ("group_mean_std", "sequence", "clip", "seq-mean-token-sum", 0.002, 0.0025),
+    "fspo": ("group_mean_std", "sequence-product", "clip", "seq-mean-token-mean", 0.03, 0.03),
     "cispo": ("group_mean_std", "token", "cispo", "token-mean", 1.0, 4.0),
     "sapo": ("group_mean_std", "token", "sapo", "seq-mean-token-mean", None, None),
     "gmpo": ("group_mean_std", "token", "gmpo", "seq-mean-token-mean", 0.4, 0.4),
@@ -109,6 +110,17 @@ def test_a_strict_model_refuses(table: dict[str, Any]) -> None:
         ({**CUSTOM, "aggregation": None}, "'custom' must set aggregation"),
         ({**CUSTOM, "clip_high": None}, "must set clip_high"),
         ({**CUSTOM, "surrogate": "gmpo"}, "set ratio to 'token'"),
+        (
+            {"name": "grpo", "clip_on": "sum"},
+            "clip_on = 'sum' needs .* one ratio a sequence, grpo has surrogate 'clip'",
+        ),
+        ({"name": "cispo", "clip_on": "mean"}, "needs surrogate 'clip' .* cispo has surrogate 'cispo'"),
+        ({**CUSTOM, "surrogate": "cispo", "clip_on": "root"}, "custom has surrogate 'cispo' and ratio 'sequence'"),
+        ({"name": "luspo", "clip_on": "summ"}, "clip_on = 'summ' is not one of mean, root, sum .did you mean 'sum'"),
+        ({"name": "fspo", "clip_on": "sum"}, "fspo fixes clip_on = 'root' and cannot take 'sum'"),
+        ({"name": "luspo", "clip_on": "mean", "clip_low": 1.5}, "lower bound below 0"),
+        ({**CUSTOM, "ratio": "sequence-product"}, "set clip_on to 'root' or 'sum'"),
+        ({**CUSTOM, "ratio": "sequence-product", "surrogate": "cispo"}, "no bound that grows with the length"),
         ({**CUSTOM, "surrogate": "sapo", "clip_low": None, "clip_high": None}, "must set sapo_temperature_positive"),
     ],
 )
@@ -163,7 +175,7 @@ def test_every_key_changes_the_loss_or_is_refused(name: str, key: str) -> None:
     read = {
         "clip_low": reads_clip,
         "clip_high": reads_clip,
-        "dual_clip": name in ("grpo", "dr_grpo", "dapo", "gspo", "luspo"),
+        "dual_clip": name in ("grpo", "dr_grpo", "dapo", "gspo", "luspo", "fspo"),
         "sapo_temperature_positive": reads_temperatures,
         "sapo_temperature_negative": reads_temperatures,
     }

@@ -64,6 +64,7 @@ EQUATIONS = {
     "dapo": "L = −(1/M) Σ_i Σ_t min(r_it A_i, clip(r_it, 1−0.2, 1+0.28) A_i)",
     "gspo": "L = −(1/N) Σ_i min(s_i A_i, clip(s_i, 1−0.0003, 1+0.0004) A_i)",
     "luspo": "L = −(1/N) Σ_i |y_i| · min(s_i A_i, clip(s_i, 1−0.002, 1+0.0025) A_i)",
+    "fspo": "L = −(1/N) Σ_i min(ρ_i A_i, clip(ρ_i, exp(−0.03 √|y_i|), exp(0.03 √|y_i|)) A_i)",
     "cispo": "L = −(1/M) Σ_i Σ_t sg(clip(r_it, 1−1, 1+4)) A_i log π(y_it)",
     "sapo": "L = −(1/N) Σ_i (1/|y_i|) Σ_t (4/τ_i) σ(τ_i (r_it − 1)) A_i",
     "gmpo": "L = −(1/N) Σ_i g_i A_i",

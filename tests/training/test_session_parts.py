@@ -44,6 +44,16 @@ def test_noise_above_a_fifth_of_the_clip_range_is_warned_about_once(
     assert all("part of the clipping is arithmetic" in text for text in said)
 
 
+def test_the_noise_is_compared_on_the_scale_of_the_clip_range() -> None:
+    # Sums over 100 tokens: a mean noise of 1e-4 is 1e-2, above a fifth of 0.042 and below a fifth of 0.1.
+    for low, warned in ((0.042, True), (0.1, False)):
+        sets = ["objective.clip_on=sum", f"objective.clip_low={low}", "objective.clip_high=0.2"]
+        watch = NoiseWatch(resolve_train(preset="qwen2.5-0.5b", objective="luspo", sets=sets))
+        with heard() as said:
+            watch({"ratio/noise_floor": 1e-4, "response_length/mean": 100.0})
+        assert len(said) == warned
+
+
 def test_weight_decay_is_for_matrices_only(make_model: Callable[..., Any]) -> None:
     policy = Policy(make_model(), 1.0)
     names, optimizer = make_optimizer(policy, resolve_train(preset="tiny", sets=["update.weight_decay=0.25"]).update)

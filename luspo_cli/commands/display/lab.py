@@ -104,7 +104,8 @@ def _statements(study: Study) -> Iterator[str]:
 def _clip_range(row: LabSummary) -> str:
     if row.clip_low is None or row.clip_high is None:
         return DASH
-    return f"{row.clip_low:g} / {row.clip_high:g}"
+    text = f"{row.clip_low:g} / {row.clip_high:g}"
+    return text if row.clip_on in (None, "mean") else f"{text} {row.clip_on}"
 
 
 def _with_half(found: Estimate, form: str) -> str:

@@ -20,6 +20,8 @@ class LabSummary:
     objective: str
     clip_low: float | None
     clip_high: float | None
+    clip_on: str | None
+    """Scale of the clip range; None where there is one only."""
     seeds: int
     spread: float
     """Standard deviation over seeds of the final length, tokens."""
@@ -34,6 +36,7 @@ def summarise(history: LabHistory, label: str) -> LabSummary:
         objective=objective.name,
         clip_low=objective.clip_low,
         clip_high=objective.clip_high,
+        clip_on=objective.clip_on,
         seeds=history.seeds,
         spread=float(final.std()),
         estimates={

@@ -60,7 +60,7 @@ def _without_bounds(config: LabRun, base: LabHistory, *, low: bool, high: bool) 
     if not objective.clips:
         return None
     # In log space there is no least value; a ratio is never below 0.
-    bounds = {"clip_low": UNREACHED if objective.surrogate == "gmpo" else 1.0} if low else {}
+    bounds = {"clip_low": UNREACHED if objective.clips_log_ratio else 1.0} if low else {}
     if high:
         bounds["clip_high"] = UNREACHED
     return _with_objective(config, replace(objective, **bounds))  # type: ignore[arg-type]
