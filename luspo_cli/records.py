@@ -1,4 +1,4 @@
-"""One record a stage of the pipeline, frozen and free of torch: Problem → Prompt → Rollout → Reward → ScoredGroup.
+"""One record a stage of the pipeline, frozen and free of torch: Problem → Prompt → Rollout → Reward → ScoredGroup → RowUpdate.
 
 Nothing here fills up later: a stage that knows more has a type of its own. Token sequences are tuples of ints;
 `response_tokens` includes the end-of-sequence token where the model wrote one, since it is sampled and trained.
@@ -135,3 +135,26 @@ class ScoredGroup:
     def without_images(self) -> ScoredGroup:
         """The same group without what its images take in memory."""
         return self if self.prompt is None else replace(self, prompt=self.prompt.without_images())
+
+
+@dataclass(frozen=True, slots=True)
+class RowUpdate:
+    """What an update did with one rollout of its batch; clip fractions are shares of its sequence (0 or 1) or of its tokens."""
+
+    mini_batch: int
+    """Which one of the step trained on it, from 0."""
+    sequence_ratio: float
+    """exp of the mean over tokens of log π − log π_old."""
+    clip_low_fraction: float
+    """Units whose gradient the lower bound removed."""
+    clip_high_fraction: float
+    dual_clip_fraction: float
+    loss_weight: float
+    """What one of its tokens weighs in the loss, times the sequences of its mini-batch."""
+    token_log_ratios: tuple[float, ...] = ()
+    """[R], log π − log π_old; empty where it was not asked for."""
+
+    @property
+    def kept_fraction(self) -> float:
+        """Units whose gradient no bound removed."""
+        return 1 - self.clip_low_fraction - self.clip_high_fraction - self.dual_clip_fraction

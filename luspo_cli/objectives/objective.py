@@ -25,6 +25,7 @@ from luspo_cli.objectives.aggregation import Counts, count, token_weights
 from luspo_cli.objectives.diagnostics import as_floats, ratio_range, unit_mean
 from luspo_cli.objectives.kl import kl_estimate, kl_k3
 from luspo_cli.objectives.ratio import clip_position, sequence_ratio, token_log_ratio, token_ratio
+from luspo_cli.objectives.row_values import RowValues, row_values
 from luspo_cli.objectives.surrogate import (
     SurrogateLoss,
     cispo_surrogate,
@@ -44,6 +45,8 @@ class PolicyLoss:
     """Of one batch; empty where there is a leading axis."""
     clipped: torch.Tensor
     """Whether a bound removed the gradient, bool [..., B, 1] where the loss is one number a sequence, [..., B, T] otherwise."""
+    rows: RowValues
+    """What became of each row, without gradient."""
     by_batch: dict[str, torch.Tensor] = field(default_factory=dict)
     """The diagnostics of each batch [S] where there is a leading axis."""
 
@@ -120,6 +123,7 @@ def policy_loss(
     of_units, units = (of_sequences, sequences) if config.by_sequence else (of_tokens, tokens)
 
     weights = token_weights(amounts, config.aggregation, sequences, tokens, max_response_length, dtype)  # type: ignore[arg-type]
+    row_weights = weights
     if repeats is not None:
         weights = weights * repeats[..., None]
     surrogate = _surrogate(config, ratio, log_ratio, logprobs, advantage, amounts)
@@ -152,9 +156,10 @@ def policy_loss(
         report["ratio/min"], report["ratio/max"] = ratio_range(ratio, of_units)
         report.update(_clip_fractions(surrogate, of_units, units))
         clipped = _clipped(config, surrogate)
+        rows = row_values(config, surrogate, log_ratio, row_weights, amounts, sequences)
         if logprobs.dim() == 2:
-            return PolicyLoss(loss, as_floats(report), clipped)
-        return PolicyLoss(loss, {}, clipped, {key: value.detach() for key, value in report.items()})
+            return PolicyLoss(loss, as_floats(report), clipped, rows)
+        return PolicyLoss(loss, {}, clipped, rows, {key: value.detach() for key, value in report.items()})
 
 
 def _configured(objective: str | ObjectiveConfig, clip_low: float | None, clip_high: float | None) -> ObjectiveConfig:

@@ -4,17 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from luspo_cli.files import replacing, said_in_one_sentence
-from luspo_cli.records import ScoredGroup
+from luspo_cli.records import RowUpdate, ScoredGroup
 
 
-def store_rollouts(folder: Path, step: int, groups: Sequence[ScoredGroup], batch: Sequence[ScoredGroup]) -> None:
-    """Write rollouts/step-NNNNNN.parquet, one row a rollout, whole or not at all; `batch` is what the update got of `groups`."""
+def store_rollouts(
+    folder: Path,
+    step: int,
+    groups: Sequence[ScoredGroup],
+    batch: Sequence[ScoredGroup],
+    updates: Sequence[RowUpdate | None] | None = None,
+) -> None:
+    """Write rollouts/step-NNNNNN.parquet, one row a rollout, whole or not at all.
+
+    `batch` is what the update got of `groups`, and `updates` what it did with the batch's rollouts, group after group; without
+    them (an update that failed) the columns that tell of it are left out.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     in_batch = {id(group.rollouts) for group in batch}  # a group may have let go of its images since
+    of_rollouts = dict(zip((id(rollout) for group in batch for rollout in group.rollouts), updates or (), strict=False))
     rows = [
         {
             "problem_id": rollout.problem_id,
@@ -38,10 +50,24 @@ def store_rollouts(folder: Path, step: int, groups: Sequence[ScoredGroup], batch
             "prompt_tokens": list(rollout.prompt_tokens),
             "response_tokens": list(rollout.response_tokens),
             "rollout_logprobs": list(rollout.rollout_logprobs),
+            **(_of_update(of_rollouts.get(id(rollout))) if updates is not None else {}),
         }
         for group in groups
         for rollout, reward, advantage in zip(group.rollouts, group.rewards, group.advantages, strict=True)
     ]
     final = folder / f"step-{step:06d}.parquet"
     with said_in_one_sentence(final), replacing(final) as stream:
-        pq.write_table(pa.Table.from_pylist(rows), stream)
+        table = pa.Table.from_pylist(rows)
+        if updates is not None:
+            types = {"mini_batch": pa.int64(), "token_log_ratios": pa.list_(pa.float32())}
+            for column in _of_update(None):  # a column of nulls alone would have no type
+                place = table.schema.get_field_index(column)
+                table = table.set_column(place, column, table[column].cast(types.get(column, pa.float64())))
+        pq.write_table(table, stream)
+
+
+def _of_update(row: RowUpdate | None) -> dict[str, Any]:
+    """The columns that tell what the update did with a rollout; null where it did not compute it."""
+    if row is None:
+        return dict.fromkeys(RowUpdate.__slots__)
+    return {name: getattr(row, name) for name in RowUpdate.__slots__} | {"token_log_ratios": list(row.token_log_ratios)}

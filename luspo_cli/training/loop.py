@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -88,7 +89,15 @@ def train(
                 "ratio/noise_floor": noise_floor(policy, batch, budget),
                 **untrained_difference(policy, batch, budget),
             }
-        updated = stages.updater.update(batch, learning_rate(step - 1, config.run.steps, config.update))
+        stores = bool(config.run.rollouts_every) and (step == 1 or step % config.run.rollouts_every == 0)
+        try:
+            updated = stages.updater.update(batch, learning_rate(step - 1, config.run.steps, config.update))
+        except Exception:
+            if stores and ranks.is_first:
+                with suppress(Exception):  # what stopped the update is what must be said
+                    store_rollouts(folder.rollouts, step, groups.sampled, batch)
+            raise
+        row_updates = stages.updater.rows.gathered(ranks, with_tokens=stores)
         pushing = time.perf_counter()
         stages.refresh_sampler()
         pushed = time.perf_counter() - pushing
@@ -119,8 +128,8 @@ def train(
                 folder.check_still_here()
                 if evaluation:
                     folder.append_evaluation(step, evaluation)
-                if config.run.rollouts_every and (step == 1 or step % config.run.rollouts_every == 0):
-                    store_rollouts(folder.rollouts, step, groups.sampled, batch)
+                if stores:
+                    store_rollouts(folder.rollouts, step, groups.sampled, batch, row_updates)
                 metrics["time/total"] = time.perf_counter() - started
                 folder.append_metrics(in_order(metrics))
         stop = ranks.any(stop_requested())  # one process is asked, all of them stop after the same step

@@ -38,6 +38,7 @@ from luspo_cli.policy.policy import Policy
 from luspo_cli.processes.ranks import ALONE, Ranks
 from luspo_cli.processes.sharding import whole_weight
 from luspo_cli.records import ScoredGroup
+from luspo_cli.training.row_updates import RowUpdates
 
 _SUMMED_OVER_TRAINED_ROWS = (
     "objective/clip_low_fraction",
@@ -62,6 +63,8 @@ class Updater:
         self.policy, self.optimizer, self.accelerator = policy, optimizer, accelerator
         self.config, self.reference, self.ranks = config, reference, ranks
         self._bad_in_a_row = 0
+        self.rows = RowUpdates(())
+        """What became of each rollout of the last update."""
         self._mismatch = SamplerMismatch()
         self._optimizer_s = 0.0
 
@@ -76,13 +79,13 @@ class Updater:
         for parameters in self.optimizer.param_groups:
             parameters["lr"] = learning_rate
         mini_batches = split_mini_batches(groups, settings.mini_batches, settings.tokens_per_micro_batch)
-        self._mismatch, self._optimizer_s = SamplerMismatch(), 0.0
+        self._mismatch, self._optimizer_s, self.rows = SamplerMismatch(), 0.0, RowUpdates(groups)
         start = time.perf_counter()
         # Before any step moves the weights. The first mini-batch needs none: its own log-probs are the old ones.
         old_logprobs = [None, *(self._old_logprobs(batch) for batch in mini_batches[1:])]
         between = time.perf_counter()
         steps = []
-        for batch, old_of_batch in zip(mini_batches, old_logprobs, strict=True):
+        for number, (batch, old_of_batch) in enumerate(zip(mini_batches, old_logprobs, strict=True)):
             counts = Counts(batch.sequences, batch.response_tokens)
             pieces, diagnostics = self._pieces(batch), []
             self._zero_gradients()
@@ -112,6 +115,7 @@ class Updater:
                         self.accelerator.backward(result.loss * (0.0 if piece.filler else self.ranks.size))
                 if not piece.filler:
                     diagnostics.append(result.diagnostics)
+                    self.rows.add(number, piece.rows, result.rows)
             steps.append(self._finish_step(batch, diagnostics))
         metrics = _mean_over_steps(steps) | self._sampler_metrics()
         trained = sum(len(rows) for batch in mini_batches for rows in self._micro_batches(batch))

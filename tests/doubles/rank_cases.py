@@ -54,6 +54,7 @@ def found(case: dict[str, Any], ranks: Ranks = ALONE) -> dict[str, Any]:
     """Make the case's updates; the last gradients, the weights, each update's metrics, and the passes of each mini-batch."""
     updater, model = build(case, ranks)
     metrics = [updater.update(groups, rate) for groups, rate in case["updates"]]
+    rows = updater.rows.gathered(ranks, with_tokens=True)
     settings = updater.config.update
     batches = split_mini_batches(case["updates"][-1][0], settings.mini_batches, settings.tokens_per_micro_batch)
     return {
@@ -61,6 +62,7 @@ def found(case: dict[str, Any], ranks: Ranks = ALONE) -> dict[str, Any]:
         "weights": {name: whole_weight(weight.detach()).clone() for name, weight in model.named_parameters()},
         "elements": sum(getattr(w, "to_local", lambda w=w: w)().numel() for w in model.parameters()),
         "metrics": [{k: v for k, v in part.items() if not k.startswith("time/")} for part in metrics],
+        "rows": rows,
         "noise_floor": noise_floor(updater.policy, case["updates"][-1][0], settings.tokens_per_micro_batch),
         "pieces": [updater._pieces(batch) for batch in batches],
     }

@@ -160,6 +160,22 @@ def test_the_metrics_are_those_of_one_process(several: dict[str, list[Any]], alo
 
 
 @pytest.mark.parametrize("sharding", ["none", "full"])
+@pytest.mark.parametrize("name", ["gradient-dapo", "uneven", "one-row", "steps"])
+def test_what_became_of_each_row_is_what_one_process_says(
+    several: dict[str, list[Any]], alone: dict[str, Any], name: str, sharding: str
+) -> None:
+    first, *others = (found["rows"] for found in several[f"{name}.{sharding}"])
+    assert all(other == first for other in others)
+    whole = alone[f"{name}.{sharding}"]["rows"]
+    assert [row is None for row in first] == [row is None for row in whole]
+    for row, wanted in zip(first, whole, strict=True):
+        if row is not None:
+            assert (row.mini_batch, row.loss_weight) == (wanted.mini_batch, pytest.approx(wanted.loss_weight))
+            assert row.sequence_ratio == pytest.approx(wanted.sequence_ratio, abs=1e-3)
+            assert row.token_log_ratios == pytest.approx(wanted.token_log_ratios, abs=1e-2)
+
+
+@pytest.mark.parametrize("sharding", ["none", "full"])
 def test_a_loss_that_is_not_finite_on_one_process_moves_no_weight_on_any(
     several: dict[str, list[Any]], alone: dict[str, Any], sharding: str
 ) -> None:
