@@ -60,6 +60,11 @@ class LoadedModel:
         """Least and most pixels of an image after its resizing; None for a model that reads text only."""
         return pixel_bounds(self.processor)
 
+    @property
+    def has_trained_tower(self) -> bool:
+        """Whether it reads images with weights that may be trained."""
+        return self.processor is not None and not tower_is_frozen(self.model)
+
     def prompt(self, problem: Problem) -> Prompt:
         """The problem as this model reads it; UsageError where the model reads text only, or an image or mark does not fit."""
         return prompt_inputs(problem, self.tokenizer, self.processor, self.template_arguments)

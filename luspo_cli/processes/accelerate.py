@@ -2,7 +2,7 @@
 
 Decided here: accelerate wraps the policy for DDP and for mixed precision; a policy that is sharded already gets the latter only.
 DDP broadcasts no buffers (a rotary table is the same everywhere, and a forward pass without gradients must not wait for the
-others) and looks for weights without a gradient only in a vision model, whose tower has none where a process's last rows have no
+others) and looks for weights without a gradient only where a trained vision tower has none: where a process's last rows have no
 image.
 """
 
@@ -28,8 +28,11 @@ FOREIGN = {
 """What accelerate's own configuration may ask for and the engine would pass over in silence."""
 
 
-def make_accelerator(low_precision: bool, *, images: bool, sharded: bool) -> Any:
-    """The accelerator of this process; UsageError where its launcher was told to wrap the model in another way."""
+def make_accelerator(low_precision: bool, *, idle_tower: bool, sharded: bool) -> Any:
+    """The accelerator of this process; UsageError where its launcher was told to wrap the model in another way.
+
+    `idle_tower`: a vision tower is trained, and rows without an image do not reach it.
+    """
     import torch
     from accelerate import Accelerator
     from accelerate.utils import AutocastKwargs, DistributedDataParallelKwargs
@@ -37,7 +40,7 @@ def make_accelerator(low_precision: bool, *, images: bool, sharded: bool) -> Any
     refuse_foreign_wrapping()
     handlers: list[Any] = [
         DistributedDataParallelKwargs(
-            broadcast_buffers=False, find_unused_parameters=images, gradient_as_bucket_view=True
+            broadcast_buffers=False, find_unused_parameters=idle_tower, gradient_as_bucket_view=True
         )
     ]
     if sharded:

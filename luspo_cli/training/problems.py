@@ -41,6 +41,8 @@ class RunProblems:
     """The held-out slice with the images of `evaluation.blind`; empty without."""
     from_file: list[Problem]
     """Training problems from a file, empty for made ones: their golds are checked before the first step."""
+    some_bare: bool
+    """Whether one of the training problems has no image."""
     longest: LongestPrompt | None
     """Among the training problems."""
     longest_held_out: LongestPrompt | None
@@ -73,7 +75,7 @@ def problems_of(config: TrainRun, loaded: LoadedModel, found: Sequence[Problem] 
         made = MadeBatches(TASKS[data.train], data.profile, config.rollout.problems, seed)
         first = made.batch(0)  # they differ by a few tokens
         longest = longest_prompt(first, [loaded.prompt_length(problem) for problem in first])
-        return RunProblems(made, held_out, blind, [], longest, longest_held_out)
+        return RunProblems(made, held_out, blind, [], _some_bare(first), longest, longest_held_out)
     spelling = {problem.id: token for problem in found if (token := loaded.placeholder_in(problem)) is not None}
     if spelling:
         named, token = next(iter(spelling.items()))
@@ -93,7 +95,12 @@ def problems_of(config: TrainRun, loaded: LoadedModel, found: Sequence[Problem] 
     if warning := held_out_warning(problems, held_out, data.train, data.held_out):
         logger.warning(warning)
     source = ProblemBatches(problems, config.rollout.problems, seed, data.shuffle)
-    return RunProblems(source, held_out, blind, problems, longest_prompt(problems, lengths), longest_held_out)
+    longest = longest_prompt(problems, lengths)
+    return RunProblems(source, held_out, blind, problems, _some_bare(problems), longest, longest_held_out)
+
+
+def _some_bare(problems: Sequence[Problem]) -> bool:
+    return not all(problem.images for problem in problems)
 
 
 def longest_prompt(problems: Sequence[Problem], lengths: Sequence[int]) -> LongestPrompt | None:

@@ -45,7 +45,8 @@ def make_stages(
     """Build every stage; `checkpoint` gives the optimizer's state, `reference_model` a KL term's starting weights."""
     sharded = ranks.size > 1 and config.model.sharding == "full"
     low_precision = config.model.compute_dtype == "bfloat16"
-    accelerator = make_accelerator(low_precision, images=loaded.processor is not None, sharded=sharded)
+    idle_tower = problems.some_bare and loaded.has_trained_tower and not config.model.freeze_vision
+    accelerator = make_accelerator(low_precision, idle_tower=idle_tower, sharded=sharded)
     sampler = make_sampler(
         choose_sampler(config.rollout.sampler),
         SamplerModel(

@@ -37,7 +37,8 @@ def build(case: dict[str, Any], ranks: Ranks) -> tuple[Updater, Any]:
     AcceleratorState._reset_state()  # accelerate keeps the first mixed precision of a process
     config = TrainRun.model_validate(case["config"])
     sharded = ranks.size > 1 and config.model.sharding == "full"
-    accelerator = make_accelerator(config.model.compute_dtype == "bfloat16", images="images" in case, sharded=sharded)
+    low_precision, idle_tower = config.model.compute_dtype == "bfloat16", "images" in case
+    accelerator = make_accelerator(low_precision, idle_tower=idle_tower, sharded=sharded)
     if config.model.freeze_vision:
         freeze_vision(case["model"])
     reference = Policy(case["reference"].requires_grad_(False), 1.0) if case.get("reference") is not None else None

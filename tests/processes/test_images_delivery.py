@@ -108,6 +108,18 @@ def test_each_process_decodes_its_own_share_and_the_run_is_that_of_one(folder: P
         assert found["ratio/noise_floor"] < 1e-5
 
 
+@pytest.mark.parametrize(("frozen", "bare"), [("false", ()), ("true", (2,))])
+def test_ddp_looks_for_weights_without_a_gradient_only_where_there_may_be_one(
+    frozen: str, bare: tuple[int, ...], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Where each pass reaches every weight that is trained, DDP would warn that it looks in vain."""
+    folder = image_run_folder(tmp_path, bare=bare)
+    train_together(
+        image_run(folder, f"model.freeze_vision={frozen}", "evaluation.every=0", "run.steps=1"), folder / "run"
+    )
+    assert "find_unused_parameters" not in capfd.readouterr().err
+
+
 @pytest.mark.parametrize("frozen", ["false", "true"])
 def test_a_run_of_two_with_dynamic_sampling_resumes_bit_for_bit(folder: Path, frozen: str) -> None:
     config = image_run(
