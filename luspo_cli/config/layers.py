@@ -130,9 +130,11 @@ def _refuse_unread(
 
 def unused_of_preset(preset: str | None, config: TrainRun) -> str | None:
     """One sentence where sections of the preset belong to its made model, and the configuration has another one."""
-    layer = {} if preset is None else read_toml(presets_folder() / f"{preset}.toml")
+    if preset is None or config.model.path == MADE:
+        return None
+    layer = read_toml(presets_folder() / f"{preset}.toml")
     unused = [name for name in _MADE_SECTIONS if layer != _without_made_parts(layer, [name])]
-    if config.model.path == MADE or not unused:
+    if not unused:
         return None
     named = " and ".join(f"[{name}]" for name in unused)
     stays = "; reward.verifier = 'exact' stays, which reads #ANSWER" if config.reward.verifier == "exact" else ""

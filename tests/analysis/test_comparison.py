@@ -12,7 +12,7 @@ from rich.console import Console
 from luspo_cli.analysis.comparison import Windows, compare_runs, windows_of
 from luspo_cli.analysis.history import read_runs
 from luspo_cli.analysis.variants import differing_values, split_into_variants
-from luspo_cli.commands.display.comparison import comparison_json, print_comparison, statements
+from luspo_cli.commands.display.comparison import comparison_json, print_comparison, short_names, statements
 from luspo_cli.config.stored import flatten
 from luspo_cli.errors import UsageError
 
@@ -237,6 +237,26 @@ def test_another_setting_of_one_objective_is_a_variant_not_a_seed(write_run) -> 
     ]
     means = [variant.estimates["length_final"].mean for variant in compare_runs(runs).variants]
     assert means == [10.0, 25.0]
+
+
+def test_many_settings_make_no_wide_column(write_run) -> None:
+    """A name in the tables is short, two variants never have one, and the whole setting stands below."""
+    place = "data/" + "very-long-name/" * 9 + "mine"
+    common = {"data": {"train": place}, "model": {"path": "X"}, "objective": {"clip_high": 0.5, "clip_low": 0.1}}
+    changes = [None, common, common | {"update": {"learning_rate": 0.25}}, {"objective": {"clip_low": 0.3}}]
+    runs = [write_run(f"r{n}", "luspo", change=change) for n, change in enumerate(changes)]
+    comparison = compare_runs(read_runs(runs))
+    assert len(comparison.variants) == 4
+    above, _, below = _printed(comparison).partition("Compared")
+    assert max(len(line) for line in above.splitlines()) <= 130
+    assert all(label in below for label in short_names(comparison.variants))
+    names = [*short_names(comparison.variants).values()]
+    assert len({tuple(name) for name in names}) == 4
+    two = short_names(compare_runs(read_runs([runs[0], runs[3]])).variants)
+    assert [*two.values()] == [["luspo", "clip_low=0.002"], ["luspo", "clip_low=0.3"]]
+    (first, second) = short_names(compare_runs(read_runs(runs[:2])).variants).values()
+    assert first == ["luspo", "train=made:terms", "path=absent", "clip_high=0.0025", "1 more"]
+    assert second == ["luspo", "train=…y-long-name/mine", "path=X", "clip_high=0.5", "1 more"]
 
 
 def test_bookkeeping_and_length_do_not_make_a_variant(write_run) -> None:

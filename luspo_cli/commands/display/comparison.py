@@ -8,6 +8,8 @@ with short run names; nothing is cut where the output is not a terminal.
 from __future__ import annotations
 
 import io
+import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -24,6 +26,15 @@ from luspo_cli.metrics.intervals import LEVEL, Estimate
 TERMINAL_WIDTH = 100
 VARIANTS_A_TABLE = 3
 """Columns of means that fit `TERMINAL_WIDTH`; more variants continue in a table below."""
+
+
+_NEXT_SETTING = re.compile(r", (?=[\w.]+=)")
+_SETTINGS_NAMED = 3
+"""Of a variant's settings, in the tables."""
+_WIDEST_NAME = 60
+"""Columns of a paired difference's name, which goes on in the next line."""
+_LONGEST_VALUE = 24
+"""Characters of a setting's value, in the tables."""
 
 
 def print_comparison(comparison: Comparison, console: Console) -> None:
@@ -59,6 +70,9 @@ def statements(comparison: Comparison) -> Iterator[str]:
     run = comparison.runs[0]
     start, middle, final = (_steps(window) for window in (run.windows.start, run.windows.middle, run.windows.final))
     yield f"Compared up to step {comparison.last_step}: start = {start}, mid-run = {middle}, final = {final} (means)."
+    for label, name in short_names(comparison.variants).items():
+        if len(name) > 1:
+            yield f"{_in_one_line(name)}: {label}"
     if comparison.clip_ranges:
         yield f"{clip_sentence(comparison.clip_ranges)}."
     counts = {len(variant.seeds) for variant in comparison.variants}
@@ -88,6 +102,38 @@ def comparison_json(comparison: Comparison) -> dict[str, Any]:
         "differing": comparison.differing,
         "warnings": list(comparison.warnings),
     }
+
+
+def short_names(variants: Sequence[VariantSummary]) -> dict[str, list[str]]:
+    """Label of each variant -> its objective and its settings for a table, by the last part of their keys.
+
+    Some settings at most, and long values by their end; variants that would have one name are numbered.
+    """
+    names = {variant.label: _short_name(variant.label) for variant in variants}
+    alike = Counter(map(tuple, names.values()))
+    met: Counter[tuple[str, ...]] = Counter()
+    for label, name in names.items():
+        if alike[tuple(name)] > 1:
+            met[tuple(name)] += 1
+            names[label] = [*name, f"no. {met[tuple(name)]}"]
+    return names
+
+
+def _short_name(label: str) -> list[str]:
+    objective, _, settings = label.removesuffix(")").partition(" (")
+    pairs = [setting.partition("=") for setting in _NEXT_SETTING.split(settings) if setting]
+    last = Counter(key.rpartition(".")[2] for key, _, _ in pairs)
+    named = []
+    for key, _, value in pairs[:_SETTINGS_NAMED]:
+        short = key.rpartition(".")[2]
+        end = value if len(value) <= _LONGEST_VALUE else f"…{value[1 - _LONGEST_VALUE :]}"
+        named.append(f"{short if last[short] == 1 else key}={end}")
+    more = [f"{len(pairs) - len(named)} more"] if len(pairs) > len(named) else []
+    return [objective, *named, *more]
+
+
+def _in_one_line(name: Sequence[str]) -> str:
+    return f"{name[0]} ({', '.join(name[1:])})" if len(name) > 1 else name[0]
 
 
 def _runs_table(comparison: Comparison) -> Table:
@@ -129,9 +175,11 @@ def _runs_table(comparison: Comparison) -> Table:
 def _means_table(comparison: Comparison, variants: Sequence[VariantSummary]) -> Table:
     table = titled_table("Means over seeds")
     table.add_column("measure", no_wrap=True)
+    names = short_names(comparison.variants)
     for variant in variants:
         seeds = len(variant.seeds)
-        table.add_column(Text(f"{variant.label}\n{seeds} {'seed' if seeds == 1 else 'seeds'}"), justify="right")
+        title = "\n".join([*names[variant.label], f"{seeds} {'seed' if seeds == 1 else 'seeds'}"])
+        table.add_column(Text(title), justify="right")
     for key, measure in comparison.measures.items():
         estimates = [variant.estimates[key] for variant in variants]
         if any(estimates):
@@ -142,14 +190,15 @@ def _means_table(comparison: Comparison, variants: Sequence[VariantSummary]) -> 
 
 def _paired_table(comparison: Comparison) -> Table:
     table = titled_table("Paired differences, seed by seed")
-    table.add_column("difference", overflow="fold")
+    table.add_column("difference", overflow="fold", max_width=_WIDEST_NAME)
     table.add_column("measure", no_wrap=True)
     table.add_column("mean", justify="right", no_wrap=True)
     table.add_column("positive", justify="right", no_wrap=True)
     table.add_column("each seed", overflow="fold")
     previous = ""
+    names = {label: _in_one_line(name) for label, name in short_names(comparison.variants).items()}
     for pair in comparison.paired:
-        name = f"{pair.first} − {pair.second}"
+        name = f"{names[pair.first]} − {names[pair.second]}"
         measure = comparison.measures[pair.measure]
         table.add_row(
             Text("" if name == previous else name),
