@@ -24,6 +24,7 @@ COMPARE_EXAMPLES = [
     "luspo compare --preset tiny --objectives gspo,luspo --seeds 5 --set update.mini_batches=8 --out runs/mb8",
     "luspo compare runs/tiny",
     "luspo compare runs/gspo runs/luspo --figure lengths.svg --json",
+    "luspo compare runs/tiny --html report.html",
 ]
 DEFAULT_SEEDS = 3
 DEFAULT_OUT = Path("runs")
@@ -54,17 +55,25 @@ def compare_cli(
     figure: Annotated[
         Path | None, Option(help="Write the length figure here. [with --preset: OUT/PRESET/lengths.png]")
     ] = None,
+    html: Annotated[
+        Path | None,
+        Option(help="Write a page with curves, tables, formulas and the responses here; one file, no network."),
+    ] = None,
     as_json: Annotated[bool, Option("--json", help="Print one JSON object, for programs.")] = False,
 ) -> None:
     """Compare runs: response length beside accuracy, each run, means with intervals, differences seed by seed."""
     if bool(runs) == bool(preset):
         raise UsageError("Give either run folders or --preset, for example: luspo compare --preset tiny.")
+    if html is not None:
+        from luspo_cli.report.page import check_html
+
+        check_html(html)
     if preset is None:
         given = {"--objectives": objectives, "--seeds": seeds, "--set": sets, "--out": out, "--processes": processes}
         for option, value in given.items():
             if value:
                 raise UsageError(f"{option} goes with --preset; run folders are compared as they are.")
-        show_comparison(runs or [], figure, as_json=as_json)
+        show_comparison(runs or [], figure, html, as_json=as_json)
         return
     names = listed_names(objectives or DEFAULT_OBJECTIVES)
     folder = (out or DEFAULT_OUT) / Path(preset).name.removesuffix(".toml")
@@ -88,11 +97,11 @@ def compare_cli(
         again = shlex.join(["luspo", *sys.argv[1:]])
         typer.echo(f"Stopped; no training is left running. Go on with: {again}", err=True)
         raise typer.Exit(130) from None
-    show_comparison(trained, figure or folder / "lengths.png", as_json=as_json)
+    show_comparison(trained, figure or folder / "lengths.png", html, as_json=as_json)
 
 
-def show_comparison(runs: Sequence[Path], figure: Path | None, *, as_json: bool) -> None:
-    """Compare run folders on standard output, and draw the figure where a path is given."""
+def show_comparison(runs: Sequence[Path], figure: Path | None, html: Path | None, *, as_json: bool) -> None:
+    """Compare run folders on standard output, and draw the figure and write the page where a path is given."""
     from rich.console import Console
 
     from luspo_cli.analysis.comparison import compare_runs
@@ -104,6 +113,7 @@ def show_comparison(runs: Sequence[Path], figure: Path | None, *, as_json: bool)
     if as_json:
         report: dict[str, Any] = comparison_json(comparison)
         report["figure"] = None if figure is None else str(figure)
+        report["html"] = None if html is None else str(html)
         typer.echo(json.dumps(report, allow_nan=False))
     else:
         print_comparison(comparison, Console(highlight=False))
@@ -114,3 +124,10 @@ def show_comparison(runs: Sequence[Path], figure: Path | None, *, as_json: bool)
         plot_length(histories, figure)
         if not as_json:
             typer.echo(f"\nfigure: {figure}")
+    if html is not None:
+        from luspo_cli.commands.display.comparison import render_table
+        from luspo_cli.report.page import write_report
+
+        write_report(histories, render_table(comparison), html)
+        if not as_json:
+            typer.echo(f"report: {html}")
