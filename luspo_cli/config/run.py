@@ -10,6 +10,7 @@ from pydantic import Field, field_validator
 from luspo_cli.config.base import Section
 from luspo_cli.config.data import DataConfig
 from luspo_cli.config.evaluation import EvaluationConfig
+from luspo_cli.config.fork import ForkConfig
 from luspo_cli.config.model import ModelConfig
 from luspo_cli.config.objective import ObjectiveConfig
 from luspo_cli.config.reward import RewardConfig
@@ -77,6 +78,7 @@ class TrainRun(Section):
     update: UpdateConfig = UpdateConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     run: RunConfig = RunConfig()
+    fork: ForkConfig = ForkConfig()
 
     def faults(self) -> Iterator[str]:
         rollout, update, data, reward = self.rollout, self.update, self.data, self.reward
@@ -111,11 +113,13 @@ class TrainRun(Section):
                 "model.sharding = full shares out AdamW's moments itself: leave out update.optimizer and"
                 " update.offload_optimizer, or set model.sharding = none"
             )
-        if update.ramp_steps > self.run.steps:
-            yield f"update.ramp_steps ({update.ramp_steps}) must not exceed run.steps ({self.run.steps})"
+        if update.ramp_steps > (spanned := self.fork.schedule_steps or self.run.steps):
+            yield f"update.ramp_steps ({update.ramp_steps}) must not exceed run.steps ({spanned})"
         if self.evaluation.temperature == 0 and self.evaluation.samples > 1:
             yield "evaluation.temperature = 0 gives the same response each time: set evaluation.samples = 1"
         yield from self._faults_of_made_parts()
+        if self.fork.checkpoint:
+            yield from self._fork_faults()
         if self.evaluation.every and not data.held_out:
             yield "evaluation.every needs data.held_out: a file or folder from luspo prepare-data"
         if self.model.path == MADE:
@@ -171,6 +175,26 @@ class TrainRun(Section):
             yield (
                 f"warmup.stop_accuracy ({warmup.stop_accuracy}) must lie between warmup.min_accuracy ({warmup.min_accuracy})"
                 f" and warmup.max_accuracy ({warmup.max_accuracy}): no check could pass"
+            )
+
+    def _fork_faults(self) -> Iterator[str]:
+        last, schedule = self.fork.step + self.run.steps, self.update.schedule
+        if schedule != "constant" and last > self.fork.schedule_steps:
+            yield (
+                f"a fork up to step {last} goes past the end of its parent's learning rate (update.schedule = '{schedule}', step"
+                f" {self.fork.schedule_steps}): take fewer steps or an earlier checkpoint, or set update.schedule = 'constant'"
+            )
+        if self.objective.kl_coefficient > 0:
+            yield (
+                "objective.kl_coefficient needs a reference, the weights that its run began with, and a fork has only its"
+                " checkpoint: set objective.kl_coefficient=0"
+            )
+        if self.evaluation.blind != "none":
+            yield "a fork has no blind control: set evaluation.blind=none"
+        if self.evaluation.every and self.evaluation.temperature != self.rollout.temperature:
+            yield (
+                "a fork measures KL and entropy on its held-out draws, so evaluation.temperature"
+                f" ({self.evaluation.temperature:g}) must be rollout.temperature ({self.rollout.temperature:g})"
             )
 
     def _shape_faults(self) -> Iterator[str]:

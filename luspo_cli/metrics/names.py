@@ -137,6 +137,13 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
         ),
         "evaluation/response_length/mean": Metric("tokens", "Mean response length on held-out problems."),
         "evaluation/truncated_fraction": Metric("1", "Share of held-out responses that the response limit cut."),
+        "evaluation/entropy": Metric(
+            "nats",
+            "Mean entropy of the policy's next-token distribution over the parent's held-out responses; only in forks.",
+        ),
+        "evaluation/kl_parent": Metric(
+            "nats", "Estimated KL divergence per token of the policy from its parent, over the same; only in forks."
+        ),
         "evaluation/problems": Metric("problems", "Held-out problems that were evaluated."),
     }
 )

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from luspo_cli.config.fork import ForkConfig
 from luspo_cli.errors import UsageError
 from luspo_cli.files import PARTIAL, file_sha256
 
@@ -79,6 +80,29 @@ def newest_whole(checkpoints: Path) -> tuple[Checkpoint | None, list[str]]:
             f"{notes[0]} and no other checkpoint is whole; start again with --if-exists replace, or restore the file"
         )
     return None, notes
+
+
+def manifest_sha256(checkpoint: Path) -> str:
+    """What names a checkpoint by its content: the sha256 of its `checkpoint.json`, which lists the sums of all its files."""
+    return file_sha256(checkpoint / MANIFEST)
+
+
+def fork_checkpoint(fork: ForkConfig) -> Checkpoint | None:
+    """The parent's checkpoint that a fork begins at; None of a run that is no fork. UsageError where it is not what it was."""
+    if not fork.checkpoint:
+        return None
+    path = Path(fork.checkpoint).expanduser()
+    if not path.is_dir():
+        raise UsageError(f"fork.checkpoint {path} is not there; put it back, or fork from another one")
+    checkpoint = Checkpoint(path, fork.step)
+    if reason := damage(checkpoint):
+        raise UsageError(f"fork.checkpoint {path} is damaged ({reason}); restore it, or fork from another one")
+    if manifest_sha256(path) != fork.sha256:
+        raise UsageError(
+            f"fork.checkpoint {path} is not the one that the fork was made of (fork.sha256 {fork.sha256[:12]}…): its run was"
+            " trained again since; fork anew into another folder"
+        )
+    return checkpoint
 
 
 def policy_folder(checkpoint: Path) -> Path:

@@ -20,8 +20,10 @@ from luspo_cli.errors import RunError, UsageError
 from luspo_cli.files import PARTIAL, append, holds, lock, read_object, replace_file, require_object, write_json
 
 IfExists = Literal["refuse", "resume", "replace"]
-BEFORE_STEP_1 = frozenset({"config.json", "provenance.json", "tracking.json", "run.log", "console.log", ".lock"})
-"""What a run that failed before its first step or evaluation leaves behind."""
+BEFORE_STEP_1 = frozenset(
+    {"config.json", "provenance.json", "tracking.json", "run.log", "console.log", "start", ".lock"}
+)
+"""What a run that failed before its first step or evaluation leaves behind, or a fork is handed."""
 SHOWN_STEPS = 3
 
 
@@ -205,7 +207,7 @@ class RunFolder:
         return {e.name for e in self.path.iterdir() if not (e.name.startswith(".") and e.name.endswith(PARTIAL))}
 
     def _remove_partial(self) -> None:
-        for folder in (self.path, self.path / "evals", self.rollouts):
+        for folder in (self.path, self.path / "evals", self.path / "start", self.rollouts):
             for file in folder.glob(f".*{PARTIAL}"):
                 file.unlink(missing_ok=True)
 

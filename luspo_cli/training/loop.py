@@ -23,7 +23,7 @@ from luspo_cli.metrics.names import METRICS, unknown_metrics
 from luspo_cli.metrics.rollout_metrics import length_metrics, reward_metrics
 from luspo_cli.objectives.diagnostics import length_pressure
 from luspo_cli.processes.ranks import ALONE, Ranks
-from luspo_cli.records import Problem, Prompt, ScoredGroup
+from luspo_cli.records import Problem, Prompt, Rollout, ScoredGroup
 from luspo_cli.rewards.rubric import Rubric
 from luspo_cli.rollout.sampler import Sampler
 from luspo_cli.runs.folder import RunFolder
@@ -53,6 +53,8 @@ class Stages:
     """Bring the policy's weights into the sampler."""
     save: Callable[[int], Any]
     """Write the checkpoint of a step."""
+    first_rollouts: Sequence[Sequence[Rollout]] = ()
+    """[groups][rollouts] that step 1 trains on in the place of draws of its own: what a fork was handed."""
     ranks: Ranks = ALONE
     """The processes that share the work; every one of them runs the loop, and the first one owns the run folder."""
 
@@ -76,8 +78,12 @@ def train(
                 folder.append_evaluation(0, evaluation)
     for step in range(first_step + 1, config.run.steps + 1):
         started = time.perf_counter()
-        sampler = StepSampler(config, step, stages.sampler, stages.rubric, stages.to_prompt, ranks)
-        groups = sample_step(stages.problems, step, config.rollout, sampler.sample)
+        place = (
+            config.fork.step + step
+        )  # what problems, draws and learning rate follow: a fork goes on in its parent's count
+        given = stages.first_rollouts if step == 1 else ()
+        sampler = StepSampler(config, place, stages.sampler, stages.rubric, stages.to_prompt, ranks, given)
+        groups = sample_step(stages.problems, place, config.rollout, sampler.sample)
         every = config.update.noise_floor_every
         noise: dict[str, float | None] = {}
         measures_noise = bool(every) and step % every == 1 % every
@@ -90,8 +96,9 @@ def train(
                 **untrained_difference(policy, batch, budget),
             }
         stores = bool(config.run.rollouts_every) and (step == 1 or step % config.run.rollouts_every == 0)
+        schedule = config.fork.schedule_steps or config.run.steps
         try:
-            updated = stages.updater.update(batch, learning_rate(step - 1, config.run.steps, config.update))
+            updated = stages.updater.update(batch, learning_rate(place - 1, schedule, config.update))
         except Exception:
             if stores and ranks.is_first:
                 with suppress(Exception):  # what stopped the update is what must be said

@@ -5,7 +5,6 @@ An old run is replaced only by one that could start. What an engine says when it
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,17 +12,16 @@ from typing import Any
 from luspo_cli.config.run import MADE, TrainRun
 from luspo_cli.errors import UsageError
 from luspo_cli.policy import attention
-from luspo_cli.policy.loading import LoadedModel, context_of, load_model, no_progress_bars
-from luspo_cli.policy.lora import add_adapters, require_peft
+from luspo_cli.policy.loading import LoadedModel, context_of, no_progress_bars
 from luspo_cli.policy.model_files import unread_revision
 from luspo_cli.processes.accelerate import refuse_foreign_wrapping, set_threads
 from luspo_cli.processes.ranks import Ranks
 from luspo_cli.processes.sharding import refuse_trained_tower
 from luspo_cli.rewards.rubric import Rubric
 from luspo_cli.rollout.samplers import check_sampler, choose_sampler
+from luspo_cli.runs.checkpoints import Checkpoint, fork_checkpoint
 from luspo_cli.runs.folder import IfExists, RunFolder
 from luspo_cli.runs.tracking import check_writers
-from luspo_cli.training.made.model import made_model
 from luspo_cli.training.optimizer import check_optimizer
 from luspo_cli.training.problems import LongestPrompt, RunProblems, problems_of, training_problems
 from luspo_cli.training.provenance import (
@@ -35,8 +33,7 @@ from luspo_cli.training.provenance import (
     refuse_changed,
 )
 from luspo_cli.training.sampling import held_out_limit, longest_row, training_draws
-
-logger = logging.getLogger(__name__)
+from luspo_cli.training.start import load_start, starting_folder
 
 
 @dataclass(slots=True)
@@ -47,6 +44,8 @@ class Prepared:
     loaded: LoadedModel
     """What the run trains; after a resume the checkpoint's weights take the place of those it began with."""
     problems: RunProblems
+    parent: Checkpoint | None = None
+    """What a fork begins at."""
     origin: dict[str, Any] = field(default_factory=dict)
     """What provenance.json will say; on the first process, as the next."""
     changes: list[Change] = field(default_factory=list)
@@ -59,7 +58,7 @@ def prepare(
     config: TrainRun, path: Path, if_exists: IfExists, rubric: Rubric, ranks: Ranks, allow_changed: bool = False
 ) -> Prepared:
     """Load the model and the data and check what can be checked; UsageError where the run could not start. Writes nothing."""
-    goes_on, starting = False, None
+    goes_on, starting, parent = False, None, None
     with ranks.phase():  # what is known before minutes of loading or warming up
         check_optimizer(config.update)
         if ranks.is_first:
@@ -72,23 +71,24 @@ def prepare(
                 reason = unread_revision(config.model.path, config.model.revision)
             if reason:
                 raise UsageError(reason)
+            parent = fork_checkpoint(config.fork)
+    parent = ranks.broadcast(parent)
     set_threads(config.run.threads, ranks)
     attention.register()
     no_progress_bars()  # a made model is saved before one is loaded
     with ranks.phase():
-        found = (
-            training_problems(config) if config.model.path == MADE else None
-        )  # read once: such a model is warmed up on them too
-        if found is not None and ranks.is_first:
-            starting = made_model(config, found)
+        # Read once: such a model is warmed up on them too.
+        found = training_problems(config) if config.model.path == MADE else None
+        if ranks.is_first:
+            starting = starting_folder(config, found or [], parent)
     with ranks.phase():
         # The others find it in the cache, or make the same one where they are on another machine.
-        if found is not None and not ranks.is_first:
-            starting = made_model(config, found)
-        loaded = _start(config, starting)
+        if not ranks.is_first:
+            starting = starting_folder(config, found or [], parent)
+        loaded = load_start(config, starting, parent)
         problems = problems_of(config, loaded, found)
         check_stages(config, loaded, problems.longest, problems.longest_held_out, ranks.size)
-        prepared = Prepared(config, loaded, problems)
+        prepared = Prepared(config, loaded, problems, parent)
         if ranks.is_first:
             origin, changes, new = _origin(config, path, starting, ranks.size, goes_on, allow_changed)
             prepared.origin, prepared.changes, prepared.new_settings = origin, changes, new
@@ -138,18 +138,6 @@ def _check_context(
             f"the {kind} prompt of problem '{prompt.problem_id}' has {prompt.tokens} tokens and the model's context {context},"
             f" so {limit} response tokens do not fit: {advice}"
         )
-
-
-def _start(config: TrainRun, starting: Path | None) -> LoadedModel:
-    """The model that the run starts from, with new adapters where they are asked for."""
-    if config.model.lora.rank:
-        require_peft()
-    model = config.model.model_copy(update={"path": str(starting)}) if starting else config.model
-    loaded = load_model(model, config.rollout.chat_template, config.data)
-    if config.model.lora.rank:
-        number = add_adapters(loaded.model, config.model, config.run.seed, str(starting or config.model.path))
-        logger.info(f"training {number:,} weights of adapters; the base model stays as it is")
-    return loaded
 
 
 def _origin(

@@ -64,7 +64,14 @@ def provenance(config: TrainRun, made: Path | None, processes: int = 1) -> dict[
             "commit": hub_commit(config.model.path, config.model.revision),
             **_began_in(config.model.path),
         },
+        **({"fork": _parent(config)} if config.fork.checkpoint else {}),
     }
+
+
+def _parent(config: TrainRun) -> dict[str, Any]:
+    """The run that a fork began at, and where in it."""
+    checkpoint = Path(config.fork.checkpoint)
+    return {"run": str(checkpoint.parents[1]), "step": config.fork.step, "sha256": config.fork.sha256}
 
 
 def _began_in(path: str) -> dict[str, str]:

@@ -18,7 +18,9 @@ from luspo_cli.policy.loading import context_of
 from luspo_cli.processes.ranks import Ranks
 from luspo_cli.records import Problem, Prompt, Reward, Rollout, ScoredGroup
 from luspo_cli.rewards.rubric import Rubric
+from luspo_cli.rollout.given import GivenRollouts
 from luspo_cli.rollout.sampler import PromptsOnRequest, Sampler, SamplingOptions
+from luspo_cli.runs.draws import FIRST_STEP
 
 SEED_STRIDE = 1_000_000_007
 ROUND_STRIDE = 618_033_989_000_003
@@ -51,8 +53,10 @@ class StepSampler:
         rubric: Rubric,
         to_prompt: Callable[[Problem], Prompt],
         ranks: Ranks,
+        given: Sequence[Sequence[Rollout]] = (),
     ) -> None:
-        self._config, self._step = config, step
+        """`given`: [groups][rollouts] of the step, round after round, which take the place of draws as far as they reach."""
+        self._config, self._step, self._given = config, step, list(given)
         self._sampler, self._rubric, self._to_prompt, self._ranks = sampler, rubric, to_prompt, ranks
         self.rollout_s = self.reward_s = self.prompts_s = 0.0
 
@@ -60,8 +64,11 @@ class StepSampler:
         """The scored groups of these problems; `round_number` counts from 0, and each round has draws of its own."""
         seed = (self._config.run.seed * SEED_STRIDE + self._step + round_number * ROUND_STRIDE) % 2**63
         options = replace(training_draws(self._config), seed=seed)
+        given, self._given = self._given[: len(problems)], self._given[len(problems) :]
+        # Where rounds go on beyond what was given (another reward decides about them), the policy draws.
+        sampler = GivenRollouts(given, FIRST_STEP) if len(given) == len(problems) else self._sampler
         scored = sample_and_score(
-            self._ranks, self._sampler, self._rubric, problems, self._to_prompt, options, keep_images=True
+            self._ranks, sampler, self._rubric, problems, self._to_prompt, options, keep_images=True
         )
         self.rollout_s += scored.rollout_s
         self.reward_s += scored.reward_s

@@ -70,7 +70,8 @@ def run_training(
         if first_step >= config.run.steps:
             return Outcome(first_step, finished=True)
         reference = _go_on_from(checkpoint, prepared, ranks) if checkpoint else None
-        stages = make_stages(config, prepared.loaded, prepared.problems, rubric, folder, checkpoint, reference, ranks)
+        begins_at = checkpoint or prepared.parent
+        stages = make_stages(config, prepared.loaded, prepared.problems, rubric, folder, begins_at, reference, ranks)
         report = stack.enter_context(_reporting(config, folder, on_step, ranks))
         with stop_on_signals() as stop_requested:
             last = train(config, stages, folder, first_step, report, stop_requested)

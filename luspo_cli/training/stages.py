@@ -21,15 +21,12 @@ from luspo_cli.rollout.samplers import SamplerModel, choose_sampler, make_sample
 from luspo_cli.runs.checkpoints import Checkpoint
 from luspo_cli.runs.folder import RunFolder
 from luspo_cli.training.checkpoint import save_checkpoint
-from luspo_cli.training.held_out import HeldOut
+from luspo_cli.training.fork import handed_rollouts, make_held_out
 from luspo_cli.training.loop import Stages
 from luspo_cli.training.optimizer import load_optimizer, make_optimizer
 from luspo_cli.training.problems import RunProblems
-from luspo_cli.training.sampling import held_out_draws, longest_row, training_draws
+from luspo_cli.training.sampling import longest_row, training_draws
 from luspo_cli.training.update import Updater
-
-HELD_OUT_PARTS = 4
-"""Times `rollout.max_rows`: responses in one part of the held-out slice, so that few rows decode alone at its end."""
 
 
 def make_stages(
@@ -76,11 +73,6 @@ def make_stages(
     if config.model.freeze_vision:
         freeze_vision(loaded.model)
     to_prompt = accelerator.autocast()(loaded.training_prompt)  # features are computed as in the policy's own passes
-    held_out = None
-    if config.evaluation.every:
-        rows = HELD_OUT_PARTS * config.rollout.max_rows
-        draws = held_out_draws(config)
-        held_out = HeldOut(problems.held_out, to_prompt, draws, rubric, problems.blind, rows=rows)
     policy = Policy(loaded.model, config.rollout.temperature).train()
     if sharded:
         for whole in (policy, reference):
@@ -107,8 +99,9 @@ def make_stages(
         sampler=sampler,
         rubric=rubric,
         updater=Updater(prepared, optimizer, accelerator, config, reference, ranks),
-        held_out=held_out,
+        held_out=make_held_out(config, problems, to_prompt, rubric, prepared, folder),
         refresh_sampler=lambda: sampler.load_weights(policy.model),
         save=save,
+        first_rollouts=handed_rollouts(config, folder, ranks),
         ranks=ranks,
     )

@@ -14,7 +14,7 @@ from doubles.runs import train
 from luspo_cli.config.run import TrainRun
 from luspo_cli.errors import RunError, UsageError
 from luspo_cli.runs.folder import RunFolder
-from luspo_cli.training import preflight, stages
+from luspo_cli.training import preflight, stages, start
 
 TWO_STEPS = ("run.steps=2", "run.checkpoint_every=2", "evaluation.every=0")
 
@@ -65,7 +65,7 @@ def test_a_revision_that_nothing_reads_is_refused_in_a_new_run_alone(
 def test_a_folder_in_use_is_refused_before_a_model_is_made(
     small_run: Callable[..., TrainRun], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(preflight, "made_model", lambda *_: pytest.fail("a model was made"))
+    monkeypatch.setattr(start, "made_model", lambda *_: pytest.fail("a model was made"))
     with RunFolder(tmp_path / "run") as folder:
         folder.open(small_run().model_dump(mode="json"), "refuse")
         for how in ("refuse", "resume", "replace"):

@@ -1,0 +1,98 @@
+"""What a fork is handed from a sibling, in its folder's `start/`: rollouts of its first step and the held-out draws.
+
+Both were drawn under the parent's weights, which all forks of a replicate have before their first update. A file of stored
+rollouts has the columns that are read here, and more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from luspo_cli.errors import UsageError, first_line
+from luspo_cli.files import replacing, said_in_one_sentence
+from luspo_cli.records import Rollout, StopReason
+
+FIRST_STEP = Path("start") / "rollouts.parquet"
+"""In a run folder: what its first step trains on, in the place of rollouts of its own."""
+HELD_OUT = Path("start") / "held-out.parquet"
+"""In a run folder: the parent's responses to the held-out problems, with their log-probs under the parent's weights."""
+PARENT_LOGPROBS = "parent_logprobs"
+
+Groups = list[tuple[Rollout, ...]]
+
+
+def store_held_out_draws(
+    file: Path, groups: Sequence[Sequence[Rollout]], parent_logprobs: Sequence[Sequence[float]]
+) -> None:
+    """Write the draws, whole or not at all; `parent_logprobs`: [rollouts][response tokens], group after group."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rollouts = [rollout for group in groups for rollout in group]
+    rows = [
+        {
+            "problem_id": rollout.problem_id,
+            "response": rollout.response,
+            "stop_reason": str(rollout.stop_reason),
+            "thought_open": rollout.thought_open,
+            "prompt_tokens": list(rollout.prompt_tokens),
+            "response_tokens": list(rollout.response_tokens),
+            "rollout_logprobs": list(rollout.rollout_logprobs),
+            PARENT_LOGPROBS: list(logprobs),
+        }
+        for rollout, logprobs in zip(rollouts, parent_logprobs, strict=True)
+    ]
+    with said_in_one_sentence(file):
+        file.parent.mkdir(exist_ok=True)
+        with replacing(file) as stream:
+            pq.write_table(pa.Table.from_pylist(rows), stream)
+
+
+def read_draws(file: Path, group_size: int) -> Groups | None:
+    """The groups in `file`, in order; None where there is no such file, UsageError where it cannot be read."""
+    rows = _rows(file)
+    if rows is None:
+        return None
+    try:
+        rollouts = [
+            Rollout(
+                row["problem_id"],
+                tuple(row["prompt_tokens"]),
+                tuple(row["response_tokens"]),
+                row["response"],
+                StopReason(row["stop_reason"]),
+                tuple(row["rollout_logprobs"]),
+                row["thought_open"],
+            )
+            for row in rows
+        ]
+    except (KeyError, TypeError, ValueError) as error:
+        raise _unreadable(file, error) from None
+    return [tuple(rollouts[first : first + group_size]) for first in range(0, len(rollouts), group_size)]
+
+
+def read_parent_logprobs(file: Path) -> list[list[float]]:
+    """[rollouts][response tokens] of `store_held_out_draws`; UsageError where they cannot be read."""
+    try:
+        return [row[PARENT_LOGPROBS] for row in _rows(file) or []]
+    except KeyError as error:
+        raise _unreadable(file, error) from None
+
+
+def _rows(file: Path) -> list[dict[str, Any]] | None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        rows: list[dict[str, Any]] = pq.read_table(file).to_pylist()
+    except FileNotFoundError:
+        return None
+    except (OSError, pa.ArrowException) as error:
+        raise _unreadable(file, error) from None
+    return rows
+
+
+def _unreadable(file: Path, error: Exception) -> UsageError:
+    return UsageError(f"{file} cannot be read ({first_line(error)}); move the run away and fork again")
