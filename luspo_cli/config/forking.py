@@ -121,7 +121,9 @@ def fork_configuration(
         )
     config = validated(TrainRun, merged, origins)
     if not config.run.rollouts_every:
-        raise UsageError("run.rollouts_every = 0: forks share their first step through its stored rollouts; leave it out.")
+        raise UsageError(
+            "run.rollouts_every = 0: forks share their first step through its stored rollouts; leave it out."
+        )
     return config
 
 

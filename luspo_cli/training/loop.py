@@ -78,9 +78,7 @@ def train(
                 folder.append_evaluation(0, evaluation)
     for step in range(first_step + 1, config.run.steps + 1):
         started = time.perf_counter()
-        place = (
-            config.fork.step + step
-        )  # what problems, draws and learning rate follow: a fork goes on in its parent's count
+        place = config.fork.step + step  # of problems, draws and learning rate: a fork goes on in its parent's count
         given = stages.first_rollouts if step == 1 else ()
         sampler = StepSampler(config, place, stages.sampler, stages.rubric, stages.to_prompt, ranks, given)
         groups = sample_step(stages.problems, place, config.rollout, sampler.sample)
