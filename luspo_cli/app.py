@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperCommand
 
 from luspo_cli import __version__
-from luspo_cli.commands import compare, eval, lab, merge, objectives, plot_length, prepare_data, train
+from luspo_cli.commands import compare, eval, fork, lab, merge, objectives, plot_length, prepare_data, train
 
 app = typer.Typer(
     name="luspo",
@@ -64,6 +64,7 @@ app.command("prepare-data", cls=Command, epilog=_epilog(prepare_data.PREPARE_DAT
 app.command("train", cls=Command, epilog=_epilog(train.TRAIN_EXAMPLES))(train.train_cli)
 app.command("eval", cls=Command, epilog=_epilog(eval.EVAL_EXAMPLES))(eval.eval_cli)
 app.command("compare", cls=Command, epilog=_epilog(compare.COMPARE_EXAMPLES))(compare.compare_cli)
+app.command("fork", cls=Command, epilog=_epilog(fork.FORK_EXAMPLES))(fork.fork_cli)
 app.command("lab", cls=Command, epilog=_epilog(lab.LAB_EXAMPLES))(lab.lab_cli)
 app.command("merge", cls=Command, epilog=_epilog(merge.MERGE_EXAMPLES))(merge.merge_cli)
 app.command("plot-length", cls=Command, epilog=_epilog(plot_length.PLOT_LENGTH_EXAMPLES))(plot_length.plot_length_cli)

@@ -7,8 +7,6 @@ seed, everything but `objective` and `run.seed` equal. Three seeds are the defau
 from __future__ import annotations
 
 import json
-import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -79,24 +77,11 @@ def compare_cli(
     folder = (out or DEFAULT_OUT) / Path(preset).name.removesuffix(".toml")
     count = seeds or DEFAULT_SEEDS
 
-    from rich.console import Console
+    from luspo_cli.commands.display.trainings import shown_on_stderr
+    from luspo_cli.experiments.sweep import train_runs
 
-    from luspo_cli.commands.display.trainings import choose_display
-    from luspo_cli.experiments.sweep import Interrupted, train_runs
-    from luspo_cli.runs.log import StderrHandler, messages_to
-
-    try:
-        with messages_to([StderrHandler()]):
-            display = choose_display(Console(stderr=True))
-            trained = train_runs(
-                names, count, folder, preset=preset, sets=sets or [], processes=processes, display=display
-            )
-    except Interrupted as interruption:
-        if str(interruption):
-            typer.echo(str(interruption), err=True)
-        again = shlex.join(["luspo", *sys.argv[1:]])
-        typer.echo(f"Stopped; no training is left running. Go on with: {again}", err=True)
-        raise typer.Exit(130) from None
+    with shown_on_stderr() as display:
+        trained = train_runs(names, count, folder, preset=preset, sets=sets or [], processes=processes, display=display)
     show_comparison(trained, figure or folder / "lengths.png", html, as_json=as_json)
 
 

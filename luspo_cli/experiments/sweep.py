@@ -107,27 +107,38 @@ def train_runs(
 
     if unused := unused_of_preset(preset, resolved(objectives[0], 0, preset, sets)):
         logger.warning(unused)
+    missing = missing_of(trainings, folder)
+    if missing:
+        number = side_by_side(processes, len(missing), resolved(missing[0].objective, missing[0].seed, preset, sets))
+        with display as shown:
+            train_missing(
+                trainings,
+                lambda training: train_command(training, preset, sets),
+                processes=number,
+                display=shown,
+            )
+    return [training.run for training in trainings]
+
+
+def missing_of(trainings: Sequence[Training], folder: Path) -> list[Training]:
+    """Those that are not finished; says how many there are of each kind."""
     missing = [training for training in trainings if training.state != "finished"]
     logger.info(
         f"{len(trainings)} runs in {folder}: {len(trainings) - len(missing)} finished and used again,"
         f" {sum(training.state == 'unfinished' for training in missing)} to go on,"
         f" {sum(training.state == 'fresh' for training in missing)} to start."
     )
-    if missing:
-        side_by_side = min(processes or (1 if has_cuda() else min(2, usable_cores())), len(missing))
-        from luspo_cli.training.dry_run import crowded
+    return missing
 
-        first = resolved(missing[0].objective, missing[0].seed, preset, sets)
-        if reason := crowded(first, side_by_side, of_one_run=False):
-            raise UsageError(reason)
-        with display as shown:
-            train_missing(
-                trainings,
-                lambda training: train_command(training, preset, sets),
-                processes=side_by_side,
-                display=shown,
-            )
-    return [training.run for training in trainings]
+
+def side_by_side(processes: int | None, runs: int, config: TrainRun) -> int:
+    """How many trainings run at once; UsageError where this machine cannot carry so many of one like `config`."""
+    from luspo_cli.training.dry_run import crowded
+
+    number = min(processes or (1 if has_cuda() else min(2, usable_cores())), runs)
+    if reason := crowded(config, number, of_one_run=False):
+        raise UsageError(reason)
+    return number
 
 
 def resolved(objective: str, seed: int, preset: str, sets: Sequence[str]) -> TrainRun:
@@ -154,7 +165,7 @@ def plan_trainings(
         for objective in objectives:
             wanted = resolve(objective, seed)
             run = folder / f"{objective}-seed{seed}"
-            trainings.append(Training(objective, seed, run, int(wanted["run"]["steps"]), _state_of(run, wanted)))
+            trainings.append(Training(objective, seed, run, int(wanted["run"]["steps"]), state_of(run, wanted)))
     return trainings
 
 
@@ -275,7 +286,8 @@ class _Runner:
         )
 
 
-def _state_of(run: Path, wanted: Configuration) -> Literal["fresh", "unfinished", "finished"]:
+def state_of(run: Path, wanted: Configuration) -> Literal["fresh", "unfinished", "finished"]:
+    """What a run folder says of itself; UsageError where it holds something else than the `wanted` configuration."""
     if not (run / "config.json").is_file():
         if any(run.iterdir()) if run.is_dir() else run.exists():
             raise UsageError(f"{run} exists and is not a run folder; move it away or choose another --out.")

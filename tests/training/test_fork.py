@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -146,6 +149,37 @@ def test_a_fork_that_crashed_goes_on_bit_for_bit(fork: Callable[..., TrainRun], 
     assert weight_bytes(tmp_path / "fork", 3) == weight_bytes(tmp_path / "whole", 3)
     assert evaluations(tmp_path / "fork") == evaluations(tmp_path / "whole")
     assert list(map(trained, records(tmp_path / "fork"))) == list(map(trained, records(tmp_path / "whole")))
+
+
+KILLED_AFTER_STEP_2 = """
+import os, signal, sys
+from pathlib import Path
+from luspo_cli.runs.folder import RunFolder
+from luspo_cli.runs.resume import read_configuration
+from luspo_cli.training.session import run_training
+append = RunFolder.append_metrics
+def appended(self, record):
+    append(self, record)
+    if record["step"] == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+RunFolder.append_metrics = appended
+run = Path(sys.argv[1])
+run_training(read_configuration(run), run, "resume", lambda record: None)
+"""
+
+
+def test_a_killed_fork_goes_on_bit_for_bit(fork: Callable[..., TrainRun], tmp_path: Path) -> None:
+    """Killed after the record of step 2, before its checkpoint: that step is computed again."""
+    config = fork("run.checkpoint_every=1")
+    train(config, tmp_path / "whole")
+    (tmp_path / "fork").mkdir()
+    (tmp_path / "fork/config.json").write_text(config.model_dump_json())
+    killed = subprocess.run([sys.executable, "-c", KILLED_AFTER_STEP_2, str(tmp_path / "fork")], capture_output=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert [record["step"] for record in records(tmp_path / "fork")] == [1, 2]
+    assert "going on after step 1" in train(config, tmp_path / "fork", "resume")
+    assert weight_bytes(tmp_path / "fork", 3) == weight_bytes(tmp_path / "whole", 3)
+    assert evaluations(tmp_path / "fork") == evaluations(tmp_path / "whole")
 
 
 def test_replicates_have_other_problems_and_draws(fork: Callable[..., TrainRun], tmp_path: Path) -> None:

@@ -5,17 +5,22 @@ A log file wants few lines: one for each run that ends, and an overview at most 
 
 from __future__ import annotations
 
+import shlex
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Self
 
+import typer
 from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from luspo_cli.commands.display.format import number
-from luspo_cli.experiments.sweep import Progress, State
+from luspo_cli.experiments.sweep import Interrupted, Progress, State
+from luspo_cli.runs.log import StderrHandler, messages_to
 
 LINE_EVERY_S = 10.0
 ENDED: tuple[State, ...] = ("finished", "used again", "failed", "stopped")
@@ -91,6 +96,20 @@ def progress_table(progress: Sequence[Progress]) -> Table:
             number(one.accuracy, ".3f"),
         )
     return table
+
+
+@contextmanager
+def shown_on_stderr() -> Iterator[LineDisplay | LiveDisplay]:
+    """Messages and progress of trainings on stderr; after a signal how to go on, and exit status 130."""
+    try:
+        with messages_to([StderrHandler()]):
+            yield choose_display(Console(stderr=True))
+    except Interrupted as interruption:
+        if str(interruption):
+            typer.echo(str(interruption), err=True)
+        again = shlex.join(["luspo", *sys.argv[1:]])
+        typer.echo(f"Stopped; no training is left running. Go on with: {again}", err=True)
+        raise typer.Exit(130) from None
 
 
 def choose_display(console: Console) -> LineDisplay | LiveDisplay:

@@ -1,0 +1,172 @@
+"""What forks of one checkpoint differ in after their last step, paired over replicates.
+
+Two variants of one replicate began with the same weights, trained on the same rollouts in step 1 and are measured on the same
+held-out problems with the same seeds, so their difference holds what the variants do and what later draws add. An interval is
+over replicates: it says how sure the difference is at this checkpoint, and nothing about other checkpoints, models or data.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+
+from luspo_cli.analysis.history import RunHistory, read_run
+from luspo_cli.config.forking import Variant
+from luspo_cli.errors import UsageError
+from luspo_cli.metrics.intervals import Estimate, estimate
+
+logger = logging.getLogger(__name__)
+
+FIRST_ROLLOUTS = Path("rollouts") / "step-000001.parquet"
+
+
+@dataclass(frozen=True, slots=True)
+class ForkMeasure:
+    """One number of an evaluation."""
+
+    title: str
+    unit: str
+    metric: str
+    form: str
+    """How it is written, in Python's format."""
+
+
+MEASURES: Mapping[str, ForkMeasure] = {
+    "length": ForkMeasure("response length", "tokens", "evaluation/response_length/mean", ".2f"),
+    "accuracy": ForkMeasure("accuracy", "1", "evaluation/accuracy", ".4f"),
+    "entropy": ForkMeasure("entropy", "nats", "evaluation/entropy", ".4f"),
+    "kl": ForkMeasure("KL from the parent", "nats", "evaluation/kl_parent", ".5f"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class VariantForks:
+    """The forks of one variant; estimates by measure."""
+
+    name: str
+    objective: str
+    label: str
+    settings: tuple[str, ...]
+    clip_low: float | None
+    clip_high: float | None
+    runs: tuple[str, ...]
+    final: dict[str, Estimate]
+    """After the last step."""
+    change: dict[str, Estimate]
+    """Against the parent on the same problems and seeds."""
+    values: dict[str, tuple[float, ...]]
+    """The same after the last step, replicate by replicate."""
+
+
+@dataclass(frozen=True, slots=True)
+class ForkDifference:
+    """`first` minus `second` in one measure, replicate by replicate."""
+
+    first: str
+    second: str
+    measure: str
+    differences: tuple[float, ...]
+    estimate: Estimate
+    positive: int
+
+
+@dataclass(frozen=True, slots=True)
+class ForkComparison:
+    """Everything that the table and the JSON show."""
+
+    parent: str
+    step: int
+    """Of the parent's checkpoint."""
+    steps: int
+    """Of each fork."""
+    seeds: tuple[int, ...]
+    """Of the replicates."""
+    start: dict[str, Estimate]
+    """The parent itself, on the held-out draws of each replicate."""
+    variants: tuple[VariantForks, ...]
+    differences: tuple[ForkDifference, ...]
+    shared_first_step: bool
+    """Whether the variants of each replicate were found to have trained on the same rollouts in step 1."""
+
+
+def compare_forks(variants: Sequence[Variant], runs: Mapping[str, Sequence[Path]]) -> ForkComparison:
+    """Compare finished forks; `runs`: the run folders of each variant by its name, in the order of the replicates."""
+    histories = {name: [read_run(path) for path in paths] for name, paths in runs.items()}
+    first = next(iter(histories.values()))
+    values = {name: [_evaluation(run, run.last_step) for run in own] for name, own in histories.items()}
+    starts = [_evaluation(run, 0) for run in first]
+    shared = all(len({_first_step(path) for path in siblings}) == 1 for siblings in zip(*runs.values(), strict=True))
+    if not shared:
+        logger.warning("the variants of a replicate did not all train on the same rollouts in step 1")
+    forked = first[0].provenance["fork"]
+    return ForkComparison(
+        parent=forked["run"],
+        step=forked["step"],
+        steps=first[0].last_step,
+        seeds=tuple(run.config["run"]["seed"] for run in first),
+        start={key: _over([start[key] for start in starts]) for key in MEASURES},
+        variants=tuple(
+            _variant(variant, histories[variant.name], values[variant.name], starts) for variant in variants
+        ),
+        differences=tuple(
+            _difference(later.name, earlier.name, key, values)
+            for earlier, later in combinations(variants, 2)
+            for key in MEASURES
+        ),
+        shared_first_step=shared,
+    )
+
+
+def _evaluation(run: RunHistory, step: int) -> dict[str, float]:
+    """Every measure of the evaluation after `step`."""
+    row = run.evaluations.reindex([step]).iloc[0]
+    found = {key: float(row.get(measure.metric, float("nan"))) for key, measure in MEASURES.items()}
+    lacking = [MEASURES[key].metric for key, value in found.items() if value != value]
+    if lacking:
+        raise UsageError(
+            f"{run.path} has no {lacking[0]} of step {step} in evals/held-out.jsonl; move it away and fork again"
+        )
+    return found
+
+
+def _variant(
+    variant: Variant, runs: Sequence[RunHistory], values: Sequence[dict[str, float]], starts: Sequence[dict[str, float]]
+) -> VariantForks:
+    objective = runs[0].config["objective"]
+    return VariantForks(
+        name=variant.name,
+        objective=variant.objective,
+        label=variant.label,
+        settings=variant.sets,
+        clip_low=objective["clip_low"],
+        clip_high=objective["clip_high"],
+        runs=tuple(str(run.path) for run in runs),
+        final={key: _over([value[key] for value in values]) for key in MEASURES},
+        change={
+            key: _over([value[key] - start[key] for value, start in zip(values, starts, strict=True)])
+            for key in MEASURES
+        },
+        values={key: tuple(value[key] for value in values) for key in MEASURES},
+    )
+
+
+def _difference(first: str, second: str, key: str, values: Mapping[str, Sequence[dict[str, float]]]) -> ForkDifference:
+    found = tuple(one[key] - other[key] for one, other in zip(values[first], values[second], strict=True))
+    return ForkDifference(first, second, key, found, _over(found), sum(difference > 0 for difference in found))
+
+
+def _over(values: Sequence[float]) -> Estimate:
+    found = estimate(values)
+    assert found is not None  # there is one replicate at least
+    return found
+
+
+def _first_step(run: Path) -> tuple[tuple[int, ...], ...]:
+    """The response tokens that step 1 trained on."""
+    import pyarrow.parquet as pq
+
+    column = pq.read_table(run / FIRST_ROLLOUTS, columns=["response_tokens"])["response_tokens"]
+    return tuple(map(tuple, column.to_pylist()))
