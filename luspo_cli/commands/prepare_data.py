@@ -206,6 +206,9 @@ def _summary(prepared: Prepared) -> Iterator[str]:
         size = f"{images['files']} different ones ({images['bytes'] / 1e6:.1f} MB)"
         yield f"images: {images['used']} in rows, {size}, kept as they came{moving}."
     for source in prepared.manifest["sources"]:
+        if unread := source["unread_images"]:
+            column = f"the column '{unread}' of {source['name']} looks like images and is not read"
+            yield f"note: {column}; name it with --image-column {unread}."
         if source["licence"]:
             yield f"licence of {source['name']}, as its page says: {source['licence']}."
     files = ", ".join(f"{split}.parquet ({count} problems)" for split, count in prepared.rows.items())

@@ -27,6 +27,9 @@ _VIDEO_COLUMN = re.compile(rf"(?:decoded_)?videos?_?\d*{_KEPT_AS}", re.IGNORECAS
 _NUMBERED_MARK = re.compile(r"<image[ _](\d+)>", re.IGNORECASE)
 _MODELS_MARK = re.compile(r"(?:<\|vision_start\|>)?<\|image_pad\|>(?:<\|vision_end\|>)?")
 """How chat templates of the Qwen models write an image's place."""
+BEGINNINGS = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF", b"GIF8", b"BM", b"II*\0", b"MM\0*")
+"""First bytes of the image formats that are read."""
+_IMAGE_PATH = re.compile(r"[^\n]{1,500}\.(?:png|jpe?g|webp|gif|bmp|tiff?)", re.IGNORECASE)
 _BASE64_STARTS = ("/9j/", "iVBORw0KGgo", "UklGR", "R0lGOD", "Qk", "SUkqA", "TU0AK")
 """Of JPEG, PNG, WEBP, GIF, BMP and TIFF."""
 _SHORTEST_BASE64 = 60
@@ -112,6 +115,27 @@ def images_of_row(row: Mapping[str, Any], names: Iterable[str]) -> tuple[RawImag
         return LeftOut.IMAGE_COLUMNS_UNCLEAR
     series = sorted(filled[kinds[0]], key=lambda column: column[0]) if kinds else []
     return tuple(image for _, images in series for image in images)
+
+
+def unread_image_column(rows: Iterable[Mapping[str, Any]], names: Sequence[str]) -> str | None:
+    """The first of these columns that holds images and nothing else in the rows, by bytes or by a path with an image's suffix.
+
+    None where a column is called like images: then those are read.
+    """
+    if any(map(is_image_column, names)):
+        return None
+    met = list(rows)
+    for name in names:
+        found = [image for row in met for image in raw_images(row.get(name))]
+        if found and all(map(_looks_like_an_image, found)):
+            return name
+    return None
+
+
+def _looks_like_an_image(image: RawImage) -> bool:
+    if image.content is not None:
+        return image.content.startswith(BEGINNINGS)
+    return _IMAGE_PATH.fullmatch(image.path or "") is not None
 
 
 def with_marks(question: str, images: Sequence[RawImage]) -> tuple[str, tuple[RawImage, ...]]:

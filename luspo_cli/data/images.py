@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 import numpy
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from luspo_cli.data.image_columns import BEGINNINGS
 from luspo_cli.data.left_out import LeftOut, UnusableImage
 from luspo_cli.data.prompts import IMAGE_MARK
 from luspo_cli.errors import UsageError, first_line
@@ -25,8 +26,6 @@ from luspo_cli.records import Message
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 """Raster formats that Pillow decodes itself; formats that start another program (EPS) are not among them."""
-_BEGINNINGS = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF", b"GIF8", b"BM", b"II*\0", b"MM\0*")
-"""First bytes of the formats, of files that Pillow cannot tell the kind of since they are damaged."""
 _ORIENTATION = 0x0112
 _LYING = (5, 6, 7, 8)
 """EXIF orientations that exchange width and height."""
@@ -210,9 +209,9 @@ def _open(source: Path | BinaryIO, called: str) -> Image.Image:
 def _begins_like_an_image(source: Path | BinaryIO) -> bool:
     if isinstance(source, Path):
         with source.open("rb") as stream:
-            return stream.read(8).startswith(_BEGINNINGS)
+            return stream.read(8).startswith(BEGINNINGS)
     source.seek(0)
-    return source.read(8).startswith(_BEGINNINGS)
+    return source.read(8).startswith(BEGINNINGS)
 
 
 def _unreadable(called: str, error: BaseException, reason: LeftOut) -> UnusableImage:

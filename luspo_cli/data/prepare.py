@@ -115,7 +115,8 @@ def prepare(
                     if split in source.splits:
                         _write_split(source, split, rules, counts[split], seen, writer, most)
             if counts[split].kept == 0:
-                raise UsageError(_nothing_usable(split, counts[split], sources, seen.categories))
+                unread = next((source.unread_images for source in opened if source.unread_images), None)
+                raise UsageError(_nothing_usable(split, counts[split], sources, seen.categories, unread))
             if progress is not None:
                 progress(split, counts[split].read, counts[split].kept)
         met = seen.categories
@@ -262,13 +263,17 @@ def _listed(categories: set[str]) -> str:
     )
 
 
-def _nothing_usable(split: str, counts: Counts, sources: Sequence[str], categories: set[str]) -> str:
+def _nothing_usable(
+    split: str, counts: Counts, sources: Sequence[str], categories: set[str], unread: str | None
+) -> str:
     where = f"the {split} split of {', '.join(sources)}"
     if counts.read == 0:
         return f"There are no rows in {where}."
     reasons = ", ".join(f"{count} {reason.value.replace('_', ' ')}" for reason, count in counts.left_out.most_common())
     said = f"None of the {counts.read} rows in {where} can be used ({reasons}); nothing was written"
     most = max(counts.left_out, key=lambda reason: counts.left_out[reason])
+    if most is LeftOut.IMAGE_MARKS_DIFFER and unread:
+        return f"{said}: the column '{unread}' looks like images; name it with --image-column {unread}."
     if most is LeftOut.OTHER_CATEGORY:
         return f"{said}: {_listed(categories)}."
     return f"{said}: {_WHAT_TO_DO[most]}." if most in _WHAT_TO_DO else f"{said}."
@@ -280,6 +285,7 @@ def _source_entry(source: Source) -> dict[str, Any]:
         "data_source": source.data_source,
         "revision": source.revision,
         "licence": source.licence,
+        "unread_images": source.unread_images,
         "pass_rate_column": source.pass_rate_column,
         "files": [{"name": file.name, "sha256": file_sha256(file)} for file in source.files],
     }

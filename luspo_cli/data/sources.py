@@ -12,6 +12,7 @@ import random
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from luspo_cli.data.archives import ImagePlaces, is_archive, stem_of, unpacked_t
 from luspo_cli.data.columns import Columns, SourceOptions, SourceRow
 from luspo_cli.data.easy_vqa import easy_vqa
 from luspo_cli.data.hub import hub_tables
+from luspo_cli.data.image_columns import unread_image_column
 from luspo_cli.data.published import EASY_VQA, PUBLISHED, SOURCE_NAMES, Published
 from luspo_cli.data.reading import SUFFIXES, column_names, data_files, read_rows
 from luspo_cli.errors import UsageError, nearest
@@ -28,6 +30,10 @@ _SPLIT_WORDS = {
     **dict.fromkeys(("validation", "val", "valid", "dev", "eval"), "validation"),
     "test": "test",
 }
+
+
+_ROWS_LOOKED_AT = 20
+"""Of a file, in search of a column of images."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +52,8 @@ class Source:
     pass_rate_column: str | None = None
     licence: str | None = None
     """Of a known source, as its own page says."""
+    unread_images: str | None = None
+    """A column that looks like images and is called otherwise."""
     unpacked: object = None
     """Holds the tables of an archive on the disk for as long as the source is at hand."""
 
@@ -121,12 +129,17 @@ def _from_files(
         there = [file for file in sorted(given.iterdir()) if file.is_file() and is_archive(file)]
         archives = there if len(there) == 1 else []
     known: dict[Path, Any] = {}
+    unread: str | None = None
     for split, files in by_split.items():
         chosen = []
         for file in files:
             beside = [] if unpacked else [file.parent, given]
             places = ImagePlaces([*options.images_from, *archives], beside=beside, stem=file.stem, known=known)
-            columns = Columns.chosen(column_names(file), options, str(file), published.gold, places)
+            names = column_names(file)
+            columns = Columns.chosen(names, options, str(file), published.gold, places)
+            if not options.image_columns:
+                others = [name for name in names if name not in (columns.question, columns.answer)]
+                unread = unread or unread_image_column(islice(read_rows(file), _ROWS_LOOKED_AT), others)
             chosen.append((file, columns))
             facts |= columns.facts()
             rate = rate or columns.pass_rate
@@ -134,7 +147,17 @@ def _from_files(
     all_files = (given,) if unpacked else tuple(file for files in by_split.values() for file in files)
     source = published.data_source or published.hub_id
     return Source(
-        name, source, published.prompt, splits, options.revision, all_files, facts, rate, published.licence, unpacked
+        name,
+        source,
+        published.prompt,
+        splits,
+        options.revision,
+        all_files,
+        facts,
+        rate,
+        published.licence,
+        unread,
+        unpacked,
     )
 
 

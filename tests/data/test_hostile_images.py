@@ -10,6 +10,8 @@ import pytest
 from PIL import Image
 
 from doubles.hostile_images import empty_png, encoded, hostile_images, noise
+from luspo_cli.commands.prepare_data import _summary
+from luspo_cli.data.columns import SourceOptions
 from luspo_cli.data.filtering import PassRates
 from luspo_cli.data.images import ImageFile, StoredImage
 from luspo_cli.data.prepare import Prepared, prepare
@@ -149,6 +151,24 @@ def test_every_row_is_used_or_counted_by_its_reason(case: str, tmp_path: Path) -
     prepared = prepare([table(folder, [asked, row("a.png", "the other?")])], tmp_path / "out")
     assert left_out(prepared) == ({} if reason is None else {reason: 1})
     assert str(tmp_path).encode() not in (tmp_path / "out/manifest.json").read_bytes()
+
+
+def test_a_column_of_images_that_is_called_otherwise_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(encoded(noise(20, 20)))
+    rows = [{"question": f"q{n}?", "answer": "1", "note": "see a.png.", "figure": "a.png"} for n in range(3)]
+    rows[0]["figure"] = ""
+    prepared = prepare([table(tmp_path, rows)], tmp_path / "out")
+    assert prepared.manifest["sources"][0]["unread_images"] == "figure"
+    assert any("the column 'figure' of mine" in line and "--image-column figure" in line for line in _summary(prepared))
+    asked = SourceOptions(image_columns=("figure",))
+    assert prepare([table(tmp_path, rows)], tmp_path / "with", options=asked).manifest["images"]["used"] == 2
+    marked = [row | {"question": "<image>" + row["question"]} for row in rows]
+    with pytest.raises(
+        UsageError, match=r"3 image marks differ.*the column 'figure' looks like images; name it with --image-col"
+    ):
+        prepare([table(tmp_path, marked)], tmp_path / "none")
+    named = prepare([table(tmp_path, [row | {"image": "a.png"} for row in rows])], tmp_path / "named")
+    assert named.manifest["sources"][0]["unread_images"] is None
 
 
 @pytest.mark.parametrize("stored_as", ["relative", "absolute", "bytes"])
