@@ -20,6 +20,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from luspo_cli.data.image_columns import BEGINNINGS
 from luspo_cli.data.left_out import LeftOut, UnusableImage
+from luspo_cli.data.png import has_all_pixels
 from luspo_cli.data.prompts import IMAGE_MARK
 from luspo_cli.errors import UsageError, first_line
 from luspo_cli.records import Message
@@ -169,7 +170,10 @@ def decoded(source: Path | BinaryIO, called: str) -> Image.Image:
     """The image of a file, upright and RGB; UnusableImage, naming it as it is `called`, where there is no whole image to read."""
     with _open(source, called) as image:
         try:
-            return _rgb(ImageOps.exif_transpose(image))
+            upright = ImageOps.exif_transpose(image)
+            if image.format == "PNG" and not _has_all_pixels(source):
+                raise ValueError("image file is truncated: rows of pixels are missing")
+            return _rgb(upright)
         except Exception as error:  # decoders raise whatever a broken file makes them raise
             raise _unreadable(called, error, LeftOut.IMAGE_UNREADABLE) from error
 
@@ -204,6 +208,13 @@ def _open(source: Path | BinaryIO, called: str) -> Image.Image:
         image.close()
         raise _too_large(called)
     return image
+
+
+def _has_all_pixels(source: Path | BinaryIO) -> bool:
+    if not isinstance(source, Path):
+        return has_all_pixels(source)
+    with source.open("rb") as stream:
+        return has_all_pixels(stream)
 
 
 def _begins_like_an_image(source: Path | BinaryIO) -> bool:

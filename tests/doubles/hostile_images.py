@@ -25,8 +25,13 @@ def noise(width: int, height: int, mode: str = "RGB") -> Image.Image:
 
 def empty_png(width: int, height: int) -> bytes:
     """A PNG whose header promises a size and whose pixels are missing: a bomb of few bytes."""
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(b"\0" * 64)), (b"IEND", b"")]
+    return png(width, height, b"\0" * 64)
+
+
+def png(width: int, height: int, rows: bytes, interlaced: bool = False) -> bytes:
+    """A PNG in RGB with these rows, whatever its header promises."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, interlaced)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
     body = b"".join(
         struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks
     )
@@ -70,6 +75,13 @@ def hostile_images() -> dict[str, tuple[bytes, str | None]]:
         "jpeg_called.png": (encoded(noise(48, 30), "JPEG"), None),
         "thin.png": (encoded(noise(603, 3)), thin),
         "truncated.png": (whole[: len(whole) // 2], unreadable),
+        "end_gone.png": (encoded(noise(49, 30))[:-20], None),  # a checksum and the end mark: every pixel is there
+        "end_gone.gif": (encoded(noise(50, 30, "P"), "GIF")[:-2], None),
+        "pixels_gone.png": (encoded(noise(49, 31))[:-24], unreadable),
+        "rows_missing.png": (png(20, 30, b"\0" * (1 + 3 * 20) * 29), unreadable),  # Pillow leaves the last one black
+        "interlaced.png": (png(8, 8, b"\0" * (15 + 3 * 64), interlaced=True), None),
+        "interlaced_missing.png": (png(8, 8, b"\0" * (14 + 3 * 56), interlaced=True), unreadable),
+        "end_gone.jpg": (jpeg[:-1], unreadable),  # what a JPEG lacks at its end, its decoder does not say
         "truncated.jpg": (jpeg[: len(jpeg) // 2], unreadable),
         "last_bytes_gone.jpg": (jpeg[:-200], unreadable),
         "truncated.gif": (gif[: len(gif) // 2], unreadable),
