@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from luspo_cli.policy.joined_rows import JoinedRows
+
 NAME = "luspo"
 
 
@@ -25,9 +27,14 @@ def attention(
     attention_mask: Tensor | None,  # [B, 1, Q, S], additive; None: causal over right-padded rows
     scaling: float | None = None,
     dropout: float = 0.0,
+    joined_rows: JoinedRows | None = None,  # the call's one row is many, end to end
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Scaled dot-product attention with grouped key/value heads; returns ([B, Q, H, E], None)."""
+    if joined_rows is not None:
+        joined_rows.reached_attention = True
+        query, key, value = (joined_rows.padded(states) for states in (query, key, value))
+        return joined_rows.joined(attention(module, query, key, value, None, scaling, dropout)[0]), None
     batch, heads, queries, width = query.shape
     shared = heads // key.shape[1]
     if queries == 1 and attention_mask is not None:

@@ -17,10 +17,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from luspo_cli.policy.images import BatchImages, batch_images
+from luspo_cli.policy.joined_rows import JoinedRows, join_rows
 from luspo_cli.records import Rollout, ScoredGroup
 
 _WITHOUT_IMAGES = "problem '{}' has images and its image inputs were not handed in"
@@ -54,6 +56,8 @@ class PolicyBatch:
     """None where no row has an image."""
     rollout_logprobs: Tensor | None = None
     """[B, R] as the sampler saw them, NaN in rows for which it returned none; None where no row has any."""
+    joined: JoinedRows | None = None
+    """How these rows are computed end to end; None where a row has an image."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,27 +162,31 @@ def policy_batch(rows: Sequence[Row], device: torch.device | str = "cpu", paddin
     lacking = next((row.images_of for row in rows if row.images_of and row.image_inputs is None), None)
     if lacking is not None:
         raise ValueError(_WITHOUT_IMAGES.format(lacking))
-    width = max(row.width for row in rows) + padding
-    response_width = max(row.rollout.response_length for row in rows) + padding
-    tokens = torch.zeros(len(rows), width, dtype=torch.long)
-    mask = torch.zeros(len(rows), response_width, dtype=torch.bool)
-    for i, row in enumerate(rows):
-        tokens[i, : row.width] = torch.tensor(row.rollout.prompt_tokens + row.rollout.response_tokens)
-        mask[i, : row.rollout.response_length] = True
+    rollouts = [row.rollout for row in rows]
+    prompt_lengths = [len(rollout.prompt_tokens) for rollout in rollouts]
+    lengths = [rollout.response_length for rollout in rollouts]
+    width, response_width = max(row.width for row in rows) + padding, max(lengths) + padding
+    tokens = np.zeros((len(rows), width), dtype=np.int64)
+    for i, rollout in enumerate(rollouts):
+        tokens[i, : rows[i].width] = rollout.prompt_tokens + rollout.response_tokens
+    mask = np.arange(response_width) < np.array(lengths)[:, None]
+    images = batch_images([row.image_inputs for row in rows], width, device)
+    prompts = [(rollout.prompt_tokens, length) for rollout, length in zip(rollouts, prompt_lengths, strict=True)]
     return PolicyBatch(
-        tokens=tokens.to(device),
-        prompt_lengths=torch.tensor([len(row.rollout.prompt_tokens) for row in rows], device=device),
-        response_mask=mask.to(device),
+        tokens=torch.from_numpy(tokens).to(device),
+        prompt_lengths=torch.tensor(prompt_lengths, device=device),
+        response_mask=torch.from_numpy(mask).to(device),
         advantages=torch.tensor([row.advantage for row in rows], dtype=torch.float32, device=device),
-        images=batch_images([row.image_inputs for row in rows], width, device),
-        rollout_logprobs=_rollout_logprobs(rows, response_width, device),
+        images=images,
+        rollout_logprobs=_rollout_logprobs(rollouts, response_width, device),
+        joined=join_rows(prompts, lengths, width, device) if images is None else None,
     )
 
 
-def _rollout_logprobs(rows: Sequence[Row], response_width: int, device: torch.device | str) -> Tensor | None:
-    if not any(row.rollout.rollout_logprobs for row in rows):
+def _rollout_logprobs(rollouts: Sequence[Rollout], width: int, device: torch.device | str) -> Tensor | None:
+    if not any(rollout.rollout_logprobs for rollout in rollouts):
         return None
-    found = torch.full((len(rows), response_width), torch.nan)
-    for i, row in enumerate(rows):
-        found[i, : len(row.rollout.rollout_logprobs)] = torch.tensor(row.rollout.rollout_logprobs)
-    return found.to(device)
+    found = np.full((len(rollouts), width), np.nan, dtype=np.float32)
+    for i, rollout in enumerate(rollouts):
+        found[i, : len(rollout.rollout_logprobs)] = rollout.rollout_logprobs
+    return torch.from_numpy(found).to(device)

@@ -1,9 +1,9 @@
 """The policy as one module: rows of tokens in, log-probs of their response tokens out.
 
 Everything that touches weights happens inside `forward`, so that a wrapper (mixed precision, data parallel, sharded) sees one
-call. Rows are padded on the right and no mask is passed: under a causal mask a token never sees what follows it, so the amount
-of padding cannot change a log-prob. Log-probs are over the whole vocabulary, also of a vision model, whose image tokens the
-sampler never draws (docs/vision.md).
+call. Rows are computed end to end, each prompt once (joined_rows.py), or padded on the right where one of them has an image. No
+mask is passed: under a causal mask a token never sees what follows it, so the amount of padding cannot change a log-prob.
+Log-probs are over the whole vocabulary, also of a vision model, whose image tokens the sampler never draws (docs/vision.md).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ class Policy(nn.Module):
         super().__init__()
         self.model = model
         self.temperature = temperature
+        self._joins = True
 
     def train(self, mode: bool = True) -> Policy:
         """Passes with gradients, in which nothing is random all the same.
@@ -49,8 +50,7 @@ class Policy(nn.Module):
         placeholder = getattr(self.model.config, "image_token_id", None)
         if images is None and placeholder is not None and bool((batch.tokens == placeholder).any()):
             raise ValueError("rows hold image tokens and their image inputs were not handed in")
-        positions = rotary_positions(self.model, batch.tokens, images)
-        hidden = hidden_states(self.model, batch.tokens, positions, images, use_cache=False)  # [B, W, width]
+        hidden = self._hidden(batch)  # [places or joined tokens, width]
         mask = batch.response_mask
         rows, columns = mask.nonzero(as_tuple=True)  # [N] response tokens, row by row
         # The token at position p is predicted by the hidden state at p - 1.
@@ -58,7 +58,10 @@ class Policy(nn.Module):
         head = self.model.lm_head.weight
         compute_dtype = torch.get_autocast_dtype(hidden.device.type) if _autocast(hidden) else hidden.dtype
         targets = batch.tokens[rows, at + 1]
-        states = hidden[rows, at].to(compute_dtype)
+        read = rows * batch.tokens.shape[1] + at
+        if self._joins and batch.joined is not None:
+            read = batch.joined.places.view(-1)[read]
+        states = hidden.index_select(0, read).to(compute_dtype)
         logprobs, entropy = token_logprobs(states, head, targets, self.temperature, with_entropy)
         flat = rows * mask.shape[1] + columns
         shape = (mask.numel(),)
@@ -66,6 +69,20 @@ class Policy(nn.Module):
             torch.zeros(shape, device=hidden.device).scatter(0, flat, logprobs).view(mask.shape),
             torch.zeros(shape, device=hidden.device).scatter(0, flat, entropy).view(mask.shape),
         )
+
+    def _hidden(self, batch: PolicyBatch) -> Tensor:
+        """The last hidden states, of joined rows [N, width] where they can be joined, of padded ones [B * W, width] otherwise."""
+        model, tokens, images, joined = self.model, batch.tokens, batch.images, batch.joined
+        positions = rotary_positions(model, tokens, images)
+        if self._joins and joined is not None:
+            own = tokens.view(-1)[joined.tokens][None]
+            columns = positions[:, joined.tokens % tokens.shape[1]]
+            hidden = hidden_states(model, own, columns, None, use_cache=False, joined_rows=joined)
+            # A model may keep what it does not know from its layers: all its rows would be one.
+            self._joins = joined.reached_attention
+            if self._joins:
+                return hidden[0]
+        return hidden_states(model, tokens, positions, images, use_cache=False).flatten(0, 1)
 
 
 def _autocast(tensor: Tensor) -> bool:

@@ -2,8 +2,8 @@
 
 All live rows write their next token into one shared column, so a decode step is one rectangular call whatever the prompt
 lengths. A new row may join at any time: its prompt is laid into the columns that end there. A finished row's place is given to
-a new row or cut out, and leading columns that no live row uses are dropped when the storage moves. Storage grows by whole
-blocks instead of one concatenation a token.
+a new row or to a live one from the end, and leading columns that no live row uses are left out of every view. Storage grows by
+whole blocks instead of one concatenation a token; what was cut out is freed then.
 """
 
 from __future__ import annotations
@@ -71,13 +71,22 @@ class KeyValueCache:
             self.values[layer] = torch.cat([self.values[layer], self._placed(value, lengths, copies, columns)])
 
     def keep(self, rows: Tensor) -> None:
-        """Keep only these rows ([n] indices) and the columns that any of them uses."""
+        """Keep only these rows ([n] indices, each once, in the new order) and the columns that any of them uses.
+
+        A row that keeps its place is not copied, and the others go into places that are left: cutting costs what it moves.
+        """
+        own = torch.arange(len(rows), device=rows.device)
+        places = (rows != own).nonzero()[:, 0]
+        for store in (self.keys, self.values):
+            for states in store:
+                used = states[:, :, self.begin : self.end]
+                used[places] = used[rows[places]]
         self.valid = self.valid[rows]
-        used = self.valid.any(0).nonzero()
-        self.begin = int(used[0]) if len(used) else self.end
-        for layer in range(len(self.keys)):
-            self.keys[layer] = self.keys[layer][rows, :, self.begin :]
-            self.values[layer] = self.values[layer][rows, :, self.begin :]
+        used_columns = self.valid.any(0).nonzero()
+        self.begin = int(used_columns[0]) if len(used_columns) else self.end
+        for store in (self.keys, self.values):
+            for layer, states in enumerate(store):
+                store[layer] = states[: len(rows), :, self.begin :]
         self.valid = self.valid[:, self.begin :]
         self.end -= self.begin
         self.begin = 0

@@ -65,13 +65,15 @@ def _logprobs(logits: Tensor, tokens: Tensor) -> Tensor:
 def _inverse_transform(weights: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
     """Smallest index whose cumulative weight exceeds uniform * total; weights [R, V] >= 0, some > 0."""
     rows, vocabulary = weights.shape
+    if vocabulary <= BLOCK:  # one sum that ends with the total itself
+        upto = weights.double().cumsum(-1)
+        return torch.searchsorted(upto, _below(uniform, upto[:, -1])[:, None], right=True)[:, 0], upto[:, -1]
     blocks = -(-vocabulary // BLOCK)
     missing = blocks * BLOCK - vocabulary
     padded = (torch.nn.functional.pad(weights, (0, missing)) if missing else weights).view(rows, blocks, BLOCK)
     upto = padded.sum(-1).double().cumsum(-1)  # [R, blocks]
     total = upto[:, -1]
-    # Rounding may put the product at the total itself: stay below it, inside the last block with weight.
-    target = torch.minimum(uniform.double() * total, torch.nextafter(total, torch.zeros_like(total)))
+    target = _below(uniform, total)
     block = torch.searchsorted(upto, target[:, None], right=True)[:, 0].clamp_(max=blocks - 1)
     before = torch.where(block > 0, upto.gather(1, (block - 1).clamp_(min=0)[:, None])[:, 0], 0.0)
     inside = padded[torch.arange(rows, device=weights.device), block].double()  # [R, BLOCK]
@@ -80,6 +82,11 @@ def _inverse_transform(weights: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor
     # The block sum (float32) and the sum inside it (float64) may differ in the last digit: then take its last weighted entry.
     last = (inside > 0).long().mul_(torch.arange(1, BLOCK + 1, device=weights.device)).amax(-1) - 1
     return block * BLOCK + torch.minimum(offset, last), total
+
+
+def _below(uniform: Tensor, total: Tensor) -> Tensor:
+    """uniform * total, and below the total where rounding puts the product at it: inside the last entry with weight."""
+    return torch.minimum(uniform.double() * total, torch.nextafter(total, torch.zeros_like(total)))
 
 
 def _truncate(logits: Tensor, top_p: float, top_k: int) -> Tensor:

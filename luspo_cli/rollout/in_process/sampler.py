@@ -94,19 +94,21 @@ class _DecodeBatch:
         """The first of those that wait, where it was made and found no room."""
         self.cache = KeyValueCache()
         self.row = torch.zeros(0, dtype=torch.long, device=self.device)  # [R] row number of each live row
-        self.length = torch.zeros(0, dtype=torch.long, device=self.device)  # [R] response tokens so far
+        self.length = torch.zeros(
+            0, dtype=torch.long, device=self.device
+        )  # [R] tokens of the response, so far or in all
         self.position = torch.zeros(0, dtype=torch.long, device=self.device)  # [R] position of the next token
         self.live = torch.zeros(0, dtype=torch.bool, device=self.device)  # [R] false: finished, not yet cut out
         self.logits = torch.zeros(0)  # [R, V]
-        self.tokens = torch.zeros(total, options.max_response_tokens, dtype=torch.long, device=self.device)
-        self.token_logprobs = torch.zeros(total, options.max_response_tokens, device=self.device)
+        # What is drawn for a finished row is written behind its end, so there is one more column than tokens.
+        self.tokens = torch.zeros(total, options.max_response_tokens + 1, dtype=torch.long, device=self.device)
+        self.token_logprobs = torch.zeros(total, options.max_response_tokens + 1, device=self.device)
         self.lengths = torch.zeros(total, dtype=torch.long, device=self.device)
-        self.ended = torch.zeros(total, dtype=torch.bool, device=self.device)
 
     def run(self, on_progress: Callable[[int], None] | None) -> None:
         """Decode until every row is finished; `on_progress` hears how many are.
 
-        A finished row goes on being decoded, without its tokens being kept, until it is cut out together with others.
+        A finished row goes on being decoded, without its tokens being read, until it is cut out together with others.
         `finished_here` counts such rows among the live ones, so that each is added to `finished` once.
         """
         total, finished, finished_here = len(self.uniform), 0, 0
@@ -120,9 +122,8 @@ class _DecodeBatch:
                     on_progress(finished)
                 # Cutting rows out copies the cache: let an eighth of them finish first, unless groups wait for the places.
                 if gone == len(done) or gone * 8 >= len(done) or len(self.begun) < len(self.prompts):
-                    rows = (~done).nonzero()[:, 0]
+                    rows = self._cut(done, gone)
                     chosen, finished_here = chosen[rows], 0
-                    self._keep(rows)
             if len(self.row):
                 self._decode(chosen)
             self._admit()
@@ -131,7 +132,6 @@ class _DecodeBatch:
     def _choose(self) -> tuple[Tensor, Tensor]:
         """Draw the next token of each live row; returns tokens [R] and which rows are finished [R]."""
         options = self.options
-        live = self.live
         step = self.length.clamp(max=options.max_response_tokens - 1)
         drawable = self.logits
         if len(self.never_drawn):
@@ -146,21 +146,24 @@ class _DecodeBatch:
         if len(self.never_drawn):
             scaled = self.logits.float() / (options.temperature or 1.0)
             logprobs = scaled.gather(-1, tokens[:, None])[:, 0] - torch.logsumexp(scaled, -1)
-        rows, step = self.row[live], step[live]
-        self.tokens[rows, step] = tokens[live]
-        self.token_logprobs[rows, step] = logprobs[live]
-        self.length += 1
-        self.lengths[rows] = self.length[live]
-        ended = torch.isin(tokens, self.end_tokens)
-        self.ended[rows] = ended[live]
-        self.live = live & ~ended & (self.length < options.max_response_tokens)
+        self.tokens[self.row, self.length] = tokens
+        self.token_logprobs[self.row, self.length] = logprobs
+        self.length += self.live
+        self.live &= (self.length < options.max_response_tokens) & ~torch.isin(tokens, self.end_tokens)
         return tokens, ~self.live
 
-    def _keep(self, rows: Tensor) -> None:
+    def _cut(self, done: Tensor, gone: int) -> Tensor:
+        """Cut out the `gone` rows that are `done`, live rows from the end in their places; the rows [n] that are left."""
+        self.lengths[self.row[done]] = self.length[done]
+        left = len(done) - gone
+        rows = torch.arange(len(done), device=self.device)
+        rows[:left][done[:left]] = rows[left:][~done[left:]]
+        rows = rows[:left]
         self.cache.keep(rows)
         self.row, self.length, self.position = self.row[rows], self.length[rows], self.position[rows]
         self.live = self.live[rows]
         self.logits = self.logits[rows]
+        return rows
 
     def _decode(self, tokens: Tensor) -> None:
         valid = self.cache.open_column()
@@ -221,7 +224,8 @@ class _DecodeBatch:
 
     def _collect(self) -> None:
         lengths = self.lengths.tolist()
-        tokens, logprobs, ended = self.tokens.cpu(), self.token_logprobs.cpu(), self.ended.tolist()
+        ended = torch.isin(self.tokens.gather(1, self.lengths[:, None] - 1)[:, 0], self.end_tokens).tolist()
+        tokens, logprobs = self.tokens.cpu(), self.token_logprobs.cpu()
         self.responses = [tokens[i, :n].tolist() for i, n in enumerate(lengths)]
         self.logprobs = [logprobs[i, :n].tolist() for i, n in enumerate(lengths)]
         self.stop_reasons = [StopReason.END if end else StopReason.LENGTH for end in ended]
