@@ -42,14 +42,23 @@ class LabModelConfig(Section):
     """Bins of positions with a stopping logit each; 1: the same chance everywhere."""
     stop_bin_tokens: int = Field(default=8, ge=1)
     """Positions of a bin; the last bin has all further ones."""
+    stop_profile: tuple[float, ...] = Field(default=(), strict=False)
+    """Fixed logits, one a bin of positions, that are added to one stopping logit: the shape of the length distribution. Empty: flat."""
     stop_by_type: bool = False
     """Stopping logits of each prompt type's own."""
     coupling: float = 0.0
     """One more parameter is added to every right answer's logit and, times this, to every stopping logit; 0: there is none."""
 
+    @property
+    def bins(self) -> int:
+        """Bins of positions that are told apart."""
+        return len(self.stop_profile) or self.stop_bins
+
     def faults(self) -> Iterator[str]:
-        if self.stop_bins == 1 and self.changed("stop_bin_tokens"):
-            yield "model.stop_bin_tokens needs model.stop_bins above 1: one bin has all positions"
+        if self.bins == 1 and self.changed("stop_bin_tokens"):
+            yield "model.stop_bin_tokens needs model.stop_bins above 1 or a model.stop_profile: one bin has all positions"
+        if self.stop_profile and self.stop_bins > 1:
+            yield "model.stop_profile has bins of its own and one stopping logit for all: leave model.stop_bins out"
         for key in self.changed("skill_spread", "stop_by_type") if self.prompt_types == 1 else ():
             yield f"model.{key} needs model.prompt_types above 1: with one type there is nothing to tell apart"
         if self.accuracy >= self.ending:
@@ -126,9 +135,9 @@ class LabRun(Section):
                 f"model.length ({model.length:g}) must lie between the tokens of answer and end ({tail}) and"
                 f" rollout.max_response_tokens ({rollout.max_response_tokens})"
             )
-        if (model.stop_bins - 1) * model.stop_bin_tokens >= rollout.max_response_tokens:
+        if (model.bins - 1) * model.stop_bin_tokens >= rollout.max_response_tokens:
             yield (
-                f"model.stop_bins ({model.stop_bins}) of {model.stop_bin_tokens} positions must begin before"
+                f"the {model.bins} bins of model.stop_bin_tokens = {model.stop_bin_tokens} positions must begin before"
                 f" rollout.max_response_tokens ({rollout.max_response_tokens})"
             )
         if self.objective.entropy_coefficient > 0:

@@ -20,8 +20,9 @@ from luspo_cli.analysis.comparison import windows_of
 from luspo_cli.config.lab import LabRun
 from luspo_cli.experiments.lab.responses import DTYPE, Logits, ResponseModel, Responses
 from luspo_cli.objectives import policy_loss
+from luspo_cli.objectives.ratio import masked_mean
 
-CLIP_LOW, CLIP_HIGH = "objective/clip_low_fraction", "objective/clip_high_fraction"
+CLIP_LOW, CLIP_HIGH, KL_OLD = "objective/clip_low_fraction", "objective/clip_high_fraction", "policy/kl_old"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,10 @@ class LabHistory:
     clip_high: Tensor
     kept_advantage: Tensor
     """Mean over responses of the advantage times its share that no bound removed."""
+    kl_old: Tensor
+    """Estimated KL divergence a token from the policy before the step's first update, mean over mini-batches."""
+    squared_log_ratio: Tensor
+    """Mean square of the sequences' log-ratio (the mean over their tokens), mean over mini-batches."""
     gradient_norm: Tensor
     """Before the limit, mean over mini-batches."""
     update_norm: Tensor
@@ -157,9 +162,10 @@ class Learner:
 
     def _step(self, own: Responses, advantages: Tensor, old: Tensor, reference: Tensor | None) -> dict[str, Tensor]:
         counts = own.token_counts
+        logprobs = self.model.log_probs(self.logits, own)
         result = policy_loss(
             self.config.objective,
-            self.model.log_probs(self.logits, own),
+            logprobs,
             old,
             advantages,
             own.mask,
@@ -176,10 +182,14 @@ class Learner:
         moved = [now.detach() - then for now, then in zip(self.parameters, before, strict=True)]
         amounts = counts * own.mask
         kept = (~result.clipped * amounts).sum(-1) / amounts.sum(-1)
+        # What stands at masked columns has no meaning, and may be infinite.
+        log_ratio = torch.where(own.mask, logprobs.detach() - old, 0)
         return {
             "clip_low": result.by_batch[CLIP_LOW],
             "clip_high": result.by_batch[CLIP_HIGH],
             "kept_advantage": (advantages * kept).mean(-1),
+            "kl_old": result.by_batch[KL_OLD],
+            "squared_log_ratio": masked_mean(log_ratio, amounts)[..., 0].square().mean(-1),
             "gradient_norm": norm,
             "update_norm": _norms(moved),
         }

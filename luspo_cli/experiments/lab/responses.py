@@ -11,6 +11,7 @@ Sizes: S seeds, B rows, K prompt types, W bins of positions, M answer tokens, V 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, Self
 
@@ -68,7 +69,7 @@ class Logits:
     """The parameters of all seeds; every axis but the first may have size 1 where the experiment does not tell it apart."""
 
     stop: Tensor
-    """Stopping, [S, K or 1, W]."""
+    """Stopping, [S, K or 1, W]; [S, K or 1, 1] where the bins have a fixed profile."""
     answer: Tensor
     """Answer tokens but for the last one, whose logit is 0, [S, K, M, V - 1]; the first is the right one."""
     ending: Tensor
@@ -92,7 +93,8 @@ class ResponseModel:
         self.limit = config.rollout.max_response_tokens
         self.tail = config.model.answer_tokens + 1
         self.start_filler = config.model.length - self.tail
-        bins, width = config.model.stop_bins, config.model.stop_bin_tokens
+        bins, width = config.model.bins, config.model.stop_bin_tokens
+        self.profile = torch.tensor(config.model.stop_profile or [0.0], dtype=DTYPE)
         self.bin_starts = torch.arange(bins, dtype=DTYPE) * width
         self.bin_widths = torch.full((bins,), width, dtype=DTYPE)
         self.bin_widths[-1] = self.limit - self.bin_starts[-1]
@@ -100,7 +102,7 @@ class ResponseModel:
     @property
     def uniforms_a_row(self) -> int:
         """Random numbers that one row takes: one a bin, one an answer token, the end, the coin."""
-        return self.config.model.stop_bins + self.config.model.answer_tokens + 2
+        return self.config.model.bins + self.config.model.answer_tokens + 2
 
     def start(self, generators: list[torch.Generator]) -> Logits:
         """The logits before training, one seed a generator: the configured mean length and accuracy, which are exact."""
@@ -118,16 +120,26 @@ class ResponseModel:
         answer[..., 0] = (right + math.log(model.answers - 1))[..., None]
         stop_types = types if model.stop_by_type else 1
         return Logits(
-            stop=torch.full((seeds, stop_types, model.stop_bins), -math.log(self.start_filler), dtype=DTYPE),
+            stop=torch.full((seeds, stop_types, model.stop_bins), self._start_stop(), dtype=DTYPE),
             answer=answer,
             ending=torch.full((seeds, int(model.ending < 1)), _logit(model.ending), dtype=DTYPE),
             shared=torch.zeros(seeds, int(model.coupling != 0), dtype=DTYPE),
         )
 
+    def _start_stop(self) -> float:
+        """The stopping logit before training: the configured mean length, the response limit left aside."""
+        if not self.config.model.stop_profile:
+            return -math.log(self.start_filler)
+
+        def too_long(logit: Tensor) -> Tensor:
+            return self._mean_filler(logit + self.profile, math.inf)[:, None] > self.start_filler
+
+        return float(_bisect(too_long, torch.zeros(1, 1, dtype=DTYPE)))
+
     @torch.no_grad()
     def sample(self, logits: Logits, types: Tensor, uniforms: Tensor) -> Responses:
         """Responses to prompts of `types` [S, B] that `uniforms` [S, B, uniforms_a_row] in [0, 1) decide."""
-        bins, tokens = self.config.model.stop_bins, self.config.model.answer_tokens
+        bins, tokens = self.config.model.bins, self.config.model.answer_tokens
         of_stop, of_answer, of_end, of_coin = uniforms.split([bins, tokens, 1, 1], dim=-1)
         log_continue = logsigmoid(-self._stop_rows(logits, types))
         # Filler tokens that each bin would take before a stop: geometric, by inversion; the first stop counts.
@@ -173,17 +185,22 @@ class ResponseModel:
     @torch.no_grad()
     def mean_length(self, logits: Logits) -> Tensor:
         """Expected tokens of a response, [S], all prompt types alike: the sum over t of P(|y| >= t), a finite series a bin."""
-        stop = self._with_shared(logits.stop, logits, self.config.model.coupling)
+        stop = self._with_shared(logits.stop, logits, self.config.model.coupling) + self.profile
+        # Only filler up to limit - tail makes a response longer: behind it the answer and the end are what is cut.
+        return self.tail + self._mean_filler(stop, self.limit - self.tail).mean(-1)
+
+    def _mean_filler(self, stop: Tensor, most: float) -> Tensor:
+        """Expected filler tokens up to `most` under stopping logits [..., W], [...]."""
         log_continue = logsigmoid(-stop)
         before = torch.cumsum(log_continue * self.bin_widths, -1) - log_continue * self.bin_widths
-        # Only filler up to limit - tail makes a response longer: behind it the answer and the end are what is cut.
-        within = torch.clamp(self.limit - self.tail - self.bin_starts, min=0).minimum(self.bin_widths)
+        within = torch.clamp(most - self.bin_starts, min=0)
+        within[:-1] = within[:-1].minimum(self.bin_widths[:-1])
         series = torch.exp(log_continue - logsigmoid(stop)) * -torch.expm1(within * log_continue)
-        return self.tail + (before.exp() * series).sum(-1).mean(-1)
+        return (before.exp() * series).sum(-1)
 
     def _stop_rows(self, logits: Logits, types: Tensor) -> Tensor:
         """Stopping logits of each row, [S, B, W]."""
-        stop = self._with_shared(logits.stop, logits, self.config.model.coupling)
+        stop = self._with_shared(logits.stop, logits, self.config.model.coupling) + self.profile
         if stop.shape[1] == 1:
             return stop.expand(-1, types.shape[1], -1)
         return stop.gather(1, types[..., None].expand(-1, -1, stop.shape[-1]))
@@ -216,10 +233,19 @@ def _logit(chance: float) -> float:
 
 
 def _centre(spread: Tensor, share: float, power: int) -> Tensor:
-    """The shift [S, 1] with which the mean over types [S, K] of sigmoid(spread + shift)^power is share^power, by bisection."""
-    low, high = (torch.full((spread.shape[0], 1), end, dtype=DTYPE) for end in (-40.0, 40.0))
+    """The shift [S, 1] with which the mean over types [S, K] of sigmoid(spread + shift)^power is share^power."""
+
+    def below(shift: Tensor) -> Tensor:
+        return torch.sigmoid(spread + shift).pow(power).mean(-1, keepdim=True) < share**power
+
+    return _bisect(below, spread.new_zeros(spread.shape[0], 1))
+
+
+def _bisect(below: Callable[[Tensor], Tensor], like: Tensor) -> Tensor:
+    """Where `below` turns from True to False, element by element, within ±40."""
+    low, high = like - 40.0, like + 40.0
     for _ in range(80):
         middle = (low + high) / 2
-        below = torch.sigmoid(spread + middle).pow(power).mean(-1, keepdim=True) < share**power
-        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+        found = below(middle)
+        low, high = torch.where(found, middle, low), torch.where(found, high, middle)
     return (low + high) / 2

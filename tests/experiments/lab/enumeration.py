@@ -48,7 +48,7 @@ def all_responses(model: ResponseModel, seeds: int, prompt_type: int = 0) -> Res
         torch.zeros(1, len(latent), dtype=torch.bool),
     )
     # Tokens behind the limit are not written: of the rows that differ in them alone one is kept.
-    unwritten = ~found.mask[..., config.stop_bins :]
+    unwritten = ~found.mask[..., config.bins :]
     others = torch.cat([found.answers != 0, ~found.ended[..., None]], -1)
     kept = ~(unwritten & others).any(-1)[0]
     return Responses(*(part[:, kept].expand(seeds, *part[:, kept].shape[1:]) for part in found))

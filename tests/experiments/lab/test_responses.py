@@ -21,6 +21,7 @@ SETTINGS = {
     "bins": ("model.stop_bins=4", "model.stop_bin_tokens=2"),
     "costs": ("data.profile=costs", "data.length_gain=2.0"),
     "ending": ("model.ending=0.7",),
+    "profile": ("model.stop_profile=[-1.0, 0.5, 0.0]", "model.stop_bin_tokens=2"),
 }
 
 
