@@ -6,6 +6,7 @@ and the writing of files are those of the other figures.
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -20,6 +22,8 @@ from matplotlib.ticker import MaxNLocator
 
 from luspo_cli.analysis.drawing import SPARE_STYLES, STYLES, design, length_scale, write_figure
 from luspo_cli.metrics.intervals import Estimate
+
+PANELS_A_ROW = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +36,8 @@ class Curve:
     mean: tuple[float, ...]
     low: tuple[float, ...]
     high: tuple[float, ...]
+    real: bool = False
+    """Of a run that was trained: a thin line without a band."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +45,10 @@ class Panel:
     """Curves with one axis."""
 
     title: str
+    """Of the vertical axis."""
     curves: tuple[Curve, ...]
     log: bool
+    heading: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +84,17 @@ class LabFigure:
             self._draw_bars(figure.subplots())
             figure.set_figheight(1.6 + 0.16 * (len(self.bars) + 2 * len(self.causes)))
         else:
-            axes = figure.subplots(1, len(self.panels), squeeze=False)[0]
-            for ax, panel in zip(axes, self.panels, strict=True):
+            columns = min(len(self.panels), PANELS_A_ROW)
+            rows = math.ceil(len(self.panels) / columns)
+            figure.set_figheight(1.2 + 2.8 * rows)
+            axes = figure.subplots(rows, columns, squeeze=False).flatten()
+            named: dict[str, Artist] = {}
+            for ax, panel in zip(axes, self.panels, strict=False):
                 self._draw_panel(ax, panel)
-            handles, labels = axes[0].get_legend_handles_labels()
-            figure.legend(handles, labels, loc="outside upper center", ncols=min(len(labels), 6))
+                named = dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True)) | named
+            for ax in axes[len(self.panels) :]:
+                ax.set_axis_off()
+            figure.legend(named.values(), named.keys(), loc="outside upper center", ncols=min(len(named), 6))
         below = textwrap.fill(self.caption, int(figure.get_figwidth() * 14))
         figure.supxlabel(below, fontsize=8, color="#555555")
         return figure
@@ -89,6 +103,9 @@ class LabFigure:
         styles = _styles([drawn.objective for drawn in panel.curves])
         for drawn in panel.curves:
             colour, dashes = styles[drawn.objective]
+            if drawn.real:
+                ax.plot(drawn.x, drawn.mean, color=colour, linewidth=0.9, label=drawn.label)
+                continue
             ax.fill_between(drawn.x, drawn.low, drawn.high, color=colour, alpha=0.2, linewidth=0)
             marker = "o" if self.ticks else ""
             ax.plot(
@@ -99,6 +116,7 @@ class LabFigure:
         else:
             ax.axhline(0.0, color="#555555", linewidth=0.8)
         ax.set_ylabel(panel.title)
+        ax.set_title(panel.heading, fontsize="medium")
         ax.set_xlabel(self.x_title)
         if not self.ticks:
             ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))

@@ -7,7 +7,7 @@ not weights, and so is the response limit, which lies far away. `--set` goes on 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic import Field
@@ -43,7 +43,7 @@ class LabModelConfig(Section):
     stop_bin_tokens: int = Field(default=8, ge=1)
     """Positions of a bin; the last bin has all further ones."""
     stop_profile: tuple[float, ...] = Field(default=(), strict=False)
-    """Fixed logits, one a bin of positions, that are added to one stopping logit: the shape of the length distribution. Empty: flat."""
+    """Fixed logits, one a bin of positions, added to one stopping logit: the shape of the length distribution. Empty: flat."""
     stop_by_type: bool = False
     """Stopping logits of each prompt type's own."""
     coupling: float = 0.0
@@ -154,9 +154,15 @@ def resolve_lab(objective: str, *, preset: str = LAB_PRESET, sets: Sequence[str]
         "update": {key: getattr(recipe.update, key) for key in ("mini_batches", "betas", "gradient_clip")},
         "run": {"steps": recipe.run.steps},
     }
+    return layered(((layer, f"presets/{preset}.toml"),), sets)
+
+
+def layered(layers: Sequence[tuple[Mapping[str, Any], str]], sets: Sequence[str] = ()) -> LabRun:
+    """The experiment of `layers`, each with where it comes from and the later ones on top, then `sets`."""
     merged: dict[str, Any] = {}
     origins: dict[str, str] = {}
-    merge(merged, origins, layer, f"presets/{preset}.toml", root=LabRun)
+    for layer, origin in layers:
+        merge(merged, origins, layer, origin, root=LabRun)
     for assignment in sets:
         parsed = parse_set(assignment, "update.mini_batches=8")
         if "name" in parsed.get("objective", {}):
