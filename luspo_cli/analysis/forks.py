@@ -7,7 +7,6 @@ over replicates: it says how sure the difference is at this checkpoint, and noth
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -18,9 +17,10 @@ from luspo_cli.config.forking import Variant
 from luspo_cli.errors import UsageError
 from luspo_cli.metrics.intervals import Estimate, estimate
 
-logger = logging.getLogger(__name__)
-
 FIRST_ROLLOUTS = Path("rollouts") / "step-000001.parquet"
+SAMPLE_SIZE = "evaluation/reweighted_sample_size"
+FEW = 0.5
+"""Of the parent's responses that the weights leave: below this share the reweighted numbers are noise of a few of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +33,17 @@ class ForkMeasure:
     form: str
     """How it is written, in Python's format."""
 
+    @property
+    def named(self) -> str:
+        """Title and unit."""
+        return self.title if self.unit == "1" else f"{self.title} ({self.unit})"
+
 
 MEASURES: Mapping[str, ForkMeasure] = {
     "length": ForkMeasure("response length", "tokens", "evaluation/response_length/mean", ".2f"),
+    "length_reweighted": ForkMeasure("response length, reweighted", "tokens", "evaluation/reweighted_length", ".2f"),
     "accuracy": ForkMeasure("accuracy", "1", "evaluation/accuracy", ".4f"),
+    "accuracy_reweighted": ForkMeasure("accuracy, reweighted", "1", "evaluation/reweighted_accuracy", ".4f"),
     "entropy": ForkMeasure("entropy", "nats", "evaluation/entropy", ".4f"),
     "kl": ForkMeasure("KL from the parent", "nats", "evaluation/kl_parent", ".5f"),
 }
@@ -59,6 +66,8 @@ class VariantForks:
     """Against the parent on the same problems and seeds."""
     values: dict[str, tuple[float, ...]]
     """The same after the last step, replicate by replicate."""
+    sample_size: float
+    """The smallest share of the parent's responses that the weights of a replicate leave."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +108,6 @@ def compare_forks(variants: Sequence[Variant], runs: Mapping[str, Sequence[Path]
     values = {name: [_evaluation(run, run.last_step) for run in own] for name, own in histories.items()}
     starts = [_evaluation(run, 0) for run in first]
     shared = all(len({_first_step(path) for path in siblings}) == 1 for siblings in zip(*runs.values(), strict=True))
-    if not shared:
-        logger.warning("the variants of a replicate did not all train on the same rollouts in step 1")
     forked = first[0].provenance["fork"]
     return ForkComparison(
         parent=forked["run"],
@@ -150,6 +157,7 @@ def _variant(
             for key in MEASURES
         },
         values={key: tuple(value[key] for value in values) for key in MEASURES},
+        sample_size=min(float(run.evaluations[SAMPLE_SIZE].loc[run.last_step]) for run in runs),
     )
 
 

@@ -144,6 +144,15 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
         "evaluation/kl_parent": Metric(
             "nats", "Estimated KL divergence per token of the policy from its parent, over the same; only in forks."
         ),
+        "evaluation/reweighted_length": Metric(
+            "tokens",
+            "Mean response length from the parent's held-out responses, weighted by their probability under the policy over that"
+            " under the parent; only in forks.",
+        ),
+        "evaluation/reweighted_accuracy": Metric("1", "Accuracy from the same responses and weights; only in forks."),
+        "evaluation/reweighted_sample_size": Metric(
+            "1", "Share (sum w)^2 / (n sum w^2) of these n responses that the weights w leave; only in forks."
+        ),
         "evaluation/problems": Metric("problems", "Held-out problems that were evaluated."),
     }
 )

@@ -6,7 +6,8 @@ rollouts has the columns that are read here, and more.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +19,27 @@ FIRST_STEP = Path("start") / "rollouts.parquet"
 """In a run folder: what its first step trains on, in the place of rollouts of its own."""
 HELD_OUT = Path("start") / "held-out.parquet"
 """In a run folder: the parent's responses to the held-out problems, with their log-probs under the parent's weights."""
-PARENT_LOGPROBS = "parent_logprobs"
 
 Groups = list[tuple[Rollout, ...]]
 
 
-def store_held_out_draws(
-    file: Path, groups: Sequence[Sequence[Rollout]], parent_logprobs: Sequence[Sequence[float]]
-) -> None:
-    """Write the draws, whole or not at all; `parent_logprobs`: [rollouts][response tokens], group after group."""
+@dataclass(frozen=True, slots=True)
+class ParentDraws:
+    """The parent's responses to the held-out problems; the two lists run over all of them, group after group."""
+
+    groups: Groups
+    correct: list[float]
+    """1 where the answer is right, 0 elsewhere."""
+    logprobs: list[list[float]]
+    """[response tokens] of each response under the parent's weights, as training computes them."""
+
+
+def store_parent_draws(file: Path, draws: ParentDraws) -> None:
+    """Write the draws, whole or not at all; RunError on a full disk."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    rollouts = [rollout for group in groups for rollout in group]
+    rollouts = [rollout for group in draws.groups for rollout in group]
     rows = [
         {
             "problem_id": rollout.problem_id,
@@ -40,21 +49,34 @@ def store_held_out_draws(
             "prompt_tokens": list(rollout.prompt_tokens),
             "response_tokens": list(rollout.response_tokens),
             "rollout_logprobs": list(rollout.rollout_logprobs),
-            PARENT_LOGPROBS: list(logprobs),
+            "correct": correct,
+            "parent_logprobs": logprobs,
         }
-        for rollout, logprobs in zip(rollouts, parent_logprobs, strict=True)
+        for rollout, correct, logprobs in zip(rollouts, draws.correct, draws.logprobs, strict=True)
     ]
-    with said_in_one_sentence(file):
-        file.parent.mkdir(exist_ok=True)
-        with replacing(file) as stream:
-            pq.write_table(pa.Table.from_pylist(rows), stream)
+    with said_in_one_sentence(file), replacing(file) as stream:
+        pq.write_table(pa.Table.from_pylist(rows), stream)
 
 
-def read_draws(file: Path, group_size: int) -> Groups | None:
+def read_rollouts(file: Path, group_size: int) -> Groups | None:
     """The groups in `file`, in order; None where there is no such file, UsageError where it cannot be read."""
+    rows = _rows(file)
+    return None if rows is None else _groups(rows, group_size, file)
+
+
+def read_parent_draws(file: Path, group_size: int) -> ParentDraws | None:
+    """What `store_parent_draws` wrote; None where there is no such file, UsageError where it cannot be read."""
     rows = _rows(file)
     if rows is None:
         return None
+    groups = _groups(rows, group_size, file)
+    try:
+        return ParentDraws(groups, [row["correct"] for row in rows], [row["parent_logprobs"] for row in rows])
+    except KeyError as error:
+        raise _unreadable(file, error) from None
+
+
+def _groups(rows: Sequence[Mapping[str, Any]], group_size: int, file: Path) -> Groups:
     try:
         rollouts = [
             Rollout(
@@ -71,14 +93,6 @@ def read_draws(file: Path, group_size: int) -> Groups | None:
     except (KeyError, TypeError, ValueError) as error:
         raise _unreadable(file, error) from None
     return [tuple(rollouts[first : first + group_size]) for first in range(0, len(rollouts), group_size)]
-
-
-def read_parent_logprobs(file: Path) -> list[list[float]]:
-    """[rollouts][response tokens] of `store_held_out_draws`; UsageError where they cannot be read."""
-    try:
-        return [row[PARENT_LOGPROBS] for row in _rows(file) or []]
-    except KeyError as error:
-        raise _unreadable(file, error) from None
 
 
 def _rows(file: Path) -> list[dict[str, Any]] | None:

@@ -2,8 +2,8 @@
 
 The parent's responses to the held-out problems are drawn once, before the first update, and stored with their log-probs; forks of
 one replicate are handed the same file. Each evaluation draws responses of the policy's own to the same problems with the same
-seeds (length and accuracy), and computes the policy's log-probs of the parent's responses (entropy and KL): the same states for
-every fork, so that what two forks differ in is their weights alone.
+seeds (length and accuracy), and computes the policy's log-probs of the parent's responses (entropy, KL, and length and accuracy
+once more, by weighting): the same tokens for every fork, so that what two forks differ in there is their weights alone.
 """
 
 from __future__ import annotations
@@ -24,7 +24,15 @@ from luspo_cli.records import Problem, Prompt, Rollout
 from luspo_cli.rewards.rubric import Rubric
 from luspo_cli.rollout.given import GivenRollouts
 from luspo_cli.rollout.sampler import PromptsOnRequest, Sampler
-from luspo_cli.runs.draws import FIRST_STEP, HELD_OUT, Groups, read_draws, read_parent_logprobs, store_held_out_draws
+from luspo_cli.runs.draws import (
+    FIRST_STEP,
+    HELD_OUT,
+    Groups,
+    ParentDraws,
+    read_parent_draws,
+    read_rollouts,
+    store_parent_draws,
+)
 from luspo_cli.runs.folder import RunFolder
 from luspo_cli.training.held_out import HeldOut
 from luspo_cli.training.problems import RunProblems
@@ -37,7 +45,7 @@ PROBLEMS_A_PART = 32
 
 
 class ForkHeldOut(HeldOut):
-    """The held-out check of a fork, with `evaluation/entropy` and `evaluation/kl_parent` beside accuracy and length."""
+    """The held-out check of a fork, with what the parent's responses say beside the policy's own."""
 
     def __init__(
         self, *arguments: Any, policy: Any, tokens_per_micro_batch: int, folder: RunFolder, **options: Any
@@ -46,39 +54,40 @@ class ForkHeldOut(HeldOut):
         super().__init__(*arguments, **options)
         self._policy, self._budget, self._folder = policy, tokens_per_micro_batch, folder
         self._file = folder.path / HELD_OUT
-        self._draws: Groups | None = None
-        self._parent: list[Tensor] = []
+        self._draws: ParentDraws | None = None
 
     def evaluate(self, sampler: Sampler, ranks: Ranks = ALONE) -> dict[str, Any]:
-        """As `HeldOut.evaluate`, with the distance from the parent; the first evaluation is of the parent itself."""
+        """As `HeldOut.evaluate`, with what the parent's draws say; the first evaluation is of the parent itself."""
         of_parent = ranks.broadcast(ranks.is_first and not self._folder.evaluated_steps())
         if self._draws is None:
-            self._draws, self._parent = self._parent_draws(sampler, ranks, of_parent)
-        result = super().evaluate(GivenRollouts(self._draws, self._file) if of_parent else sampler, ranks)
-        return result | self._distance(self._draws, self._parent)
+            self._draws = self._parent_draws(sampler, ranks, of_parent)
+        drawn = GivenRollouts(self._draws.groups, self._file) if of_parent else sampler
+        return super().evaluate(drawn, ranks) | self._on_parent_draws(self._draws)
 
-    def _parent_draws(self, sampler: Sampler, ranks: Ranks, of_parent: bool) -> tuple[Groups, list[Tensor]]:
-        """The parent's responses and their log-probs [R] each: those that are stored, or drawn now from the parent's weights."""
-        stored: Groups | None = None
-        logprobs: list[list[float]] = []
+    def _parent_draws(self, sampler: Sampler, ranks: Ranks, of_parent: bool) -> ParentDraws:
+        """The parent's responses: those that are stored, or drawn now from the parent's weights."""
+        stored: ParentDraws | None = None
         with ranks.phase():
             if ranks.is_first:
-                stored = read_draws(self._file, self.options.group_size)
+                stored = read_parent_draws(self._file, self.options.group_size)
                 if stored is None and not of_parent:
                     raise UsageError(
                         f"{self._file} is missing, and the weights that it was drawn from are gone: start this fork again with"
                         " --if-exists replace"
                     )
-                logprobs = read_parent_logprobs(self._file) if stored is not None else []
-        stored, logprobs = ranks.broadcast((stored, logprobs))
-        if stored is None:
-            stored = self._draw(sampler, ranks)
-            found = [row for row, _ in self._logprobs(stored)]
-            logprobs = [row.tolist() for row in found]
-            with ranks.phase():
-                if ranks.is_first:
-                    store_held_out_draws(self._file, stored, logprobs)
-        return stored, [torch.tensor(row, dtype=torch.float32) for row in logprobs]
+        stored = ranks.broadcast(stored)
+        if stored is not None:
+            return stored
+        groups = self._draw(sampler, ranks)
+        logprobs = [row.tolist() for row, _ in self._logprobs(groups)]
+        with ranks.phase():
+            if ranks.is_first:
+                rewards = self.rubric.score_groups(self.problems, [list(group) for group in groups])
+                stored = ParentDraws(groups, [reward.accuracy for group in rewards for reward in group], logprobs)
+                store_parent_draws(self._file, stored)
+        found = ranks.broadcast(stored)
+        assert found is not None  # the phase before would have ended every process
+        return found
 
     def _draw(self, sampler: Sampler, ranks: Ranks) -> Groups:
         share = ranks.share(len(self.problems))
@@ -87,15 +96,29 @@ class ForkHeldOut(HeldOut):
             groups = sampler.sample_groups(own, replace(self.options, first_row=share.start * self.options.group_size))
         return [tuple(group) for part in ranks.gather(groups) for group in part]
 
-    def _distance(self, draws: Groups, parent: Sequence[Tensor]) -> dict[str, float]:
-        """Means over all response tokens of the parent's draws; the KL divergence is that of the policy from the parent."""
-        found = self._logprobs(draws)
-        tokens = max(1, sum(len(row) for row in parent))
-        kl = sum(
-            float(kl_k3(before.double() - row.double()).sum()) for before, (row, _) in zip(parent, found, strict=True)
-        )
-        entropy = sum(float(row.double().sum()) for _, row in found)
-        return {"evaluation/entropy": entropy / tokens, "evaluation/kl_parent": kl / tokens}
+    def _on_parent_draws(self, draws: ParentDraws) -> dict[str, float]:
+        """The policy as the parent's responses show it.
+
+        Entropy and KL divergence from the parent are means over all tokens. Length and accuracy weigh each response by its
+        probability under the policy over that under the parent, the weights divided by their sum: no draw of the policy's own
+        adds noise, as long as the weights are alike (`evaluation/reweighted_sample_size`).
+        """
+        found = self._logprobs(draws.groups)
+        moved = [
+            own.double() - torch.tensor(before, dtype=torch.float64)
+            for (own, _), before in zip(found, draws.logprobs, strict=True)
+        ]
+        tokens = max(1, sum(len(row) for row in moved))
+        weights = torch.stack([row.sum() for row in moved]).softmax(0)
+        lengths = torch.tensor([len(row) for row in moved], dtype=torch.float64)
+        correct = torch.tensor(draws.correct, dtype=torch.float64)
+        return {
+            "evaluation/entropy": sum(float(row.double().sum()) for _, row in found) / tokens,
+            "evaluation/kl_parent": sum(float(kl_k3(-row).sum()) for row in moved) / tokens,
+            "evaluation/reweighted_length": float(weights @ lengths),
+            "evaluation/reweighted_accuracy": float(weights @ correct),
+            "evaluation/reweighted_sample_size": float(1 / (len(weights) * weights.square().sum())),
+        }
 
     @torch.no_grad()
     def _logprobs(self, draws: Groups) -> list[tuple[Tensor, Tensor]]:
@@ -141,7 +164,7 @@ def handed_rollouts(config: TrainRun, folder: RunFolder, ranks: Ranks) -> Groups
     found: Groups | None = None
     with ranks.phase():
         if ranks.is_first and config.fork.checkpoint:
-            found = read_draws(folder.path / FIRST_STEP, config.rollout.group_size)
+            found = read_rollouts(folder.path / FIRST_STEP, config.rollout.group_size)
     return ranks.broadcast(found) or []
 
 

@@ -144,6 +144,7 @@ def test_the_numbers_are_those_of_the_evaluations(
         statistics.fmean(ends["both", r]["evaluation/kl_parent"] for r in range(2))
     )
     assert both["change"]["kl"] == both["final"]["kl"]
+    assert both["sample_size"] == min(ends["both", r]["evaluation/reweighted_sample_size"] for r in range(2))
     assert found["variants"][1]["clip_high"] == 1e6
 
 
@@ -230,7 +231,7 @@ def test_the_table(
         "gspo,luspo",
     )  # fmt: skip
     assert status == 0
-    assert "2 steps from step 2 of parent" in output
+    assert "Change in 2 steps from step 2 of parent" in output
     assert "luspo − gspo" in output
     assert f"{found['start']['length']['mean']:.2f}" in output
     assert "Step 1 trained on the same rollouts in all variants of a replicate" in output

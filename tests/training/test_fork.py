@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import signal
 import subprocess
@@ -110,7 +111,7 @@ def test_the_distance_from_the_parent(
     import torch
 
     from luspo_cli.policy.loading import load_model
-    from luspo_cli.runs.draws import read_draws, read_parent_logprobs
+    from luspo_cli.runs.draws import read_parent_draws
 
     config = fork()
     train(config, tmp_path / "fork")
@@ -118,25 +119,35 @@ def test_the_distance_from_the_parent(
     assert (start["step"], end["step"]) == (0, 3)
     assert start["evaluation/kl_parent"] == 0
     assert end["evaluation/kl_parent"] > 0
-    groups = read_draws(tmp_path / "fork" / HELD_OUT, config.evaluation.samples)
-    assert groups is not None
-    drawn = [rollout for group in groups for rollout in group]
+    assert start["evaluation/reweighted_sample_size"] == pytest.approx(1)
+    for own, weighted in (("response_length/mean", "reweighted_length"), ("accuracy", "reweighted_accuracy")):
+        assert start[f"evaluation/{weighted}"] == pytest.approx(start[f"evaluation/{own}"])
+    draws = read_parent_draws(tmp_path / "fork" / HELD_OUT, config.evaluation.samples)
+    assert draws is not None
+    drawn = [rollout for group in draws.groups for rollout in group]
     lengths = [rollout.response_length for rollout in drawn]
     assert sum(lengths) / len(lengths) == pytest.approx(start["evaluation/response_length/mean"])
     model = load_model(
         config.model.model_copy(update={"path": str(tmp_path / "fork/checkpoints/step-000003/model")})
     ).model
     kl = entropy = 0.0
+    weights = []
     with torch.no_grad():
-        for rollout, before in zip(drawn, read_parent_logprobs(tmp_path / "fork" / HELD_OUT), strict=True):
+        for rollout, before in zip(drawn, draws.logprobs, strict=True):
             tokens = torch.tensor([[*rollout.prompt_tokens, *rollout.response_tokens]])
             every = model(input_ids=tokens).logits[0].double().log_softmax(-1)[len(rollout.prompt_tokens) - 1 : -1]
             chosen = every.gather(-1, torch.tensor(rollout.response_tokens)[:, None])[:, 0]
             moved = torch.tensor(before, dtype=torch.float64) - chosen
             kl += float((torch.exp(-moved) - 1 + moved).sum())
             entropy -= float((every.exp() * every).sum())
+            weights.append(math.exp(-float(moved.sum())))
     assert end["evaluation/kl_parent"] == pytest.approx(kl / sum(lengths), rel=1e-3)
     assert end["evaluation/entropy"] == pytest.approx(entropy / sum(lengths), rel=1e-4)
+    weighted = sum(weight * length for weight, length in zip(weights, lengths, strict=True)) / sum(weights)
+    assert end["evaluation/reweighted_length"] == pytest.approx(weighted, rel=1e-4)
+    assert end["evaluation/reweighted_length"] != pytest.approx(start["evaluation/reweighted_length"], rel=1e-6)
+    sizes = sum(weights) ** 2 / (len(weights) * sum(weight**2 for weight in weights))
+    assert end["evaluation/reweighted_sample_size"] == pytest.approx(sizes, rel=1e-4)
 
 
 @pytest.mark.parametrize("step", [1, 2])

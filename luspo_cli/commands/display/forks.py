@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,18 +11,21 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from luspo_cli.analysis.forks import MEASURES, ForkComparison, ForkDifference, VariantForks
-from luspo_cli.commands.display.comparison import print_whole, titled_table
+from luspo_cli.analysis.forks import FEW, MEASURES, ForkComparison, ForkDifference, VariantForks
+from luspo_cli.commands.display.comparison import VARIANTS_A_TABLE, print_whole, titled_table
 from luspo_cli.commands.display.format import DASH
 from luspo_cli.metrics.intervals import LEVEL, Estimate
 
 
 def print_forks(comparison: ForkComparison, console: Console) -> None:
     """Print the variants, their paired differences, and what a reader of the numbers must know."""
-    parts: list[RenderableType] = [_variants_table(comparison)]
+    parts: list[RenderableType] = []
+    for first in range(0, len(comparison.variants), VARIANTS_A_TABLE):
+        parts += [_variants_table(comparison, comparison.variants[first : first + VARIANTS_A_TABLE]), ""]
     if comparison.differences:
-        parts += ["", _differences_table(comparison)]
-    parts += ["", *(Text(line, style="dim") for line in _statements(comparison))]
+        parts += [_differences_table(comparison), ""]
+    parts += [Text(line, style="dim") for line in _statements(comparison)]
+    parts += [Text(f"warning: {warning}", style="yellow") for warning in _warnings(comparison)]
     print_whole(Group(*parts), console)
 
 
@@ -32,25 +35,16 @@ def forks_json(comparison: ForkComparison) -> dict[str, Any]:
     return {"level": LEVEL, "measures": units} | asdict(comparison)
 
 
-def _variants_table(comparison: ForkComparison) -> Table:
-    parent = Path(comparison.parent).name
-    table = titled_table(f"{comparison.steps} steps from step {comparison.step} of {parent}")
-    table.add_column("variant", no_wrap=True)
-    table.add_column("clip\nlow / high", justify="right", no_wrap=True)
-    for measure in MEASURES.values():
-        table.add_column(f"{measure.title}\n({measure.unit})", justify="right", no_wrap=True)
-        if measure is not MEASURES["kl"]:
-            table.add_column("\nchange", justify="right", no_wrap=True)
-    start = comparison.start
-    before = (cell for key in ("length", "accuracy", "entropy") for cell in (_mean(key, start[key]), ""))
-    table.add_row("(the parent)", "", *before, _mean("kl", start["kl"]))
-    for variant in comparison.variants:
-        cells = [
-            cell
-            for key in ("length", "accuracy", "entropy")
-            for cell in (_mean(key, variant.final[key]), _with_half(key, variant.change[key]))
-        ]
-        table.add_row(variant.name, _clip_range(variant), *cells, _with_half("kl", variant.final["kl"], signed=False))
+def _variants_table(comparison: ForkComparison, variants: Sequence[VariantForks]) -> Table:
+    steps = "1 step" if comparison.steps == 1 else f"{comparison.steps} steps"
+    table = titled_table(f"Change in {steps} from step {comparison.step} of {Path(comparison.parent).name}")
+    table.add_column("measure\nclip low / high", no_wrap=True)
+    table.add_column("the parent", justify="right", no_wrap=True)
+    for variant in variants:
+        table.add_column(Text(f"{variant.name}\n{_clip_range(variant)}"), justify="right", no_wrap=True)
+    for key, measure in MEASURES.items():
+        start = format(comparison.start[key].mean, measure.form)
+        table.add_row(measure.named, start, *(_with_half(key, variant.change[key]) for variant in variants))
     return table
 
 
@@ -66,7 +60,7 @@ def _differences_table(comparison: ForkComparison) -> Table:
         measure = MEASURES[found.measure]
         table.add_row(
             Text("" if name == previous else name),
-            f"{measure.title} ({measure.unit})" if measure.unit != "1" else measure.title,
+            measure.named,
             _with_half(found.measure, found.estimate),
             f"{found.positive} of {found.estimate.n}",
         )
@@ -88,7 +82,8 @@ def _statements(comparison: ForkComparison) -> Iterator[str]:
     replicates = len(comparison.seeds)
     yield (
         "Held out: the same problems and seeds for all variants of a replicate. Length and accuracy: responses of the policy's"
-        " own. Entropy and KL: over the parent's responses, KL of the policy from the parent (k3), means per token."
+        " own; reweighted: from the parent's responses, each weighted by its probability under the policy over that under the"
+        " parent. Entropy and KL of the policy from the parent (k3): over the parent's responses, means per token."
     )
     if comparison.shared_first_step:
         yield "Step 1 trained on the same rollouts in all variants of a replicate; later steps share problems and seeds."
@@ -105,11 +100,19 @@ def _clip_range(variant: VariantForks) -> str:
     return f"{variant.clip_low:g} / {variant.clip_high:g}"
 
 
-def _mean(key: str, found: Estimate) -> str:
-    return format(found.mean, MEASURES[key].form)
-
-
-def _with_half(key: str, found: Estimate, *, signed: bool = True) -> str:
+def _with_half(key: str, found: Estimate) -> str:
     form = MEASURES[key].form
-    text = format(found.mean, f"+{form}" if signed else form)
+    text = format(found.mean, f"+{form}")
     return text if found.half_width is None else f"{text} ± {format(found.half_width, form)}"
+
+
+def _warnings(comparison: ForkComparison) -> Iterator[str]:
+    few = [variant for variant in comparison.variants if variant.sample_size < FEW]
+    if few:
+        named = ", ".join(f"{variant.name} ({variant.sample_size:.0%})" for variant in few)
+        yield (
+            f"of the parent's responses the weights leave less than {FEW:.0%}: {named}; take the numbers that are not reweighted,"
+            " or fewer --steps"
+        )
+    if not comparison.shared_first_step:
+        yield "the variants of a replicate did not all train on the same rollouts in step 1"
