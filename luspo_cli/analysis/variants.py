@@ -20,6 +20,7 @@ STEPS = "run.steps"
 BOOKKEEPING = frozenset(
     {
         "run.checkpoint_every",
+        "run.checkpoint_last",
         "run.keep_checkpoints",
         "run.rollouts_every",
         "run.threads",

@@ -100,6 +100,7 @@ def fork_configuration(
             "seed": parent.run.seed + REPLICATE_STRIDE * replicate,
             "steps": steps,
             "checkpoint_every": 0,
+            "checkpoint_last": False,
             "keep_checkpoints": 1,
             "rollouts_every": 1,
             "track": [],

@@ -27,6 +27,7 @@ MADE_TASKS = (MADE_TERMS, MADE_PICTURES, *(f"{MADE_PICTURES}/{kind}" for kind in
 STORED_ONLY = frozenset(
     {
         "run.checkpoint_every",
+        "run.checkpoint_last",
         "run.keep_checkpoints",
         "run.rollouts_every",
         "run.track",
@@ -50,7 +51,9 @@ class RunConfig(Section):
     """With several processes: seconds that one waits for an answer of the others before it stops. The end of one is noticed
     without this; it bounds a process that hangs, so it must exceed what the slowest one takes longer than the fastest."""
     checkpoint_every: int = Field(default=50, ge=0)
-    """Training steps between checkpoints; the last step always has one. 0: the last only."""
+    """Training steps between checkpoints; the last step has one too. 0: the last only."""
+    checkpoint_last: bool = True
+    """Whether the last step has one. Without it a finished run has its numbers and no weights to evaluate or to go on from."""
     keep_checkpoints: int = Field(default=2, ge=1)
     """Newest checkpoints kept."""
     rollouts_every: int = Field(default=10, ge=0)

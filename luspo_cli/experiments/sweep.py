@@ -302,20 +302,22 @@ def state_of(run: Path, wanted: Configuration) -> Literal["fresh", "unfinished",
             f"{run} was trained with another configuration: {', '.join(different[:3])}{more};"
             " move the folder away or choose another --out."
         )
-    if not _is_finished(run, int(wanted["run"]["steps"])):
+    if not _is_finished(run, int(wanted["run"]["steps"]), wanted["run"].get("checkpoint_last", True)):
         return "unfinished"
     if unused := unused_settings(RunFolder(run).new_settings(wanted)):
         logger.warning(f"{run}: {unused}")
     return "finished"
 
 
-def _is_finished(run: Path, steps: int) -> bool:
-    """Whether the last step is recorded and its checkpoint there: a killed process may have written the line alone.
+def _is_finished(run: Path, steps: int, checkpoint_last: bool) -> bool:
+    """Whether the last step is recorded and its checkpoint there, if it has one: a killed process may have written one line.
 
     A checkpoint gets its name when it is whole. That its bytes still are is not asked here: of a large model that takes minutes.
     """
     if (last_metrics(run) or {}).get("step", 0) < steps:
         return False
+    if not checkpoint_last:
+        return True
     from luspo_cli.runs.checkpoints import find_checkpoints
 
     return any(found.step == steps for found in find_checkpoints(run / "checkpoints"))

@@ -161,6 +161,10 @@ class RunFolder:
         """Steps that have an evaluation already: a resumed run does not repeat the one before training."""
         return {step for step, _ in _numbered_lines(self.held_out_path)}
 
+    def last_step(self) -> int:
+        """The last recorded step, 0 before the first."""
+        return max((step for step, _ in _numbered_lines(self.metrics_path)), default=0)
+
     def last_tokens_total(self) -> int:
         """`tokens/total` of the last recorded step, 0 before the first."""
         records = self.records()

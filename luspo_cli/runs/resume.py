@@ -24,6 +24,11 @@ def open_run(folder: RunFolder, config: TrainRun, if_exists: IfExists, changed: 
     """
     if not folder.open(config.model_dump(mode="json"), if_exists):
         return None
+    if not config.run.checkpoint_last and folder.last_step() >= config.run.steps:
+        raise UsageError(
+            f"run {folder.path} is finished and kept no checkpoint of its last step (run.checkpoint_last = false): there is"
+            " nothing to go on from"
+        )
     checkpoint, notes = newest_whole(folder.checkpoints)
     for note in notes:
         logger.warning(f"{note}; going back to the one before")

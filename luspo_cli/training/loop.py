@@ -139,7 +139,11 @@ def train(
                 folder.append_metrics(in_order(metrics))
         stop = ranks.any(stop_requested())  # one process is asked, all of them stop after the same step
         last = step == config.run.steps
-        if last or stop or (config.run.checkpoint_every and step % config.run.checkpoint_every == 0):
+        if (
+            (last and config.run.checkpoint_last)
+            or stop
+            or (config.run.checkpoint_every and step % config.run.checkpoint_every == 0)
+        ):
             stages.save(step)
         with ranks.phase():
             if ranks.is_first:

@@ -43,7 +43,8 @@ def fork(parent: tuple[TrainRun, Path]) -> Callable[..., TrainRun]:
     section = ForkConfig(checkpoint=str(checkpoint), sha256=manifest_sha256(checkpoint), step=2, schedule_steps=5)
 
     def configure(*sets: str, objective: str = "luspo", replicate: int = 0, steps: int = 3) -> TrainRun:
-        return fork_configuration(config, section, Variant(objective), replicate, steps, sets=sets)
+        keep = ("run.checkpoint_last=true", *sets)
+        return fork_configuration(config, section, Variant(objective), replicate, steps, sets=keep)
 
     return configure
 
@@ -191,6 +192,18 @@ def test_a_killed_fork_goes_on_bit_for_bit(fork: Callable[..., TrainRun], tmp_pa
     assert "going on after step 1" in train(config, tmp_path / "fork", "resume")
     assert weight_bytes(tmp_path / "fork", 3) == weight_bytes(tmp_path / "whole", 3)
     assert evaluations(tmp_path / "fork") == evaluations(tmp_path / "whole")
+
+
+def test_a_finished_fork_without_a_checkpoint_is_not_trained_again(
+    fork: Callable[..., TrainRun], tmp_path: Path
+) -> None:
+    config = fork("run.checkpoint_last=false", steps=1)
+    train(config, tmp_path / "fork")
+    assert not (tmp_path / "fork/checkpoints").exists()
+    before = (tmp_path / "fork/metrics.jsonl").read_bytes()
+    with pytest.raises(UsageError, match=r"is finished and kept no checkpoint of its last step"):
+        train(config, tmp_path / "fork", "resume")
+    assert (tmp_path / "fork/metrics.jsonl").read_bytes() == before
 
 
 def test_replicates_have_other_problems_and_draws(fork: Callable[..., TrainRun], tmp_path: Path) -> None:
