@@ -35,8 +35,9 @@ class StepReader:
 
     run: RunHistory
     unplaced: int = 0
-    missing: set[str] = field(default_factory=set)
-    """Columns of the update that no stored step of the run had."""
+    missing: dict[str, int] = field(default_factory=dict)
+    """Column of the update → steps that lack it."""
+    steps: int = 0
     _texts: TokenTexts | None = None
     _looked: bool = False
 
@@ -50,7 +51,10 @@ class StepReader:
         for name in ROUNDED:
             if name in taken.column_names:
                 columns[name] = [shortest(value) for value in taken[name].to_pylist()]
-        self.missing |= {name for name in (*MARKS, LOG_RATIOS) if name not in taken.column_names}
+        self.steps += 1
+        for name in (*MARKS, LOG_RATIOS):
+            if name not in taken.column_names:
+                self.missing[name] = self.missing.get(name, 0) + 1
         if LOG_RATIOS in taken.column_names:
             ratios = taken[LOG_RATIOS].to_pylist()
             columns["log_ratios"] = [None if one is None else [round(x / RATIO_UNIT) for x in one] for one in ratios]
@@ -69,8 +73,11 @@ class StepReader:
         """What the rollouts of this run cannot show, one sentence each."""
         notes = []
         if self.missing:
+            fewest = min(self.missing.values())
+            where = "" if fewest == self.steps else f" in {fewest} of {self.steps} steps"
             notes.append(
-                f"The rollouts of {self.run.name} hold no {', '.join(sorted(self.missing))}: an older version wrote them."
+                f"The rollouts of {self.run.name} hold no {', '.join(sorted(self.missing))}{where}: an older version wrote"
+                " them, or the update failed."
             )
         if self._looked and self._texts is None:
             notes.append(

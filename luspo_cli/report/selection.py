@@ -82,8 +82,9 @@ def shares(needs: Mapping[int, int], room: int) -> dict[int, int]:
 def _of_run(run: int, files: Mapping[int, Path], shared: Sequence[int], ends: int, room: int) -> list[ChosenStep]:
     groups = {step: _groups(files[step]) for step in (min(files), max(files))}
     last = groups[max(files)]
-    rows, size = sum(map(len, last)), max(map(len, last), default=1)
-    wanted = max(2, room // max(1, rows), min(STEPS, room // (LEAST_GROUPS * size)))
+    size = max(map(len, last), default=1)
+    groups_a_step = min(len(last), max(LEAST_GROUPS, room // STEPS // size))
+    wanted = max(2, room // max(1, groups_a_step * size))
     among = shared or sorted(files)
     inner = [among[place] for place in evenly(len(among), max(1, wanted - (ends if shared else 0)))]
     steps = sorted({*groups, *inner})

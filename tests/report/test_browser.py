@@ -140,6 +140,11 @@ def test_sections_curves_and_tables_are_there(opened: Any) -> None:
     assert browser.execute_script("return document.querySelectorAll('#kept .plot:not([hidden])').length") == 1
     assert "stored no clip marks" in texts(browser, "#kept .panel .note")[0]
     assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
+    buttons = browser.execute_script(
+        "return [...document.querySelectorAll('.modebar-btn')].map((one) => one.dataset.title)"
+    )
+    assert buttons
+    assert not [title for title in buttons if "share" in title.lower() or "cloud" in title.lower()]
 
 
 def test_runs_and_objectives_are_toggled(opened: Any) -> None:

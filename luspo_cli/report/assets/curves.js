@@ -59,10 +59,6 @@ function translucent(hex, alpha) {
   return `rgba(${r},${g},${b},${alpha})`;
 }
 
-function shownColour(hex) {
-  return isDark() && hex === "#000000" ? "#d8dce2" : hex;
-}
-
 function drawCurves(summary) {
   const section = document.getElementById("curves");
   const state = { axis: "steps", window: summary.window, band: "range", shown: new Set(summary.runs.keys()), thin: true };
@@ -107,8 +103,8 @@ function drawCurves(summary) {
       all.box.indeterminate = on > 0 && on < variant.runs.length;
       redraw();
     };
-    const swatch = el("span", { className: "swatch" });
-    onColours(() => { swatch.style.borderColor = shownColour(variant.colour); });
+    let sample = swatch(variant);
+    onColours(() => { const fresh = swatch(variant); sample.replaceWith(fresh); sample = fresh; });
     const all = tick(variant.label, true, (checked) => {
       variant.runs.forEach((run, i) => {
         if (checked) state.shown.add(run); else state.shown.delete(run);
@@ -116,7 +112,7 @@ function drawCurves(summary) {
       });
       sync();
     });
-    all.label.append(swatch);
+    all.label.append(sample);
     for (const run of variant.runs) {
       const box = tick(summary.runs[run].name, true, (checked) => {
         if (checked) state.shown.add(run); else state.shown.delete(run);

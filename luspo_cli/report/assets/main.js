@@ -18,7 +18,6 @@ async function open() {
     recolour();
   });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", recolour);
-  recolour();
   await Promise.all(drawings);
   if (location.hash && !location.hash.includes("=")) document.querySelector(location.hash)?.scrollIntoView();
   document.documentElement.dataset.opened = String(Math.round(performance.now()));

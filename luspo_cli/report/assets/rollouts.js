@@ -161,9 +161,7 @@ function drawRollouts(summary) {
     const variant = summary.variants.find((one) => one.runs.includes(index));
     const limit = shadeLimit(data.columns.log_ratios, group.rows);
     const title = `${runName(index)}: ${countRight(data, group)} of ${all} right`;
-    const swatch = el("span", { className: "swatch" });
-    swatch.style.borderColor = shownColour(variant.colour);
-    return el("section", { "aria-label": title }, el("h3", {}, swatch, ` ${title}`, rows.length < all ? ` (${rows.length} shown)` : ""), limit && key(limit),
+    return el("section", { "aria-label": title }, el("h3", {}, swatch(variant), ` ${title}`, rows.length < all ? ` (${rows.length} shown)` : ""), limit && key(limit),
       el("div", { className: "cards" }, ...rows.map((row) => card(data.columns, row, row - group.rows[0] + 1, limit, unit))));
   }
 

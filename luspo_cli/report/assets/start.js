@@ -75,14 +75,36 @@ function layout(more) {
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", showlegend: false, autosize: true,
     font: { family: "system-ui, DejaVu Sans, sans-serif", size: 12.5, color: colour("text") },
     modebar: { bgcolor: "rgba(0,0,0,0)", color: colour("dim"), activecolor: colour("accent") },
-    margin: { l: 58, r: 12, t: 12, b: 46 },
+    margin: { l: 58, r: 12, t: 30, b: 46 },
     hoverlabel: { bgcolor: colour("raised"), bordercolor: colour("line"), font: { color: colour("text") }, namelength: -1 },
     ...more,
     xaxis: { ...axis, ...more.xaxis }, yaxis: { ...axis, ...more.yaxis },
   };
 }
 
-const PLOT = { displaylogo: false, responsive: true, modeBarButtonsToRemove: ["lasso2d", "select2d"] };
+// The buttons by name: the library has one more, which sends a chart elsewhere.
+const PLOT = {
+  displaylogo: false, responsive: true, displayModeBar: "hover",
+  modeBarButtons: [["toImage", "zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "autoScale2d", "resetScale2d"]],
+};
+
+/** A short sample of a line in a variant's looks. */
+function swatch(variant) {
+  const image = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+  const line = document.createElementNS("http://www.w3.org/2000/svg", "line");
+  for (const [name, value] of Object.entries({ width: 34, height: 8, "aria-hidden": "true" })) image.setAttribute(name, value);
+  const dashes = variant.dash === "solid" ? "none" : variant.dash.replaceAll("px", "");
+  for (const [name, value] of Object.entries({ x1: 0, x2: 34, y1: 4, y2: 4, "stroke-width": 2.6, "stroke-dasharray": dashes })) line.setAttribute(name, value);
+  line.style.stroke = shownColour(variant.colour);
+  image.append(line);
+  return image;
+}
+
+/** Dark colours are lighter on a dark page. */
+const LIGHTER = { "#000000": "#d8dce2", "#0072B2": "#4aaaff", "#D55E00": "#ff8c42", "#009E73": "#2fc79b" };
+function shownColour(hex) {
+  return (isDark() && LIGHTER[hex]) || hex;
+}
 
 function trouble(error) {
   const place = document.getElementById("trouble");
