@@ -125,6 +125,19 @@ def test_a_member_is_bounded_whatever_it_unpacks_to(tmp_path: Path, monkeypatch:
     assert places.read("a.png", tmp_path) == A
 
 
+def test_a_member_whose_header_lies_about_its_size_is_bounded_and_never_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A header that promises a few bytes: what comes is counted, and the reason is one of an image's."""
+    make_zip(tmp_path / "a.zip", {"bomb.png": bytes(3 * 2**20)})
+    whole = (tmp_path / "a.zip").read_bytes()
+    size = (3 * 2**20).to_bytes(4, "little")
+    assert whole.count(size) >= 1
+    (tmp_path / "a.zip").write_bytes(whole.replace(size, (10).to_bytes(4, "little")))
+    monkeypatch.setattr(archives, "MOST_BYTES", 2**20)
+    assert reason(ImagePlaces([tmp_path / "a.zip"]), "bomb.png", tmp_path) is LeftOut.IMAGE_UNREADABLE
+
+
 @pytest.mark.parametrize("name", MAKERS)
 def test_an_archive_that_grows_beyond_all_measure_ends_with_a_sentence(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

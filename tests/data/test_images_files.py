@@ -11,6 +11,8 @@ from PIL import Image
 
 from doubles.vision import END, IMAGE, VIDEO, character_tokenizer, noise_image, vision_processor
 from luspo_cli.data.images import ImageFile, image_file, image_messages
+from luspo_cli.data.prepare import prepare
+from luspo_cli.data.problems import load_problems
 from luspo_cli.errors import UsageError
 from luspo_cli.policy.inputs import fitting, prompt_inputs, prompt_length
 from luspo_cli.records import Message, Problem
@@ -157,6 +159,24 @@ def test_sixteen_to_one_is_read_and_more_than_two_hundred_to_one_is_refused(proc
     for read in (prompt_inputs, prompt_length):
         with pytest.raises(UsageError, match=r"^problem 'p7': absolute aspect ratio must be smaller than 200"):
             read(problem("<image>", tmp_path / "line.png"), processor.tokenizer, processor)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (400, 40), (40, 400)])
+def test_a_pixel_and_ten_to_one_go_from_a_table_to_a_prompt(
+    processor: Any, size: tuple[int, int], tmp_path: Path
+) -> None:
+    noise_image(tmp_path / "a.png", *size)
+    (tmp_path / "mine.jsonl").write_text('{"question": "What?", "answer": "1", "image": "a.png"}\n')
+    prepare([str(tmp_path / "mine.jsonl")], tmp_path / "out")
+    (asked,) = load_problems(tmp_path / "out")
+    inputs = prompt_inputs(asked, processor.tokenizer, processor)
+    assert inputs.image_inputs is not None
+    ((frames, rows, columns),) = inputs.image_inputs["image_grid_thw"].tolist()
+    tokens = frames * rows * columns // 4
+    assert inputs.tokens.count(IMAGE) == tokens >= 1
+    assert (rows < columns, rows > columns) == (size[1] < size[0], size[1] > size[0])
+    assert inputs.image_inputs["pixel_values"].isfinite().all()
+    assert prompt_length(asked, processor.tokenizer, processor) == len(inputs.tokens)
 
 
 def test_the_length_known_from_the_headers_is_the_length(processor: Any, tmp_path: Path) -> None:
