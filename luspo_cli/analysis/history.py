@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from luspo_cli.analysis.logs import no_step, read_json_lines, read_log
 from luspo_cli.errors import UsageError, nearest
 from luspo_cli.files import require_object
-from luspo_cli.metrics.names import METRICS
+from luspo_cli.metrics.names import BY_LENGTH, METRICS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -231,7 +231,7 @@ def _table(rows: list[dict[str, Any]], steps: list[int], log: Path) -> pd.DataFr
 
     if not rows:
         raise no_step(log)
-    names = list(dict.fromkeys(name for row in rows for name in row if name != "step"))
+    names = list(dict.fromkeys(name for row in rows for name in row if name not in ("step", BY_LENGTH)))
     columns = {name: [_number(row.get(name), name, log) for row in rows] for name in names}
     return pd.DataFrame(columns, index=pd.Index(steps, name="step"), dtype="float64")
 

@@ -21,6 +21,9 @@ class Metric(NamedTuple):
     """One sentence."""
 
 
+BY_LENGTH = "by_length"
+"""The one key of metrics.jsonl that holds no number: lists over bins of lengths (docs/run-folder.md)."""
+
 METRICS: Mapping[str, Metric] = MappingProxyType(
     {
         "step": Metric("steps", "Number of this step, counted from 1."),
@@ -121,6 +124,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
         "time/logprobs": Metric("s", "Seconds spent on old log-probs."),
         "time/update": Metric("s", "Seconds spent on forward, backward and optimiser."),
         "time/optimizer": Metric("s", "Of these, seconds spent on clipping the gradient and moving the weights."),
+        "time/diagnostics": Metric("s", "Seconds spent on the numbers of rows, lengths and gradients below."),
         "time/weights": Metric("s", "Seconds spent on bringing the policy's weights into the sampler."),
         "time/evaluation": Metric(
             "s", "Seconds of the held-out evaluation, blind control included, in the steps that evaluate."
@@ -131,6 +135,24 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
         ),
         "length_pressure/gspo": Metric("tokens", "The same with the weights of GSPO."),
         "length_pressure/luspo": Metric("tokens", "The same with the weights of LUSPO."),
+        "expected_length_pressure/run": Metric(
+            "tokens",
+            "Covariance of length and kept advantage times weight, over the mean |advantage times weight|: the run's own.",
+        ),
+        "expected_length_pressure/clip": Metric(
+            "tokens", "The part of it that the clip makes: less the same with nothing cut."
+        ),
+        "expected_length_pressure/grpo": Metric(
+            "tokens", "The same had the batch's log-ratios met grpo with its paper's clip range."
+        ),
+        "expected_length_pressure/dr_grpo": Metric("tokens", "The same for dr_grpo."),
+        "expected_length_pressure/dapo": Metric("tokens", "The same for dapo."),
+        "expected_length_pressure/gspo": Metric("tokens", "The same for gspo."),
+        "expected_length_pressure/luspo": Metric("tokens", "The same for luspo."),
+        "expected_length_pressure/fspo": Metric("tokens", "The same for fspo."),
+        "expected_length_pressure/cispo": Metric("tokens", "The same for cispo."),
+        "expected_length_pressure/sapo": Metric("tokens", "The same for sapo."),
+        "expected_length_pressure/gmpo": Metric("tokens", "The same for gmpo."),
         "evaluation/accuracy": Metric("1", "Accuracy on held-out problems, in the steps that evaluate."),
         "evaluation/blind_accuracy": Metric(
             "1", "Accuracy on the same problems and draws with other images; only with evaluation.blind."

@@ -2,6 +2,6 @@
 
 from luspo_cli.config.objective import ObjectiveConfig
 from luspo_cli.objectives.aggregation import Counts
-from luspo_cli.objectives.objective import PolicyLoss, policy_loss
+from luspo_cli.objectives.objective import PolicyLoss, policy_loss, row_outcomes
 
-__all__ = ["Counts", "ObjectiveConfig", "PolicyLoss", "policy_loss"]
+__all__ = ["Counts", "ObjectiveConfig", "PolicyLoss", "policy_loss", "row_outcomes"]

@@ -115,11 +115,7 @@ def policy_loss(
     logprobs = torch.where(mask, logprobs.to(dtype), 0)
     log_ratio = token_log_ratio(logprobs, old_logprobs.detach().to(dtype), mask)
     advantage = torch.where(row_mask, advantages.detach().to(dtype)[..., None], 0)  # [..., B, 1]
-    ratio = (
-        sequence_ratio(log_ratio, amounts, config.ratio == "sequence-product")
-        if config.by_sequence
-        else token_ratio(log_ratio)
-    )
+    ratio = _ratio(config, log_ratio, amounts)
     of_units, units = (of_sequences, sequences) if config.by_sequence else (of_tokens, tokens)
 
     weights = token_weights(amounts, config.aggregation, sequences, tokens, max_response_length, dtype)  # type: ignore[arg-type]
@@ -160,6 +156,31 @@ def policy_loss(
         if logprobs.dim() == 2:
             return PolicyLoss(loss, as_floats(report), clipped, rows)
         return PolicyLoss(loss, {}, clipped, rows, {key: value.detach() for key, value in report.items()})
+
+
+@torch.no_grad()
+def row_outcomes(
+    objective: str | ObjectiveConfig,
+    log_ratio: torch.Tensor,
+    advantages: torch.Tensor,
+    response_mask: torch.Tensor,
+    counts: Counts,
+    max_response_length: int,
+) -> RowValues:
+    """The `rows` that `policy_loss` would give for token log-ratios [B, T]: what `objective` does with them, without its loss."""
+    config, mask = _configured(objective, None, None), response_mask != 0
+    log_ratio = torch.where(mask, log_ratio, 0)
+    n, m, limit, dtype = counts.sequences, counts.tokens, max_response_length, log_ratio.dtype
+    weights = token_weights(mask, config.aggregation, n, m, limit, dtype)  # type: ignore[arg-type]
+    ratio = _ratio(config, log_ratio, mask)
+    surrogate = _surrogate(config, ratio, log_ratio, log_ratio, advantages.to(log_ratio.dtype)[:, None], mask)
+    return row_values(config, surrogate, log_ratio, weights, mask, counts.sequences)
+
+
+def _ratio(config: ObjectiveConfig, log_ratio: torch.Tensor, amounts: torch.Tensor) -> torch.Tensor:
+    if not config.by_sequence:
+        return token_ratio(log_ratio)
+    return sequence_ratio(log_ratio, amounts, config.ratio == "sequence-product")
 
 
 def _configured(objective: str | ObjectiveConfig, clip_low: float | None, clip_high: float | None) -> ObjectiveConfig:

@@ -24,6 +24,7 @@ from typing import Any, Protocol, Self
 from luspo_cli.config.run import TrainRun
 from luspo_cli.errors import UsageError
 from luspo_cli.files import require_object, write_json
+from luspo_cli.metrics.names import BY_LENGTH
 from luspo_cli.runs.folder import RunFolder
 
 STATE = "tracking.json"
@@ -134,8 +135,8 @@ def missing_packages(names: Sequence[str]) -> list[str]:
 
 
 def numbers_of(record: Mapping[str, Any]) -> dict[str, float]:
-    """The record without its step and without the numbers that this step does not have."""
-    return {name: value for name, value in record.items() if name != "step" and value is not None}
+    """The record without its step, without numbers that this step does not have, and without lists over bins of lengths."""
+    return {name: value for name, value in record.items() if name not in ("step", BY_LENGTH) and value is not None}
 
 
 logger = logging.getLogger(__name__)

@@ -19,11 +19,10 @@ from typing import Any
 
 from luspo_cli.config.run import TrainRun
 from luspo_cli.data.batches import BatchSource
-from luspo_cli.metrics.names import METRICS, unknown_metrics
+from luspo_cli.metrics.names import BY_LENGTH, METRICS, unknown_metrics
 from luspo_cli.metrics.rollout_metrics import length_metrics, reward_metrics
-from luspo_cli.objectives.diagnostics import length_pressure
 from luspo_cli.processes.ranks import ALONE, Ranks
-from luspo_cli.records import Problem, Prompt, Rollout, ScoredGroup
+from luspo_cli.records import Problem, Prompt, Rollout
 from luspo_cli.rewards.rubric import Rubric
 from luspo_cli.rollout.sampler import Sampler
 from luspo_cli.runs.folder import RunFolder
@@ -31,12 +30,11 @@ from luspo_cli.runs.rollouts import store_rollouts
 from luspo_cli.training.dynamic_sampling import sample_step
 from luspo_cli.training.held_out import HeldOut
 from luspo_cli.training.image_delivery import deliver_images
+from luspo_cli.training.length_diagnostics import diagnose
 from luspo_cli.training.noise_floor import noise_floor, untrained_difference
 from luspo_cli.training.optimizer import learning_rate
 from luspo_cli.training.sampling import StepSampler
 from luspo_cli.training.update import Updater
-
-PRESSURES = ("grpo", "gspo", "luspo")
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +100,7 @@ def train(
                 with suppress(Exception):  # what stopped the update is what must be said
                     store_rollouts(folder.rollouts, step, groups.sampled, batch)
             raise
-        row_updates = stages.updater.rows.gathered(ranks, with_tokens=stores)
+        diagnosed, row_updates = diagnose(stages.updater.rows, ranks, batch, config, with_tokens=stores)
         pushing = time.perf_counter()
         stages.refresh_sampler()
         pushed = time.perf_counter() - pushing
@@ -118,7 +116,7 @@ def train(
             **length_metrics(rollouts),
             **reward_metrics(groups.sampled),
             **(groups.metrics() if config.rollout.dynamic_sampling else {}),
-            **_pressures(batch),
+            **diagnosed,
             **updated,
             **noise,
             **{key: value for key, value in evaluation.items() if key in METRICS},
@@ -155,16 +153,10 @@ def train(
 
 def in_order(metrics: dict[str, Any]) -> dict[str, Any]:
     """The record in the order of `METRICS`; a name that is not there is a defect."""
-    unknown = unknown_metrics(metrics)
+    unknown = unknown_metrics(metrics.keys() - {BY_LENGTH})
     if unknown:
         raise AssertionError(f"metrics without an entry in metrics/names.py: {unknown}")
-    return {name: metrics[name] for name in METRICS if name in metrics}
-
-
-def _pressures(groups: Sequence[ScoredGroup]) -> dict[str, float]:
-    advantages = [advantage for group in groups for advantage in group.advantages]
-    lengths = [rollout.response_length for group in groups for rollout in group.rollouts]
-    return {f"length_pressure/{name}": length_pressure(advantages, lengths, name) for name in PRESSURES}
+    return {name: metrics[name] for name in (*METRICS, BY_LENGTH) if name in metrics}
 
 
 def _evaluate(config: TrainRun, stages: Stages, step: int) -> dict[str, Any]:

@@ -6,45 +6,138 @@ together in the order of the batch, so that the number of processes changes noth
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import pad
 
+from luspo_cli.config.objective import ObjectiveConfig
+from luspo_cli.objectives import Counts, row_outcomes
 from luspo_cli.objectives.row_values import RowValues
 from luspo_cli.policy.packing import Row
 from luspo_cli.processes.ranks import Ranks
 from luspo_cli.records import RowUpdate, ScoredGroup
+
+Array = NDArray[np.float64]
+ELEMENTS = 2**20
+"""Padded tokens whose outcomes under other objectives are computed at once."""
+_Pass = tuple[int, list[int], Tensor, Tensor]
+"""Mini-batch, places of the rows in the batch, [B, 5 + T] numbers and token log-ratios, [B] advantages."""
+_OF_ROW = len(RowValues._fields) - 1
+_OUTCOMES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class GatheredRows:
+    """The batch's rollouts in order, group after group; NaN where no process computed one."""
+
+    numbers: Array
+    """[1 + 5, N]: mini-batch, then sequence ratio, clip_low, clip_high, dual_clip and weight of `RowValues`."""
+    under: Mapping[str, Array]
+    """Objective -> [4, N]: clip_low, clip_high, kept and weight had it met the same log-ratios."""
+    tokens: Mapping[int, list[float]]
+    """Place in the batch -> token log-ratios; empty where they were not asked for."""
+
+    def updates(self) -> list[RowUpdate | None]:
+        """One record for each rollout, None where it was not computed."""
+        return [
+            None if np.isnan(number) else RowUpdate(int(number), *numbers, tuple(self.tokens.get(place, ())))  # type: ignore[call-arg]
+            for place, (number, *numbers) in enumerate(self.numbers.T.tolist())
+        ]
 
 
 class RowUpdates:
     """Collects over one update of `groups`."""
 
     def __init__(self, groups: Sequence[ScoredGroup]) -> None:
-        rollouts = [rollout for group in groups for rollout in group.rollouts]
-        self._number = len(rollouts)
-        self._places = {id(rollout): place for place, rollout in enumerate(rollouts)}
-        self._passes: list[tuple[int, list[int], list[int], Tensor]] = []
+        self._rollouts = [rollout for group in groups for rollout in group.rollouts]
+        self._places = {id(rollout): place for place, rollout in enumerate(self._rollouts)}
+        self._passes: list[_Pass] = []
+        self.seconds = 0.0
+        """What the collecting took."""
 
-    def add(self, mini_batch: int, rows: Sequence[Row], values: RowValues) -> None:
-        """Take in one pass, whose `rows` the `values` are of."""
-        numbers = torch.stack(values[:-1], dim=-1)
-        places, lengths = [self._places[id(row.rollout)] for row in rows], [row.rollout.response_length for row in rows]
-        self._passes.append((mini_batch, places, lengths, torch.cat([numbers, values.log_ratio], dim=-1)))
+    def add(self, mini_batch: int, rows: Sequence[Row], advantages: Tensor, values: RowValues) -> None:
+        """Take in one pass, whose `rows` the `values` and `advantages` are of."""
+        began = time.perf_counter()
+        # A row without a token is no sequence.
+        present = [i for i, row in enumerate(rows) if row.rollout.response_length]
+        numbers = torch.cat([torch.stack(values[:-1], dim=-1), values.log_ratio], dim=-1)
+        if len(present) < len(rows):
+            numbers, advantages = numbers[present], advantages[present]
+        self._passes.append((mini_batch, [self._places[id(rows[i].rollout)] for i in present], numbers, advantages))
+        self.seconds += time.perf_counter() - began
 
-    def gathered(self, ranks: Ranks, with_tokens: bool) -> list[RowUpdate | None]:
-        """One record for each rollout of the batch, group after group; None where no process computed it.
+    def gathered(
+        self, ranks: Ranks, with_tokens: bool, others: Mapping[str, ObjectiveConfig] | None = None, limit: int = 1
+    ) -> GatheredRows:
+        """Put the rows of all processes together, which call this together.
 
-        All processes call this together. `with_tokens`: bring the token log-ratios along.
+        `with_tokens`: bring the token log-ratios along. `others`: objectives whose outcomes on the same log-ratios are wanted,
+        with `limit` the longest response.
         """
-        of_rows = len(RowValues._fields) - 1
-        own: dict[int, RowUpdate] = {}
-        for mini_batch, places, lengths, tensor in self._passes:
-            found = (tensor if with_tokens else tensor[:, :of_rows]).tolist()
-            for place, length, numbers in zip(places, lengths, found, strict=True):
-                if length:  # a row without a token is no sequence
-                    tokens = tuple(numbers[of_rows : of_rows + length]) if with_tokens else ()
-                    ratio, low, high, dual, weight = numbers[:of_rows]
-                    own[place] = RowUpdate(mini_batch, ratio, low, high, dual, weight, tokens)
-        everywhere = {place: row for part in ranks.gather(own) for place, row in part.items()}
-        return [everywhere.get(place) for place in range(self._number)]
+        began = time.perf_counter()
+        others = others or {}
+        places = [place for _, places, _, _ in self._passes for place in places]
+        numbers = np.full((len(places), 1 + _OF_ROW), np.nan)
+        tokens: dict[int, list[float]] = {}
+        row = 0
+        for mini_batch, of_pass, tensor, _ in self._passes:
+            found = (tensor if with_tokens else tensor[:, :_OF_ROW]).double().cpu().numpy()
+            numbers[row : row + len(found), 0] = mini_batch
+            numbers[row : row + len(found), 1:] = found[:, :_OF_ROW]
+            row += len(found)
+            if with_tokens:
+                lengths = (self._rollouts[place].response_length for place in of_pass)
+                tokens |= {
+                    place: own[_OF_ROW : _OF_ROW + length].tolist()
+                    for place, own, length in zip(of_pass, found, lengths, strict=True)
+                }
+        outcomes = self._outcomes(others, limit)
+        self._passes = []  # lets go of what is on the device
+        whole = np.full((1 + _OF_ROW, len(self._rollouts)), np.nan)
+        under = np.full((len(others), _OUTCOMES, len(self._rollouts)), np.nan)
+        everywhere: dict[int, list[float]] = {}
+        for of_process, own_numbers, own_outcomes, own_tokens in ranks.gather((places, numbers, outcomes, tokens)):
+            whole[:, of_process], under[..., of_process] = own_numbers.T, own_outcomes
+            everywhere |= own_tokens
+        self.seconds += time.perf_counter() - began
+        return GatheredRows(whole, dict(zip(others, under, strict=True)), everywhere)
+
+    def _outcomes(self, others: Mapping[str, ObjectiveConfig], limit: int) -> Array:
+        """[objectives, 4, rows] of this process; small passes are joined, since each operation has a price of its own."""
+        if not others:
+            return np.zeros((0, _OUTCOMES, sum(len(places) for _, places, _, _ in self._passes)))
+        lengths = [rollout.response_length for rollout in self._rollouts]
+        counts = Counts(sum(length > 0 for length in lengths), sum(lengths))
+        parts: list[Any] = [np.zeros((len(others), _OUTCOMES, 0))]
+        for passes in self._together():
+            width = max(tensor.shape[1] for _, _, tensor, _ in passes)
+            log_ratio = torch.cat([pad(tensor, (0, width - tensor.shape[1])) for _, _, tensor, _ in passes])[
+                :, _OF_ROW:
+            ]
+            advantages = torch.cat([advantages for _, _, _, advantages in passes])
+            own = torch.tensor(
+                [lengths[place] for _, places, _, _ in passes for place in places], device=log_ratio.device
+            )
+            mask = torch.arange(log_ratio.shape[1], device=log_ratio.device) < own[:, None]
+            rows = [row_outcomes(other, log_ratio, advantages, mask, counts, limit) for other in others.values()]
+            found = [torch.stack([row.clip_low, row.clip_high, row.kept, row.weight]) for row in rows]
+            parts.append(torch.stack(found).double().cpu().numpy())
+        return np.concatenate(parts, axis=-1)
+
+    def _together(self) -> list[list[_Pass]]:
+        runs: list[list[_Pass]] = []
+        size = width = 0
+        for one in self._passes:
+            size, width = size + len(one[1]), max(width, one[2].shape[1])
+            if not runs or size * width > ELEMENTS:
+                runs.append([])
+                size, width = len(one[1]), one[2].shape[1]
+            runs[-1].append(one)
+        return runs

@@ -115,7 +115,7 @@ class Updater:
                         self.accelerator.backward(result.loss * (0.0 if piece.filler else self.ranks.size))
                 if not piece.filler:
                     diagnostics.append(result.diagnostics)
-                    self.rows.add(number, piece.rows, result.rows)
+                    self.rows.add(number, piece.rows, tensors.advantages, result.rows)
             steps.append(self._finish_step(batch, diagnostics))
         metrics = _mean_over_steps(steps) | self._sampler_metrics()
         trained = sum(len(rows) for batch in mini_batches for rows in self._micro_batches(batch))

@@ -55,7 +55,7 @@ def found(case: dict[str, Any], ranks: Ranks = ALONE) -> dict[str, Any]:
     """Make the case's updates; the last gradients, the weights, each update's metrics, and the passes of each mini-batch."""
     updater, model = build(case, ranks)
     metrics = [updater.update(groups, rate) for groups, rate in case["updates"]]
-    rows = updater.rows.gathered(ranks, with_tokens=True)
+    rows = updater.rows.gathered(ranks, with_tokens=True).updates()
     settings = updater.config.update
     batches = split_mini_batches(case["updates"][-1][0], settings.mini_batches, settings.tokens_per_micro_batch)
     return {

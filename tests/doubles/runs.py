@@ -110,6 +110,12 @@ def assert_same_records(one: Path, other: Path) -> None:
         for key, value in wanted.items():
             if key.startswith(("response", "reward", "group", "tokens", "step", "evaluation", "update/rows")):
                 assert found[key] == value, (wanted["step"], key)
+            elif key == "by_length":
+                assert found[key].keys() == value.keys()
+                for name, numbers in value.items():
+                    for one, expected in zip(found[key][name], numbers, strict=True):
+                        close = expected if expected is None else pytest.approx(expected, rel=1e-2, abs=1e-5)
+                        assert one == close, (wanted["step"], name)
             elif not key.startswith("time/"):
                 assert found[key] == pytest.approx(value, rel=1e-2, abs=1e-5), (wanted["step"], key)
 

@@ -85,6 +85,7 @@ def session(folder: RunFolder, steps: range, said: list[str] | None = None, cras
 
 def test_numbers_are_the_record_without_step_and_nulls() -> None:
     assert numbers_of({"step": 3, "a/b": 1.5, "c": None, "d": 0}) == {"a/b": 1.5, "d": 0}
+    assert numbers_of({"step": 3, "a/b": 1.5, "by_length": {"from": [1, 2]}}) == {"a/b": 1.5}
 
 
 def test_every_step_once_over_a_crash_and_a_resume(folder: RunFolder, services: dict[str, Service]) -> None:

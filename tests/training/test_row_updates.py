@@ -43,7 +43,7 @@ def test_ratios_marks_and_weights_are_those_of_the_update(
     before = logprobs_of(updater, groups)
     stored = {name: value.clone() for name, value in model.state_dict().items()}
     updater.update(groups, 1e-2)
-    rows = updater.rows.gathered(ALONE, with_tokens=True)
+    rows = updater.rows.gathered(ALONE, with_tokens=True).updates()
     # The weights in between: the first mini-batch alone, counted as the only one.
     model.load_state_dict(stored)
     again, moved = make_updater("update.mini_batches=1", objective=objective)
@@ -76,7 +76,7 @@ def test_no_split_into_passes_changes_them(make_updater: Callable[..., Any], mak
     for budget in (100_000, 1, 40):
         updater, _ = make_updater(f"update.tokens_per_micro_batch={budget}", "update.mini_batches=2", objective="grpo")
         updater.update(groups, 1e-2)
-        found.append(updater.rows.gathered(ALONE, with_tokens=True))
+        found.append(updater.rows.gathered(ALONE, with_tokens=True).updates())
     for other in found[1:]:
         for one, two in zip(found[0], other, strict=True):
             assert (one is None) == (two is None)

@@ -17,7 +17,7 @@ import pytest
 from doubles.runs import as_arguments, records, train, weight_bytes, without_times
 from luspo_cli.config.run import TrainRun
 from luspo_cli.errors import UsageError
-from luspo_cli.metrics.names import METRICS
+from luspo_cli.metrics.names import BY_LENGTH, METRICS
 
 STEPS = 5
 # The names that every step has: a public contract of the run folder.
@@ -75,7 +75,7 @@ def test_the_records_of_a_run(whole: Path) -> None:
     total = 0.0
     for record in records(whole):
         assert record.keys() >= CONTRACT, CONTRACT - record.keys()
-        assert list(record) == [name for name in METRICS if name in record]
+        assert list(record) == [name for name in (*METRICS, BY_LENGTH) if name in record]
         assert record["update/rows_trained"] + record["update/rows_skipped"] == 16
         assert record["update/rows_trained"] > 0  # otherwise these tests would train nothing
         assert record["update/grad_norm"] > 0
