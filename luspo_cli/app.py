@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperCommand
 
 from luspo_cli import __version__
-from luspo_cli.commands import compare, eval, fork, lab, merge, objectives, plot_length, prepare_data, train
+from luspo_cli.commands import compare, eval, fork, inspect, lab, merge, objectives, plot_length, prepare_data, train
 
 app = typer.Typer(
     name="luspo",
@@ -66,6 +66,7 @@ app.command("eval", cls=Command, epilog=_epilog(eval.EVAL_EXAMPLES))(eval.eval_c
 app.command("compare", cls=Command, epilog=_epilog(compare.COMPARE_EXAMPLES))(compare.compare_cli)
 app.command("fork", cls=Command, epilog=_epilog(fork.FORK_EXAMPLES))(fork.fork_cli)
 app.command("lab", cls=Command, epilog=_epilog(lab.LAB_EXAMPLES))(lab.lab_cli)
+app.command("inspect", cls=Command, epilog=_epilog(inspect.INSPECT_EXAMPLES))(inspect.inspect_cli)
 app.command("merge", cls=Command, epilog=_epilog(merge.MERGE_EXAMPLES))(merge.merge_cli)
 app.command("plot-length", cls=Command, epilog=_epilog(plot_length.PLOT_LENGTH_EXAMPLES))(plot_length.plot_length_cli)
 app.command("objectives", cls=Command, epilog=_epilog(objectives.OBJECTIVES_EXAMPLES))(objectives.objectives_cli)

@@ -146,7 +146,19 @@ for name, (code, packages) in json.load(sys.stdin).items():
     found[name] = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), text
 json.dump(found, sys.stdout)
 """
-COMMANDS = ["", "train", "compare", "eval", "fork", "lab", "merge", "plot-length", "prepare-data", "objectives"]
+COMMANDS = [
+    "",
+    "train",
+    "compare",
+    "eval",
+    "fork",
+    "inspect",
+    "lab",
+    "merge",
+    "plot-length",
+    "prepare-data",
+    "objectives",
+]
 HELP = """
 import sys
 sys.argv = ["luspo", *{words!r}, "--help"]
