@@ -5,9 +5,10 @@
     python -m bench.fork_precision --forks runs/tiny/luspo-seed0-fork-step20 --full runs/tiny --pair luspo gspo
 
 Both estimate what the first objective of the pair does to response length more than the second, in tokens a step. A pair of
-forks: the difference of the two after their S steps, over S. A pair of full runs of one seed, in two ways: the same window, how far
-their lengths moved from step K to K + S; and the whole way, their difference at the last step over the number of steps. The second
-asks another question (the mean over a run in which the policies move apart), and is the kindest to full runs.
+forks: the difference of the two after their S steps, over S. A pair of full runs of one seed, in two ways: the same window,
+how far their lengths moved from step K to K + S; and the whole way, their difference at the last step over the number of
+steps. The second asks another question (the mean over a run in which the policies move apart), and is the kindest to full
+runs.
 
 With a standard deviation s over pairs and a cost c of one pair, a standard error e costs (s / e)^2 c: so the ratio of costs is
 that of s^2 c, whatever e is. c is seconds in steps (evaluations included, starts and checkpoints not), or with --tokens the
