@@ -33,6 +33,7 @@ BOOKKEEPING = frozenset(
         "rollout.vllm.timeout_s",
         "update.tokens_per_micro_batch",
         "update.noise_floor_every",
+        "update.exact_gradient_shares_every",
         "model.gradient_checkpointing",
         "model.sharding",
         "update.offload_optimizer",

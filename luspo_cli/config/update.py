@@ -39,6 +39,9 @@ class UpdateConfig(Section):
     """The run stops with a diagnosis after this many optimizer steps in a row with a loss or gradient that is not finite."""
     noise_floor_every: int = Field(default=10, ge=0)
     """Training steps between measurements of `ratio/noise_floor`; 0: never."""
+    exact_gradient_shares_every: int = Field(default=0, ge=0)
+    """Training steps between exact measurements of the gradient's parts from right, wrong, short and long responses, which take
+    four more passes over the batch each; 0: never, the estimate at the logits stands alone."""
     sampler_correction: Literal["none", "token", "sequence", "sequence-product"] = "none"
     """Weight the policy loss by how much likelier the trained policy makes what the sampler drew (truncated importance sampling,
     Yao et al. 2025): each token; each sequence by the geometric mean over its tokens, the same for any length; or by their

@@ -124,7 +124,9 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
         "time/logprobs": Metric("s", "Seconds spent on old log-probs."),
         "time/update": Metric("s", "Seconds spent on forward, backward and optimiser."),
         "time/optimizer": Metric("s", "Of these, seconds spent on clipping the gradient and moving the weights."),
-        "time/diagnostics": Metric("s", "Seconds spent on the numbers of rows, lengths and gradients below."),
+        "time/diagnostics": Metric(
+            "s", "Seconds spent on the numbers of rows, lengths and gradients below, those within time/update included."
+        ),
         "time/weights": Metric("s", "Seconds spent on bringing the policy's weights into the sampler."),
         "time/evaluation": Metric(
             "s", "Seconds of the held-out evaluation, blind control included, in the steps that evaluate."
@@ -153,6 +155,21 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
         "expected_length_pressure/cispo": Metric("tokens", "The same for cispo."),
         "expected_length_pressure/sapo": Metric("tokens", "The same for sapo."),
         "expected_length_pressure/gmpo": Metric("tokens", "The same for gmpo."),
+        "gradient_share/right": Metric(
+            "1",
+            "Gradient norm of right responses over that of right plus that of wrong, estimated at the logits; mean over updates.",
+        ),
+        "gradient_share/wrong": Metric("1", "The same of wrong responses."),
+        "gradient_share/short": Metric(
+            "1", "The same of responses up to the median length, over that of short and long."
+        ),
+        "gradient_share/long": Metric("1", "The same of longer responses."),
+        "exact_gradient_share/right": Metric(
+            "1", "Not an estimate, but of the weights' gradient; only in steps of update.exact_gradient_shares_every."
+        ),
+        "exact_gradient_share/wrong": Metric("1", "The same of wrong responses."),
+        "exact_gradient_share/short": Metric("1", "The same of short responses."),
+        "exact_gradient_share/long": Metric("1", "The same of long responses."),
         "evaluation/accuracy": Metric("1", "Accuracy on held-out problems, in the steps that evaluate."),
         "evaluation/blind_accuracy": Metric(
             "1", "Accuracy on the same problems and draws with other images; only with evaluation.blind."

@@ -17,14 +17,15 @@ CHUNK_LOGITS = 2**26
 
 
 def token_logprobs(
-    hidden: Tensor, head: Tensor, targets: Tensor, temperature: float, with_entropy: bool
-) -> tuple[Tensor, Tensor]:
+    hidden: Tensor, head: Tensor, targets: Tensor, temperature: float, with_entropy: bool, with_collision: bool = False
+) -> tuple[Tensor, ...]:
     """Return log-probs [N] of `targets` and the entropy [N] (nats) at `temperature`; zeros where it is not asked for.
 
     hidden: [N, width] in the compute type; head: [vocabulary, width]; targets: [N]. Both results are float32 and carry
-    gradient to `hidden` and `head`.
+    gradient to `hidden` and `head`. `with_collision`: a third result, Σ p² over the vocabulary [N], without gradient.
     """
-    return _TokenLogprobs.apply(hidden, head, targets, temperature, with_entropy)
+    found: tuple[Tensor, ...] = _TokenLogprobs.apply(hidden, head, targets, temperature, with_entropy, with_collision)
+    return found if with_collision else found[:2]
 
 
 def _chunks(tokens: int, vocabulary: int) -> list[slice]:
@@ -41,11 +42,17 @@ def _logits(hidden: Tensor, head: Tensor, temperature: float) -> Tensor:
 class _TokenLogprobs(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, temperature: float, with_entropy: bool
-    ) -> tuple[Tensor, Tensor]:
+        ctx: Any,
+        hidden: Tensor,
+        head: Tensor,
+        targets: Tensor,
+        temperature: float,
+        with_entropy: bool,
+        with_collision: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         weight = head.to(hidden.dtype)
         logprobs = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
-        entropy, normaliser = torch.zeros_like(logprobs), torch.empty_like(logprobs)
+        entropy, normaliser, collision = (torch.zeros_like(logprobs) for _ in range(3))
         with torch.autocast(hidden.device.type, enabled=False):
             for part in _chunks(len(targets), len(head)):
                 logits = _logits(hidden[part], weight, temperature)
@@ -57,14 +64,17 @@ class _TokenLogprobs(torch.autograd.Function):
                 if with_entropy:  # log Z - sum(p * logits), as a dot product a row: no further copy of the chunk
                     mean = torch.bmm(weights[:, None], logits[:, :, None])[:, 0, 0] / total
                     entropy[part] = normaliser[part] - mean
+                if with_collision:
+                    collision[part] = torch.bmm(weights[:, None], weights[:, :, None])[:, 0, 0] / total.square()
         ctx.save_for_backward(hidden, head, targets, normaliser, entropy)
         ctx.temperature, ctx.with_entropy = temperature, with_entropy
-        return logprobs, entropy
+        ctx.mark_non_differentiable(collision)
+        return logprobs, entropy, collision
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         hidden, head, targets, normaliser, entropy = ctx.saved_tensors
-        from_logprobs, from_entropy = gradients
+        from_logprobs, from_entropy, _ = gradients
         weight = head.to(hidden.dtype)
         hidden_gradient = torch.empty_like(hidden)
         head_gradient = torch.zeros_like(head, dtype=torch.float32) if ctx.needs_input_grad[1] else None
@@ -86,4 +96,4 @@ class _TokenLogprobs(torch.autograd.Function):
                 torch.mm(gradient, weight, out=hidden_gradient[part])
                 if head_gradient is not None:
                     head_gradient += gradient.t().mm(hidden[part])
-        return hidden_gradient, None if head_gradient is None else head_gradient.to(head.dtype), None, None, None
+        return hidden_gradient, None if head_gradient is None else head_gradient.to(head.dtype), None, None, None, None

@@ -44,8 +44,13 @@ class Policy(nn.Module):
                         setattr(module, name, 0.0)
         return self
 
-    def forward(self, batch: PolicyBatch, with_entropy: bool = False) -> tuple[Tensor, Tensor]:
-        """Log-probs and, on request, entropies [B, R] (float32, nats) of the batch's response tokens; 0 where masked."""
+    def forward(
+        self, batch: PolicyBatch, with_entropy: bool = False, with_collision: bool = False
+    ) -> tuple[Tensor, ...]:
+        """Log-probs and, on request, entropies [B, R] (float32, nats) of the batch's response tokens; 0 where masked.
+
+        `with_collision`: also Σ p² [B, R], the chance that two draws of a token are the same, without gradient.
+        """
         images = batch.images
         placeholder = getattr(self.model.config, "image_token_id", None)
         if images is None and placeholder is not None and bool((batch.tokens == placeholder).any()):
@@ -62,12 +67,11 @@ class Policy(nn.Module):
         if self._joins and batch.joined is not None:
             read = batch.joined.places.view(-1)[read]
         states = hidden.index_select(0, read).to(compute_dtype)
-        logprobs, entropy = token_logprobs(states, head, targets, self.temperature, with_entropy)
+        found = token_logprobs(states, head, targets, self.temperature, with_entropy, with_collision)
         flat = rows * mask.shape[1] + columns
         shape = (mask.numel(),)
-        return (
-            torch.zeros(shape, device=hidden.device).scatter(0, flat, logprobs).view(mask.shape),
-            torch.zeros(shape, device=hidden.device).scatter(0, flat, entropy).view(mask.shape),
+        return tuple(
+            torch.zeros(shape, device=hidden.device).scatter(0, flat, value).view(mask.shape) for value in found
         )
 
     def _hidden(self, batch: PolicyBatch) -> Tensor:

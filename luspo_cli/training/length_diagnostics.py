@@ -18,6 +18,7 @@ from luspo_cli.metrics.names import BY_LENGTH
 from luspo_cli.objectives.diagnostics import length_pressure
 from luspo_cli.processes.ranks import Ranks
 from luspo_cli.records import RowUpdate, ScoredGroup
+from luspo_cli.training.gradient_shares import ESTIMATE, EXACT, estimated_norms, row_classes, shares
 from luspo_cli.training.row_updates import GatheredRows, RowUpdates
 
 PRESSURES = ("grpo", "gspo", "luspo")
@@ -34,7 +35,7 @@ def diagnose(
     """
     began = time.perf_counter() - updates.seconds
     rows = updates.gathered(ranks, with_tokens, PAPERS, config.rollout.max_response_tokens)
-    metrics = _raw_pressures(groups) | _kept(groups, rows)
+    metrics = _raw_pressures(groups) | _kept(groups, rows) | _gradient_shares(groups, rows, updates)
     seconds = time.perf_counter() - began
     return metrics | {"time/diagnostics": seconds}, rows.updates() if with_tokens else []
 
@@ -60,6 +61,13 @@ def _kept(groups: Sequence[ScoredGroup], rows: GatheredRows) -> dict[str, Any]:
     found |= dict(zip(rows.under, kept_length_pressure(others).tolist(), strict=True))
     pressures = {f"expected_length_pressure/{name}": value for name, value in found.items() if math.isfinite(value)}
     return {**pressures, BY_LENGTH: profile_record(length_profile(ran))}
+
+
+def _gradient_shares(groups: Sequence[ScoredGroup], rows: GatheredRows, updates: RowUpdates) -> dict[str, float]:
+    """Estimated at the logits, and exactly where the update measured it."""
+    mini_batches, squared = rows.numbers[0], np.nan_to_num(rows.numbers[-1], nan=0.0)
+    found = shares(estimated_norms(row_classes(groups), mini_batches, squared), ESTIMATE)
+    return found | shares(updates.class_norms, EXACT) if updates.class_norms else found
 
 
 def _advantages(groups: Sequence[ScoredGroup], estimator: str) -> Array:

@@ -94,7 +94,9 @@ def train(
         stores = bool(config.run.rollouts_every) and (step == 1 or step % config.run.rollouts_every == 0)
         schedule = config.fork.schedule_steps or config.run.steps
         try:
-            updated = stages.updater.update(batch, learning_rate(place - 1, schedule, config.update))
+            shares_every = config.update.exact_gradient_shares_every
+            exact = bool(shares_every) and step % shares_every == 1 % shares_every
+            updated = stages.updater.update(batch, learning_rate(place - 1, schedule, config.update), exact)
         except Exception:
             if stores and ranks.is_first:
                 with suppress(Exception):  # what stopped the update is what must be said

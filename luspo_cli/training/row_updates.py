@@ -28,8 +28,8 @@ Array = NDArray[np.float64]
 ELEMENTS = 2**20
 """Padded tokens whose outcomes under other objectives are computed at once."""
 _Pass = tuple[int, list[int], Tensor, Tensor]
-"""Mini-batch, places of the rows in the batch, [B, 5 + T] numbers and token log-ratios, [B] advantages."""
-_OF_ROW = len(RowValues._fields) - 1
+"""Mini-batch, places of the rows in the batch, [B, 6 + T] numbers and token log-ratios, [B] advantages."""
+_OF_ROW = len(RowValues._fields)
 _OUTCOMES = 4
 
 
@@ -38,7 +38,7 @@ class GatheredRows:
     """The batch's rollouts in order, group after group; NaN where no process computed one."""
 
     numbers: Array
-    """[1 + 5, N]: mini-batch, then sequence ratio, clip_low, clip_high, dual_clip and weight of `RowValues`."""
+    """[1 + 5 + 1, N]: mini-batch; ratio, clip_low, clip_high, dual_clip, weight as in `RowValues`; squared gradient norm."""
     under: Mapping[str, Array]
     """Objective -> [4, N]: clip_low, clip_high, kept and weight had it met the same log-ratios."""
     tokens: Mapping[int, list[float]]
@@ -48,7 +48,7 @@ class GatheredRows:
         """One record for each rollout, None where it was not computed."""
         return [
             None if np.isnan(number) else RowUpdate(int(number), *numbers, tuple(self.tokens.get(place, ())))  # type: ignore[call-arg]
-            for place, (number, *numbers) in enumerate(self.numbers.T.tolist())
+            for place, (number, *numbers, _) in enumerate(self.numbers.T.tolist())
         ]
 
 
@@ -59,15 +59,20 @@ class RowUpdates:
         self._rollouts = [rollout for group in groups for rollout in group.rollouts]
         self._places = {id(rollout): place for place, rollout in enumerate(self._rollouts)}
         self._passes: list[_Pass] = []
+        self.class_norms: dict[str, list[float]] = {}
+        """Exact gradient norm of each class of rows in each mini-batch, where it was measured."""
         self.seconds = 0.0
         """What the collecting took."""
 
-    def add(self, mini_batch: int, rows: Sequence[Row], advantages: Tensor, values: RowValues) -> None:
-        """Take in one pass, whose `rows` the `values` and `advantages` are of."""
+    def add(
+        self, mini_batch: int, rows: Sequence[Row], advantages: Tensor, values: RowValues, squared_norms: Tensor
+    ) -> None:
+        """Take in one pass, of whose `rows` are the `values`, `advantages` and squared norms of the gradient at the logits."""
         began = time.perf_counter()
         # A row without a token is no sequence.
         present = [i for i, row in enumerate(rows) if row.rollout.response_length]
-        numbers = torch.cat([torch.stack(values[:-1], dim=-1), values.log_ratio], dim=-1)
+        numbers = torch.stack([*values[:-1], squared_norms.to(values.log_ratio.dtype)], dim=-1)
+        numbers = torch.cat([numbers, values.log_ratio], dim=-1)
         if len(present) < len(rows):
             numbers, advantages = numbers[present], advantages[present]
         self._passes.append((mini_batch, [self._places[id(rows[i].rollout)] for i in present], numbers, advantages))

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -38,6 +39,7 @@ from luspo_cli.policy.policy import Policy
 from luspo_cli.processes.ranks import ALONE, Ranks
 from luspo_cli.processes.sharding import whole_weight
 from luspo_cli.records import ScoredGroup
+from luspo_cli.training.gradient_shares import row_classes, squared_norms
 from luspo_cli.training.row_updates import RowUpdates
 
 _SUMMED_OVER_TRAINED_ROWS = (
@@ -68,14 +70,17 @@ class Updater:
         self._mismatch = SamplerMismatch()
         self._optimizer_s = 0.0
 
-    def update(self, groups: Sequence[ScoredGroup], learning_rate: float) -> dict[str, float]:
+    def update(
+        self, groups: Sequence[ScoredGroup], learning_rate: float, exact_shares: bool = False
+    ) -> dict[str, float]:
         """Run the batch's mini-batches; returns the step's objective, ratio, policy, update and time metrics.
 
+        `exact_shares`: measure the gradient of each class of rows too, before each mini-batch's own (`rows.class_norms`).
         All processes of a run call this together, with the same groups, of whose images each needs those of its `computed_rows`
         alone. RunError after `update.stop_after_bad_steps` steps in a
         row that were not finite, or where a correction lacks the sampler's log-probs.
         """
-        settings, objective = self.config.update, self.config.objective
+        settings = self.config.update
         for parameters in self.optimizer.param_groups:
             parameters["lr"] = learning_rate
         mini_batches = split_mini_batches(groups, settings.mini_batches, settings.tokens_per_micro_batch)
@@ -86,36 +91,9 @@ class Updater:
         between = time.perf_counter()
         steps = []
         for number, (batch, old_of_batch) in enumerate(zip(mini_batches, old_logprobs, strict=True)):
-            counts = Counts(batch.sequences, batch.response_tokens)
-            pieces, diagnostics = self._pieces(batch), []
-            self._zero_gradients()
-            for i, piece in enumerate(pieces):
-                tensors = policy_batch(piece.rows, self.accelerator.device)
-                with self._reduced(last=i + 1 == len(pieces)):
-                    logprobs, entropy = self.policy(tensors, with_entropy=True)
-                    old = logprobs.detach() if old_of_batch is None else old_of_batch[i]
-                    # A filler's rows are measured by the process that trains on them.
-                    measured = SamplerMismatch() if piece.filler else self._mismatch
-                    result = policy_loss(
-                        objective,
-                        logprobs,
-                        old,
-                        tensors.advantages,
-                        tensors.response_mask,
-                        max_response_length=self.config.rollout.max_response_tokens,
-                        counts=counts,
-                        ref_logprobs=self._reference_logprobs(tensors),
-                        entropy=entropy if objective.entropy_coefficient > 0 else entropy.detach(),
-                        rollout_weights=self._rollout_weights(tensors, old, measured),
-                    )
-                    finite = math.isfinite(result.diagnostics["objective/loss"])
-                    # The other processes wait for this one's backward pass, whatever its loss; the step is refused below.
-                    if result.loss.requires_grad and (finite or self.ranks.size > 1):
-                        # Gradients are averaged over processes, and the loss is a sum: times their number.
-                        self.accelerator.backward(result.loss * (0.0 if piece.filler else self.ranks.size))
-                if not piece.filler:
-                    diagnostics.append(result.diagnostics)
-                    self.rows.add(number, piece.rows, tensors.advantages, result.rows)
+            if exact_shares:
+                self._measure_classes(batch, old_of_batch, groups)
+            diagnostics = self._gradients(batch, old_of_batch, number)
             steps.append(self._finish_step(batch, diagnostics))
         metrics = _mean_over_steps(steps) | self._sampler_metrics()
         trained = sum(len(rows) for batch in mini_batches for rows in self._micro_batches(batch))
@@ -127,6 +105,64 @@ class Updater:
             "time/update": time.perf_counter() - between,
             "time/optimizer": self._optimizer_s,
         }
+
+    def _gradients(
+        self, batch: MiniBatch, old_of_batch: Sequence[Tensor] | None, number: int, only: AbstractSet[int] | None = None
+    ) -> list[dict[str, float]]:
+        """Leave the gradient of a mini-batch in the weights; the diagnostics of this process's passes.
+
+        With `only` (ids of rollouts) it is the part of the gradient that comes from these, and nothing is recorded.
+        """
+        objective, counts = self.config.objective, Counts(batch.sequences, batch.response_tokens)
+        pieces, diagnostics = self._pieces(batch), []
+        self._zero_gradients()
+        for i, piece in enumerate(pieces):
+            tensors = policy_batch(piece.rows, self.accelerator.device)
+            # A filler's rows are measured by the process that trains on them.
+            recorded = not piece.filler and only is None
+            with self._reduced(last=i + 1 == len(pieces)):
+                logprobs, entropy, collision = self.policy(tensors, with_entropy=True, with_collision=True)
+                if logprobs.requires_grad:
+                    logprobs.retain_grad()
+                old = logprobs.detach() if old_of_batch is None else old_of_batch[i]
+                result = policy_loss(
+                    objective,
+                    logprobs,
+                    old,
+                    tensors.advantages,
+                    tensors.response_mask,
+                    max_response_length=self.config.rollout.max_response_tokens,
+                    counts=counts,
+                    ref_logprobs=self._reference_logprobs(tensors),
+                    entropy=entropy if objective.entropy_coefficient > 0 else entropy.detach(),
+                    rollout_weights=self._rollout_weights(
+                        tensors, old, self._mismatch if recorded else SamplerMismatch()
+                    ),
+                    row_counts=None if only is None else _marks(piece.rows, only, logprobs),
+                )
+                finite = math.isfinite(result.diagnostics["objective/loss"])
+                # The other processes wait for this one's backward pass, whatever its loss; the step is refused below.
+                if result.loss.requires_grad and (finite or self.ranks.size > 1):
+                    # Gradients are averaged over processes, and the loss is a sum: times their number.
+                    self.accelerator.backward(result.loss * (0.0 if piece.filler else self.ranks.size))
+            if recorded:
+                diagnostics.append(result.diagnostics)
+                norms = squared_norms(logprobs, collision)
+                self.rows.add(number, piece.rows, tensors.advantages, result.rows, norms)
+        return diagnostics
+
+    def _measure_classes(
+        self, batch: MiniBatch, old_of_batch: Sequence[Tensor] | None, groups: Sequence[ScoredGroup]
+    ) -> None:
+        """Norm of the gradient of each class of rows, a pass over the mini-batch each; weights and optimizer stay as they are."""
+        began = time.perf_counter()
+        ids = [id(rollout) for group in groups for rollout in group.rollouts]
+        for name, chosen in row_classes(groups).items():
+            only = {rollout for rollout, is_in in zip(ids, chosen, strict=True) if is_in}
+            self._gradients(batch, old_of_batch, 0, only)
+            norm = self.accelerator.clip_grad_norm_(self.policy.parameters(), math.inf)
+            self.rows.class_norms.setdefault(name, []).append(float(whole_weight(norm)))
+        self.rows.seconds += time.perf_counter() - began
 
     def _micro_batches(self, batch: MiniBatch) -> tuple[tuple[Row, ...], ...]:
         """What has to be computed: everything, if a term beside the policy's needs it or skipping is off."""
@@ -240,6 +276,10 @@ class Updater:
                 " model folder can be model.path)"
             )
         return {"update/skipped_steps": 1.0}
+
+
+def _marks(rows: Sequence[Row], only: AbstractSet[int], like: Tensor) -> Tensor:
+    return torch.tensor([float(id(row.rollout) in only) for row in rows], device=like.device)
 
 
 def _per_trained_row(

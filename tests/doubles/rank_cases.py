@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from doubles.messages import heard
+from luspo_cli.config.objective import resolve
 from luspo_cli.config.run import TrainRun
 from luspo_cli.errors import KnownError, PeerLost, RunError, UsageError
 from luspo_cli.policy import attention
@@ -54,8 +55,9 @@ def build(case: dict[str, Any], ranks: Ranks) -> tuple[Updater, Any]:
 def found(case: dict[str, Any], ranks: Ranks = ALONE) -> dict[str, Any]:
     """Make the case's updates; the last gradients, the weights, each update's metrics, and the passes of each mini-batch."""
     updater, model = build(case, ranks)
-    metrics = [updater.update(groups, rate) for groups, rate in case["updates"]]
-    rows = updater.rows.gathered(ranks, with_tokens=True).updates()
+    last = len(case["updates"]) - 1
+    metrics = [updater.update(groups, rate, place == last) for place, (groups, rate) in enumerate(case["updates"])]
+    rows = updater.rows.gathered(ranks, True, {name: resolve(name) for name in ("grpo", "gspo")}, 16)
     settings = updater.config.update
     batches = split_mini_batches(case["updates"][-1][0], settings.mini_batches, settings.tokens_per_micro_batch)
     return {
@@ -63,7 +65,10 @@ def found(case: dict[str, Any], ranks: Ranks = ALONE) -> dict[str, Any]:
         "weights": {name: whole_weight(weight.detach()).clone() for name, weight in model.named_parameters()},
         "elements": sum(getattr(w, "to_local", lambda w=w: w)().numel() for w in model.parameters()),
         "metrics": [{k: v for k, v in part.items() if not k.startswith("time/")} for part in metrics],
-        "rows": rows,
+        "rows": rows.updates(),
+        "under": rows.under,
+        "squared_norms": rows.numbers[-1],
+        "class_norms": updater.rows.class_norms,
         "noise_floor": noise_floor(updater.policy, case["updates"][-1][0], settings.tokens_per_micro_batch),
         "pieces": [updater._pieces(batch) for batch in batches],
     }

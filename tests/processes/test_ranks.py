@@ -173,6 +173,16 @@ def test_what_became_of_each_row_is_what_one_process_says(
             assert (row.mini_batch, row.loss_weight) == (wanted.mini_batch, pytest.approx(wanted.loss_weight))
             assert row.sequence_ratio == pytest.approx(wanted.sequence_ratio, abs=1e-3)
             assert row.token_log_ratios == pytest.approx(wanted.token_log_ratios, abs=1e-2)
+    found, whole = several[f"{name}.{sharding}"][0], alone[f"{name}.{sharding}"]
+    of_processes = len(several[f"{name}.{sharding}"])
+    loose = 0.2 if name == "steps" else 1e-4
+    for other, outcomes in whole["under"].items():
+        assert found["under"][other] == pytest.approx(outcomes, nan_ok=True, abs=1e-2)
+    # Losses are multiplied by the number of processes, whose gradients are averaged.
+    of_one = found["squared_norms"] / of_processes**2
+    assert of_one == pytest.approx(whole["squared_norms"], rel=loose, abs=1e-6, nan_ok=True)
+    for kind, norms in whole["class_norms"].items():
+        assert found["class_norms"][kind] == pytest.approx(norms, rel=loose, abs=1e-6), kind
 
 
 @pytest.mark.parametrize("sharding", ["none", "full"])

@@ -119,11 +119,11 @@ def test_an_update_that_fails_leaves_its_rollouts(
 
     update = Updater.update
 
-    def failing(self: Any, groups: Any, rate: float) -> Any:
+    def failing(self: Any, *given: Any) -> Any:
         if failing.calls:
             raise RunError("the loss was not finite")
         failing.calls += 1
-        return update(self, groups, rate)
+        return update(self, *given)
 
     failing.calls = 0
     monkeypatch.setattr(Updater, "update", failing)
