@@ -49,6 +49,8 @@ _NOTES = {
     "system_turns_replaced": "have a system turn of their own, and the prompt template's stands in its place; a --prompt without "
     "a system turn (boxed-suffix, gsm8k-verl, dapo, plain) keeps it",
     "earlier_turns_dropped": "are conversations, of which only the last question is kept",
+    "words_of_excluded_with_other_pictures": "have the words of an excluded question and other pictures, compared by pixels: one "
+    "that was scaled or encoded anew with losses counts as another",
 }
 """Count of a split's manifest entry -> what it says of used rows."""
 
@@ -133,7 +135,10 @@ def prepare_data_cli(
     split: Annotated[list[str] | None, Option(help="Split to read, repeatable; left out: all there are.")] = None,
     held_out: Annotated[int, Option(help="Training rows to draw as the test split of a source without one.")] = 0,
     exclude: Annotated[
-        list[Path] | None, Option(help="Benchmark file or folder whose questions training must not hold; repeatable.")
+        list[Path] | None,
+        Option(
+            help="Benchmark file or folder whose questions (words and pictures) training must not hold; repeatable."
+        ),
     ] = None,
     limit: Annotated[int | None, Option(help="Keep at most so many training rows.")] = None,
     size: Annotated[int, Option(help="Problems to make (arithmetic).")] = 2000,
@@ -198,8 +203,13 @@ def _summary(prepared: Prepared) -> Iterator[str]:
         for count, what in _NOTES.items():
             if counts[count]:
                 yield f"note: {counts[count]} of them {what}."
+        if alone := counts["excluded_by_words_alone"]:
+            yield f"note: {alone} of those in an excluded benchmark by their words alone: on one side no picture was at hand."
         for reason, said in counts["first_left_out"].items():
             yield f"note: first {reason.replace('_', ' ')}, in {said}."
+    for file in prepared.manifest["excluded"]["files"]:
+        if unread := file["images_unreadable"]:
+            yield f"note: {unread} of {file['questions']} questions of {file['name']} have images that cannot be read there."
     images = prepared.manifest["images"]
     if images["files"]:
         moving = f"; {images['animated']} are animations, seen by their first frame" if images["animated"] else ""

@@ -48,6 +48,14 @@ def stem_of(name: str) -> str:
     return name[: -len(next((end for end in ARCHIVES if name.lower().endswith(end)), "")) or None]
 
 
+def archives_of(given: Path) -> list[Path]:
+    """The archive that is given itself, or the only one in the folder that is."""
+    if not given.is_dir():
+        return [given] if given.is_file() and is_archive(given) else []
+    there = [file for file in sorted(given.iterdir()) if file.is_file() and is_archive(file)]
+    return there if len(there) == 1 else []
+
+
 class ImagePlaces:
     """Folders and archives in which images are looked for, one after the other."""
 

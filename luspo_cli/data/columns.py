@@ -6,8 +6,8 @@ What a row's values alone forbid is said here; whether its images can be read, a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -24,7 +24,7 @@ from luspo_cli.data.image_columns import (
 from luspo_cli.data.left_out import LeftOut
 from luspo_cli.data.missing import is_missing
 from luspo_cli.data.reading import ANSWER_COLUMNS, QUESTION_COLUMNS, choose_column, value_at
-from luspo_cli.data.values import answer_text, read_question
+from luspo_cli.data.values import Question, answer_text, read_question
 from luspo_cli.grading.answers import has_box
 
 FACTS: Mapping[str, tuple[str, type]] = MappingProxyType(
@@ -133,9 +133,9 @@ class Columns:
     def row(self, row: Mapping[str, Any], number: int) -> SourceRow:
         """Return one row's question, gold answer and images, with what forbids its use."""
         raw = value_at(row, self.answer)
-        question, text = read_question(value_at(row, self.question)), answer_text(raw)
+        text = answer_text(raw)
+        question, images = read_asked(row, self.question, self.images)
         unfit: LeftOut | None = None
-        images = question.images or self._images(row)
         # By the row's own keys: JSON rows may have columns that the first one has not.
         if question.has_videos or any(is_video_column(name) and raw_images(value) for name, value in row.items()):
             unfit = LeftOut.WITH_VIDEOS
@@ -145,7 +145,6 @@ class Columns:
             unfit = LeftOut.QUESTION_NOT_TEXT
         elif text is None and not is_missing(raw) and question.text:
             unfit = LeftOut.ANSWER_NOT_TEXT
-        asked, images = with_marks(question.text, () if isinstance(images, LeftOut) else images)
         answer = self.gold(raw)
         solution = answer is not None and answer != text and has_box(text or "") and "####" not in (text or "")
         rate = None if self.pass_rate is None else _rate(value_at(row, self.pass_rate))
@@ -156,23 +155,35 @@ class Columns:
         if "pass_rate" in self.facts():
             facts["pass_rate"] = rate
         return SourceRow(
-            asked,
+            question.text,
             answer,
             number,
             unfit,
             question.system,
             question.earlier_turns,
             solution,
-            images,
+            () if isinstance(images, LeftOut) else images,
             self.places,
             pass_rate=rate,
             facts=facts,
         )
 
-    def _images(self, row: Mapping[str, Any]) -> tuple[RawImage, ...] | LeftOut:
-        if self.images:
-            return tuple(image for name in self.images for image in raw_images(value_at(row, name)))
-        return images_of_row(row, row)
+
+def read_asked(
+    row: Mapping[str, Any], column: str, image_columns: Sequence[str] = ()
+) -> tuple[Question, tuple[RawImage, ...] | LeftOut]:
+    """A row's question with marks of ours, and its images in their order, or why nobody knows which they are.
+
+    `image_columns`: those that were asked for by name; none: those that are called like images.
+    """
+    question = read_question(value_at(row, column))
+    images: tuple[RawImage, ...] | LeftOut = question.images
+    if not images and image_columns:
+        images = tuple(image for name in image_columns for image in raw_images(value_at(row, name)))
+    elif not images:
+        images = images_of_row(row, row)
+    text, marked = with_marks(question.text, () if isinstance(images, LeftOut) else images)
+    return replace(question, text=text), images if isinstance(images, LeftOut) else marked
 
 
 def _rate(value: Any) -> float | None:

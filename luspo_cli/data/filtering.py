@@ -2,7 +2,8 @@
 
 A question that repeats is kept once, and a repeat with another gold answer is counted apart, since one of the two is wrong; a
 training question that is also in the test split, or in an excluded benchmark, is left out of training. One wording under two
-pictures is two questions: pictures are compared by their pixels. With benchmarks the words alone are compared.
+pictures is two questions: pictures are compared by their pixels. Of a benchmark's question they may not be at hand; then the
+words alone decide, and that is counted.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from luspo_cli.data.columns import SourceRow
 from luspo_cli.data.image_columns import lost_mark
 from luspo_cli.data.image_store import ImageStore
 from luspo_cli.data.left_out import LeftOut, UnusableImage
-from luspo_cli.data.overlap import ExcludedQuestions, question_digest
+from luspo_cli.data.overlap import ExcludedQuestions, Overlap, question_digest
 from luspo_cli.data.prompts import IMAGE_MARK, build_prompt, spelt_placeholder
 from luspo_cli.data.sources import Source, split_of
 from luspo_cli.data.values import is_readable_gold
@@ -62,6 +63,10 @@ class Counts:
     """Used rows whose own system turn gave way to the template's."""
     earlier_turns: int = 0
     """Used rows of which only the last turn of a conversation was kept."""
+    words_alone: int = 0
+    """Rows left out for a benchmark's words alone, since one of the two questions has no pictures at hand."""
+    other_pictures: int = 0
+    """Used rows with a benchmark's words under other pictures."""
 
     def as_manifest(self) -> dict[str, Any]:
         return {
@@ -73,6 +78,8 @@ class Counts:
             "golds_from_solutions": self.from_solutions,
             "system_turns_replaced": self.system_replaced,
             "earlier_turns_dropped": self.earlier_turns,
+            "excluded_by_words_alone": self.words_alone,
+            "words_of_excluded_with_other_pictures": self.other_pictures,
         }
 
 
@@ -170,15 +177,16 @@ class Filter:
         if self.unparsable is not None and unknown:
             seen.unparsable.update(zip(unknown, self.unparsable([*unknown.values()]), strict=True))
         for row in block:
-            reason = self._repeated(row, split, seen)
+            reason = self._repeated(row, split, counts, seen)
             if reason is None:
                 yield row
             else:
                 counts.left_out[reason] += 1
 
-    def _repeated(self, row: SourceRow, split: str, seen: Seen) -> LeftOut | None:
+    def _repeated(self, row: SourceRow, split: str, counts: Counts, seen: Seen) -> LeftOut | None:
         """Why a row that fits cannot be used; one without a reason counts as used from here on."""
-        question = question_digest(row.question, self.images.pictures(row.kept_images))
+        pictures = self.images.pictures(row.kept_images)
+        question = question_digest(row.question, pictures)
         answer = _digest(row.answer or "")
         own = _EVALUATION_SPLITS.get(split_of(split))
         elsewhere = seen.evaluation.setdefault(question, own) if own else seen.evaluation.get(question)
@@ -188,7 +196,10 @@ class Filter:
             return elsewhere
         if question in seen.answers:
             return LeftOut.DUPLICATE if seen.answers[question] == answer else LeftOut.CONFLICTING_ANSWER
-        if split != "test" and row.question in self.excluded:
+        overlap = self.excluded.overlap(row.question, pictures) if split != "test" else Overlap.NOTHING
+        counts.words_alone += overlap is Overlap.WORDS_ALONE
+        counts.other_pictures += overlap is Overlap.OTHER_PICTURES
+        if overlap in (Overlap.WORDS_ALONE, Overlap.WHOLE):
             return LeftOut.IN_EXCLUDED_BENCHMARK
         seen.answers[question] = answer
         return None

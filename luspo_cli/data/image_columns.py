@@ -150,6 +150,11 @@ def with_marks(question: str, images: Sequence[RawImage]) -> tuple[str, tuple[Ra
     return _NUMBERED_MARK.sub(IMAGE_MARK, question), tuple(images[number - 1] for number in numbers)
 
 
+def without_marks(question: str) -> str:
+    """A question with a space in the place of each mark, in any spelling."""
+    return _NUMBERED_MARK.sub(" ", _MODELS_MARK.sub(" ", question.replace(IMAGE_MARK, " ")))
+
+
 def lost_mark(question: str) -> str | None:
     """The first numbered mark that found no image."""
     found = _NUMBERED_MARK.search(question)

@@ -2,7 +2,7 @@
 
 The bytes stay as they came: nothing is resized, turned or encoded anew. One image is in memory at a time; what is remembered of
 the others is a name each, and a digest of what it shows. Files that no written row names in the end (of rows that repeat others,
-say) are removed again.
+say, or of an excluded benchmark) are removed again.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class ImageStore:
     folder: Path
     out: Path
     stored_as: StoredAs
-    _by_path: dict[tuple[int, str], str | UnusableImage] = field(default_factory=dict)
+    _by_path: dict[tuple[ImagePlaces, str], str | UnusableImage] = field(default_factory=dict)
     _by_content: dict[bytes, str] = field(default_factory=dict)
     _sizes: dict[str, int] = field(default_factory=dict)
     """Name of a kept file -> its bytes."""
@@ -68,7 +68,7 @@ class ImageStore:
             return self._kept(image.content, "in the table")
         if image.path is None:
             raise UnusableImage(LeftOut.IMAGE_MISSING, "the row names no image in one of its places")
-        key = (id(places), image.path)
+        key = (places, image.path)
         if key not in self._by_path:
             try:
                 self._by_path[key] = self._kept(places.read(image.path, self._scratch), image.path)
@@ -97,9 +97,9 @@ class ImageStore:
                 self._animated.add(name)
         return self._by_content[digest]
 
-    def pictures(self, names: Sequence[str]) -> list[str]:
+    def pictures(self, names: Sequence[str]) -> tuple[str, ...]:
         """What kept images show, equal for equal pictures, in whatever files."""
-        return [self._pictures[name] for name in names]
+        return tuple(self._pictures[name] for name in names)
 
     def column(self, names: Sequence[str]) -> list[Any]:
         """What the `images` column of a row holds for kept images, which count as used from here on."""

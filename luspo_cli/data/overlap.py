@@ -2,7 +2,8 @@
 
 Equal texts overlap; so do two texts of which one contains the other, where the contained one is long (100 characters
 and more after normalisation): benchmarks are copied with an added sentence or without their last one. Paraphrases and
-translations are not found.
+translations are not found. Of questions with pictures the pictures must be the same too, in the same order: "Find x." stands
+under many. Only where an excluded question, or the training question, has none at hand do the words alone decide.
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from enum import Enum, auto
 
+from luspo_cli.data.image_columns import without_marks
 from luspo_cli.data.pictures import pictures
-from luspo_cli.data.prompts import IMAGE_MARK
+from luspo_cli.data.prompts import strip_prompt
 from luspo_cli.records import Problem
 
 LONG_TEXT = 100
@@ -25,7 +28,7 @@ _FRACTION = re.compile(r"\\[dtc]frac(?![a-zA-Z])")
 
 def normalise_question(text: str) -> str:
     """Return `text` in lower case without image marks, white space, LaTeX spacing, formula delimiters and closing punctuation."""
-    text = unicodedata.normalize("NFKC", text.replace(IMAGE_MARK, " ")).lower()
+    text = unicodedata.normalize("NFKC", without_marks(text)).lower()
     text = _FRACTION.sub(r"\\frac", text)
     return _SPACING.sub("", text).rstrip(".?!:;,")
 
@@ -39,38 +42,59 @@ def question_digest(text: str, images: Sequence[str] = ()) -> bytes:
     return hashlib.blake2b(whole.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
+class Overlap(Enum):
+    """What of a training question is also in an excluded one."""
+
+    NOTHING = auto()
+    OTHER_PICTURES = auto()
+    """Its words, but every excluded question of these words has other pictures."""
+    WORDS_ALONE = auto()
+    """Its words; on one side there are no pictures at hand."""
+    WHOLE = auto()
+    """Words and pictures, or words where neither side has pictures."""
+
+
 class ExcludedQuestions:
     """The questions that training must not contain; memory grows with them, not with the training data."""
 
-    def __init__(self, questions: Iterable[str]) -> None:
-        texts = sorted({normalised for question in questions if (normalised := normalise_question(question))})
-        self._exact = frozenset(texts)
-        self._long = [text for text in texts if len(text) >= LONG_TEXT]
+    def __init__(self, questions: Iterable[tuple[str, tuple[str, ...] | None]]) -> None:
+        """`questions`: text, and what tells the picture of each image; None where it has images and they cannot be read."""
+        self._pictures: dict[str, set[tuple[str, ...] | None]] = {}
+        for question, shown in questions:
+            text = normalise_question(question)
+            if text or shown:
+                self._pictures.setdefault(text, set()).add(shown)
+        self._long = sorted(text for text in self._pictures if len(text) >= LONG_TEXT)
         self._joined = "\0".join(self._long)
         self._by_anchor: dict[str, list[str]] = {}
         for text in self._long:
             self._by_anchor.setdefault(text[:_ANCHOR], []).append(text)
 
     def __len__(self) -> int:
-        return len(self._exact)
+        """Distinct questions: one wording under two pictures is two."""
+        return sum(map(len, self._pictures.values()))
 
-    def __contains__(self, question: object) -> bool:
-        """Whether `question` equals an excluded one, contains a long one, or is long and contained in one."""
-        if not isinstance(question, str):
-            return False
-        text = normalise_question(question)
-        if text in self._exact:
-            return True
+    def overlap(self, question: str, shown: tuple[str, ...] = ()) -> Overlap:
+        """What of a question with these pictures, in their order, is excluded."""
+        alike = {known for text in self._alike(normalise_question(question)) for known in self._pictures[text]}
+        if not alike:
+            return Overlap.NOTHING
+        if shown in alike:
+            return Overlap.WHOLE
+        return Overlap.OTHER_PICTURES if shown and all(alike) else Overlap.WORDS_ALONE
+
+    def _alike(self, text: str) -> Iterator[str]:
+        """The excluded texts that equal `text`, are long and in it, or contain it where it is long."""
+        if text in self._pictures:
+            yield text
         if len(text) < LONG_TEXT or not self._long:
-            return False
+            return
         if text in self._joined:
-            return True
-        starts = range(len(text) - LONG_TEXT + 1)
-        return any(
-            text.startswith(candidate, start)
-            for start in starts
-            for candidate in self._by_anchor.get(text[start : start + _ANCHOR], ())
-        )
+            yield from (candidate for candidate in self._long if text in candidate)
+        for start in range(len(text) - LONG_TEXT + 1):
+            for candidate in self._by_anchor.get(text[start : start + _ANCHOR], ()):
+                if text.startswith(candidate, start):
+                    yield candidate
 
 
 def held_out_warning(
@@ -112,5 +136,5 @@ def _by_name(problem: Problem) -> bytes:
 
 
 def _question(problem: Problem) -> str:
-    # Of several turns all belong to the question.
-    return "\n".join(message.content for message in problem.prompt if message.role == "user")
+    # Of several turns all belong to the question; the prompt template around it does not.
+    return "\n".join(strip_prompt(message.content) for message in problem.prompt if message.role == "user")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,14 +16,13 @@ from typing import Any
 
 from luspo_cli import __version__
 from luspo_cli.data.columns import SourceOptions
+from luspo_cli.data.excluded import read_excluded
 from luspo_cli.data.filtering import Counts, Filter, FindUnparsable, PassRates, Progress, Seen
 from luspo_cli.data.image_store import ImageStore
 from luspo_cli.data.left_out import LeftOut
-from luspo_cli.data.overlap import ExcludedQuestions
 from luspo_cli.data.prompts import build_prompt, prompt_template
-from luspo_cli.data.reading import QUESTION_COLUMNS, choose_column, column_names, data_files, read_rows, value_at
-from luspo_cli.data.sources import Source, open_source, says_train, split_of
-from luspo_cli.data.values import question_text
+from luspo_cli.data.reading import read_rows
+from luspo_cli.data.sources import Source, open_source, split_of
 from luspo_cli.data.writing import IfExists, Layout, SplitWriter, StoredAs, check_output, new_folder, write_manifest
 from luspo_cli.errors import UsageError, nearest
 from luspo_cli.files import file_sha256
@@ -98,12 +97,12 @@ def prepare(
         raise UsageError(
             f"--held-out takes rows of the train split, and only {', '.join(names)} is read; add --split train or leave it out."
         )
-    excluded_files, excluded = _read_excluded(exclude)
     counts = {split: Counts() for split in names}
     seen = Seen()
     layout = Layout(images, {name: kind for source in opened for name, kind in source.facts.items()})
     with new_folder(out, if_exists) as folder:
         store = ImageStore(folder, out, images)
+        excluded_files, excluded = read_excluded(exclude, store)
         rules = Filter(
             prompt, max_prompt_characters, pass_rates, frozenset(categories), excluded, store, unparsable, progress
         )
@@ -218,40 +217,6 @@ def _hold_out(folder: Path, held_out: int, usable: int, seed: int, layout: Layou
             (test if number in drawn else train).copy(row)
     whole.unlink()
     return {"train": train.rows, "test": test.rows}
-
-
-def _read_excluded(paths: Sequence[Path]) -> tuple[list[dict[str, Any]], ExcludedQuestions]:
-    """Return what was read, for the manifest, and the questions; a folder's training files are not excluded."""
-    entries: list[dict[str, Any]] = []
-    questions: list[str] = []
-    for path in paths:
-        if path.is_dir():
-            files = [file for file in data_files(path) if not says_train(file.stem)]
-        elif path.is_file():
-            files = [path]
-        else:
-            raise UsageError(f"There is no file or folder {path} to exclude.")
-        found = 0
-        for file in files:
-            texts = _excluded_questions(file, required=path.is_file())
-            questions.extend(texts)
-            found += len(texts)
-            entries.append({"name": file.name, "sha256": file_sha256(file), "questions": len(texts)})
-        if found == 0:
-            raise UsageError(f"{path} holds no question to exclude; give a benchmark's file or folder.")
-    return entries, ExcludedQuestions(questions)
-
-
-def _excluded_questions(file: Path, *, required: bool) -> list[str]:
-    try:
-        names = column_names(file)
-        column = choose_column(names, None, QUESTION_COLUMNS, option="another file", place=str(file))
-    except UsageError:
-        if required:
-            raise
-        return []  # a benchmark's folder holds other files too; the manifest shows 0 questions for this one
-    rows: Iterable[Any] = read_rows(file, [column.partition(".")[0]])
-    return [text for row in rows if (text := question_text(value_at(row, column)))]
 
 
 def _listed(categories: set[str]) -> str:

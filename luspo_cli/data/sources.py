@@ -16,7 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from luspo_cli.data.archives import ImagePlaces, is_archive, stem_of, unpacked_tables
+from luspo_cli.data.archives import ImagePlaces, archives_of, is_archive, stem_of, unpacked_tables
 from luspo_cli.data.columns import Columns, SourceOptions, SourceRow
 from luspo_cli.data.easy_vqa import easy_vqa
 from luspo_cli.data.hub import hub_tables
@@ -124,10 +124,7 @@ def _from_files(
     facts: dict[str, type] = {}
     rate: str | None = None
     splits: dict[str, Callable[[], Iterator[SourceRow]]] = {}
-    archives = [given] if given.is_file() and is_archive(given) else []
-    if given.is_dir():
-        there = [file for file in sorted(given.iterdir()) if file.is_file() and is_archive(file)]
-        archives = there if len(there) == 1 else []
+    archives = archives_of(given)
     known: dict[Path, Any] = {}
     unread: str | None = None
     for split, files in by_split.items():
