@@ -69,7 +69,7 @@ def measure(place: str, number: int, frozen: str) -> None:
         held_out.problems = every
         Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
         baseline, began = resident("VmRSS"), time.monotonic()
-        assert held_out.evaluate(stages.sampler)["evaluation/problems"] == number
+        assert held_out.evaluate(stages.sampler)[0]["evaluation/problems"] == number
         found = {"baseline": baseline, "peak": resident("VmHWM"), "seconds": time.monotonic() - began}
     print(json.dumps(found))
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from typer import Argument, Option
@@ -24,8 +25,20 @@ COMPARE_EXAMPLES = [
     "luspo compare runs/gspo runs/luspo --figure lengths.svg --json",
     "luspo compare runs/tiny --html report.html",
 ]
+By = Literal["steps", "tokens", "time"]
 DEFAULT_SEEDS = 3
 DEFAULT_OUT = Path("runs")
+
+
+@dataclass(frozen=True)
+class Output:
+    """How runs are compared and what is made of it."""
+
+    by: By
+    full: bool
+    as_json: bool
+    figure: Path | None
+    html: Path | None
 
 
 def compare_cli(
@@ -57,9 +70,15 @@ def compare_cli(
         Path | None,
         Option(help="Write a page with curves, tables, formulas and the responses here; one file, no network."),
     ] = None,
+    by: Annotated[
+        By,
+        Option(help="Compare runs after equal steps, equal response tokens, or equal time in steps."),
+    ] = "steps",
+    full: Annotated[bool, Option("--full", help="Show every measure and statistic; --json has them all.")] = False,
     as_json: Annotated[bool, Option("--json", help="Print one JSON object, for programs.")] = False,
 ) -> None:
     """Compare runs: response length beside accuracy, each run, means with intervals, differences seed by seed."""
+    output = Output(by, full, as_json, figure, html)
     if bool(runs) == bool(preset):
         raise UsageError("Give either run folders or --preset, for example: luspo compare --preset tiny.")
     if html is not None:
@@ -71,7 +90,7 @@ def compare_cli(
         for option, value in given.items():
             if value:
                 raise UsageError(f"{option} goes with --preset; run folders are compared as they are.")
-        show_comparison(runs or [], figure, html, as_json=as_json)
+        show_comparison(runs or [], output)
         return
     names = listed_names(objectives or DEFAULT_OBJECTIVES)
     folder = (out or DEFAULT_OUT) / Path(preset).name.removesuffix(".toml")
@@ -82,10 +101,10 @@ def compare_cli(
 
     with shown_on_stderr() as display:
         trained = train_runs(names, count, folder, preset=preset, sets=sets or [], processes=processes, display=display)
-    show_comparison(trained, figure or folder / "lengths.png", html, as_json=as_json)
+    show_comparison(trained, replace(output, figure=figure or folder / "lengths.png"))
 
 
-def show_comparison(runs: Sequence[Path], figure: Path | None, html: Path | None, *, as_json: bool) -> None:
+def show_comparison(runs: Sequence[Path], output: Output) -> None:
     """Compare run folders on standard output, and draw the figure and write the page where a path is given."""
     from rich.console import Console
 
@@ -94,25 +113,25 @@ def show_comparison(runs: Sequence[Path], figure: Path | None, html: Path | None
     from luspo_cli.commands.display.comparison import comparison_json, print_comparison
 
     histories = read_runs(runs)
-    comparison = compare_runs(histories)
-    if as_json:
+    comparison = compare_runs(histories, output.by)
+    if output.as_json:
         report: dict[str, Any] = comparison_json(comparison)
-        report["figure"] = None if figure is None else str(figure)
-        report["html"] = None if html is None else str(html)
+        report["figure"] = None if output.figure is None else str(output.figure)
+        report["html"] = None if output.html is None else str(output.html)
         typer.echo(json.dumps(report, allow_nan=False))
     else:
-        print_comparison(comparison, Console(highlight=False))
+        print_comparison(comparison, Console(highlight=False), full=output.full)
     # The numbers first: a figure that cannot be drawn or written must not cost them.
-    if figure is not None:
+    if output.figure is not None:
         from luspo_cli.analysis.length_curves import plot_length
 
-        plot_length(histories, figure)
-        if not as_json:
-            typer.echo(f"\nfigure: {figure}")
-    if html is not None:
+        plot_length(histories, output.figure)
+        if not output.as_json:
+            typer.echo(f"\nfigure: {output.figure}")
+    if output.html is not None:
         from luspo_cli.commands.display.comparison import render_table
         from luspo_cli.report.page import write_report
 
-        write_report(histories, render_table(comparison), html)
-        if not as_json:
-            typer.echo(f"report: {html}")
+        write_report(histories, render_table(comparison), output.html)
+        if not output.as_json:
+            typer.echo(f"report: {output.html}")

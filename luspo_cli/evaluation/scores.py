@@ -19,10 +19,9 @@ from typing import Any
 
 from luspo_cli.errors import UsageError
 from luspo_cli.evaluation.problems import BenchmarkProblem
+from luspo_cli.grading.majority import majority_is_correct
 from luspo_cli.grading.verdict import Reason, Verdict
 from luspo_cli.metrics.intervals import bootstrap_interval, paired_interval
-
-_GOLD = "\0gold"
 
 Graded = Mapping[str, Sequence[Verdict]]
 """Verdicts by problem id."""
@@ -35,16 +34,6 @@ def pass_at_k(n: int, correct: int, k: int) -> Fraction:
     if not 1 <= k <= n:
         raise ValueError(f"k must lie in 1..n, got k={k} with n={n}")
     return 1 - Fraction(comb(n - correct, k), comb(n, k))
-
-
-def majority_is_correct(verdicts: Sequence[Verdict], answer_key: Callable[[str], str]) -> bool:
-    """Return whether the most frequent answer is right; no answer at all is wrong."""
-    sizes: Counter[str] = Counter()
-    for verdict in verdicts:
-        if verdict.extracted is not None:
-            # Right answers are one cluster however they are written: each was shown equal to the gold.
-            sizes[_GOLD if verdict.correct else answer_key(verdict.extracted)] += 1
-    return bool(sizes) and max(sizes, key=lambda key: sizes[key]) == _GOLD  # max keeps the first of equals
 
 
 def sample_counts(n: int) -> list[int]:
@@ -83,7 +72,8 @@ def summarise(
         metrics[f"pass@{k}"] = float(sum(chances, Fraction(0)) / total)
     key_of = lru_cache(maxsize=1 << 16)(answer_key)  # every k votes on the same answers
     for k in sample_counts(fewest):
-        metrics[f"maj@{k}"] = sum(majority_is_correct(row[:k], key_of) for row in answered) / total
+        right = (majority_is_correct([(v.extracted, v.correct) for v in row[:k]], key_of) for row in answered)
+        metrics[f"maj@{k}"] = sum(right) / total
     return metrics
 
 

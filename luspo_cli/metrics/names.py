@@ -171,6 +171,9 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
         "exact_gradient_share/short": Metric("1", "The same of short responses."),
         "exact_gradient_share/long": Metric("1", "The same of long responses."),
         "evaluation/accuracy": Metric("1", "Accuracy on held-out problems, in the steps that evaluate."),
+        "evaluation/majority_accuracy": Metric(
+            "1", "Share of held-out problems whose most frequent answer is right (maj@k); only with several samples."
+        ),
         "evaluation/blind_accuracy": Metric(
             "1", "Accuracy on the same problems and draws with other images; only with evaluation.blind."
         ),

@@ -16,6 +16,7 @@ from luspo_cli.config.reward import RewardConfig
 from luspo_cli.errors import UsageError
 from luspo_cli.grading.answers import AnswerMark
 from luspo_cli.grading.grader import Grader, Response
+from luspo_cli.grading.majority import answer_key_of
 from luspo_cli.grading.prompts import mark_of_prompt
 from luspo_cli.grading.verdict import Verdict
 from luspo_cli.records import Problem, Reward, Rollout
@@ -90,6 +91,10 @@ class Rubric:
         else:
             unreadable = self._grader.unreadable(golds)
         return [problem.id for problem, bad in zip(problems, unreadable, strict=True) if bad]
+
+    def answer_key(self, extracted: str) -> str:
+        """Return a key that equal answers share, for maj@k."""
+        return answer_key_of(self._config.verifier)(extracted)
 
     def _judge(self, problems: Sequence[Problem], rollouts: Sequence[Rollout]) -> list[Verdict]:
         if self._config.verifier == "exact":

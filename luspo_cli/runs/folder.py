@@ -43,6 +43,10 @@ class RunFolder:
         return self.path / "evals" / "held-out.jsonl"
 
     @property
+    def held_out_answers(self) -> Path:
+        return self.path / "evals" / "held-out"
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
@@ -141,8 +145,8 @@ class RunFolder:
             kept = b"".join(line + b"\n" for found, line in _numbered_lines(path) if found <= step)
             if path.exists() and path.read_bytes() != kept:
                 replace_file(path, kept)
-        if self.rollouts.is_dir():
-            for file in self.rollouts.glob("step-*.parquet"):
+        for folder in (self.rollouts, self.held_out_answers):
+            for file in folder.glob("step-*.parquet"):
                 if int(file.stem.removeprefix("step-")) > step:
                     file.unlink()
 
@@ -211,7 +215,7 @@ class RunFolder:
         return {e.name for e in self.path.iterdir() if not (e.name.startswith(".") and e.name.endswith(PARTIAL))}
 
     def _remove_partial(self) -> None:
-        for folder in (self.path, self.path / "evals", self.path / "start", self.rollouts):
+        for folder in (self.path, self.path / "evals", self.path / "start", self.held_out_answers, self.rollouts):
             for file in folder.glob(f".*{PARTIAL}"):
                 file.unlink(missing_ok=True)
 

@@ -1,13 +1,42 @@
-"""Stored rollout batches: one parquet file a step, every number that the step's metrics were made from."""
+"""Stored responses: rollout batches, one parquet file a step with every number that the step's metrics were made from, and the
+answers of each held-out evaluation without their text."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from luspo_cli.files import replacing, said_in_one_sentence
-from luspo_cli.records import RowUpdate, ScoredGroup
+from luspo_cli.grading.verdict import Verdict
+from luspo_cli.records import Rollout, RowUpdate, ScoredGroup
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOutAnswer:
+    """What is kept of one held-out response: enough for votes, for lengths by outcome and for accuracy at equal length."""
+
+    problem_id: str
+    sample: int
+    """Counted from 0 within its problem."""
+    extracted: str | None
+    status: str
+    response_length: int
+    """In tokens, the end-of-sequence token included."""
+    stop_reason: str
+
+    @classmethod
+    def of(cls, sample: int, rollout: Rollout, verdict: Verdict) -> Self:
+        """The answer of response number `sample` of its problem."""
+        return cls(
+            rollout.problem_id,
+            sample,
+            verdict.extracted,
+            verdict.status,
+            rollout.response_length,
+            str(rollout.stop_reason),
+        )
 
 
 def store_rollouts(
@@ -22,9 +51,6 @@ def store_rollouts(
     `batch` is what the update got of `groups`, and `updates` what it did with the batch's rollouts, group after group; without
     them (an update that failed) the columns that tell of it are left out.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     in_batch = {id(group.rollouts) for group in batch}  # a group may have let go of its images since
     of_rollouts = dict(zip((id(rollout) for group in batch for rollout in group.rollouts), updates or (), strict=False))
     rows = [
@@ -55,14 +81,26 @@ def store_rollouts(
         for group in groups
         for rollout, reward, advantage in zip(group.rollouts, group.rewards, group.advantages, strict=True)
     ]
+    _write(folder, step, rows, [] if updates is None else list(_of_update(None)))
+
+
+def store_held_out(folder: Path, step: int, answers: Sequence[HeldOutAnswer]) -> None:
+    """Write step-NNNNNN.parquet, one row a response to a held-out problem, whole or not at all."""
+    _write(folder, step, [asdict(answer) for answer in answers], ["extracted"])
+
+
+def _write(folder: Path, step: int, rows: list[dict[str, Any]], maybe_null: Sequence[str]) -> None:
+    """`maybe_null`: columns that may hold nulls alone, and would have no type then."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    types = {"mini_batch": pa.int64(), "token_log_ratios": pa.list_(pa.float32()), "extracted": pa.string()}
+    table = pa.Table.from_pylist(rows)
+    for column in maybe_null:
+        place = table.schema.get_field_index(column)
+        table = table.set_column(place, column, table[column].cast(types.get(column, pa.float64())))
     final = folder / f"step-{step:06d}.parquet"
     with said_in_one_sentence(final), replacing(final) as stream:
-        table = pa.Table.from_pylist(rows)
-        if updates is not None:
-            types = {"mini_batch": pa.int64(), "token_log_ratios": pa.list_(pa.float32())}
-            for column in _of_update(None):  # a column of nulls alone would have no type
-                place = table.schema.get_field_index(column)
-                table = table.set_column(place, column, table[column].cast(types.get(column, pa.float64())))
         pq.write_table(table, stream)
 
 

@@ -7,12 +7,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from luspo_cli.grading.majority import majority_is_correct
 from luspo_cli.grading.verdict import Reason, Verdict
 from luspo_cli.metrics.intervals import accuracy_interval
 from luspo_cli.processes.ranks import ALONE, Ranks
 from luspo_cli.records import Problem, Prompt
 from luspo_cli.rewards.rubric import Rubric
 from luspo_cli.rollout.sampler import Sampler, SamplingOptions
+from luspo_cli.runs.rollouts import HeldOutAnswer
 from luspo_cli.training.sampling import sample_and_score
 
 ACCURACY = ("evaluation/accuracy", "evaluation/accuracy_low", "evaluation/accuracy_high")
@@ -42,36 +44,43 @@ class HeldOut:
         self.part = max(1, rows // options.group_size)
         """Problems of one process in one call of the sampler."""
 
-    def evaluate(self, sampler: Sampler, ranks: Ranks = ALONE) -> dict[str, Any]:
-        """Sample and score; keys as in metrics.jsonl plus the counts of failed checks."""
-        result = self._measure(self.problems, sampler, ranks)
+    def evaluate(self, sampler: Sampler, ranks: Ranks = ALONE) -> tuple[dict[str, Any], list[HeldOutAnswer]]:
+        """Sample and score: keys as in metrics.jsonl plus counts of failed checks, and every answer but the blind control's."""
+        result, answers = self._measure(self.problems, sampler, ranks)
         if self.blind:
-            blind = self._measure(self.blind, sampler, ranks)
+            blind, _ = self._measure(self.blind, sampler, ranks)
             result |= {key.replace("/", "/blind_"): blind[key] for key in ACCURACY}
-        return result
+        return result, answers
 
-    def _measure(self, problems: Sequence[Problem], sampler: Sampler, ranks: Ranks) -> dict[str, Any]:
+    def _measure(
+        self, problems: Sequence[Problem], sampler: Sampler, ranks: Ranks
+    ) -> tuple[dict[str, Any], list[HeldOutAnswer]]:
         size, part = self.options.group_size, self.part * ranks.size
-        lengths: list[int] = []
-        truncated: list[bool] = []
+        answers: list[HeldOutAnswer] = []
         verdicts: list[Verdict] = []
         for start in range(0, len(problems), part):
             options, own = replace(self.options, first_row=start * size), problems[start : start + part]
             scored = sample_and_score(ranks, sampler, self.rubric, own, self.to_prompt, options, keep_images=False)
-            lengths += [rollout.response_length for group in scored.groups for rollout in group]
-            truncated += [rollout.truncated for group in scored.groups for rollout in group]
-            verdicts += [reward.verdict for group in scored.rewards for reward in group]
-        right = [verdict.correct for verdict in verdicts]
-        per_problem = [statistics.fmean(right[i : i + size]) for i in range(0, len(right), size)]
+            for rollouts, rewards in zip(scored.groups, scored.rewards, strict=True):
+                pairs = list(zip(rollouts, (reward.verdict for reward in rewards), strict=True))
+                answers += [HeldOutAnswer.of(place, *pair) for place, pair in enumerate(pairs)]
+                verdicts += [verdict for _, verdict in pairs]
+        problem_answers = [verdicts[i : i + size] for i in range(0, len(verdicts), size)]
+        per_problem = [statistics.fmean(verdict.correct for verdict in own) for own in problem_answers]
         low, high = accuracy_interval(per_problem, samples=size)
         reasons = [verdict.reason for verdict in verdicts]
-        return {
+        result = {
             "evaluation/accuracy": statistics.fmean(per_problem),
             "evaluation/accuracy_low": low,
             "evaluation/accuracy_high": high,
             "evaluation/problems": len(problems),
-            "evaluation/response_length/mean": statistics.fmean(lengths),
-            "evaluation/truncated_fraction": statistics.fmean(truncated),
+            "evaluation/response_length/mean": statistics.fmean(answer.response_length for answer in answers),
+            "evaluation/truncated_fraction": statistics.fmean(answer.stop_reason == "length" for answer in answers),
             "evaluation/no_answer_fraction": reasons.count(Reason.NO_ANSWER) / len(reasons),
             "evaluation/failed_verifications": reasons.count(Reason.TIMEOUT) + reasons.count(Reason.CRASHED),
         }
+        if size > 1:
+            key = self.rubric.answer_key
+            votes = ([(verdict.extracted, verdict.correct) for verdict in own] for own in problem_answers)
+            result["evaluation/majority_accuracy"] = statistics.fmean(majority_is_correct(own, key) for own in votes)
+        return result, answers

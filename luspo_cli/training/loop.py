@@ -26,7 +26,7 @@ from luspo_cli.records import Problem, Prompt, Rollout
 from luspo_cli.rewards.rubric import Rubric
 from luspo_cli.rollout.sampler import Sampler
 from luspo_cli.runs.folder import RunFolder
-from luspo_cli.runs.rollouts import store_rollouts
+from luspo_cli.runs.rollouts import HeldOutAnswer, store_held_out, store_rollouts
 from luspo_cli.training.dynamic_sampling import sample_step
 from luspo_cli.training.held_out import HeldOut
 from luspo_cli.training.image_delivery import deliver_images
@@ -70,9 +70,10 @@ def train(
     tokens_total = ranks.broadcast(folder.last_tokens_total() if ranks.is_first else 0)
     stages.refresh_sampler()
     if first_step == 0 and not ranks.broadcast(ranks.is_first and 0 in folder.evaluated_steps()):
-        evaluation = _evaluate(config, stages, 0)
+        evaluation, answers = _evaluate(config, stages, 0)
         with ranks.phase():
             if ranks.is_first and evaluation:
+                store_held_out(folder.held_out_answers, 0, answers)
                 folder.append_evaluation(0, evaluation)
     for step in range(first_step + 1, config.run.steps + 1):
         started = time.perf_counter()
@@ -108,7 +109,7 @@ def train(
         pushed = time.perf_counter() - pushing
 
         evaluating = time.perf_counter()
-        evaluation = _evaluate(config, stages, step)
+        evaluation, answers = _evaluate(config, stages, step)
         evaluated = {"time/evaluation": time.perf_counter() - evaluating} if evaluation else {}
         rollouts = [rollout for group in groups.sampled for rollout in group.rollouts]
         tokens_total += sum(rollout.response_length for rollout in rollouts)
@@ -132,6 +133,7 @@ def train(
             if ranks.is_first:
                 folder.check_still_here()
                 if evaluation:
+                    store_held_out(folder.held_out_answers, step, answers)
                     folder.append_evaluation(step, evaluation)
                 if stores:
                     store_rollouts(folder.rollouts, step, groups.sampled, batch, row_updates)
@@ -161,9 +163,9 @@ def in_order(metrics: dict[str, Any]) -> dict[str, Any]:
     return {name: metrics[name] for name in (*METRICS, BY_LENGTH) if name in metrics}
 
 
-def _evaluate(config: TrainRun, stages: Stages, step: int) -> dict[str, Any]:
+def _evaluate(config: TrainRun, stages: Stages, step: int) -> tuple[dict[str, Any], list[HeldOutAnswer]]:
     """What the held-out check finds after `step`; empty where none is due."""
     every = config.evaluation.every
     if stages.held_out is None or not every or (step % every and step != config.run.steps):
-        return {}
+        return {}, []
     return stages.held_out.evaluate(stages.sampler, stages.ranks)

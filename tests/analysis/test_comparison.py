@@ -9,7 +9,8 @@ import math
 import pytest
 from rich.console import Console
 
-from luspo_cli.analysis.comparison import Windows, compare_runs, windows_of
+from luspo_cli.analysis.axis import Windows, windows_of
+from luspo_cli.analysis.comparison import compare_runs
 from luspo_cli.analysis.history import read_runs
 from luspo_cli.analysis.variants import differing_values, split_into_variants
 from luspo_cli.commands.display.comparison import comparison_json, print_comparison, short_names, statements
@@ -90,6 +91,12 @@ def test_values_of_one_run_by_hand(write_run) -> None:
         "held_out_start": None,
         "held_out_final": 0.4,
         "held_out_best": 0.6,
+        "majority_final": None,
+        "equal_length": None,
+        "right_per_1000": None,
+        "right_per_1000_batch": pytest.approx(10.0),  # 0.195 right answers in 19.5 tokens
+        "length_right": None,
+        "length_wrong": None,
         "blind_start": None,
         "blind_final": None,
         "length_start": 1.5,
@@ -289,13 +296,13 @@ def test_a_log_of_another_framework_is_named_as_such(write_run, tmp_path) -> Non
 def test_the_json_has_its_schema_and_no_nan(two_by_two, write_run) -> None:
     extra = read_runs([write_run("lone", "grpo", 0, lengths=[1.0, math.nan, 2.0])])
     report = json.loads(json.dumps(comparison_json(compare_runs([*two_by_two, *extra])), allow_nan=False))
-    tables = {"runs", "variants", "clip_ranges", "paired", "differing", "warnings"}
-    assert set(report) == {"last_step", "level", "measures"} | tables
+    tables = {"runs", "variants", "clip_ranges", "paired", "answers", "differing", "warnings"}
+    assert set(report) == {"last_step", "by", "end", "level", "measures"} | tables
     assert report["clip_ranges"] == {"grpo": [0.2, 0.2], "gspo": [0.002, 0.0025], "luspo": [0.002, 0.0025]}
     assert [run["name"] for run in report["runs"]] == ["lone", "gspo-seed0", "gspo-seed1", "luspo-seed0", "luspo-seed1"]
     assert report["runs"][0]["values"]["accuracy_final"] is None
     assert report["runs"][0]["windows"]["final"] == [3, 3]
-    assert set(report["variants"][0]) == {"label", "objective", "seeds", "estimates"}
+    assert set(report["variants"][0]) == {"label", "objective", "seeds", "estimates", "interquartile"}
     assert report["variants"][1]["estimates"]["length_final"]["mean"] == 11.0
     assert set(report["paired"][0]) == {
         "first",
@@ -305,6 +312,15 @@ def test_the_json_has_its_schema_and_no_nan(two_by_two, write_run) -> None:
         "differences",
         "estimate",
         "positive",
+        "bootstrap",
+        "interquartile",
+        "improvement",
+        "p",
+        "smallest_p",
+        "detectable",
+        "seeds_needed",
+        "verdict",
+        "verdict_text",
     }
     assert report["measures"]["length_final"] == {"title": "response length, final", "unit": "tokens"}
 

@@ -10,11 +10,11 @@ import pytest
 from luspo_cli.evaluation.benchmark import BenchmarkProblem
 from luspo_cli.evaluation.scores import (
     by_group,
-    majority_is_correct,
     pass_at_k,
     sample_counts,
     summarise,
 )
+from luspo_cli.grading.majority import majority_is_correct
 from luspo_cli.grading.verdict import Reason, Verdict
 from luspo_cli.metrics.intervals import bootstrap_interval
 
@@ -72,12 +72,12 @@ def test_pass_at_k_is_exact_for_many_samples() -> None:
     ],
 )
 def test_majority(answers: list[str | None], right: bool) -> None:
-    assert majority_is_correct([verdict(answer) for answer in answers], plain) is right
+    assert majority_is_correct([(answer, answer == "g") for answer in answers], plain) is right
 
 
 def test_majority_clusters_by_equivalence() -> None:
-    wrong = [verdict(answer) for answer in ("1/2", "0.5", ".5")]
-    right = [verdict("g"), Verdict("g'", True, Reason.SYMBOLIC)]
+    wrong = [("1/2", False), ("0.5", False), (".5", False)]
+    right = [("g", True), ("g'", True)]
     same = {"1/2": "half", "0.5": "half", ".5": "half"}
     assert not majority_is_correct(right + wrong, lambda answer: same.get(answer, answer))
     assert majority_is_correct(right + wrong, plain)

@@ -17,6 +17,7 @@ from luspo_cli.records import Message, Problem, Prompt, Rollout, StopReason
 from luspo_cli.rewards.rubric import Rubric
 from luspo_cli.rollout.sampler import SamplingOptions
 from luspo_cli.runs.folder import RunFolder
+from luspo_cli.runs.rollouts import HeldOutAnswer
 from luspo_cli.training.held_out import HeldOut
 
 
@@ -51,13 +52,23 @@ def test_accuracy_length_and_truncation_by_hand() -> None:
     options = SamplingOptions(2, 8, seed=4)
     with Rubric(RewardConfig(verifier="exact"), 8) as rubric:
         held_out = HeldOut(problems, lambda p: Prompt(p.id, (1,)), options, rubric)
-        result = held_out.evaluate(sampler)  # type: ignore[arg-type]
-        assert held_out.evaluate(sampler) == result  # type: ignore[arg-type]
+        result, answers = held_out.evaluate(sampler)  # type: ignore[arg-type]
+        assert held_out.evaluate(sampler) == (result, answers)  # type: ignore[arg-type]
     assert sampler.asked == [options, options]  # the same draws each time
     assert result["evaluation/accuracy"] == pytest.approx((1 + 0.5 + 0) / 3)
     assert result["evaluation/response_length/mean"] == pytest.approx((3 + 5 + 3 + 7 + 3 + 7) / 6)
     assert result["evaluation/truncated_fraction"] == pytest.approx(2 / 6)
     assert result["evaluation/problems"] == 3
+    # Votes: 5 twice; 5 and 6 once each, of which 5 came first and is wrong; 6 once and wrong without its end.
+    assert result["evaluation/majority_accuracy"] == pytest.approx(1 / 3)
+    assert answers == [
+        HeldOutAnswer("a", 0, "5", "correct", 3, "end"),
+        HeldOutAnswer("a", 1, "5", "correct", 5, "end"),
+        HeldOutAnswer("b", 0, "5", "incorrect", 3, "end"),
+        HeldOutAnswer("b", 1, "6", "correct", 7, "end"),
+        HeldOutAnswer("c", 0, None, "no_answer", 3, "length"),
+        HeldOutAnswer("c", 1, None, "no_answer", 7, "length"),
+    ]
     assert result["evaluation/failed_verifications"] == 0
     assert result["evaluation/no_answer_fraction"] == pytest.approx(2 / 6)  # both of c
 
@@ -72,8 +83,8 @@ def test_the_blind_control_is_measured_beside_it_with_the_same_draws() -> None:
     )
     options = SamplingOptions(1, 8, seed=4)
     with Rubric(RewardConfig(verifier="exact"), 8) as rubric:
-        result = HeldOut(problems, lambda p: Prompt(p.id, (1,)), options, rubric, blind).evaluate(sampler)  # type: ignore[arg-type]
-        seeing = HeldOut(problems, lambda p: Prompt(p.id, (1,)), options, rubric).evaluate(sampler)  # type: ignore[arg-type]
+        result, _ = HeldOut(problems, lambda p: Prompt(p.id, (1,)), options, rubric, blind).evaluate(sampler)  # type: ignore[arg-type]
+        seeing, _ = HeldOut(problems, lambda p: Prompt(p.id, (1,)), options, rubric).evaluate(sampler)  # type: ignore[arg-type]
     assert sampler.asked == [options] * 3
     added = {key: result[key] for key in result.keys() - seeing.keys()}
     assert {key: value for key, value in result.items() if key not in added} == seeing
@@ -113,7 +124,7 @@ def test_a_slice_in_parts_gives_the_same_numbers_and_draws() -> None:
                 rubric,
                 rows=rows,
             )
-            results.append(held_out.evaluate(sampler))  # type: ignore[arg-type]
+            results.append(held_out.evaluate(sampler)[0])  # type: ignore[arg-type]
             assert sampler.asked == parts
             assert made == [p.id for p in problems]  # each prompt once
     assert results[0] == results[1] == results[2]

@@ -82,6 +82,6 @@ def test_pictures_are_let_go_while_a_slice_is_evaluated(
             ALONE,
         )
         assert built.held_out is not None
-        assert built.held_out.evaluate(built.sampler)["evaluation/problems"] == NUMBER
+        assert built.held_out.evaluate(built.sampler)[0]["evaluation/problems"] == NUMBER
     assert len(counted.there) == 2 * NUMBER * (2 if frozen == "true" else 1)
     assert counted.most <= PLACES + 1

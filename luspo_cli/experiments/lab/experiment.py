@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from luspo_cli.advantages import ADVANTAGES
-from luspo_cli.analysis.comparison import windows_of
+from luspo_cli.analysis.axis import windows_of
 from luspo_cli.config.lab import LabRun
 from luspo_cli.experiments.lab.responses import DTYPE, Logits, ResponseModel, Responses
 from luspo_cli.objectives import policy_loss

@@ -1,0 +1,121 @@
+"""Verdicts say no more than intervals and seeds allow; the axes and the single responses of a comparison, by hand."""
+
+from __future__ import annotations
+
+import io
+import random
+
+import pytest
+from rich.console import Console
+
+from luspo_cli.analysis.comparison import compare_runs
+from luspo_cli.analysis.history import read_runs
+from luspo_cli.analysis.paired import PairedDifference, Verdict, verdict_text
+from luspo_cli.commands.display.comparison import comparison_json, print_comparison
+from luspo_cli.errors import UsageError
+
+
+def _printed(comparison, **options) -> str:
+    file = io.StringIO()
+    print_comparison(comparison, Console(file=file), **options)
+    return file.getvalue()
+
+
+@pytest.fixture
+def final_difference(write_run):
+    """The paired difference in final length of runs whose lengths differ by the given numbers, seed by seed."""
+
+    def make(differences: list[float], base: float = 100.0) -> tuple[PairedDifference, str]:
+        runs = []
+        for seed, difference in enumerate(differences):
+            runs.append(write_run(f"{base:g}/gspo-{seed}", "gspo", seed, lengths=[base + seed]))
+            runs.append(write_run(f"{base:g}/luspo-{seed}", "luspo", seed, lengths=[base + seed + difference]))
+        comparison = compare_runs(read_runs(runs))
+        pair = next(pair for pair in comparison.paired if pair.measure == "length_final")
+        return pair, verdict_text(pair, comparison.measures[pair.measure])
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("differences", "verdict", "text"),
+    [
+        ([7.0], Verdict.ONE_PAIR, "one pair: chance cannot be told from effect"),
+        ([0.0, 0.0, 0.0], Verdict.EQUAL, "equal in every pair"),
+        ([-5.0, 1.0, 4.0], Verdict.NOISE, "within noise: 3 seeds can show 15.0"),
+        # The interval leaves out 0 and all pairs agree, yet no test of three signs can say so.
+        ([10.0, 11.0, 12.0], Verdict.SUGGESTED, "longer, given a normal spread; by signs p cannot go below 0.25"),
+        ([-10.0, -11.0, -12.0], Verdict.SUGGESTED, "shorter, given a normal spread; by signs p cannot go below 0.25"),
+        ([10.0, 11.0, 12.0, 10.0, 11.0, 12.0], Verdict.SHOWN, "longer: 6 of 6 pairs, p = 0.031"),
+        ([-10.0, -11.0, -12.0, -10.0, -11.0, -12.0], Verdict.SHOWN, "shorter: 6 of 6 pairs, p = 0.031"),
+        # Student's interval holds 0, whatever a bootstrap of three says (its interval is 0.5 to 9.5).
+        (
+            [0.5, 4.0, 9.5],
+            Verdict.NOISE,
+            "within noise: 3 seeds can show 14.8; 4.7 takes some 10 seeds",
+        ),  # 1.03 deviations
+    ],
+)
+def test_verdicts(final_difference, differences, verdict, text) -> None:
+    pair, said = final_difference(differences)
+    assert pair.verdict is verdict
+    assert said == text
+
+
+def test_a_difference_is_never_shown_from_noise(final_difference) -> None:
+    """The verdict is at most as strong as Student's interval: 40 tables of eight differences around 0."""
+    draw = random.Random(2)
+    verdicts = []
+    for table in range(40):
+        pair, _ = final_difference([draw.gauss(0, 5) for _ in range(8)], base=1000.0 + 100 * table)
+        verdicts.append(pair.verdict)
+        if pair.verdict in (Verdict.SHOWN, Verdict.SUGGESTED):
+            assert pair.estimate.low is not None
+            assert pair.estimate.low > 0 or pair.estimate.high < 0
+    assert verdicts.count(Verdict.SHOWN) <= 6
+
+
+def test_the_statistics_of_a_difference_by_hand(final_difference) -> None:
+    """10, 14 and 15 over gspo's 100, 101 and 102: all nine pairs of runs favour luspo; s = sqrt(7)."""
+    pair, _ = final_difference([10.0, 14.0, 15.0])
+    assert (pair.bootstrap.value, pair.bootstrap.low, pair.bootstrap.high) == (13.0, 10.0, 15.0)
+    assert (pair.interquartile.value, pair.improvement.value, pair.positive) == (13.0, 1.0, 3)
+    assert (pair.p, pair.smallest_p) == (0.25, 0.25)
+    assert pair.detectable == pytest.approx(3.26404 * 7**0.5, rel=1e-4)
+
+
+def test_runs_are_compared_at_equal_tokens(write_run) -> None:
+    """luspo has spent gspo's 100 tokens after its second step of four; half of them after the first."""
+    runs = [
+        write_run("a", "gspo", lengths=[9.0, 8.0, 7.0, 6.0], tokens__total=[25, 50, 75, 100]),
+        write_run("b", "luspo", lengths=[20.0, 30.0, 40.0, 50.0], tokens__total=[50, 99, 160, 200]),
+    ]
+    comparison = compare_runs(read_runs(runs), by="tokens")
+    assert (comparison.by, comparison.end, comparison.last_step) == ("tokens", 100.0, 2)
+    short, long = comparison.runs
+    assert (short.windows.middle, short.windows.final) == ((2, 2), (4, 4))
+    assert (long.windows.middle, long.windows.final) == ((1, 1), (2, 2))
+    assert [long.values[f"length_{which}"] for which in ("start", "middle", "final")] == [20.0, 20.0, 30.0]
+    assert "Compared after 100 response tokens, at steps 2 to 4;" in _printed(comparison)
+    assert comparison_json(comparison)["by"] == "tokens"
+
+
+def test_runs_are_compared_after_equal_time(write_run) -> None:
+    runs = [
+        write_run("a", "gspo", lengths=[1.0, 2.0, 3.0], time__total=[10.0, 10.0, 10.0]),
+        write_run("b", "luspo", lengths=[4.0, 5.0, 6.0], time__total=[15.0, 15.0, 15.0]),
+    ]
+    comparison = compare_runs(read_runs(runs), by="time")
+    assert comparison.end == 30.0
+    assert [run.values["length_final"] for run in comparison.runs] == [3.0, 5.0]
+    assert [run.values["seconds"] for run in comparison.runs] == [30.0, 30.0]
+    assert "Compared after 30 s in steps" in _printed(comparison)
+
+
+def test_an_axis_that_is_not_recorded_or_not_shared_is_refused(write_run) -> None:
+    one = write_run("a", "gspo", lengths=[1.0, 2.0], tokens__total=[10, 20])
+    with pytest.raises(UsageError, match=r"--by time needs time/total in every step, and .*a does not have it"):
+        compare_runs(read_runs([one]), by="time")
+    late = write_run("b", lengths=[1.0, 2.0], tokens__total=[30, 60])
+    with pytest.raises(UsageError, match="no response token in common: one of them ends at response token 20"):
+        compare_runs(read_runs([one, late]), by="tokens")
