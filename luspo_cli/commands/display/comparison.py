@@ -277,7 +277,7 @@ def _statistics_table(comparison: Comparison, pairs: Sequence[PairedDifference])
 
 def _verdicts_table(comparison: Comparison) -> Table:
     table = titled_table("What the pairs allow to be said")
-    table.add_column("measure", no_wrap=True)
+    table.add_column("measure", overflow="fold", max_width=_WIDEST_NAME)
     table.add_column("verdict", overflow="fold")
     for name, pair in _named(comparison, _with_verdicts(comparison)):
         measure = comparison.measures[pair.measure]
