@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 from typer import Argument, Option
 
+from luspo_cli.commands.display.output import By, ComparisonOutput
 from luspo_cli.config.objective_text import DEFAULT_OBJECTIVES, listed_names
 from luspo_cli.errors import UsageError
 
@@ -25,20 +26,8 @@ COMPARE_EXAMPLES = [
     "luspo compare runs/gspo runs/luspo --figure lengths.svg --json",
     "luspo compare runs/tiny --html report.html",
 ]
-By = Literal["steps", "tokens", "time"]
 DEFAULT_SEEDS = 3
 DEFAULT_OUT = Path("runs")
-
-
-@dataclass(frozen=True)
-class Output:
-    """How runs are compared and what is made of it."""
-
-    by: By
-    full: bool
-    as_json: bool
-    figure: Path | None
-    html: Path | None
 
 
 def compare_cli(
@@ -78,7 +67,7 @@ def compare_cli(
     as_json: Annotated[bool, Option("--json", help="Print one JSON object, for programs.")] = False,
 ) -> None:
     """Compare runs: response length beside accuracy, each run, means with intervals, differences seed by seed."""
-    output = Output(by, full, as_json, figure, html)
+    output = ComparisonOutput(by, full, as_json, figure, html)
     if bool(runs) == bool(preset):
         raise UsageError("Give either run folders or --preset, for example: luspo compare --preset tiny.")
     if html is not None:
@@ -104,7 +93,7 @@ def compare_cli(
     show_comparison(trained, replace(output, figure=figure or folder / "lengths.png"))
 
 
-def show_comparison(runs: Sequence[Path], output: Output) -> None:
+def show_comparison(runs: Sequence[Path], output: ComparisonOutput) -> None:
     """Compare run folders on standard output, and draw the figure and write the page where a path is given."""
     from rich.console import Console
 

@@ -134,7 +134,7 @@ def test_sections_curves_and_tables_are_there(opened: Any) -> None:
         "Curves", "Tables", "The formula as executed", "Where the configurations differ", "Kept advantage by length", "Rollouts",
     ]  # fmt: skip
     assert texts(browser, "#comparison caption") == [
-        "Single runs", "Means over seeds", "Paired differences, seed by seed",
+        "Single runs", "Means over seeds", "Paired differences, seed by seed", "What the pairs allow to be said",
     ]  # fmt: skip
     assert curve_names(browser)[2] == "gspo, mean"
     assert browser.execute_script("return document.querySelectorAll('#kept .plot:not([hidden])').length") == 1

@@ -1,0 +1,20 @@
+"""What `luspo compare` makes of a comparison, as its options say."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+By = Literal["steps", "tokens", "time"]
+
+
+@dataclass(frozen=True, slots=True)
+class ComparisonOutput:
+    """The axis, how much is printed, and the files that are written."""
+
+    by: By
+    full: bool
+    as_json: bool
+    figure: Path | None
+    html: Path | None
