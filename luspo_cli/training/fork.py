@@ -34,6 +34,7 @@ from luspo_cli.runs.draws import (
     store_parent_draws,
 )
 from luspo_cli.runs.folder import RunFolder
+from luspo_cli.runs.rollouts import HeldOutAnswer
 from luspo_cli.training.held_out import HeldOut
 from luspo_cli.training.problems import RunProblems
 from luspo_cli.training.sampling import held_out_draws
@@ -56,13 +57,14 @@ class ForkHeldOut(HeldOut):
         self._file = folder.path / HELD_OUT
         self._draws: ParentDraws | None = None
 
-    def evaluate(self, sampler: Sampler, ranks: Ranks = ALONE) -> dict[str, Any]:
+    def evaluate(self, sampler: Sampler, ranks: Ranks = ALONE) -> tuple[dict[str, Any], list[HeldOutAnswer]]:
         """As `HeldOut.evaluate`, with what the parent's draws say; the first evaluation is of the parent itself."""
         of_parent = ranks.broadcast(ranks.is_first and not self._folder.evaluated_steps())
         if self._draws is None:
             self._draws = self._parent_draws(sampler, ranks, of_parent)
         drawn = GivenRollouts(self._draws.groups, self._file) if of_parent else sampler
-        return super().evaluate(drawn, ranks) | self._on_parent_draws(self._draws)
+        result, answers = super().evaluate(drawn, ranks)
+        return result | self._on_parent_draws(self._draws), answers
 
     def _parent_draws(self, sampler: Sampler, ranks: Ranks, of_parent: bool) -> ParentDraws:
         """The parent's responses: those that are stored, or drawn now from the parent's weights."""

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from luspo_cli.analysis.comparison import LENGTH, windows_of
+from luspo_cli.analysis.axis import LENGTH, windows_of
 from luspo_cli.analysis.history import RunHistory, read_runs
 from luspo_cli.analysis.lab_figures import Curve, LabFigure, Panel, curves_figure
 from luspo_cli.analysis.variants import Variant, split_into_variants

@@ -11,8 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from luspo_cli.analysis.comparison import ACCURACY, LENGTH
+from luspo_cli.analysis.axis import LENGTH
 from luspo_cli.analysis.history import RunHistory
+from luspo_cli.analysis.measures import ACCURACY
 from luspo_cli.errors import UsageError
 from luspo_cli.experiments.lab.experiment import CLIP_HIGH, CLIP_LOW, KL_OLD
 from luspo_cli.experiments.lab.measurements import (
