@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from luspo_cli.analysis.comparison import LENGTH, windows_of
+from luspo_cli.analysis.axis import LENGTH, windows_of
 from luspo_cli.analysis.history import RunHistory
 from luspo_cli.errors import UsageError
 from luspo_cli.metrics.names import METRICS
