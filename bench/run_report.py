@@ -22,6 +22,7 @@ PHASES = (
     "time/logprobs",
     "time/update",
     "time/optimizer",
+    "time/diagnostics",
     "time/weights",
     "time/evaluation",
     "time/total",
