@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 _DEVICES = ("nvidia*", "nvhost*", "nvgpu*", "dxg", "kfd")
@@ -41,3 +44,20 @@ def has_cuda() -> bool:
     except ImportError:
         return False
     return torch.cuda.is_available()
+
+
+@contextmanager
+def libraries_stay() -> Iterator[None]:
+    """Around the first imports of large libraries: no garbage is looked for among objects that all stay, now or later.
+
+    They are a million, and looking through them again and again takes a good part of a short command's start.
+    """
+    if "torch" in sys.modules or not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+        gc.freeze()
+    finally:
+        gc.enable()

@@ -15,6 +15,7 @@ import typer
 from typer import Option
 
 from luspo_cli.errors import UsageError
+from luspo_cli.machine import libraries_stay
 from luspo_cli.processes.local import check_processes, how_to_go_on, launch
 from luspo_cli.processes.place import is_first_process, one_of_a_machine_speaks
 from luspo_cli.processes.supervise import stop_with_supervisor
@@ -117,7 +118,9 @@ def train(
     from luspo_cli.commands.display.steps import choose_step_display
     from luspo_cli.processes.signals import lasting_stderr
     from luspo_cli.runs.log import RunLogHandler, StderrHandler, messages_to
-    from luspo_cli.training.session import run_training
+
+    with libraries_stay():
+        from luspo_cli.training.session import run_training
 
     with one_of_a_machine_speaks():
         first = is_first_process()

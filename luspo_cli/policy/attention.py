@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
@@ -33,8 +34,12 @@ def attention(
     """Scaled dot-product attention with grouped key/value heads; returns ([B, Q, H, E], None)."""
     if joined_rows is not None:
         joined_rows.reached_attention = True
-        query, key, value = (joined_rows.padded(states) for states in (query, key, value))
-        return joined_rows.joined(attention(module, query, key, value, None, scaling, dropout)[0]), None
+        parts = []
+        for block in joined_rows.blocks:
+            own_query, own_key, own_value = (block.padded(states) for states in (query, key, value))
+            out, _nothing = attention(module, own_query, own_key, own_value, None, scaling, dropout)
+            parts.append(block.joined(out))
+        return torch.cat(parts).view(1, query.shape[2], query.shape[1], value.shape[3]), None
     batch, heads, queries, width = query.shape
     shared = heads // key.shape[1]
     if queries == 1 and attention_mask is not None:

@@ -179,7 +179,7 @@ def policy_batch(rows: Sequence[Row], device: torch.device | str = "cpu", paddin
         advantages=torch.tensor([row.advantage for row in rows], dtype=torch.float32, device=device),
         images=images,
         rollout_logprobs=_rollout_logprobs(rollouts, response_width, device),
-        joined=join_rows(prompts, lengths, width, device) if images is None else None,
+        joined=join_rows(prompts, lengths, padding, device) if images is None else None,
     )
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 
+from luspo_cli.policy import joined_rows
 from luspo_cli.policy.joined_rows import join_rows
 from luspo_cli.policy.packing import PolicyBatch, policy_batch, rows_of
 from luspo_cli.policy.policy import Policy
@@ -27,11 +29,23 @@ def computed_tokens(model: Any, batch: PolicyBatch) -> int:
 
 def test_a_layout_by_hand() -> None:
     """Two rows of one prompt `p q` with responses `a b c` and `d`, one row of prompt `r` with response `e f`."""
-    joined = join_rows([("pq", 2), ("pq", 2), ("r", 1)], [3, 1, 2], width=5, device="cpu")
+    joined = join_rows([("pq", 2), ("pq", 2), ("r", 1)], [3, 1, 2])
     # End to end: p q a b c | d | r e f, read from the padded rows `p q a b c`, `p q d . .`, `r e f . .`.
     assert joined.tokens.tolist() == [0, 1, 2, 3, 4, 7, 10, 11, 12]
     places = joined.places.tolist()
     assert (places[0], places[1][:3], places[2][:3]) == ([0, 1, 2, 3, 4], [0, 1, 5], [6, 7, 8])
+    assert [block.rows for block in joined.blocks] == [3]  # too few tokens for a second block
+
+
+def test_much_shorter_rows_are_padded_apart() -> None:
+    """One row of 200 tokens, then rows of 180, 60 and 55: the last two are below three quarters of the first."""
+    joined = join_rows([(name, 50) for name in "abcd"], [150, 130, 10, 5])
+    assert [(block.rows, len(block.places) // block.rows) for block in joined.blocks] == [(2, 200), (2, 60)]
+    assert [len(block.tokens) for block in joined.blocks] == [200 + 180, 60 + 55]
+    first, second = joined.blocks
+    assert second.tokens[60].item() == 60  # the fourth row's first token stands in the second row of its block
+    assert torch.equal(first.places[first.tokens], torch.arange(380))
+    assert torch.equal(second.places[second.tokens], torch.arange(380, 495))
 
 
 def test_a_prompt_is_computed_once_a_batch_and_padding_never(
@@ -43,12 +57,17 @@ def test_a_prompt_is_computed_once_a_batch_and_padding_never(
     assert computed_tokens(make_model(), batch) == prompts + 3 + 9 + 1 + 5 + 5 + 12
 
 
+@pytest.mark.parametrize("worth", [joined_rows.WORTH_A_BLOCK, 0])
 def test_joined_rows_give_the_numbers_and_gradients_of_padded_ones(
-    make_model: Callable[..., Any], make_groups: MakeGroups
+    make_model: Callable[..., Any], make_groups: MakeGroups, monkeypatch: pytest.MonkeyPatch, worth: int
 ) -> None:
+    """In one block and in several."""
+    monkeypatch.setattr(joined_rows, "WORTH_A_BLOCK", worth)
     groups = make_groups([[3, 9, 1], [5, 0, 12]], [[1.0, -0.5, -0.5], [0.5, 0.2, -0.7]])
     batch = policy_batch([row for group in groups for row in rows_of(group)], padding=2)
     weights = torch.linspace(0.5, 2.0, batch.response_mask.numel()).view(batch.response_mask.shape)
+    assert batch.joined is not None
+    assert (len(batch.joined.blocks) > 1) == (worth == 0)
     found = []
     for of in (batch, PolicyBatch(batch.tokens, batch.prompt_lengths, batch.response_mask, batch.advantages)):
         model = make_model(dtype="float64")

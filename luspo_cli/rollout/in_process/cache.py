@@ -66,9 +66,10 @@ class KeyValueCache:
         for i, length in enumerate(lengths):
             valid[i * copies : (i + 1) * copies, self.end - length : self.end] = True
         self.valid = torch.cat([self.valid, valid])
-        for layer, (key, value) in enumerate(prompts.layers):
-            self.keys[layer] = torch.cat([self.keys[layer], self._placed(key, lengths, copies, columns)])
-            self.values[layer] = torch.cat([self.values[layer], self._placed(value, lengths, copies, columns)])
+        for store, kind in ((self.keys, 0), (self.values, 1)):
+            for layer, states in enumerate(prompts.layers):
+                placed = self._placed(states[kind], lengths, copies, columns)
+                store[layer] = torch.cat([store[layer], placed]) if len(store[layer]) else placed
 
     def keep(self, rows: Tensor) -> None:
         """Keep only these rows ([n] indices, each once, in the new order) and the columns that any of them uses.
