@@ -133,6 +133,7 @@ def make_rollouts(
                     "sequence_ratio": float(np.exp(generator.normal(0, 2e-3))),
                     "clip_low_fraction": 0.0 if right else clipped,
                     "clip_high_fraction": clipped if right else 0.0,
+                    "dual_clip_fraction": 0.0,
                     "loss_weight": 1.0,
                     "token_log_ratios": generator.normal(0, 0.02, length).tolist(),
                 }

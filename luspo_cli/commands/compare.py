@@ -59,6 +59,10 @@ def compare_cli(
         Path | None,
         Option(help="Write a page with curves, tables, formulas and the responses here; one file, no network."),
     ] = None,
+    predict: Annotated[
+        bool,
+        Option("--predict", help="With --html: fit the lab to steps 1 to 3 and draw its prediction over the curves."),
+    ] = False,
     by: Annotated[
         By,
         Option(help="Compare runs after equal steps, equal response tokens, or equal time in steps."),
@@ -67,13 +71,15 @@ def compare_cli(
     as_json: Annotated[bool, Option("--json", help="Print one JSON object, for programs.")] = False,
 ) -> None:
     """Compare runs: response length beside accuracy, each run, means with intervals, differences seed by seed."""
-    output = ComparisonOutput(by, full, as_json, figure, html)
+    output = ComparisonOutput(by, full, as_json, figure, html, predict)
     if bool(runs) == bool(preset):
         raise UsageError("Give either run folders or --preset, for example: luspo compare --preset tiny.")
     if html is not None:
         from luspo_cli.report.page import check_html
 
         check_html(html)
+    elif predict:
+        raise UsageError("--predict goes with --html, whose curves it draws over; luspo lab --from RUN prints it.")
     if preset is None:
         given = {"--objectives": objectives, "--seeds": seeds, "--set": sets, "--out": out, "--processes": processes}
         for option, value in given.items():
@@ -119,8 +125,11 @@ def show_comparison(runs: Sequence[Path], output: ComparisonOutput) -> None:
             typer.echo(f"\nfigure: {output.figure}")
     if output.html is not None:
         from luspo_cli.commands.display.comparison import render_table
+        from luspo_cli.commands.display.predicted import predicted_curves
         from luspo_cli.report.page import write_report
 
-        write_report(histories, render_table(comparison), output.html)
+        predictions, notes = predicted_curves(histories) if output.predict else ([], [])
+        tables = render_table(comparison, full=output.full)
+        write_report(histories, tables, output.html, predictions=predictions, notes=notes)
         if not output.as_json:
             typer.echo(f"report: {output.html}")

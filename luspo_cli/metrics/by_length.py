@@ -89,7 +89,7 @@ def length_profile(rows: TrainedRows, starts: NDArray[np.int64] | None = None) -
         starts = length_grid(int(lengths.max(initial=1)))
     bins = np.searchsorted(starts, lengths, side="right") - 1
     up, down = rows.advantages > 0, rows.advantages < 0
-    kept = _kept_advantages(rows)
+    kept = kept_advantages(rows)
 
     def total(values: Any) -> Array:
         return _sum_by_bin(np.where(bins >= 0, values, 0.0), bins, len(starts))
@@ -120,7 +120,7 @@ def kept_length_pressure(rows: TrainedRows) -> Array:
     number = present.sum(axis=-1, keepdims=True)
     mean = (rows.lengths * present).sum(axis=-1, keepdims=True) / np.maximum(number, 1)
     weight = np.where(present & (rows.advantages != 0), rows.weights, 0)
-    pull = (weight * _kept_advantages(rows) * (rows.lengths - mean)).sum(axis=-1)
+    pull = (weight * kept_advantages(rows) * (rows.lengths - mean)).sum(axis=-1)
     scale = np.abs(weight * rows.advantages).sum(axis=-1)
     return np.divide(pull, scale, out=np.zeros_like(pull), where=scale > 0)
 
@@ -152,7 +152,8 @@ def profile_record(profile: LengthProfile) -> dict[str, list[float | None]]:
     return record
 
 
-def _kept_advantages(rows: TrainedRows) -> Array:
+def kept_advantages(rows: TrainedRows) -> Array:
+    """[..., B] advantage times the share that no bound removed; 0 without an advantage, NaN where the update computed nothing."""
     return np.where(rows.advantages != 0, rows.advantages * rows.kept, 0.0)
 
 

@@ -7,7 +7,7 @@ steps: a screen has no more pixels.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -26,13 +26,13 @@ VALUE_DIGITS = 5
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """A forecast that is drawn over the curve of one run: mean by step, with limits where it has them."""
+    """A forecast that is drawn over the curves of one variant: mean by step, with limits where it has them."""
 
-    run: str
-    """`RunHistory.name` of the run that it is about."""
+    variant: str
+    """`Variant.label` of the runs that it is about."""
     label: str
     metric: str
-    steps: Sequence[int]
+    steps: Sequence[float]
     mean: Sequence[float]
     low: Sequence[float] | None = None
     high: Sequence[float] | None = None
@@ -86,17 +86,17 @@ def downsampling_note(size: int) -> str:
     return f"Runs of more than {POINTS:,} steps are drawn by means of {size} neighbouring steps a point."
 
 
-def prediction_json(prediction: Prediction, names: Mapping[str, int]) -> dict[str, Any]:
-    """The prediction as the page draws it; its run must be one of `names`."""
+def prediction_json(prediction: Prediction, labels: Sequence[str]) -> dict[str, Any]:
+    """The prediction as the page draws it; its variant must be one of `labels`."""
     bounds = {
         name: None if values is None else [shortest(value, VALUE_DIGITS) for value in values]
         for name, values in (("mean", prediction.mean), ("low", prediction.low), ("high", prediction.high))
     }
     return {
-        "run": names[prediction.run],
+        "variant": labels.index(prediction.variant),
         "label": prediction.label,
         "metric": prediction.metric,
-        "steps": list(prediction.steps),
+        "steps": [shortest(step) for step in prediction.steps],
         **bounds,
     }
 

@@ -1,87 +1,110 @@
-"""Mean kept advantage by response length over training: the push on length (docs/length.md, section 2).
+"""Mean kept advantage by response length over training: the push on length (docs/length.md), as a map of sums and counts.
 
-A rollout's kept advantage is its advantage times the share of it that no bound removed. One without an advantage counts as 0; one
-that the update did not compute although it had an advantage is left out. Runs that did not store clip marks have the advantage
-before the clip only.
+Runs that record `by_length` have it of every step; of older ones it is made of stored rollouts, where these hold clip marks. What
+is not in `by_length`, the advantage before the clip and the kept advantage times the weight, comes from stored rollouts. Bins are
+those of `metrics.by_length`, so runs lie over one another; sums and counts add up over steps and seeds.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from luspo_cli.analysis.history import RunHistory
+from luspo_cli.analysis.logs import read_json_lines
+from luspo_cli.metrics.by_length import STORED, Array, kept_advantages, length_grid, trained_rows
+from luspo_cli.metrics.names import BY_LENGTH
 from luspo_cli.report.rollouts import shortest
 from luspo_cli.report.selection import evenly
 from luspo_cli.runs.stored_rollouts import read_columns, stored_steps
 
-BINS = 18
+COLUMNS = 120
+"""Columns of a map: of more steps, neighbouring ones are added up."""
 STEPS = 60
 """Stored steps of a run that are read, evenly over all of them."""
-COLUMNS = ("response_length", "advantage", "in_batch", "clip_low_fraction", "clip_high_fraction", "loss_weight")
-QUANTITIES = ("advantage", "kept", "weighted")
-"""Advantage before the clip, kept advantage, and kept advantage times the weight of the rollout's tokens in the loss."""
+KEPT, WEIGHTED, ADVANTAGE = "kept", "weighted", "advantage"
 
 
-def kept_advantages(runs: Sequence[RunHistory]) -> dict[str, Any] | None:
-    """Sums and counts by length bin and step, or None where no run stored rollouts.
+@dataclass(frozen=True, slots=True)
+class Cells:
+    """Sums and counts of one quantity at one step, by length."""
 
-    `{"edges": [bins + 1], "runs": [{"steps", quantity: {"sums": [steps][bins], "counts"}} or None]}`; bins are half-open.
+    quantity: str
+    first: int
+    last: int
+    """Steps that they are of, both included."""
+    lengths: Sequence[int] | Array
+    sums: Array
+    counts: Array
+
+
+def kept_maps(runs: Sequence[RunHistory]) -> dict[str, Any] | None:
+    """The maps of all runs, or None where no run recorded anything to make them of.
+
+    `{"edges": [bins + 1], "runs": [{quantity: {"columns": [[first, last]], "sums": [columns][bins], "counts"}}]}`; a bin holds
+    the lengths from its edge to the next one's, which it does not hold.
     """
-    tables = [_read(run) for run in runs]
-    lengths = [length for table in tables for step in table.values() for length in step["response_length"]]
-    if not lengths:
+    size = -(-max(run.last_step for run in runs) // COLUMNS)
+    recorded = [list(_recorded(run, size)) for run in runs]
+    found = [[*cells, *_of_rollouts(run, kept=not cells)] for run, cells in zip(runs, recorded, strict=True)]
+    used = sorted({int(length) for cells in found for one in cells for length in one.lengths})
+    if not used:
         return None
-    edges = length_edges(min(lengths), max(lengths))
-    return {"edges": edges, "runs": [_binned(table, edges) if table else None for table in tables]}
+    grid = length_grid(2 * used[-1])
+    low, high = np.searchsorted(grid, [used[0], used[-1]], side="right") - 1
+    edges = grid[low : high + 2]
+    return {"edges": edges.tolist(), "runs": [_maps(cells, edges) for cells in found]}
 
 
-def length_edges(low: int, high: int, bins: int = BINS) -> list[int]:
-    """Whole edges from `low` to just above `high`, at equal ratios where lengths allow it; at most `bins` bins."""
-    ratio = math.log((high + 1) / max(1, low))
-    edges = {low, high + 1}
-    edges |= {round(max(1, low) * math.exp(ratio * place / bins)) for place in range(1, bins)}
-    return sorted(edge for edge in edges if low <= edge <= high + 1)
+def _maps(cells: Sequence[Cells], edges: Any) -> dict[str, Any]:
+    maps: dict[str, Any] = {}
+    for name in dict.fromkeys(one.quantity for one in cells):
+        columns: dict[tuple[int, int], Array] = {}
+        for one in cells:
+            if one.quantity == name:
+                bins = np.searchsorted(edges, one.lengths, side="right") - 1
+                both = columns.setdefault((one.first, one.last), np.zeros((2, len(edges) - 1)))
+                both += [np.bincount(bins, values, len(edges) - 1) for values in (one.sums, one.counts)]
+        maps[name] = {
+            "columns": [list(column) for column in columns],
+            "sums": [[shortest(value) for value in both[0].tolist()] for both in columns.values()],
+            "counts": [both[1].astype(int).tolist() for both in columns.values()],
+        }
+    return maps
 
 
-def quantities(row: dict[str, Any]) -> dict[str, float]:
-    """What one rollout adds to each of `QUANTITIES`; without those that are not known of it."""
-    advantage = row.get("advantage")
-    if advantage is None or row.get("in_batch") is False:
-        return {}
-    found = {"advantage": advantage}
-    low, high, weight = row.get("clip_low_fraction"), row.get("clip_high_fraction"), row.get("loss_weight")
-    if advantage == 0:
-        low, high, weight = low or 0.0, high or 0.0, weight or 0.0
-    if low is not None and high is not None:
-        found["kept"] = advantage * (1 - low - high)
-        if weight is not None:
-            found["weighted"] = found["kept"] * weight
-    return found
+def _recorded(run: RunHistory, size: int) -> Iterator[Cells]:
+    log = run.path / "metrics.jsonl"
+    if run.source != "luspo" or not log.is_file():
+        return
+    for row in read_json_lines(log)[0]:
+        found = row.get(BY_LENGTH)
+        if not isinstance(found, Mapping):
+            continue
+        counts = np.array(found["rollouts"], dtype=np.float64)
+        means = np.array([found["kept_positive"], found["kept_negative"]], dtype=np.float64).sum(axis=0)
+        first = (row["step"] - 1) // size * size + 1
+        yield Cells(KEPT, first, min(first + size - 1, run.last_step), found["from"], means * counts, counts)
 
 
-def _read(run: RunHistory) -> dict[int, dict[str, list[Any]]]:
+def _of_rollouts(run: RunHistory, *, kept: bool) -> Iterator[Cells]:
+    """`kept`: whether kept advantages are wanted, which a record of every step has better."""
     files = stored_steps(run.path)
-    steps = [list(files)[place] for place in evenly(len(files), STEPS)]
-    return {step: read_columns(files[step], COLUMNS).to_pydict() for step in steps}
-
-
-def _binned(table: dict[int, dict[str, list[Any]]], edges: list[int]) -> dict[str, Any]:
-    import bisect
-
-    marked = any("clip_low_fraction" in columns for columns in table.values())
-    names = QUANTITIES if marked else QUANTITIES[:1]
-    bins = max(1, len(edges) - 1)
-    sums = {name: [[0.0] * bins for _ in table] for name in names}
-    counts = {name: [[0] * bins for _ in table] for name in names}
-    for place, columns in enumerate(table.values()):
-        for values in zip(*columns.values(), strict=True):
-            row = dict(zip(columns, values, strict=True))
-            cell = bisect.bisect_right(edges, row["response_length"]) - 1
-            for name, value in quantities(row).items():
-                if name in sums:
-                    sums[name][place][cell] += value
-                    counts[name][place][cell] += 1
-    rounded = {name: [[shortest(value) for value in line] for line in lines] for name, lines in sums.items()}
-    return {"steps": list(table), **{name: {"sums": rounded[name], "counts": counts[name]} for name in names}}
+    for place in evenly(len(files), STEPS):
+        step = list(files)[place]
+        columns = read_columns(files[step], STORED).to_pydict()
+        trained = np.array(columns["in_batch"], dtype=bool) & (np.array(columns["response_length"]) > 0)
+        lengths, advantages = (np.array(columns[name])[trained] for name in ("response_length", "advantage"))
+        yield Cells(ADVANTAGE, step, step, lengths, advantages, np.ones(len(lengths)))
+        if set(STORED) <= set(columns):
+            rows = trained_rows(columns)
+            of_rows = kept_advantages(rows)
+            weighted = np.where(rows.advantages != 0, rows.weights * of_rows, 0.0)
+            for name, values in ((KEPT, of_rows), (WEIGHTED, weighted)):
+                # The update may have left out a response although it has an advantage: nothing is known of it.
+                known = np.isfinite(values) & (rows.lengths > 0)
+                if kept or name != KEPT:
+                    yield Cells(name, step, step, rows.lengths[known], values[known], np.ones(int(known.sum())))

@@ -29,7 +29,7 @@ from luspo_cli.files import replace_file
 from luspo_cli.metrics.intervals import student_quantile
 from luspo_cli.metrics.names import METRICS
 from luspo_cli.report import curves
-from luspo_cli.report.kept import kept_advantages
+from luspo_cli.report.kept import kept_maps
 from luspo_cli.report.rollouts import RATIO_UNIT, StepReader
 from luspo_cli.report.selection import LIMIT, choose_rollouts, rule
 from luspo_cli.report.tables import configuration, formulas, parts_of
@@ -70,11 +70,17 @@ def write_report(
     out: Path,
     *,
     predictions: Sequence[curves.Prediction] = (),
+    notes: Sequence[str] = (),
     limit: int = LIMIT,
 ) -> None:
-    """Write the page of `runs`, whole or not at all; `tables` is what the comparison prints on a terminal."""
+    """Write the page of `runs`, whole or not at all; `tables` is what the comparison prints on a terminal.
+
+    `predictions` are drawn over the curves, `notes` stand below them.
+    """
     check_html(out)
-    replace_file(out, page(runs, tables, predictions=predictions, limit=limit).encode(), "or name another file")
+    replace_file(
+        out, page(runs, tables, predictions=predictions, notes=notes, limit=limit).encode(), "or name another file"
+    )
 
 
 def page(
@@ -82,6 +88,7 @@ def page(
     tables: RenderableType,
     *,
     predictions: Sequence[curves.Prediction] = (),
+    notes: Sequence[str] = (),
     limit: int = LIMIT,
 ) -> str:
     """Return the page's HTML. Equal input gives equal bytes."""
@@ -110,15 +117,12 @@ def page(
             "axes": [curves.axes(run, stride) for run in ordered],
             "metrics": [_metric(name, ordered, stride, parts) for name in curves.metrics_of(ordered)],
             "window": max(len(run.table) for run in ordered) // stride // SMOOTHING_SHARE | 1,
-            "notes": [] if stride == 1 else [curves.downsampling_note(stride)],
+            "notes": [*([] if stride == 1 else [curves.downsampling_note(stride)]), *notes],
             "tables": parts_of(tables),
             "configuration": configuration(ordered),
             "formulas": formulas(variants),
-            "predictions": [
-                curves.prediction_json(one, {run.name: place for place, run in enumerate(ordered)})
-                for one in predictions
-            ],
-            "kept": kept_advantages(ordered),
+            "predictions": [curves.prediction_json(one, list(styles)) for one in predictions],
+            "kept": kept_maps(ordered),
             "rollouts": stored,
         },
     )

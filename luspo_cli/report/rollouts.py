@@ -22,7 +22,7 @@ PLAIN = (
 )  # fmt: skip
 ROUNDED = (
     "reward", "reward_accuracy", "reward_format", "reward_overlong", "advantage", "sequence_ratio", "clip_low_fraction",
-    "clip_high_fraction", "loss_weight",
+    "clip_high_fraction", "dual_clip_fraction", "loss_weight",
 )  # fmt: skip
 LOG_RATIOS = "token_log_ratios"
 MARKS = ("sequence_ratio", "clip_low_fraction", "clip_high_fraction", "loss_weight")

@@ -34,8 +34,8 @@ def marked(row: Row, ratios: Sequence[float] | None = None, **changes: Any) -> R
     """The same with what the update adds; log-ratios of 0 where none are given."""
     found = [0.0] * len(row["response_tokens"]) if ratios is None else list(ratios)
     return row | {
-        "mini_batch": 0, "sequence_ratio": 1.0, "clip_low_fraction": 0.0, "clip_high_fraction": 0.0, "loss_weight": 1.0,
-        "token_log_ratios": found,
+        "mini_batch": 0, "sequence_ratio": 1.0, "clip_low_fraction": 0.0, "clip_high_fraction": 0.0,
+        "dual_clip_fraction": 0.0, "loss_weight": 1.0, "token_log_ratios": found,
     } | changes  # fmt: skip
 
 

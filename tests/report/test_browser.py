@@ -138,7 +138,7 @@ def test_sections_curves_and_tables_are_there(opened: Any) -> None:
     ]  # fmt: skip
     assert curve_names(browser)[2] == "gspo, mean"
     assert browser.execute_script("return document.querySelectorAll('#kept .plot:not([hidden])').length") == 1
-    assert "stored no clip marks" in texts(browser, "#kept .panel .note")[0]
+    assert "recorded no clip marks" in texts(browser, "#kept .panel .note")[0]
     assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
     buttons = browser.execute_script(
         "return [...document.querySelectorAll('.modebar-btn')].map((one) => one.dataset.title)"

@@ -2,54 +2,56 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
 from doubles.reports import marked, rollout
 from luspo_cli.analysis.history import read_runs
-from luspo_cli.report.kept import kept_advantages, length_edges, quantities
+from luspo_cli.report import kept
+from luspo_cli.report.kept import kept_maps
 
 
-def test_edges_are_whole_and_hold_every_length() -> None:
-    assert length_edges(3, 6, 18) == [3, 4, 5, 6, 7]
-    assert length_edges(5, 5) == [5, 6]
-    edges = length_edges(2, 999)
-    assert (edges[0], edges[-1], len(edges)) == (2, 1000, 19)
-    assert edges == sorted(set(edges))
-    assert length_edges(0, 3) == [0, 1, 2, 3, 4]
-
-
-@pytest.mark.parametrize(
-    ("changes", "expected"),
-    [
-        ({"clip_low_fraction": 0.25, "clip_high_fraction": 0.25, "loss_weight": 0.5},
-         {"advantage": 2.0, "kept": 1.0, "weighted": 0.5}),
-        ({"clip_low_fraction": 1.0, "clip_high_fraction": 0.0}, {"advantage": 2.0, "kept": 0.0}),
-        ({"clip_low_fraction": None, "clip_high_fraction": None, "loss_weight": None}, {"advantage": 2.0}),
-        ({"advantage": 0.0, "clip_low_fraction": None, "clip_high_fraction": None, "loss_weight": None},
-         {"advantage": 0.0, "kept": 0.0, "weighted": 0.0}),
-        ({"in_batch": False, "clip_low_fraction": 0.0, "clip_high_fraction": 0.0}, {}),
-    ],
-)  # fmt: skip
-def test_what_a_rollout_adds(changes: dict, expected: dict) -> None:
-    assert quantities({"advantage": 2.0, "in_batch": True, **changes}) == expected
-
-
-def test_sums_by_step_and_length_and_runs_without_marks(make_run) -> None:
+def test_sums_of_stored_rollouts_and_runs_without_marks(make_run) -> None:
     short, long = rollout("p", "1", advantage=1.0), rollout("p", "123", advantage=-2.0)
-    rows = [marked(short), marked(short, clip_high_fraction=1.0), marked(long, loss_weight=0.25)]
-    newer = make_run("a", rollouts={1: rows, 4: rows[2:]})
+    unknown = dict.fromkeys(("clip_low_fraction", "clip_high_fraction", "dual_clip_fraction", "loss_weight"))
+    rows = [
+        marked(short), marked(short, clip_high_fraction=1.0), marked(long, loss_weight=0.25, clip_low_fraction=0.5),
+        marked(long, **unknown), marked(long | {"advantage": 0.0}, **unknown), marked(long | {"in_batch": False}),
+    ]  # fmt: skip
+    newer = make_run("a", rollouts={1: rows, 4: rows[2:3]})
     older = make_run("b", "gspo", rollouts={1: [short]})
-    found = kept_advantages(read_runs([newer, older, make_run("c", "grpo")]))
+    found = kept_maps(read_runs([newer, older, make_run("c", "grpo")]))
     assert found is not None
-    assert found["edges"] == [2, 3, 4, 5]
+    assert found["edges"] == [2, 3, 4, 6]
     one, other, none = found["runs"]
-    assert one["steps"] == [1, 4]
-    assert one["advantage"] == {"sums": [[2, 0, -2], [0, 0, -2]], "counts": [[2, 0, 1], [0, 0, 1]]}
-    assert one["kept"] == {"sums": [[1, 0, -2], [0, 0, -2]], "counts": [[2, 0, 1], [0, 0, 1]]}
-    assert one["weighted"]["sums"] == [[1, 0, -0.5], [0, 0, -0.5]]
-    assert other == {"steps": [1], "advantage": {"sums": [[1, 0, 0]], "counts": [[1, 0, 0]]}}
-    assert none is None
+    columns = [[1, 1], [4, 4]]
+    assert one["advantage"] == {"columns": columns, "sums": [[2, 0, -4], [0, 0, -2]], "counts": [[2, 0, 3], [0, 0, 1]]}
+    assert one["kept"] == {"columns": columns, "sums": [[1, 0, -1], [0, 0, -1]], "counts": [[2, 0, 2], [0, 0, 1]]}
+    assert one["weighted"]["sums"] == [[1, 0, -0.25], [0, 0, -0.25]]
+    assert other == {"advantage": {"columns": [[1, 1]], "sums": [[1, 0, 0]], "counts": [[1, 0, 0]]}}
+    assert none == {}
 
 
-def test_no_stored_rollouts_no_map(make_run) -> None:
-    assert kept_advantages(read_runs([make_run("a")])) is None
+def test_what_every_step_recorded_is_added_up(make_run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept, "COLUMNS", 2)
+    run: Path = make_run("a", steps=5, rollouts={1: [marked(rollout("p", "1", advantage=9.0))]})
+    log = run / "metrics.jsonl"
+    bins = {"from": [2, 8], "rollouts": [4, 2], "kept_positive": [0.5, 0.0], "kept_negative": [-0.25, -1.0]}
+    lines = [json.loads(line) | {"by_length": bins} for line in log.read_text(encoding="utf-8").splitlines()]
+    del lines[3]["by_length"]
+    log.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    found = kept_maps(read_runs([run]))
+    assert found is not None
+    assert found["edges"] == [2, 3, 4, 6, 8, 12]
+    assert found["runs"][0]["kept"] == {
+        "columns": [[1, 3], [4, 5]],
+        "sums": [[3, 0, 0, 0, -6], [1, 0, 0, 0, -2]],
+        "counts": [[12, 0, 0, 0, 6], [4, 0, 0, 0, 2]],
+    }
+    assert found["runs"][0]["weighted"]["sums"] == [[9, 0, 0, 0, 0]]
+
+
+def test_nothing_recorded_no_map(make_run) -> None:
+    assert kept_maps(read_runs([make_run("a")])) is None

@@ -100,11 +100,11 @@ def test_long_runs_are_drawn_by_means(make_run, monkeypatch: pytest.MonkeyPatch)
     assert curve(run, "policy/entropy", 2) is None
 
 
-def test_a_prediction_is_handed_to_its_run(make_run, tmp_path: Path) -> None:
-    forecast = Prediction("a", "lab", "response_length/mean", [3, 4], [21.0, 22.0], [20.0, 20.5], [22.0, 23.5])
+def test_a_prediction_is_handed_to_its_variant(make_run, tmp_path: Path) -> None:
+    forecast = Prediction("luspo", "lab", "response_length/mean", [3, 4], [21.0, 22.0], [20.0, 20.5], [22.0, 23.5])
     page = write_page(tmp_path / "report.html", make_run("a"), predictions=[forecast])
     assert part(page, "summary")["predictions"] == [
-        {"run": 0, "label": "lab", "metric": "response_length/mean", "steps": [3, 4], "mean": [21, 22],
+        {"variant": 0, "label": "lab", "metric": "response_length/mean", "steps": [3, 4], "mean": [21, 22],
          "low": [20, 20.5], "high": [22, 23.5]}
     ]  # fmt: skip
 
@@ -117,6 +117,16 @@ def test_compare_writes_the_page_and_says_so(make_run, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert f"report: {out}" in result.stdout
     assert part(out, "summary")["kept"] is None
+    alone = CliRunner().invoke(app, [str(run), "--predict"])
+    assert isinstance(alone.exception, UsageError)
+    wrong = make_run("b", "gspo", metrics={"reward/accuracy/mean": [0.0] * 4})
+    predicted = CliRunner().invoke(app, [str(run), str(wrong), "--html", str(out), "--predict"])
+    assert predicted.exit_code == 0, predicted.output
+    summary = part(out, "summary")
+    (forecast,) = summary["predictions"]
+    assert summary["variants"][forecast["variant"]]["label"] == "luspo"
+    assert forecast["steps"] == [1, 2, 3, 4]
+    assert any(note.startswith("No prediction for gspo: ") and "accuracy" in note for note in summary["notes"])
     refused = CliRunner().invoke(app, [str(run), "--html", str(tmp_path / "report.pdf")])
     assert isinstance(refused.exception, UsageError)
 

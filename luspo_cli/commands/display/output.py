@@ -18,3 +18,4 @@ class ComparisonOutput:
     as_json: bool
     figure: Path | None
     html: Path | None
+    predict: bool

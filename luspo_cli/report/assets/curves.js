@@ -182,14 +182,20 @@ function curvePanel(summary, described, state, first, place, grid, lacking) {
       if (several) traces.push(line(over.x, over.mean, `${variant.label}, mean`, hue, 2.6, 1, variant.dash, sparse, over.steps));
     }
     for (const one of summary.predictions) {
-      if (one.metric !== asked || !state.shown.has(one.run) || !summary.axes[one.run][state.axis]) continue;
-      const x = one.steps.map((step) => at(summary.axes[one.run], state.axis, step));
-      const hue = shownColour(summary.variants.find((variant) => variant.runs.includes(one.run)).colour);
+      const variant = summary.variants[one.variant];
+      const run = variant.runs.find((run) => state.shown.has(run) && summary.axes[run][state.axis]);
+      if (one.metric !== asked || run === undefined) continue;
+      // On other axes than steps it reaches as far as the run, whose tokens and time are known.
+      const reach = state.axis === "steps" ? Infinity : summary.axes[run].steps.at(-1);
+      const places = one.steps.map((step, i) => i).filter((i) => one.steps[i] <= reach);
+      const taken = (values) => places.map((i) => values[i]);
+      const x = taken(one.steps).map((step) => at(summary.axes[run], state.axis, step));
+      const hue = shownColour(variant.colour);
       if (one.low && one.high) {
-        const edge = { x, mode: "lines", line: { width: 1, color: hue, dash: "dot" }, hoverinfo: "skip" };
-        traces.push({ ...edge, y: one.low }, { ...edge, y: one.high });
+        const edge = { x, mode: "lines", line: { width: 1.6, color: hue, dash: "1.5px,4px" }, hoverinfo: "skip" };
+        traces.push({ ...edge, y: taken(one.low) }, { ...edge, y: taken(one.high) });
       }
-      traces.push(line(x, one.mean, `${one.label}, ${summary.runs[one.run].name}`, hue, 2, 1, "4px,4px", false, one.steps));
+      traces.push(line(x, taken(one.mean), `${one.label}, ${variant.label}`, hue, 2, 1, "12px,5px", false, taken(one.steps)));
     }
     for (const trace of traces) if (trace.name) trace.hovertemplate = `${plain(trace.name)}<br>step %{customdata}: ${hover}<extra></extra>`;
     const title = unit === "1" ? asked : `${asked} (${unit})`;

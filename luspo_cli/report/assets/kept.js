@@ -10,13 +10,14 @@ const KEPT = {
 function drawKept(summary) {
   const section = document.getElementById("kept");
   if (!summary.kept) {
-    section.append(el("p", { className: "note" }, "No run here stored rollouts (run.rollouts_every = 0, or a log of another trainer)."));
+    section.append(el("p", { className: "note" }, "No run here recorded advantages by length or stored rollouts."));
     return null;
   }
   const { edges, runs } = summary.kept;
-  const marked = runs.some((run) => run && run.kept);
+  const marked = runs.some((run) => run.kept);
+  const mapOf = (run) => (state.quantity === "count" ? runs[run].kept ?? runs[run].advantage : runs[run][state.quantity]);
   const state = { quantity: marked ? "kept" : "advantage", seed: "", least: 5 };
-  const pairs = Object.entries(KEPT).filter(([key]) => key === "count" || runs.some((run) => run && run[key])).map(([key, [text]]) => [key, text]);
+  const pairs = Object.entries(KEPT).filter(([key]) => key === "count" || runs.some((run) => run[key])).map(([key, [text]]) => [key, text]);
   const seeds = [...new Set(summary.variants.flatMap((variant) => variant.runs.map((run) => summary.runs[run].seed)))].filter((seed) => seed !== null);
   const quantity = choice("Colour", pairs, state.quantity, (value) => { state.quantity = value; draw(); });
   const seed = choice("Runs", [["", "all seeds together"], ...seeds.map((one) => [String(one), `seed ${one}`])], "", (value) => { state.seed = value; draw(); });
@@ -33,14 +34,14 @@ function drawKept(summary) {
 
   /** Sums and counts of the chosen runs by step and bin; null where none of them has the quantity. */
   function gathered(variant) {
-    const chosen = variant.runs.filter((run) => (state.seed === "" || String(summary.runs[run].seed) === state.seed) && runs[run]?.[state.quantity === "count" ? "advantage" : state.quantity]);
+    const chosen = variant.runs.filter((run) => (state.seed === "" || String(summary.runs[run].seed) === state.seed) && mapOf(run));
     const byStep = new Map();
     for (const run of chosen) {
-      const found = runs[run][state.quantity === "count" ? "advantage" : state.quantity];
-      runs[run].steps.forEach((step, i) => {
-        const row = byStep.get(step) ?? { sums: names.map(() => 0), counts: names.map(() => 0) };
+      const found = mapOf(run);
+      found.columns.forEach(([first, last], i) => {
+        const row = byStep.get(first) ?? { title: first === last ? `${first}` : `${first}–${last}`, sums: names.map(() => 0), counts: names.map(() => 0) };
         found.sums[i].forEach((sum, bin) => { row.sums[bin] += sum; row.counts[bin] += found.counts[i][bin]; });
-        byStep.set(step, row);
+        byStep.set(first, row);
       });
     }
     return chosen.length ? [...byStep].sort((a, b) => a[0] - b[0]) : null;
@@ -56,14 +57,14 @@ function drawKept(summary) {
     const middle = colour("raised"), more = `rgb(${colour("more")})`, less = `rgb(${colour("less")})`;
     await Promise.all(panels.map(({ variant, plot, note }, place) => {
       const map = maps[place];
-      note.textContent = map ? "" : state.quantity === "advantage" || counting ? "No stored rollouts." : "These runs stored no clip marks (an older version wrote them): only the advantage before the clip is known.";
+      note.textContent = map ? "" : state.quantity === "advantage" || counting ? "These runs stored no rollouts." : "These runs recorded no clip marks (an older version wrote them, or another trainer): at most the advantage before the clip is known.";
       plot.hidden = !map;
       if (!map) return null;
       plot.setAttribute("aria-label", `${KEPT[state.quantity][0]} by response length and step, ${variant.label}`);
       const z = names.map((_, bin) => map.map(([, row]) => value(row, bin)));
       const counts = names.map((_, bin) => map.map(([, row]) => row.counts[bin]));
       const trace = {
-        type: "heatmap", x: map.map(([step]) => String(step)), y: names, z, customdata: counts, xgap: map.length < 80 ? 1 : 0, ygap: 1, hoverongaps: false,
+        type: "heatmap", x: map.map(([, row]) => row.title), y: names, z, customdata: counts, xgap: map.length < 80 ? 1 : 0, ygap: 1, hoverongaps: false,
         colorscale: counting ? [[0, middle], [1, more]] : [[0, less], [0.5, middle], [1, more]], zmin: counting ? 0 : -top, zmax: top,
         colorbar: { thickness: 12, outlinewidth: 0, tickfont: { color: colour("text") } },
         hovertemplate: `step %{x}, %{y} tokens: %{z:.3~g}<br>%{customdata} rollouts<extra></extra>`,

@@ -265,6 +265,7 @@ function card(columns, row, place, limit, unit) {
   const low = get("clip_low_fraction"), high = get("clip_high_fraction");
   if (low > 0) marks.push(el("span", { className: "mark clip" }, low < 1 ? `clipped low ${number(100 * low, 2)} %` : "clipped low"));
   if (high > 0) marks.push(el("span", { className: "mark clip" }, high < 1 ? `clipped high ${number(100 * high, 2)} %` : "clipped high"));
+  if (get("dual_clip_fraction") > 0) marks.push(el("span", { className: "mark clip" }, "dual clip"));
   if (get("in_batch") === false) marks.push(el("span", { className: "mark" }, "not trained on"));
   const facts = [["reward", number(get("reward"))], ["advantage", number(get("advantage"), 3)], ["length", `${number(get("response_length"))}`]];
   const add = (title, value) => { if (value !== null && value !== undefined && value !== "") facts.push([title, typeof value === "number" ? number(value) : value]); };
