@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luspo_cli.analysis.logs import no_step, read_json_lines, read_log
+from luspo_cli.analysis.tensorboard import event_files, is_event_file
 from luspo_cli.errors import UsageError, nearest
 from luspo_cli.files import require_object
 from luspo_cli.metrics.names import BY_LENGTH, METRICS
@@ -110,19 +111,21 @@ def read_run(path: Path, name: str | None = None) -> RunHistory:
 def _log_of(path: Path) -> Path:
     """Return the file that holds a run's steps: `path` itself, or the one in it; `path` again where there is none."""
     if not path.is_dir():
-        return path
+        # The files of a folder are one run, whichever of them is named.
+        return next(iter(event_files(path.parent)), path) if is_event_file(path) else path
     if (path / "config.json").is_file():
         return path / "metrics.jsonl" if (path / "metrics.jsonl").is_file() else path
     return _trainer_log(path) or path
 
 
 def _trainer_log(folder: Path) -> Path | None:
-    """The log in another trainer's output folder: its own state, else that of its last checkpoint, else ms-swift's log."""
+    """The log in another trainer's output folder: its state, that of its last checkpoint, ms-swift's log, or TensorBoard's."""
     if (folder / "trainer_state.json").is_file():
         return folder / "trainer_state.json"
     states = [path for path in folder.glob("checkpoint-*/trainer_state.json") if path.parent.name[11:].isdigit()]
     last = max(states, key=lambda path: int(path.parent.name[11:]), default=None)
-    return last or next((path for path in [folder / "logging.jsonl"] if path.is_file()), None)
+    logged = [folder / "logging.jsonl"] if (folder / "logging.jsonl").is_file() else event_files(folder)
+    return last or next(iter(logged), None)
 
 
 def _runs_below(path: Path) -> tuple[list[Path], str | None]:
@@ -265,7 +268,7 @@ _LOG_NAMES = ("metrics.jsonl", "trainer_state.json", "logging.jsonl")
 
 
 def _stem(path: Path) -> str:
-    if path.name in _LOG_NAMES:
+    if path.name in _LOG_NAMES or is_event_file(path):
         return path.parent.name
     return path.name if path.is_dir() else path.stem
 
@@ -274,7 +277,8 @@ def _short_names(paths: Sequence[Path]) -> list[str]:
     """Name each path by its last part, with as many parents as it takes for all names to differ; else by the whole path."""
     parts = []
     for path in paths:
-        parents = path.parent.parts[1:-1] if path.name in _LOG_NAMES else path.parent.parts[1:]
+        called_after_folder = path.name in _LOG_NAMES or is_event_file(path)
+        parents = path.parent.parts[1:-1] if called_after_folder else path.parent.parts[1:]
         parts.append([*parents, _stem(path)])
     for depth in range(1, max(map(len, parts)) + 1):
         names = ["/".join(part[-depth:]) for part in parts]

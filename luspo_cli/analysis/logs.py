@@ -1,9 +1,9 @@
 """Logs of other trainers as rows of a step each, recognised by what they hold and never by a file's name.
 
 Read are: the `trainer_state.json` of TRL and of all that build on transformers' Trainer; JSON lines (verl's file logger,
-ms-swift's `logging.jsonl`, a history of W&B) and JSON arrays; CSV as W&B exports it; what verl's and ms-swift's console
-loggers print, also with Ray's prefix. Their keys are those of `PEER_KEYS`, with or without a leading `train/`. Only the
-last line may be torn, by a process that was killed while writing it: it is left out and reported.
+ms-swift's `logging.jsonl`, a history of W&B) and JSON arrays; CSV as W&B exports it; TensorBoard's event files; what verl's and
+ms-swift's console loggers print, also with Ray's prefix. Their keys are those of `PEER_KEYS`, with or without a leading `train/`.
+Only the last line may be torn, by a process that was killed while writing it: it is left out and reported.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from luspo_cli.analysis.tensorboard import is_event_file, read_events
 from luspo_cli.config.peers import PEER_KEYS
 from luspo_cli.errors import UsageError
 from luspo_cli.metrics.names import METRICS
@@ -130,6 +131,8 @@ def no_step(path: Path) -> UsageError:
 
 def _raw_rows(path: Path) -> tuple[list[dict[str, Any]], int | None, str | None]:
     """Return the rows as they are written, the planned number of steps, and a note on a torn last line."""
+    if is_event_file(path):
+        return read_events(path), None, None
     content = _read(path)
     if not content.strip():
         raise no_step(path)
@@ -149,7 +152,7 @@ def _raw_rows(path: Path) -> tuple[list[dict[str, Any]], int | None, str | None]
     if not rows and not torn:
         raise UsageError(
             f"{path} is not a run: give a run folder, or a log of TRL (trainer_state.json), verl (file or console), ms-swift,"
-            " OpenRLHF or W&B."
+            " OpenRLHF or W&B, or an event file of TensorBoard."
         )
     return rows, _planned(rows), torn
 

@@ -34,7 +34,7 @@ def compare_cli(
     runs: Annotated[
         list[Path] | None,
         Argument(
-            help="Run folders, folders of them, or logs of TRL, verl, ms-swift, OpenRLHF or W&B; or give --preset."
+            help="Run folders, folders of them, or logs of TRL, verl, ms-swift, OpenRLHF, W&B or TensorBoard; or give --preset."
         ),
     ] = None,
     preset: Annotated[str | None, Option(help="Train what is missing of this preset, then compare.")] = None,

@@ -24,7 +24,8 @@ PLOT_LENGTH_EXAMPLES = [
 
 def plot_length_cli(
     runs: Annotated[
-        list[Path], Argument(help="Run folders, folders of them, or logs of TRL, verl, ms-swift, OpenRLHF or W&B.")
+        list[Path],
+        Argument(help="Run folders, folders of them, or logs of TRL, verl, ms-swift, OpenRLHF, W&B or TensorBoard."),
     ],
     out: Annotated[
         Path, Option("--out", "-o", help="The figure: .png, .svg or .pdf. An older one is replaced.")
