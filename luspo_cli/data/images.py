@@ -20,7 +20,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from luspo_cli.data.image_columns import BEGINNINGS
 from luspo_cli.data.left_out import LeftOut, UnusableImage
-from luspo_cli.data.png import has_all_pixels
+from luspo_cli.data.png import has_all_pixels, may_lack_rows
 from luspo_cli.data.prompts import IMAGE_MARK
 from luspo_cli.errors import UsageError, first_line
 from luspo_cli.records import Message
@@ -171,7 +171,7 @@ def decoded(source: Path | BinaryIO, called: str) -> Image.Image:
     with _open(source, called) as image:
         try:
             upright = ImageOps.exif_transpose(image)
-            if image.format == "PNG" and not _has_all_pixels(source):
+            if image.format == "PNG" and may_lack_rows(image) and not _has_all_pixels(source):
                 raise ValueError("image file is truncated: rows of pixels are missing")
             return _rgb(upright)
         except Exception as error:  # decoders raise whatever a broken file makes them raise

@@ -1,10 +1,16 @@
-"""Whether a PNG holds all the pixels that its header promises: Pillow leaves rows that are not there black, without a word."""
+"""Whether a PNG holds all the pixels that its header promises: Pillow leaves rows that are not there zero, without a word.
+
+So a decoded image whose last row is not zero is whole, and only of the others are the packed rows unpacked a second time and
+counted, which takes about half as long as decoding.
+"""
 
 from __future__ import annotations
 
 import struct
 import zlib
 from typing import BinaryIO
+
+from PIL import Image
 
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 """By colour type (PNG specification, section 11.2.1)."""
@@ -13,6 +19,12 @@ _INTERLACED = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2,
 """First column and row, and the steps, of each pass (section 8.2)."""
 _AT_ONCE = 2**20
 """Bytes unpacked at a time."""
+
+
+def may_lack_rows(image: Image.Image) -> bool:
+    """Whether rows of a decoded PNG, as it came, could be missing: its last row is zero, or the order of its rows is another."""
+    last = image.crop((0, image.height - 1, image.width, image.height))
+    return "interlace" in image.info or not last.tobytes().strip(b"\0")
 
 
 def has_all_pixels(stream: BinaryIO) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from doubles.hostile_images import encoded, noise, shortened
 from doubles.vision import END, IMAGE, VIDEO, character_tokenizer, noise_image, vision_processor
 from luspo_cli.data.images import ImageFile, image_file, image_messages
 from luspo_cli.data.prepare import prepare
@@ -54,6 +55,24 @@ def test_sixteen_bit_grey_keeps_its_shades(tmp_path: Path) -> None:
     image.save(tmp_path / "grey.png")
     found = ImageFile(tmp_path / "grey.png").load()
     assert [found.getpixel((x, 0)) for x in range(3)] == [(0, 0, 0), (128, 128, 128), (255, 255, 255)]
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "I;16", "LA", "RGB", "RGBA"])
+@pytest.mark.parametrize("black", [0, 1, 30])
+def test_a_png_is_whole_or_refused_whatever_its_last_rows_show(tmp_path: Path, mode: str, black: int) -> None:
+    """One row is missing, or several; the lowest rows of the whole picture are zero, or none is."""
+    image = noise(21, 30, mode)
+    image.paste(
+        0 if image.getbands() in (("L",), ("1",), ("P",), ("I",)) else (0,) * len(image.getbands()),
+        (0, 30 - black, 21, 30),
+    )
+    whole = encoded(image)
+    (tmp_path / "whole.png").write_bytes(whole)
+    assert ImageFile(tmp_path / "whole.png").load().size == (21, 30)
+    for missing in (1, 5):
+        (tmp_path / "short.png").write_bytes(shortened(whole, missing))
+        with pytest.raises(UsageError, match="rows of pixels are missing"):
+            ImageFile(tmp_path / "short.png").load()
 
 
 def test_a_jpeg_named_png_and_a_picture_taken_sideways(tmp_path: Path) -> None:

@@ -38,6 +38,18 @@ def png(width: int, height: int, rows: bytes, interlaced: bool = False) -> bytes
     return b"\x89PNG\r\n\x1a\n" + body
 
 
+def shortened(whole: bytes, missing: int) -> bytes:
+    """A PNG of one chunk of pixels without its last rows: Pillow reads it and leaves them zero."""
+    start = whole.index(b"IDAT")
+    (length,) = struct.unpack(">I", whole[start - 4 : start])
+    rows = zlib.decompress(whole[start + 4 : start + 4 + length])
+    (height,) = struct.unpack(">I", whole[20:24])
+    packed = zlib.compress(rows[: len(rows) // height * (height - missing)])
+    chunk = b"IDAT" + packed
+    rest = whole[start + 8 + length :]
+    return whole[: start - 4] + struct.pack(">I", len(packed)) + chunk + struct.pack(">I", zlib.crc32(chunk)) + rest
+
+
 def hostile_images() -> dict[str, tuple[bytes, str | None]]:
     """File name -> its bytes, and the reason it is left out for."""
     grey = noise(40, 30, "L")
