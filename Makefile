@@ -16,7 +16,7 @@ PEER_TESTS := -m pytest --confcutdir=tests/peers tests/peers
 .PHONY: demo vllm peers test test-slow test-gpu test-vllm test-peers check wheel fix help
 
 help:
-	@echo "make demo    train one small model with GRPO, GSPO and LUSPO (3 seeds), print the table, draw the figure"
+	@echo "make demo    train one small model with GRPO, GSPO and LUSPO (3 seeds): table, figure, the lab's prediction beside them"
 	@echo "make test    the default test suite"
 	@echo "make test-slow  the tests that take minutes"
 	@echo "make vllm    $(VLLM) beside luspo in .venv-vllm; train with .venv-vllm/bin/luspo"
@@ -38,6 +38,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 demo: $(INSTALLED)
 	$(BIN)/luspo compare --preset tiny --objectives grpo,gspo,luspo --seeds 3
+	$(BIN)/luspo lab --from runs/tiny --figure runs/tiny/predicted.png
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest

@@ -36,6 +36,9 @@ class LabModelConfig(Section):
     """Tokens that an answer token can be, one of them right; all logits but the last one's are parameters."""
     answer_tokens: int = Field(default=1, ge=1)
     """Tokens of an answer; it is right where all of them are."""
+    answer_noise: float = Field(default=0.0, ge=0)
+    """Standard deviation, in logits, by which the first optimizer step moves each wrong answer of prompts that it did not train
+    on; later ones move them as far as AdamW moves a weight whose gradients are noise. 0: an update moves all prompts alike."""
     ending: float = Field(default=1.0, gt=0, le=1)
     """Chance of the end after the answer, a parameter; any other token spoils the answer. 1: certain, no parameter."""
     stop_bins: int = Field(default=1, ge=1)
@@ -55,6 +58,8 @@ class LabModelConfig(Section):
         return len(self.stop_profile) or self.stop_bins
 
     def faults(self) -> Iterator[str]:
+        if self.answer_noise and self.answers == 2:
+            yield "model.answer_noise moves wrong answers apart and needs several: set model.answers, for example to 10"
         if self.bins == 1 and self.changed("stop_bin_tokens"):
             yield "model.stop_bin_tokens needs model.stop_bins above 1 or a model.stop_profile: one bin has all positions"
         if self.stop_profile and self.stop_bins > 1:
@@ -100,6 +105,8 @@ class LabUpdateConfig(Section):
     """Optimizer steps a rollout batch; 1 is strictly on-policy."""
     learning_rate: float = Field(default=0.02, gt=0)
     """In logits: with AdamW about the largest move of a logit in one optimizer step."""
+    answer_rate: float = Field(default=1.0, gt=0)
+    """Learning rate of the answers' logits, as a multiple of the others'."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
     betas: tuple[Beta, Beta] = Field(default=(0.9, 0.99), strict=False)
     """AdamW's decay rates of the gradient's mean and of its square."""

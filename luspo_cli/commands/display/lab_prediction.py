@@ -85,7 +85,7 @@ def _predictions_table(found: Predictions) -> Table:
 def _starts_table(found: Predictions) -> Table:
     table = titled_table("Fitted")
     table.add_column("runs", no_wrap=True)
-    for title in ("accuracy", "learning rate\n(logits)", "size of an\nupdate from", "coupling\nmeasured", "used"):
+    for title in ("accuracy", "spread over\nproblems", "size of an\nupdate", "read in", "coupling\nmeasured", "used"):
         table.add_column(title, justify="right", no_wrap=True)
     for row in found.rows:
         start, config, coupled = row.start, row.config, row.start.coupling
@@ -93,7 +93,8 @@ def _starts_table(found: Predictions) -> Table:
         table.add_row(
             row.label,
             f"{start.accuracy:.3f}",
-            f"{config.update.learning_rate:.3g}",
+            DASH if start.skill_spread is None else f"{start.skill_spread:.2f}",
+            f"{config.model.answer_noise:.2f}",
             start.size.source,
             measured,
             f"{config.model.coupling:g}",
@@ -107,10 +108,14 @@ def _statements(found: Predictions) -> Iterator[str]:
         f" planned steps. {LEVEL:.0%} of its seeds: where so many of {found.seeds} runs of the model end. No change: the length"
         f" of steps 1 to {FITTED_STEPS} as forecast. Error: forecast less real."
     )
+    yield (
+        "Size of an update: standard deviation, in logits, by which the first optimizer step moves the wrong answers of prompts"
+        " that it did not train on."
+    )
     yield "Coupling: move of the stopping logit for each unit of the right answer's, used where its interval leaves out 0."
+    for note in dict.fromkeys(note for row in found.rows for note in row.start.notes):
+        yield f"Not fitted, {', '.join(row.label for row in found.rows if note in row.start.notes)}: {note}."
     for row in found.rows:
-        for note in row.start.notes:
-            yield f"Not fitted, {row.label}: {note}."
         if row.real is None:
             steps = max(run.lengths[-1][0] for run in row.runs)
             yield f"{row.label} has no real final length yet: step {steps:.0f} of {row.config.run.steps}."

@@ -8,6 +8,7 @@ difference is paired.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -44,10 +45,14 @@ class LabHistory:
     """Estimated KL divergence a token from the policy before the step's first update, mean over mini-batches."""
     squared_log_ratio: Tensor
     """Mean square of the sequences' log-ratio (the mean over their tokens), mean over mini-batches."""
+    squared_wrong: Tensor
+    """The same of a wrong answer's first token."""
     gradient_norm: Tensor
     """Before the limit, mean over mini-batches."""
     update_norm: Tensor
     """Length of an optimizer step over all logits, mean over mini-batches."""
+    stop_move: Tensor
+    """Mean square over stopping logits of what one optimizer step adds, mean over mini-batches."""
 
     @property
     def seeds(self) -> int:
@@ -86,7 +91,7 @@ def _run(config: LabRun, seeds: int) -> LabHistory:
         lengths.append(model.mean_length(learner.logits))
         responses = draw(model, learner.logits, generators)
         advantages = group_advantages(responses.right, table)
-        steps.append(measured(responses) | learner.update(responses, advantages))
+        steps.append(measured(responses) | learner.update(responses, advantages, generators))
     columns = {key: torch.stack([step[key] for step in steps], -1) for key in steps[0]}
     return LabHistory(config, torch.stack(lengths, -1), **columns)
 
@@ -137,32 +142,52 @@ class Learner:
         self.model, self.config = model, model.config
         self.reference = start.detached() if self.config.objective.kl_coefficient > 0 else None
         self.logits = start.detached()
+        self.updates = 0
+        self.decay = 0.0 if self.config.update.optimizer == "sgd" else self.config.update.betas[0]
         self.parameters = [tensor.requires_grad_(True) for tensor in self.logits.tensors() if tensor.numel()]
         update = self.config.update
+        rates = [
+            update.learning_rate * (update.answer_rate if own is self.logits.answer else 1) for own in self.parameters
+        ]
+        groups = [{"params": [own], "lr": rate} for own, rate in zip(self.parameters, rates, strict=True)]
         if update.optimizer == "sgd":
-            self.optimizer: torch.optim.Optimizer = torch.optim.SGD(self.parameters, lr=update.learning_rate)
+            self.optimizer: torch.optim.Optimizer = torch.optim.SGD(groups)
         else:
-            self.optimizer = torch.optim.AdamW(
-                self.parameters, lr=update.learning_rate, betas=update.betas, weight_decay=0.0
-            )
+            self.optimizer = torch.optim.AdamW(groups, betas=update.betas, weight_decay=0.0)
 
-    def update(self, responses: Responses, advantages: Tensor) -> dict[str, Tensor]:
+    def update(self, responses: Responses, advantages: Tensor, generators: list[torch.Generator]) -> dict[str, Tensor]:
         """One optimizer step a mini-batch of whole groups; numbers [S], means over mini-batches."""
         with torch.no_grad():
             old = self.model.log_probs(self.logits, responses)
             reference = None if self.reference is None else self.model.log_probs(self.reference, responses)
+        noise = self._noise(advantages.shape[1], generators)
         size = advantages.shape[1] // self.config.update.mini_batches
-        parts = []
+        parts: list[dict[str, Tensor]] = []
         for start in range(0, advantages.shape[1], size):
             rows = slice(start, start + size)
             own = responses.rows(start, start + size)
             of_reference = None if reference is None else reference[:, rows]
-            parts.append(self._step(own, advantages[:, rows], old[:, rows], of_reference))
+            # Independent moves of the step's earlier updates add up.
+            earlier = [self.updates - place for place in range(len(parts))]
+            reach = math.sqrt(sum(move_of_noise(update, self.decay) ** 2 for update in earlier))
+            of_noise = None if noise is None else reach * noise[:, rows]
+            parts.append(self._step(own, advantages[:, rows], old[:, rows], of_reference, of_noise))
         return {key: torch.stack([part[key] for part in parts]).mean(0) for key in parts[0]}
 
-    def _step(self, own: Responses, advantages: Tensor, old: Tensor, reference: Tensor | None) -> dict[str, Tensor]:
+    def _noise(self, rows: int, generators: list[torch.Generator]) -> Tensor | None:
+        """What the first update does to the wrong answers of each row's prompt, [S, B, M, V - 1]; None without noise."""
+        model, problems = self.config.model, self.config.rollout.problems
+        if not model.answer_noise:
+            return None
+        size = (problems, model.answer_tokens, model.answers - 1)
+        drawn = torch.stack([torch.randn(size, generator=own, dtype=DTYPE) for own in generators])
+        return model.answer_noise * drawn.repeat_interleave(rows // problems, dim=1)
+
+    def _step(
+        self, own: Responses, advantages: Tensor, old: Tensor, reference: Tensor | None, noise: Tensor | None
+    ) -> dict[str, Tensor]:
         counts = own.token_counts
-        logprobs = self.model.log_probs(self.logits, own)
+        logprobs = self.model.log_probs(self.logits, own, noise)
         result = policy_loss(
             self.config.objective,
             logprobs,
@@ -179,6 +204,7 @@ class Learner:
         norm = self._limit_gradients()
         before = [parameter.detach().clone() for parameter in self.parameters]
         self.optimizer.step()
+        self.updates += 1
         moved = [now.detach() - then for now, then in zip(self.parameters, before, strict=True)]
         amounts = counts * own.mask
         kept = (~result.clipped * amounts).sum(-1) / amounts.sum(-1)
@@ -190,9 +216,16 @@ class Learner:
             "kept_advantage": (advantages * kept).mean(-1),
             "kl_old": result.by_batch[KL_OLD],
             "squared_log_ratio": masked_mean(log_ratio, amounts)[..., 0].square().mean(-1),
+            "squared_wrong": self._squared_wrong(own, log_ratio),
             "gradient_norm": norm,
             "update_norm": _norms(moved),
+            "stop_move": moved[0].flatten(1).square().mean(-1),
         }
+
+    def _squared_wrong(self, own: Responses, log_ratio: Tensor) -> Tensor:
+        """Mean square of the log-ratio of the first answer token over the responses that end with another answer, [S]."""
+        wrong = own.mask[..., -1] & ~own.right
+        return (log_ratio[..., self.config.model.bins].square() * wrong).sum(-1) / wrong.sum(-1).clamp(min=1)
 
     def _limit_gradients(self) -> Tensor:
         """Scale each seed's gradient down to the limit; its norm before, [S]."""
@@ -204,6 +237,14 @@ class Learner:
             for gradient in gradients:
                 gradient.mul_(scale.reshape(-1, *[1] * (gradient.dim() - 1)))
         return norm
+
+
+def move_of_noise(update: int, decay: float) -> float:
+    """How far AdamW's step number `update`, from 1, moves a weight whose gradients are noise: rms in learning rates.
+
+    The bias-corrected mean of so many independent gradients under `decay`, beside their root mean square; 1 for SGD (0).
+    """
+    return math.sqrt((1 - decay) / (1 + decay) * (1 - decay ** (2 * update))) / (1 - decay**update)
 
 
 def _norms(tensors: list[Tensor]) -> Tensor:

@@ -1,9 +1,9 @@
 """The exact model with the start of a run: its first steps are moved until they look like the run's.
 
-Length, accuracy, size of an update and gradient norm of the lab's first steps, averaged over seeds, are compared with the run's,
-and the start values are corrected by what is missing; a few rounds are enough, since each value acts on its own number.
-Logits and weights have different units: the learning rate is the lab's own, and the gradient limit is scaled by how much larger
-the lab's gradients are, so that it cuts as much.
+Length, accuracy, noise of the answers and gradient norm of the lab's first steps, averaged over seeds, are compared with the
+run's, and the start values are corrected by what is missing; a few rounds are enough, since each acts on its own number. Logits
+and weights have different units: the learning rates are the lab's own, and the gradient limit is scaled by how much larger the
+lab's gradients are, so that it cuts as much.
 """
 
 from __future__ import annotations
@@ -25,8 +25,12 @@ ROUNDS = 8
 FITTED = "the fit"
 PROBE_SEEDS = 24
 LEAST_LENGTH = TAIL + 0.05
-MAX_RATE = 2.0
-"""Largest learning rate that is tried, in logits."""
+START_NOISE, MAX_NOISE = 0.85, 10.0
+"""`model.answer_noise` before the first comparison, and the largest that is tried."""
+ANSWERS, PROMPT_TYPES = 10, 64
+_UPDATE = {"answer_rate": 0.1}
+"""An update moves each prompt's answers far and in directions of their own, and those of all prompts together little: at the
+lab's own rate accuracy would be near 1 where networks reach 0.6 (docs/length.md, section 7)."""
 
 
 def fit(run: RunHistory, start: StartValues, sets: Sequence[str] = ()) -> LabRun:
@@ -34,7 +38,8 @@ def fit(run: RunHistory, start: StartValues, sets: Sequence[str] = ()) -> LabRun
     recipe, origin = _recipe(run), str(run.path / "config.json")
     limit = layered(((recipe, origin),)).update.gradient_clip
     fitted: dict[str, Any] = {
-        "model": {"length": max(start.length, LEAST_LENGTH), "accuracy": start.accuracy} | _fixed(start)
+        "model": _fixed(start) | {"length": max(start.length, LEAST_LENGTH), "accuracy": start.accuracy},
+        "update": _UPDATE,
     }
     for _ in range(ROUNDS):
         config = layered(((recipe, origin), (fitted, FITTED)))
@@ -46,7 +51,15 @@ def fit(run: RunHistory, start: StartValues, sets: Sequence[str] = ()) -> LabRun
 def _fixed(start: StartValues) -> dict[str, Any]:
     """What is measured and needs no comparison."""
     bins = {"stop_bin_tokens": start.bin_tokens} if len(start.profile) > 1 else {}
-    return {"coupling": start.coupled, "stop_profile": list(start.profile)} | bins
+    spread = {"prompt_types": PROMPT_TYPES, "skill_spread": start.skill_spread} if start.skill_spread else {}
+    return {
+        "coupling": start.coupled,
+        "stop_profile": list(start.profile),
+        "answers": ANSWERS,
+        "answer_noise": START_NOISE,
+        **bins,
+        **spread,
+    }
 
 
 def _corrected(config: LabRun, start: StartValues, found: LabHistory, limit: float) -> dict[str, Any]:
@@ -57,18 +70,19 @@ def _corrected(config: LabRun, start: StartValues, found: LabHistory, limit: flo
         "length": min(max(length, LEAST_LENGTH), config.rollout.max_response_tokens - 1.0),
         "accuracy": _chance(_logit(config.model.accuracy) + missing),
     }
-    update = {}
+    update: dict[str, float] = {}
     if start.size.by_step:
-        update["learning_rate"] = min(config.update.learning_rate * math.exp(_size_ratio(start, found)), MAX_RATE)
+        model["answer_noise"] = min(config.model.answer_noise * math.exp(_size_ratio(start, found)), MAX_NOISE)
     if start.gradient_norm and limit:
         update["gradient_clip"] = limit * _mean(found.gradient_norm) / start.gradient_norm
-    return {"model": model | _fixed(start), "update": update}
+    return {"model": _fixed(start) | model, "update": _UPDATE | update}
 
 
 def _size_ratio(start: StartValues, found: LabHistory) -> float:
-    """Log of the factor that the learning rate lacks: all numbers grow with its square but for the clip fractions."""
+    """Log of the factor that the noise lacks: all numbers grow with its square but for the clip fractions."""
     own = {
-        "token log-ratios": found.squared_log_ratio,
+        "answers' log-ratios": found.squared_wrong,
+        "sequences' log-ratios": found.squared_log_ratio,
         "kl_old": found.kl_old,
         "clip fractions": found.clip_low + found.clip_high,
     }[start.size.source]

@@ -187,15 +187,13 @@ class Moves:
     accuracy: float
     kinds: dict[str, tuple[float, float] | None]
     """`filler` (mean of a response), `stop`, `right` and `wrong` (first answer token), `end`, `sequence` (mean over tokens)."""
-    answer_noise: float | None
-    """Standard deviation of the logits of what an answer can be that makes the answers' log-ratios as large as they are."""
 
 
 KINDS = ("filler", "stop", "right", "wrong", "end", "sequence")
 
 
-def moves(steps: Sequence[StoredStep], answers: int = 10) -> list[Moves]:
-    """The moves of every mini-batch whose responses were stored with token log-ratios; `answers`: what an answer token can be."""
+def moves(steps: Sequence[StoredStep]) -> list[Moves]:
+    """The moves of every mini-batch whose responses were stored with token log-ratios."""
     found = []
     for step, kinds in zip(steps, kinds_of(steps), strict=True):
         if not step.has_updates:
@@ -204,13 +202,12 @@ def moves(steps: Sequence[StoredStep], answers: int = 10) -> list[Moves]:
         for row, number in enumerate(step.columns["mini_batch"]):
             if number is not None and step.columns["token_log_ratios"][row]:
                 rows[number].append(row)
-        found += [_moves(step, number, own, kinds, answers) for number, own in sorted(rows.items())]
+        found += [_moves(step, number, own, kinds) for number, own in sorted(rows.items())]
     return found
 
 
-def _moves(step: StoredStep, number: int, rows: Sequence[int], kinds: Sequence[Kinds | None], answers: int) -> Moves:
+def _moves(step: StoredStep, number: int, rows: Sequence[int], kinds: Sequence[Kinds | None]) -> Moves:
     values: dict[str, list[float]] = {kind: [] for kind in KINDS}
-    squares, reach = 0.0, 0.0
     known = [(row, own) for row in rows if (own := kinds[row]) is not None]
     fillers = statistics.fmean(own.fillers for _, own in known) if known else 0.0
     token_log_ratios = step.columns["token_log_ratios"]
@@ -231,14 +228,18 @@ def _moves(step: StoredStep, number: int, rows: Sequence[int], kinds: Sequence[K
         # Without a token of its own the decision to stop is part of the answer's.
         moved = token_log_ratios[row][own.answer] - (stopping if own.stop is None else 0.0)
         values["right" if step.columns["reward_accuracy"][row] > 0 else "wrong"].append(moved)
-        drawn = step.columns["rollout_logprobs"][row] if "rollout_logprobs" in step.columns else None
-        if drawn and own.stop is not None:
-            # Noise n of the V logits moves log p by n - sum p n: (1 - p)² + (1 - p)² / (V - 1) of its variance, the others alike.
-            squares += moved**2
-            reach += (1 - math.exp(drawn[own.answer])) ** 2 * answers / (answers - 1)
     summed = {kind: (statistics.fmean(own), statistics.pstdev(own)) if own else None for kind, own in values.items()}
     accuracy = statistics.fmean(step.columns["reward_accuracy"][row] for row in rows)
-    return Moves(step.step, number, len(rows), accuracy, summed, math.sqrt(squares / reach) if reach > 0 else None)
+    return Moves(step.step, number, len(rows), accuracy, summed)
+
+
+def squared_wrong(found: Sequence[Moves]) -> dict[int, float]:
+    """Of each step: mean square of the wrong answers' log-ratio, mean over mini-batches."""
+    squares: dict[int, list[float]] = defaultdict(list)
+    for one in found:
+        if (value := one.kinds["wrong"]) is not None:
+            squares[one.step].append(value[0] ** 2 + value[1] ** 2)
+    return {step: statistics.fmean(values) for step, values in squares.items()}
 
 
 def increments(found: Sequence[Moves], kind: str) -> dict[tuple[int, int], float]:

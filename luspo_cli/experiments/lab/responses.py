@@ -169,11 +169,14 @@ class ResponseModel:
             right = coin
         return Responses(types, fillers, stop_bin, answers, ended, mask, right)
 
-    def log_probs(self, logits: Logits, responses: Responses) -> Tensor:
-        """Log-prob of one token of each column, [S, B, T], with gradient; what stands at masked columns has no meaning."""
+    def log_probs(self, logits: Logits, responses: Responses, noise: Tensor | None = None) -> Tensor:
+        """Log-prob of one token of each column, [S, B, T], with gradient; what stands at masked columns has no meaning.
+
+        `noise` [S, B, M, V - 1]: added to the logits of all answers but the right one.
+        """
         stop = self._stop_rows(logits, responses.types)
         stopping = logsigmoid(stop).gather(-1, responses.stop_bin[..., None])
-        of_answers = self._answer_log_probs(logits, responses.types, responses.fillers.sum(-1))
+        of_answers = self._answer_log_probs(logits, responses.types, responses.fillers.sum(-1), noise)
         answers = of_answers.gather(-1, responses.answers[..., None])[..., 0]
         first = answers[..., :1] + stopping
         ending = torch.zeros_like(stopping)
@@ -205,7 +208,7 @@ class ResponseModel:
             return stop.expand(-1, types.shape[1], -1)
         return stop.gather(1, types[..., None].expand(-1, -1, stop.shape[-1]))
 
-    def _answer_log_probs(self, logits: Logits, types: Tensor, filler: Tensor) -> Tensor:
+    def _answer_log_probs(self, logits: Logits, types: Tensor, filler: Tensor, noise: Tensor | None = None) -> Tensor:
         """Log-probs of everything that each answer token can be, [S, B, M, V], after `filler` [S, B] tokens."""
         seeds, rows = types.shape
         answer = logits.answer
@@ -219,7 +222,8 @@ class ResponseModel:
             times_start = torch.log((filler + 1) / (self.start_filler + 1))
             right = right + gain * self.config.data.length_gain * times_start[..., None, None]
         last = answer.new_zeros(()).expand(seeds, rows, answer.shape[2], 1)
-        return torch.cat([right, answer[..., 1:], last], -1).log_softmax(-1)
+        wrong = torch.cat([answer[..., 1:], last], -1)
+        return torch.cat([right, wrong if noise is None else wrong + noise], -1).log_softmax(-1)
 
     @staticmethod
     def _with_shared(values: Tensor, logits: Logits, times: float) -> Tensor:

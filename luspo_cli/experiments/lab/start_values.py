@@ -23,6 +23,7 @@ from luspo_cli.experiments.lab.measurements import (
     read_steps,
     skill_spread,
     squared_log_ratio,
+    squared_wrong,
     stop_profile,
 )
 from luspo_cli.metrics.intervals import Estimate
@@ -31,7 +32,7 @@ FITTED_STEPS = 3
 TAIL = 2
 """Tokens of the lab's answer and end."""
 
-SizeSource = Literal["token log-ratios", "kl_old", "clip fractions", "none"]
+SizeSource = Literal["answers' log-ratios", "sequences' log-ratios", "kl_old", "clip fractions", "none"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +153,8 @@ def _size(runs: Sequence[RunHistory], of_runs: Sequence[Sequence[StoredStep]]) -
         low, high = _first(run, CLIP_LOW), _first(run, CLIP_HIGH)
         clipped.append({step: low[step] + high[step] for step in low if step in high})
     sources: tuple[tuple[SizeSource, Sequence[Mapping[int, float]]], ...] = (
-        ("token log-ratios", [squared_log_ratio(steps) for steps in of_runs]),
+        ("answers' log-ratios", [squared_wrong(moves(steps)) for steps in of_runs]),
+        ("sequences' log-ratios", [squared_log_ratio(steps) for steps in of_runs]),
         ("kl_old", [_first(run, KL_OLD) for run in runs]),
         ("clip fractions", clipped),
     )

@@ -24,10 +24,12 @@ class Recorder(Learner):
         super().__init__(*given)
         self.log_ratios: list[Tensor] = []
 
-    def _step(self, own: Responses, advantages: Tensor, old: Tensor, *given: Any) -> dict[str, Tensor]:
+    def _step(
+        self, own: Responses, advantages: Tensor, old: Tensor, reference: Tensor | None, noise: Tensor | None
+    ) -> dict[str, Tensor]:
         with torch.no_grad():
-            self.log_ratios.append((self.model.log_probs(self.logits, own) - old)[0])
-        return super()._step(own, advantages, old, *given)
+            self.log_ratios.append((self.model.log_probs(self.logits, own, noise) - old)[0])
+        return super()._step(own, advantages, old, reference, noise)
 
 
 def write_run(folder: Path, config: LabRun, *, stored: tuple[int, ...] = (1, 2, 3), columns: bool = True) -> Path:
@@ -46,7 +48,7 @@ def write_run(folder: Path, config: LabRun, *, stored: tuple[int, ...] = (1, 2, 
         responses = draw(model, before, generators)
         advantages = group_advantages(responses.right, table)
         learner.log_ratios = []
-        found = {key: float(value) for key, value in learner.update(responses, advantages).items()}
+        found = {key: float(value) for key, value in learner.update(responses, advantages, generators).items()}
         lines.append(
             {
                 "step": step,

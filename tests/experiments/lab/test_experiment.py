@@ -17,6 +17,7 @@ from luspo_cli.experiments.lab.experiment import (
     advantage_table,
     draw,
     group_advantages,
+    move_of_noise,
     run_experiment,
 )
 from luspo_cli.experiments.lab.responses import DTYPE, Logits, ResponseModel, Responses
@@ -130,7 +131,7 @@ def test_an_update_is_that_of_a_plain_loop_over_written_tokens(name: str, sets: 
     responses = draw(model, logits, generators(2))
     advantages = group_advantages(responses.right, advantage_table(config))
     for _ in range(2):
-        learner.update(responses, advantages)
+        learner.update(responses, advantages, generators(2))
 
     for seed in range(2):
         start = [part[seed : seed + 1].clone() for part in logits.tensors()]
@@ -209,3 +210,36 @@ def test_an_objective_of_the_preset_has_the_presets_range() -> None:
     gspo = resolve_lab("gspo").objective
     assert (gspo.clip_low, gspo.clip_high) == (2e-3, 2.5e-3)
     assert replace(gspo, clip_low=3e-4) == resolve_lab("gspo", sets=["objective.clip_low=3e-4"]).objective
+
+
+@pytest.mark.parametrize(
+    ("update", "square"), [(1, 1.0), (2, 0.0181 / 0.0361), (3, 0.024661 / 0.073441), (500, 0.1 / 1.9)]
+)
+def test_noise_moves_weights_as_adamw_moves_them(update: int, square: float) -> None:
+    """(1 - b)² Σ b^2i / (1 - b^t)² with b = 0.9."""
+    assert move_of_noise(update, 0.9) ** 2 == pytest.approx(square, rel=1e-12)
+    assert move_of_noise(update, 0.0) == 1.0
+
+
+def test_noise_moves_the_wrong_answers_of_prompts_that_are_yet_to_come() -> None:
+    noisy = ("model.answers=10", "model.answer_noise=0.5", "rollout.problems=64", "run.steps=1", "model.accuracy=0.1")
+    still = ("update.learning_rate=1e-9",)
+    one = run_experiment(resolve_lab("gspo", sets=[*noisy, *still, "update.mini_batches=2"]), 8)
+    four = run_experiment(resolve_lab("gspo", sets=[*noisy, *still, "update.mini_batches=4"]), 8)
+    # Nine noises of variance 0.25 and one of 0, each answer at p = 0.1: their own less the mean leaves (1 - 0.2 + 0.09) of it.
+    square = 0.25 * 0.89
+    assert float(one.squared_wrong.mean()) == pytest.approx(square / 2, rel=0.1)
+    # After one, two and three updates, that move 1, 0.501 and 0.336 times as much.
+    assert float(four.squared_wrong.mean()) == pytest.approx(square * (1 + 1.501 + 1.837) / 4, rel=0.1)
+    plain = run_experiment(resolve_lab("gspo", sets=["run.steps=2"]), 2)
+    assert float(plain.squared_wrong[:, 0].max()) < 0.1
+
+
+def test_answers_learn_at_their_own_rate() -> None:
+    sets = ["run.steps=3", "update.mini_batches=1"]
+    slow = run_experiment(resolve_lab("gspo", sets=[*sets, "update.answer_rate=0.1"]), 2)
+    fast = run_experiment(resolve_lab("gspo", sets=sets), 2)
+    torch.testing.assert_close(slow.length[:, 1], fast.length[:, 1])
+    # AdamW's first step is as long as the learning rate for each logit: one for stopping, one for the answer.
+    assert fast.update_norm[:, 0].tolist() == pytest.approx([0.02 * 2**0.5] * 2, rel=1e-4)
+    assert slow.update_norm[:, 0].tolist() == pytest.approx([0.02 * 1.01**0.5] * 2, rel=1e-4)
