@@ -29,6 +29,7 @@ from luspo_cli.rollout.samplers import (
     device_memory,
     vllm_is_installed,
 )
+from luspo_cli.runs.checkpoints import fork_checkpoint
 from luspo_cli.runs.folder import IfExists, RunFolder
 from luspo_cli.training.memory import estimate_memory, largest_image_tokens, tower_moves, trained_parameters
 from luspo_cli.training.problems import held_out_problems, training_problems
@@ -163,7 +164,9 @@ def _notes(config: TrainRun, processes: int, shape_unknown: bool, device_unknown
 def missing_inputs(config: TrainRun) -> list[str]:
     """One sentence for every model or package that the run needs and this machine does not have, or that makes no sense."""
     found: list[str] = []
-    if config.model.path != MADE:
+    if config.fork.checkpoint and (reason := _unfit_parent(config)):
+        found.append(reason)
+    if config.model.path != MADE and (not config.fork.checkpoint or config.model.lora.rank):
         reason = unfit_model(config.model, config.rollout.chat_template, config.data)
         if reason:
             found.append(reason)
@@ -181,6 +184,15 @@ def missing_inputs(config: TrainRun) -> list[str]:
         if wanted_by and find_spec(package) is None:
             found.append(f"{wanted_by} needs {package}: pip install 'luspo[{extra}]'")
     return found
+
+
+def _unfit_parent(config: TrainRun) -> str | None:
+    """Why the checkpoint that a fork begins at would be refused."""
+    try:
+        fork_checkpoint(config.fork)
+    except UsageError as error:
+        return str(error)
+    return None
 
 
 def _taken(config: TrainRun, run: Path, if_exists: IfExists) -> str | None:

@@ -21,6 +21,7 @@ from luspo_cli.config.run import TrainRun
 from luspo_cli.errors import RunError, UsageError
 from luspo_cli.runs.checkpoints import fork_checkpoint, manifest_sha256
 from luspo_cli.runs.draws import FIRST_STEP, HELD_OUT
+from luspo_cli.training.dry_run import make_plan
 
 KEEP_ALL = ("run.keep_checkpoints=9", "run.checkpoint_every=1", "update.schedule=linear", "rollout.group_size=4")
 OWN = ("step", "tokens/total", "ratio/noise_floor", "evaluation/", "time/", "sampler/")
@@ -233,6 +234,8 @@ def test_a_checkpoint_that_changed_is_refused(
     shutil.rmtree(moved)
     with pytest.raises(UsageError, match="is not there; put it back"):
         fork_checkpoint(section)
+    assert make_plan(config).missing == []
+    assert f"fork.checkpoint {moved} is not there" in make_plan(config.model_copy(update={"fork": section})).missing[0]
     assert not (tmp_path / "run").exists()
 
 
