@@ -28,6 +28,7 @@ from pathlib import Path
 from luspo_cli.analysis.history import RunHistory, read_run, read_runs
 from luspo_cli.analysis.variants import split_into_variants
 from luspo_cli.metrics.intervals import Z_95
+from luspo_cli.metrics.seed_statistics import seeds_needed
 
 HELD_OUT = "evaluation/response_length/mean"
 REWEIGHTED = "evaluation/reweighted_length"
@@ -81,12 +82,14 @@ def main() -> None:
         ),
     ]
     print(f"{first} minus {second}, tokens a step; forks: steps {start} to {start + steps} of {parent['run']}")
-    print(f"{'':>24} {'pairs':>6} {'mean':>9} {'sd':>9} {f'{unit} a pair':>14} {f'{unit} for ±0.1':>16}")
+    print(
+        f"{'':>24} {'pairs':>6} {'mean':>9} {'sd':>9} {f'{unit} a pair':>14} {f'{unit} for ±0.1':>16} {'pairs to show it':>17}"
+    )
     for design in designs:
         needed = (design.spread / (0.1 / Z_95)) ** 2 * design.cost
         print(
             f"{design.name:>24} {len(design.rates):>6} {statistics.fmean(design.rates):>+9.3f} {design.spread:>9.3f}"
-            f" {design.cost:>14,.0f} {needed:>16,.0f}"
+            f" {design.cost:>14,.0f} {needed:>16,.0f} {_shown(design):>17}"
         )
     print(
         f"\nthe parent's {start} steps took {to_step:,.0f} {unit}; a fork is so many times cheaper at the same precision:"
@@ -140,6 +143,12 @@ def _cost(run: RunHistory, step: int, unit: str) -> float:
 def _cost_of_pairs(pairs: Sequence[Pair], step: int, unit: str) -> float:
     """The mean over pairs."""
     return statistics.fmean(sum(_cost(run, step, unit) for run in pair) for pair in pairs)
+
+
+def _shown(design: Design) -> str:
+    """Pairs that would show an effect as large as the mean four times in five."""
+    found = seeds_needed(statistics.fmean(design.rates), design.spread)
+    return "out of reach" if found is None else str(found)
 
 
 def _cheaper(fork: Design, full: Design, to_step: float) -> str:

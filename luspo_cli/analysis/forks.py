@@ -13,6 +13,8 @@ from itertools import combinations
 from pathlib import Path
 
 from luspo_cli.analysis.history import RunHistory, read_run
+from luspo_cli.analysis.measures import Measure
+from luspo_cli.analysis.paired import PairedDifference, paired_difference
 from luspo_cli.config.forking import Variant
 from luspo_cli.errors import UsageError
 from luspo_cli.metrics.intervals import Estimate, estimate
@@ -24,14 +26,16 @@ FEW = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class ForkMeasure:
+class ForkMeasure(Measure):
     """One number of an evaluation."""
 
-    title: str
-    unit: str
-    metric: str
-    form: str
+    metric: str = ""
+    form: str = ".2f"
     """How it is written, in Python's format."""
+
+    def write(self, value: float, *, signed: bool = False) -> str:
+        """A number with the measure's decimals."""
+        return format(value, f"+{self.form}" if signed else self.form)
 
     @property
     def named(self) -> str:
@@ -40,12 +44,14 @@ class ForkMeasure:
 
 
 MEASURES: Mapping[str, ForkMeasure] = {
-    "length": ForkMeasure("response length", "tokens", "evaluation/response_length/mean", ".2f"),
-    "length_reweighted": ForkMeasure("response length, reweighted", "tokens", "evaluation/reweighted_length", ".2f"),
-    "accuracy": ForkMeasure("accuracy", "1", "evaluation/accuracy", ".4f"),
-    "accuracy_reweighted": ForkMeasure("accuracy, reweighted", "1", "evaluation/reweighted_accuracy", ".4f"),
-    "entropy": ForkMeasure("entropy", "nats", "evaluation/entropy", ".4f"),
-    "kl": ForkMeasure("KL from the parent", "nats", "evaluation/kl_parent", ".5f"),
+    "length": ForkMeasure("response length", "tokens", metric="evaluation/response_length/mean"),
+    "length_reweighted": ForkMeasure("response length, reweighted", "tokens", metric="evaluation/reweighted_length"),
+    "accuracy": ForkMeasure("accuracy", "1", metric="evaluation/accuracy", form=".4f"),
+    "accuracy_reweighted": ForkMeasure(
+        "accuracy, reweighted", "1", metric="evaluation/reweighted_accuracy", form=".4f"
+    ),
+    "entropy": ForkMeasure("entropy", "nats", metric="evaluation/entropy", form=".4f"),
+    "kl": ForkMeasure("KL from the parent", "nats", metric="evaluation/kl_parent", form=".5f"),
 }
 
 
@@ -71,18 +77,6 @@ class VariantForks:
 
 
 @dataclass(frozen=True, slots=True)
-class ForkDifference:
-    """`first` minus `second` in one measure, replicate by replicate."""
-
-    first: str
-    second: str
-    measure: str
-    differences: tuple[float, ...]
-    estimate: Estimate
-    positive: int
-
-
-@dataclass(frozen=True, slots=True)
 class ForkComparison:
     """Everything that the table and the JSON show."""
 
@@ -96,7 +90,8 @@ class ForkComparison:
     start: dict[str, Estimate]
     """The parent itself, on the held-out draws of each replicate."""
     variants: tuple[VariantForks, ...]
-    differences: tuple[ForkDifference, ...]
+    differences: tuple[PairedDifference, ...]
+    """Every later variant minus every earlier one, paired by the seeds of the replicates."""
     shared_first_step: bool
     """Whether the variants of each replicate were found to have trained on the same rollouts in step 1."""
 
@@ -109,19 +104,23 @@ def compare_forks(variants: Sequence[Variant], runs: Mapping[str, Sequence[Path]
     starts = [_evaluation(run, 0) for run in first]
     shared = all(len({_first_step(path) for path in siblings}) == 1 for siblings in zip(*runs.values(), strict=True))
     forked = first[0].provenance["fork"]
+    seeds = tuple(int(run.config["run"]["seed"]) for run in first)
     return ForkComparison(
         parent=forked["run"],
         step=forked["step"],
         steps=first[0].last_step,
-        seeds=tuple(run.config["run"]["seed"] for run in first),
+        seeds=seeds,
         start={key: _over([start[key] for start in starts]) for key in MEASURES},
         variants=tuple(
             _variant(variant, histories[variant.name], values[variant.name], starts) for variant in variants
         ),
         differences=tuple(
-            _difference(later.name, earlier.name, key, values)
+            paired_difference(later.name, earlier.name, key, dict(zip(seeds, pairs, strict=True)))
             for earlier, later in combinations(variants, 2)
             for key in MEASURES
+            for pairs in [
+                [(one[key], other[key]) for one, other in zip(values[later.name], values[earlier.name], strict=True)]
+            ]
         ),
         shared_first_step=shared,
     )
@@ -159,11 +158,6 @@ def _variant(
         values={key: tuple(value[key] for value in values) for key in MEASURES},
         sample_size=min(float(run.evaluations[SAMPLE_SIZE].loc[run.last_step]) for run in runs),
     )
-
-
-def _difference(first: str, second: str, key: str, values: Mapping[str, Sequence[dict[str, float]]]) -> ForkDifference:
-    found = tuple(one[key] - other[key] for one, other in zip(values[first], values[second], strict=True))
-    return ForkDifference(first, second, key, found, _over(found), sum(difference > 0 for difference in found))
 
 
 def _over(values: Sequence[float]) -> Estimate:

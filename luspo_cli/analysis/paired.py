@@ -89,11 +89,14 @@ def paired_differences(
                 if one is not None and other is not None and _alike(measure, run, against):
                     found[seed] = one, other
             if found:
-                pairs.append(_difference(first, second, name, found))
+                pairs.append(paired_difference(first, second, name, found))
     return pairs
 
 
-def _difference(first: str, second: str, measure: str, found: Mapping[int, tuple[float, float]]) -> PairedDifference:
+def paired_difference(
+    first: str, second: str, measure: str, found: Mapping[int, tuple[float, float]]
+) -> PairedDifference:
+    """`first` minus `second` and what it shows; `found`: the two values of each seed, of one at least."""
     ones, others = [one for one, _ in found.values()], [other for _, other in found.values()]
     differences = [one - other for one, other in found.values()]
     mean, middle = estimate(differences), interquartile_mean(differences)
@@ -131,8 +134,8 @@ def _verdict(differences: Sequence[float], mean: Estimate, resampled: Resampled,
     return Verdict.SHOWN if p <= SIGNIFICANT and _leaves_out_zero(resampled.low, resampled.high) else Verdict.SUGGESTED
 
 
-def verdict_text(pair: PairedDifference, measure: Measure) -> str:
-    """The verdict in words, for a line that names difference and measure."""
+def verdict_text(pair: PairedDifference, measure: Measure, of: str = "seeds") -> str:
+    """The verdict in words, for a line that names difference and measure; `of`: what is paired."""
     n = pair.estimate.n
     words = ("longer", "shorter") if measure.unit == "tokens" else ("higher", "lower")
     direction = words[pair.estimate.mean < 0]
@@ -143,9 +146,9 @@ def verdict_text(pair: PairedDifference, measure: Measure) -> str:
         case Verdict.EQUAL:
             return "equal in every pair"
         case Verdict.NOISE:
-            shows = "" if pair.detectable is None else f": {n} seeds can show {measure.write(pair.detectable)}"
+            shows = "" if pair.detectable is None else f": {n} {of} can show {measure.write(pair.detectable)}"
             return f"within noise{shows}" + (
-                f"; {size} takes some {pair.seeds_needed} seeds" if pair.seeds_needed else ""
+                f"; {size} takes some {pair.seeds_needed} {of}" if pair.seeds_needed else ""
             )
         case Verdict.SUGGESTED if pair.smallest_p > SIGNIFICANT:
             return f"{direction}, given a normal spread; by signs p cannot go below {pair.smallest_p:.2g}"
