@@ -217,15 +217,30 @@ def test_a_deep_link_opens_step_problem_and_the_run_beside(opened: Any) -> None:
     )
 
 
+def test_a_deep_link_to_what_is_not_there_says_so(opened: Any) -> None:
+    run = "luspo-<img src=x onerror=alert(1)>0"
+    said = "#rollouts .warning:not([hidden])"
+    assert texts(opened(run=run, step=4, problem="p2"), said) == []
+    (text,) = texts(opened(run=run, step=40, problem="<b>other</b>"), said)
+    assert text.startswith(
+        f"Step 40 of {run} is not on this page: the nearest one is shown. Problem <b>other</b> is not"
+    )
+    assert texts(opened(run="none", step=1), said) == ["No run none with rollouts is on this page."]
+
+
 def test_filters_and_search(opened: Any) -> None:
     browser = opened()
     assert len(texts(browser, ".card")) == 3
     click(browser, "wrong")
+    until(lambda: texts(browser, ".card .mark") == ["right", "wrong", "cut"])
+    click(browser, "cut by")
     until(lambda: texts(browser, ".card .mark") == ["right"])
-    click(browser, "wrong")
-    click(browser, "cut by")
-    until(lambda: len(texts(browser, ".card")) == 2)
-    click(browser, "cut by")
+    assert "show=right" in browser.current_url
+    click(browser, "right")
+    until(lambda: "No response fits the filters." in texts(browser, "#rollouts .browser p"))
+    for kind in ("right", "wrong", "cut by"):
+        click(browser, kind)
+    until(lambda: len(texts(browser, ".card")) == 3)
     find = labelled(browser, "Text in")
     find.send_keys("WRONG 2")
     until(lambda: len(texts(browser, ".prompts li")) == 1)

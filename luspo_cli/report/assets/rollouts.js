@@ -11,6 +11,8 @@ const kindsOf = (columns, row) => {
   if (columns.stop_reason[row] === "length") kinds.push("cut");
   return kinds;
 };
+/** For the filters a cut response is cut, whatever else it is. */
+const kindOf = (columns, row) => kindsOf(columns, row).at(-1);
 
 function drawRollouts(summary) {
   const section = document.getElementById("rollouts");
@@ -44,6 +46,7 @@ function drawRollouts(summary) {
     onkeydown: (event) => { if (event.key === "Enter") searchAll(); } });
   const searchButton = el("button", { type: "button", onclick: () => searchAll() }, "Search all runs and steps");
   const status = el("p", { className: "note", role: "status" });
+  const absent = el("p", { className: "warning", role: "alert", hidden: true });
   const hits = el("div", {});
   const prompts = el("ul", { className: "prompts", "aria-label": "Prompts of this step" });
   const view = el("div", {});
@@ -54,7 +57,7 @@ function drawRollouts(summary) {
       beside.label, sort.label, rising.label),
     el("div", { className: "controls" }, el("fieldset", {}, el("legend", {}, "Responses that are"), ...boxes.flatMap((box) => [box.label, " "])),
       el("label", {}, "Text in prompt or response", find), searchButton),
-    status, hits, el("div", { className: "browser" }, prompts, view),
+    absent, status, hits, el("div", { className: "browser" }, prompts, view),
     el("p", { className: "note" }, "Keys inside this section: ", el("kbd", {}, "j"), " ", el("kbd", {}, "k"), " next and previous prompt, ",
       el("kbd", {}, "."), " ", el("kbd", {}, ","), " later and earlier step, ", el("kbd", {}, "s"), " next order, ", el("kbd", {}, "/"), " search. The address of the page names run, step and prompt: copy it to come back here."));
   step.select.setAttribute("aria-label", "Step");
@@ -85,15 +88,28 @@ function drawRollouts(summary) {
     const whole = matches(group.prompt) || matches(group.id);
     const rows = [];
     for (let row = group.rows[0]; row < group.rows[1]; row++) {
-      const kinds = kindsOf(columns, row);
-      // Cut is a filter of its own: a cut response is shown where both of its kinds are.
-      if (kinds.every((kind) => state.kinds.has(kind)) && (whole || matches(columns.response[row]))) rows.push(row);
+      if (state.kinds.has(kindOf(columns, row)) && (whole || matches(columns.response[row]))) rows.push(row);
     }
     if (state.sort) {
       const by = columns[state.sort], sign = state.rising ? 1 : -1;
       rows.sort((a, b) => sign * ((by[a] ?? -Infinity) - (by[b] ?? -Infinity)) || a - b);
     }
     return rows;
+  }
+
+  /** What a deep link named and is not on this page, said once. */
+  let linked = null;
+  function tellAbsent(data) {
+    if (linked === null) return;
+    const said = [];
+    if (linked.run !== runName(state.run)) said.push(`No run ${linked.run} with rollouts is on this page.`);
+    else {
+      if (linked.step !== state.step) said.push(`Step ${linked.step} of ${linked.run} is not on this page: the nearest one is shown.`);
+      if (linked.problem && !data.groups.some((group) => group.id === linked.problem)) said.push(`Problem ${linked.problem} is not among the prompts of step ${state.step} on this page.`);
+    }
+    linked = null;
+    absent.textContent = said.join(" ");
+    absent.hidden = !said.length;
   }
 
   let turn = 0;
@@ -104,6 +120,7 @@ function drawRollouts(summary) {
     const twin = other === null ? null : entryOf(other, state.step);
     const [data, twinData] = await Promise.all([part(entry.part), twin ? part(twin.part) : null]);
     if (mine !== turn) return;
+    tellAbsent(data);
     fill(run.select, runPairs, state.run);
     fill(step.select, stepsOf(state.run).map((one) => [String(one.step), one.shown < one.stored ? `${one.step} (${one.shown} of ${one.stored})` : `${one.step}`]), state.step);
     fill(beside.select, [["", "nothing"], ...runPairs.filter(([key]) => key !== String(state.run))], state.beside);
@@ -162,6 +179,7 @@ function drawRollouts(summary) {
     const limit = shadeLimit(data.columns.log_ratios, group.rows);
     const title = `${runName(index)}: ${countRight(data, group)} of ${all} right`;
     return el("section", { "aria-label": title }, el("h3", {}, swatch(variant), ` ${title}`, rows.length < all ? ` (${rows.length} shown)` : ""), limit && key(limit),
+      rows.length ? null : el("p", {}, "No response fits the filters."),
       el("div", { className: "cards" }, ...rows.map((row) => card(data.columns, row, row - group.rows[0] + 1, limit, unit))));
   }
 
@@ -224,7 +242,8 @@ function drawRollouts(summary) {
     const parts = new URLSearchParams(location.hash.slice(1));
     if (!parts.has("run")) return false;
     const index = stored.find((i) => runName(i) === parts.get("run"));
-    if (index === undefined) { status.textContent = `No run ${parts.get("run")} with rollouts is on this page.`; return false; }
+    linked = { run: parts.get("run"), step: Number(parts.get("step")), problem: parts.get("problem") ?? "" };
+    if (index === undefined) { snapStep(); return true; }
     const twin = stored.find((i) => runName(i) === parts.get("beside"));
     const sorted = parts.get("sort") ?? "reward";
     Object.assign(state, {
@@ -247,9 +266,9 @@ function drawRollouts(summary) {
   });
   addEventListener("hashchange", () => { if (follow()) show().then(() => section.scrollIntoView()).catch(trouble); });
   onColours(() => show().catch(trouble));
-  const linked = follow();
-  if (!linked) snapStep();
-  return show().then(() => { if (linked) section.scrollIntoView(); });
+  const followed = follow();
+  if (!followed) snapStep();
+  return show().then(() => { if (followed) section.scrollIntoView(); });
 }
 
 /** Log-ratio, in stored units, at which the shade is full: 95 % of the group's tokens are within; null where none is stored. */
