@@ -13,6 +13,7 @@ from typing import Any
 
 from luspo_cli.analysis.history import RunHistory
 from luspo_cli.config.objective import NAMED_OBJECTIVES
+from luspo_cli.config.objective_text import clip_form
 from luspo_cli.config.stored import flatten
 
 SEED = "run.seed"
@@ -51,8 +52,8 @@ MOST_NAMED = 4
 """Variants that a sentence names one by one although all have the same."""
 
 ClipRange = tuple[float | None, float | None] | tuple[float | None, float | None, str]
-"""`objective.clip_low` and `objective.clip_high`, then `objective.clip_on` where it is not the mean; None and None where the
-objective has no clip range, as sapo."""
+"""`objective.clip_low` and `objective.clip_high`, then what else the range is where it is not fixed or not on the ratio; None and
+None where the objective has no clip range, as sapo."""
 
 
 @dataclass(frozen=True)
@@ -96,8 +97,9 @@ def clip_ranges(variants: Sequence[Variant]) -> dict[str, ClipRange]:
     for variant in variants:
         objective = variant.runs[0].config.get("objective")
         if isinstance(objective, Mapping) and "clip_low" in objective and "clip_high" in objective:
-            low, high, scale = objective["clip_low"], objective["clip_high"], objective.get("clip_on")
-            ranges[variant.label] = (low, high) if scale in (None, "mean") else (low, high, scale)
+            low, high = objective["clip_low"], objective["clip_high"]
+            form = clip_form(objective.get("clip_on"), objective.get("clip_band")).strip()
+            ranges[variant.label] = (low, high, form) if form else (low, high)
     return ranges
 
 
@@ -106,10 +108,8 @@ def clip_sentence(ranges: Mapping[str, ClipRange]) -> str:
     many_alike = len(ranges) > MOST_NAMED and len(set(ranges.values())) == 1
     shown = [
         (f"{text} in all" if many_alike else f"{label} {text}")
-        for label, (low, high, *scale) in ranges.items()
-        for text in [
-            "none" if low is None and high is None else " on the ".join([f"{show(low)} / {show(high)}", *scale])
-        ]
+        for label, (low, high, *form) in ranges.items()
+        for text in ["none" if low is None and high is None else " ".join([f"{show(low)} / {show(high)}", *form])]
     ][: 1 if many_alike else None]
     return f"clip range: {', '.join(shown)}" if ranges else ""
 

@@ -22,6 +22,7 @@ Ratio = Literal["token", "sequence", "sequence-product"]
 Surrogate = Literal["clip", "cispo", "sapo", "gmpo"]
 Aggregation = Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm"]
 ClipOn = Literal["mean", "root", "sum"]
+ClipBand = Literal["fixed", "balanced"]
 KlEstimator = Literal["k1", "k2", "k3"]
 ObjectiveName = Literal["grpo", "dr_grpo", "dapo", "gspo", "luspo", "fspo", "cispo", "sapo", "gmpo", "custom"]
 
@@ -100,6 +101,9 @@ class ObjectiveConfig:
     clip_on: ClipOn | None = None
     """What meets the clip range: a sequence's ratio itself (mean), or, on a log scale, its mean token log-ratio times the root of
     its length (root) or their sum (sum). For surrogate clip with a ratio a sequence. None: mean; fspo: root."""
+    clip_band: ClipBand | None = None
+    """balanced: in each mini-batch both bounds are moved against each other until they cut equally much advantage (ours,
+    experimental; one more forward pass). For surrogate clip with a ratio a sequence. None: fixed."""
     dual_clip: float | None = None
     """With a negative advantage, the ratio beyond which the loss is constant (dual-clip PPO); None: off."""
     sapo_temperature_positive: float | None = None
@@ -122,7 +126,7 @@ class ObjectiveConfig:
                 "surrogate 'gmpo' clips each token before it takes the geometric mean: set ratio to 'token', "
                 "or use surrogate 'clip' for a sequence ratio"
             )
-        self._fill_clip_on(named)
+        self._fill_clip_form(named)
         self._fill_free_keys(named)
         self._check_extra_terms()
 
@@ -168,32 +172,31 @@ class ObjectiveConfig:
             )
         self._set(part, fixed)
 
-    def _fill_clip_on(self, named: NamedObjective | None) -> None:
-        choices, fixed = get_args(ClipOn), named.clip_on if named else None
-        if self.clip_on is not None and self.clip_on not in choices:
+    def _fill_clip_form(self, named: NamedObjective | None) -> None:
+        read, fixed = self.by_sequence and self.surrogate == "clip", named.clip_on if named else None
+        if self.ratio == "sequence-product" and not read:
             raise ValueError(
-                f"clip_on = {self.clip_on!r} is not one of {', '.join(choices)}{nearest(str(self.clip_on), choices)}"
+                f"surrogate '{self.surrogate}' has no bound that grows with the length, as the ratio 'sequence-product' does:"
+                " use surrogate 'clip', or ratio 'sequence'"
             )
-        if not self.by_sequence or self.surrogate != "clip":
-            if self.ratio == "sequence-product":
+        for key, kind, usual in (("clip_on", ClipOn, fixed or "mean"), ("clip_band", ClipBand, "fixed")):
+            value, choices = getattr(self, key), get_args(kind)
+            if value is not None and value not in choices:
+                raise ValueError(f"{key} = {value!r} is not one of {', '.join(choices)}{nearest(str(value), choices)}")
+            if read:
+                self._set(key, value or usual)
+            elif value is not None:
                 raise ValueError(
-                    f"surrogate '{self.surrogate}' has no bound that grows with the length, as the ratio 'sequence-product' does:"
-                    " use surrogate 'clip', or ratio 'sequence'"
-                )
-            if self.clip_on is not None:
-                raise ValueError(
-                    f"clip_on = '{self.clip_on}' needs surrogate 'clip' and one ratio a sequence, {self.name} has surrogate"
+                    f"{key} = '{value}' needs surrogate 'clip' and one ratio a sequence, {self.name} has surrogate"
                     f" '{self.surrogate}' and ratio '{self.ratio}': remove it, or use gspo, luspo or fspo"
                 )
-            return
-        if fixed and self.clip_on not in (None, fixed):
+        if fixed and self.clip_on != fixed:
             raise ValueError(
                 f"{self.name} fixes clip_on = '{fixed}' and cannot take '{self.clip_on}': leave the key out, or use luspo,"
                 " gspo or custom"
             )
-        if self.ratio == "sequence-product" and (self.clip_on or fixed or "mean") == "mean":
+        if self.ratio == "sequence-product" and self.clip_on == "mean":
             raise ValueError("ratio 'sequence-product' is clipped on the log scale: set clip_on to 'root' or 'sum'")
-        self._set("clip_on", self.clip_on or fixed or "mean")
 
     def _fill_free_keys(self, named: NamedObjective | None) -> None:
         read, unread = (_CLIP_KEYS, _SAPO_KEYS) if self.clips else (_SAPO_KEYS, _CLIP_KEYS)

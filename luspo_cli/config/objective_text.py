@@ -104,6 +104,12 @@ class ObjectiveText:
     """Overrides of verl that give the same loss, or what comes nearest."""
 
 
+def clip_form(clip_on: str | None, clip_band: str | None) -> str:
+    """What a clip range is besides its two numbers: " on the sum", " balanced"; "" for a fixed one on the ratio."""
+    on = "" if clip_on in (None, "mean") else f" on the {clip_on}"
+    return f"{on} balanced" if clip_band == "balanced" else on
+
+
 def chosen_names(names: Sequence[str] | None) -> list[str]:
     """Return the given names of objectives in the given order, or all of them; UsageError for an unknown one."""
     for name in names or ():
@@ -157,6 +163,8 @@ def _clip_range(config: ObjectiveConfig) -> str:
         text = f"{_CLIP_ON_WORDS[config.clip_on or '']} −{low} to {high}"
     if config.surrogate == "cispo" and config.clip_low == 1:
         return f"1 + {high}, no lower bound"
+    if config.clip_band == "balanced":
+        text = f"{text}, balanced in each mini-batch"
     return text if config.dual_clip is None else f"{text}, dual clip {_number(config.dual_clip)}"
 
 
@@ -164,6 +172,8 @@ def _equation(config: ObjectiveConfig) -> str:
     ratio = _RATIO_SYMBOLS[config.ratio or ""]
     low, high = _number(config.clip_low), _number(config.clip_high)
     if config.surrogate == "clip":
+        if config.clip_band == "balanced":
+            low, high = f"{low} e^b", f"{high} e^−b"
         lower, upper = f"1−{low}", f"1+{high}"
         if config.clips_log_ratio:
             reach = _LOG_BOUNDS[config.ratio or "", config.clip_on or ""]
@@ -187,6 +197,12 @@ def _equation(config: ObjectiveConfig) -> str:
     return equation
 
 
+def _mass(config: ObjectiveConfig) -> str:
+    """What a balanced clip range adds up: |A_i| times the weight of one token."""
+    power = (config.ratio == "sequence-product") - (config.aggregation == "seq-mean-token-mean")
+    return "Σ|A_i|" + {-1: "/|y_i|", 0: "", 1: " |y_i|"}[power]
+
+
 def _definitions(config: ObjectiveConfig) -> tuple[str, ...]:
     lines = [_ADVANTAGE_EQUATIONS[config.advantage or ""], _RATIO_EQUATIONS[config.ratio or ""]]
     if config.surrogate == "sapo":
@@ -196,6 +212,11 @@ def _definitions(config: ObjectiveConfig) -> tuple[str, ...]:
         low, high = _number(config.clip_low), _number(config.clip_high)
         lines.append(
             f"g_i = exp((1/|y_i|) Σ_t ℓ_it), ℓ_it = min(log r_it, {high}) if A_i > 0, max(log r_it, −{low}) if A_i < 0"
+        )
+    elif config.clip_band == "balanced":
+        lines.append(
+            f"b of a mini-batch: nearest 0 of those for which {_mass(config)} over the sequences cut below and over those cut"
+            " above differ least (ours, experimental)"
         )
     elif config.surrogate == "cispo":
         lines.append("sg(x) = x without gradient")

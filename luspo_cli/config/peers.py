@@ -149,11 +149,11 @@ def _plain(value: Value) -> str:
 
 
 def _missing_in_both(config: ObjectiveConfig) -> str:
-    return (
-        "its clip range is on the ratio alone, not on a log scale that takes the length in"
-        if config.by_sequence and config.clips_log_ratio
-        else ""
-    )
+    if config.clip_band == "balanced":
+        return "its clip range is fixed"
+    if config.by_sequence and config.clips_log_ratio:
+        return "its clip range is on the ratio alone, not on a log scale that takes the length in"
+    return ""
 
 
 def _missing_in_trl(config: ObjectiveConfig) -> str:

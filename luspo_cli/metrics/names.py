@@ -82,6 +82,10 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             "Share of ratios over 1 + clip_high with an advantage > 0 (cispo: with any; gmpo, and clip_on root"
             " or sum: over clip_high on the log scale).",
         ),
+        "objective/balanced_clip_low": Metric(
+            "1", "Lower clip distance in effect, mean over the step's updates; only with clip_band balanced."
+        ),
+        "objective/balanced_clip_high": Metric("1", "Upper clip distance in effect, likewise."),
         "objective/dual_clip_fraction": Metric("1", "Share of ratios at the dual clip; only with a dual clip."),
         "ratio/mean": Metric("1", "Mean importance ratio, of tokens or sequences as the objective takes it."),
         "ratio/min": Metric("1", "Smallest importance ratio of the step."),

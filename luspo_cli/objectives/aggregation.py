@@ -71,6 +71,16 @@ def token_weights(
     return weights
 
 
+def pull_on_tokens(weights: torch.Tensor, amounts: torch.Tensor, product: bool) -> torch.Tensor:
+    """Minus the derivative of the loss by the log-prob of one of a row's tokens at ratio 1 and a unit advantage, [..., B].
+
+    `weights` [..., B, T] as of `token_weights`. `product`: the row's ratio is the product of its token ratios, which each of them
+    changes whole; of their mean, as of a ratio of its own, each changes its part.
+    """
+    whole = weights.sum(dim=-1)
+    return whole if product else whole / amounts.sum(dim=-1).clamp(min=1)
+
+
 def _at_least_one(number: float | torch.Tensor) -> float | torch.Tensor:
     # An empty batch has only zero weights: any positive divisor gives 0 instead of 0/0.
     return number.clamp(min=1)[..., None, None] if isinstance(number, torch.Tensor) else max(number, 1.0)

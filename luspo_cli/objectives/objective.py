@@ -22,6 +22,7 @@ import torch
 
 from luspo_cli.config.objective import ObjectiveConfig, resolve
 from luspo_cli.objectives.aggregation import Counts, count, token_weights
+from luspo_cli.objectives.balance import balanced_shift, cut_points, shifted
 from luspo_cli.objectives.diagnostics import as_floats, ratio_range, unit_mean
 from luspo_cli.objectives.kl import kl_estimate, kl_k3
 from luspo_cli.objectives.ratio import clip_position, sequence_ratio, token_log_ratio, token_ratio
@@ -67,6 +68,7 @@ def policy_loss(
     rollout_weights: torch.Tensor | None = None,
     token_counts: torch.Tensor | None = None,
     row_counts: torch.Tensor | None = None,
+    clip_shift: float | None = None,
 ) -> PolicyLoss:
     """The loss of `objective` over a batch; gradient flows to `logprobs` and `entropy` only.
 
@@ -87,6 +89,8 @@ def policy_loss(
             loss. They never enter the ratio or a length: with a sequence ratio, a sequence is weighted by their mean.
         token_counts: [B, T], at least 1 on trained tokens: an element stands for so many tokens that are all alike.
         row_counts: [B], not negative: a row stands for so many equal rows; fractions (probabilities) are taken as they are.
+        clip_shift: b of a balanced clip range for the whole mini-batch (`balance`); required beside `counts`, and otherwise
+            found from the rows.
 
     Raises:
         ValueError: for shapes that do not match, an unknown name, or a missing input of a term that is switched on.
@@ -101,6 +105,12 @@ def policy_loss(
         "token_counts": token_counts,
     }
     _check_inputs(config, logprobs, per_token, {"advantages": advantages, "row_counts": row_counts})
+    if config.clip_band == "balanced" and counts is not None and clip_shift is None:
+        raise ValueError(
+            "clip_band is 'balanced' and these rows are a part: pass clip_shift, that of the whole mini-batch"
+        )
+    if config.clip_band != "balanced" and clip_shift is not None:
+        raise ValueError(f"clip_shift is {clip_shift} and clip_band is not 'balanced': leave it out")
     dtype = torch.promote_types(torch.promote_types(logprobs.dtype, old_logprobs.dtype), torch.float32)
     mask = response_mask != 0
     row_mask = mask.any(dim=-1, keepdim=True)  # [..., B, 1]
@@ -122,7 +132,10 @@ def policy_loss(
     row_weights = weights
     if repeats is not None:
         weights = weights * repeats[..., None]
-    surrogate = _surrogate(config, ratio, log_ratio, logprobs, advantage, amounts)
+    shift: float | torch.Tensor = clip_shift or 0.0
+    if config.clip_band == "balanced" and clip_shift is None:
+        shift = balanced_shift(cut_points(config, log_ratio, amounts, advantages, repeats)).to(dtype)[..., None, None]
+    surrogate = _surrogate(config, ratio, log_ratio, logprobs, advantage, amounts, shift)
     policy_weights = weights
     if rollout_weights is not None:
         policy_weights = weights * torch.where(mask, rollout_weights.detach().to(dtype), 0)
@@ -167,13 +180,16 @@ def row_outcomes(
     counts: Counts,
     max_response_length: int,
 ) -> RowValues:
-    """The `rows` that `policy_loss` would give for token log-ratios [B, T]: what `objective` does with them, without its loss."""
+    """The `rows` that `policy_loss` would give for token log-ratios [B, T]: what `objective` does with them, without its loss.
+
+    A balanced clip range is taken as configured.
+    """
     config, mask = _configured(objective, None, None), response_mask != 0
     log_ratio = torch.where(mask, log_ratio, 0)
     n, m, limit, dtype = counts.sequences, counts.tokens, max_response_length, log_ratio.dtype
     weights = token_weights(mask, config.aggregation, n, m, limit, dtype)  # type: ignore[arg-type]
     ratio = _ratio(config, log_ratio, mask)
-    surrogate = _surrogate(config, ratio, log_ratio, log_ratio, advantages.to(log_ratio.dtype)[:, None], mask)
+    surrogate = _surrogate(config, ratio, log_ratio, log_ratio, advantages.to(log_ratio.dtype)[:, None], mask, 0.0)
     return row_values(config, surrogate, log_ratio, weights, mask, counts.sequences)
 
 
@@ -201,6 +217,7 @@ def _surrogate(
     logprobs: torch.Tensor,
     advantage: torch.Tensor,
     amounts: torch.Tensor,
+    shift: float | torch.Tensor,
 ) -> SurrogateLoss:
     # ObjectiveConfig has filled what its surrogate reads, which the type checker cannot see.
     low, high = config.clip_low, config.clip_high
@@ -208,7 +225,8 @@ def _surrogate(
         scale = None
         if config.clip_on in ("root", "sum"):
             scale = clip_position(log_ratio, amounts, config.clip_on, config.ratio == "sequence-product")
-        return clip_surrogate(ratio, advantage, low, high, config.dual_clip, scale)  # type: ignore[arg-type]
+        lower, upper = shifted(low, high, shift)  # type: ignore[arg-type]
+        return clip_surrogate(ratio, advantage, lower, upper, config.dual_clip, scale)
     if config.surrogate == "cispo":
         return cispo_surrogate(ratio, logprobs, advantage, low, high)  # type: ignore[arg-type]
     if config.surrogate == "gmpo":

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 
 from luspo_cli.config.objective import ObjectiveConfig
+from luspo_cli.objectives.aggregation import pull_on_tokens
 from luspo_cli.objectives.ratio import sequence_ratio
 from luspo_cli.objectives.surrogate import SurrogateLoss
 
@@ -52,17 +53,12 @@ def row_values(
             return log_ratio.new_zeros(log_ratio.shape[:-1])
         return (mark * amounts).sum(dim=-1).to(log_ratio.dtype) / tokens
 
-    weight = token_weights.sum(dim=-1)
-    if (
-        config.ratio != "sequence-product"
-    ):  # of a product of ratios each factor changes the whole, of their mean the |y|th part
-        weight = weight / tokens
     number = sequences[..., None] if isinstance(sequences, torch.Tensor) else sequences
     return RowValues(
         sequence_ratio=sequence_ratio(log_ratio, amounts)[..., 0],
         clip_low=share(surrogate.clipped_low),
         clip_high=share(surrogate.clipped_high),
         dual_clip=share(surrogate.dual_clipped),
-        weight=weight * number,
+        weight=pull_on_tokens(token_weights, amounts, config.ratio == "sequence-product") * number,
         log_ratio=log_ratio,
     )

@@ -23,7 +23,9 @@ from torch import Tensor
 from luspo_cli.config.run import TrainRun
 from luspo_cli.errors import RunError
 from luspo_cli.objectives import Counts, policy_loss
+from luspo_cli.objectives.balance import CutPoints, balanced_shift, cut_points, shifted
 from luspo_cli.objectives.diagnostics import combine_diagnostics
+from luspo_cli.objectives.ratio import token_log_ratio
 from luspo_cli.objectives.sampler_mismatch import SamplerMismatch, correction_weights, sampler_mismatch
 from luspo_cli.policy.lora import BasePolicy
 from luspo_cli.policy.packing import (
@@ -91,10 +93,11 @@ class Updater:
         between = time.perf_counter()
         steps = []
         for number, (batch, old_of_batch) in enumerate(zip(mini_batches, old_logprobs, strict=True)):
+            shift = self._clip_shift(batch, old_of_batch)
             if exact_shares:
-                self._measure_classes(batch, old_of_batch, groups)
-            diagnostics = self._gradients(batch, old_of_batch, number)
-            steps.append(self._finish_step(batch, diagnostics))
+                self._measure_classes(batch, old_of_batch, shift, groups)
+            diagnostics = self._gradients(batch, old_of_batch, shift, number)
+            steps.append(self._finish_step(batch, diagnostics) | self._balanced_bounds(shift))
         metrics = _mean_over_steps(steps) | self._sampler_metrics()
         trained = sum(len(rows) for batch in mini_batches for rows in self._micro_batches(batch))
         return metrics | {
@@ -107,7 +110,12 @@ class Updater:
         }
 
     def _gradients(
-        self, batch: MiniBatch, old_of_batch: Sequence[Tensor] | None, number: int, only: AbstractSet[int] | None = None
+        self,
+        batch: MiniBatch,
+        old_of_batch: Sequence[Tensor] | None,
+        shift: float | None,
+        number: int,
+        only: AbstractSet[int] | None = None,
     ) -> list[dict[str, float]]:
         """Leave the gradient of a mini-batch in the weights; the diagnostics of this process's passes.
 
@@ -139,6 +147,7 @@ class Updater:
                         tensors, old, self._mismatch if recorded else SamplerMismatch()
                     ),
                     row_counts=None if only is None else _marks(piece.rows, only, logprobs),
+                    clip_shift=shift,
                 )
                 finite = math.isfinite(result.diagnostics["objective/loss"])
                 # The other processes wait for this one's backward pass, whatever its loss; the step is refused below.
@@ -152,14 +161,18 @@ class Updater:
         return diagnostics
 
     def _measure_classes(
-        self, batch: MiniBatch, old_of_batch: Sequence[Tensor] | None, groups: Sequence[ScoredGroup]
+        self,
+        batch: MiniBatch,
+        old_of_batch: Sequence[Tensor] | None,
+        shift: float | None,
+        groups: Sequence[ScoredGroup],
     ) -> None:
         """Norm of the gradient of each class of rows, a pass over the mini-batch each; weights and optimizer stay as they are."""
         began = time.perf_counter()
         ids = [id(rollout) for group in groups for rollout in group.rollouts]
         for name, chosen in row_classes(groups).items():
             only = {rollout for rollout, is_in in zip(ids, chosen, strict=True) if is_in}
-            self._gradients(batch, old_of_batch, 0, only)
+            self._gradients(batch, old_of_batch, shift, 0, only)
             norm = self.accelerator.clip_grad_norm_(self.policy.parameters(), math.inf)
             self.rows.class_norms.setdefault(name, []).append(float(whole_weight(norm)))
         self.rows.seconds += time.perf_counter() - began
@@ -198,6 +211,37 @@ class Updater:
     def _old_logprobs(self, batch: MiniBatch) -> list[Tensor]:
         device = self.accelerator.device
         return [self.policy(policy_batch(piece.rows, device))[0] for piece in self._pieces(batch)]
+
+    @torch.no_grad()
+    def _clip_shift(self, batch: MiniBatch, old_of_batch: Sequence[Tensor] | None) -> float | None:
+        """b of a balanced clip range from the whole mini-batch, before its first backward pass; None where the range is fixed.
+
+        It takes one more pass, without gradients; the first mini-batch, whose ratios are all 1, needs none.
+        """
+        objective = self.config.objective
+        if objective.clip_band != "balanced":
+            return None
+        own = []
+        for piece, old in zip(self._pieces(batch), old_of_batch, strict=True) if old_of_batch is not None else ():
+            tensors = policy_batch(piece.rows, self.accelerator.device)
+            logprobs = self.policy(tensors)[0]
+            if not piece.filler:
+                mask = tensors.response_mask
+                points = cut_points(objective, token_log_ratio(logprobs, old, mask), mask, tensors.advantages)
+                own.append(torch.stack([part.double() for part in points]).cpu())
+        found = [part for parts in self.ranks.gather(own) for part in parts]
+        if not found:
+            return 0.0
+        point, mass, below = torch.cat(found, dim=-1)
+        return float(balanced_shift(CutPoints(point, mass, below > 0)))
+
+    def _balanced_bounds(self, shift: float | None) -> dict[str, float]:
+        """The clip distances that a balanced range took."""
+        objective = self.config.objective
+        if shift is None or objective.clip_low is None or objective.clip_high is None:
+            return {}
+        low, high = shifted(objective.clip_low, objective.clip_high, shift)
+        return {"objective/balanced_clip_low": float(low), "objective/balanced_clip_high": float(high)}
 
     @torch.no_grad()
     def _reference_logprobs(self, batch: PolicyBatch) -> Tensor | None:

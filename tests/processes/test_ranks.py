@@ -67,6 +67,9 @@ def cases(make_model: Made, make_groups: Made) -> dict[str, dict[str, Any]]:
             f"uneven.{sharding}": case(s, small, one, updates=[(UNEVEN, ADVANTAGES, 0.0)]),
             f"one-row.{sharding}": case(s, small, one, updates=[(UNEVEN, ONE_ROW, 0.0)]),
             f"steps.{sharding}": case(s, small, two, updates=[(LENGTHS, ADVANTAGES, RATE)] * 3),
+            f"steps-balanced.{sharding}": case(
+                s, small, two, "objective.clip_band=balanced", updates=[(LENGTHS, ADVANTAGES, RATE)]
+            ),
             f"silent.{sharding}": case(
                 s, small, two, updates=[(LENGTHS, ADVANTAGES, RATE), (LENGTHS, SILENT, RATE), (UNEVEN, ONE_ROW, RATE)]
             ),
@@ -147,7 +150,9 @@ def test_every_process_holds_the_same_weights_bit_for_bit(several: dict[str, lis
         assert all(torch.equal(first["weights"][name], other["weights"][name]) for name in first["weights"])
 
 
-@pytest.mark.parametrize("name", [*NAMES, *(f"{n}.{s}" for n in ("steps", "clipped") for s in ("none", "full"))])
+@pytest.mark.parametrize(
+    "name", [*NAMES, *(f"{n}.{s}" for n in ("steps", "steps-balanced", "clipped") for s in ("none", "full"))]
+)
 def test_the_metrics_are_those_of_one_process(several: dict[str, list[Any]], alone: dict[str, Any], name: str) -> None:
     """Loss, ratios, entropy, gradient norm and counts of rows are of the whole batch, and the same on every process."""
     first, *others = several[name]
@@ -157,6 +162,21 @@ def test_the_metrics_are_those_of_one_process(several: dict[str, list[Any]], alo
         for key, value in wanted.items():
             assert found[key] == pytest.approx(value, rel=2e-3 if name.startswith("steps") else 1e-5, abs=1e-6), key
     assert first["noise_floor"] == pytest.approx(alone[name]["noise_floor"], abs=1e-6)
+
+
+@pytest.mark.parametrize("sharding", ["none", "full"])
+def test_a_balanced_clip_range_is_found_from_the_rows_of_all_processes(
+    several: dict[str, list[Any]], alone: dict[str, Any], sharding: str
+) -> None:
+    name = f"steps-balanced.{sharding}"
+    (wanted,) = alone[name]["metrics"]
+    # A mean over the first mini-batch, whose bounds are the configured ones, and the second.
+    assert wanted["objective/balanced_clip_low"] != pytest.approx(2e-3)
+    for found in several[name]:
+        (metrics,) = found["metrics"]
+        for side in ("low", "high"):
+            key = f"objective/balanced_clip_{side}"
+            assert metrics[key] == pytest.approx(wanted[key], rel=1e-2)
 
 
 @pytest.mark.parametrize("sharding", ["none", "full"])

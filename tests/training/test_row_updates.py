@@ -133,3 +133,44 @@ def test_an_update_that_fails_leaves_its_rollouts(
     assert set(first.column_names) - set(second.column_names) == set(COLUMNS)
     assert first["token_log_ratios"].null_count < len(first)
     assert second.num_rows == 16
+
+
+@pytest.mark.parametrize("objective", ["gspo", "luspo"])
+def test_a_balanced_clip_range_does_not_depend_on_micro_batches(
+    make_updater: Callable[..., Any], make_groups: MakeGroups, objective: str
+) -> None:
+    """Three mini-batches of two groups: in each, what is cut below and above is as near as any pair of bounds brings it."""
+    lengths, advantages = [*LENGTHS, [4, 8, 2], [3, 3, 7]], [*ADVANTAGES, [0.4, -1.0, 0.6], [1.0, 0.3, -1.3]]
+    groups, found, metrics = make_groups(lengths, advantages), [], []
+    for budget in (100_000, 1, 40):
+        updater, _ = make_updater(
+            "update.mini_batches=3", "rollout.problems=6", f"update.tokens_per_micro_batch={budget}",
+            "objective.clip_band=balanced", objective=objective,
+        )  # fmt: skip
+        metrics.append(updater.update(groups, 1e-3))
+        found.append(updater.rows.gathered(ALONE, with_tokens=False).updates())
+    for others in metrics[1:]:
+        for side in ("low", "high"):
+            key = f"objective/balanced_clip_{side}"
+            assert others[key] == pytest.approx(metrics[0][key], rel=1e-2)
+    marks = [[row and (row.clip_low_fraction, row.clip_high_fraction) for row in rows] for rows in found]
+    assert marks[0] == marks[1] == marks[2]
+    objective_of = make_updater("objective.clip_band=balanced", objective=objective)[0].config.objective
+    for mini_batch in (1, 2):
+        rows = [
+            (row, advantage, row.loss_weight)
+            for row, advantage in zip(found[0], chain(*advantages), strict=True)
+            if row is not None and row.mini_batch == mini_batch
+        ]
+        cut = sum(
+            (row.clip_low_fraction - row.clip_high_fraction) * abs(advantage) * weight
+            for row, advantage, weight in rows
+        )
+
+        def imbalance(shift: float, rows: Any = rows) -> float:
+            low, high = objective_of.clip_low * math.exp(shift), objective_of.clip_high * math.exp(-shift)
+            below = sum(-a * w for row, a, w in rows if a < 0 and row.sequence_ratio < 1 - low)
+            above = sum(a * w for row, a, w in rows if a > 0 and row.sequence_ratio > 1 + high)
+            return abs(below - above)
+
+        assert abs(cut) <= min(imbalance(step / 100) for step in range(-800, 801)) + 1e-6

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from luspo_cli.commands.display.comparison import print_whole, titled_table
 from luspo_cli.commands.display.format import DASH
+from luspo_cli.config.objective_text import clip_form
 from luspo_cli.experiments.lab.study import Study
 from luspo_cli.experiments.lab.summary import LabSummary
 from luspo_cli.experiments.lab.switches import causes_present
@@ -104,8 +105,8 @@ def _statements(study: Study) -> Iterator[str]:
 def _clip_range(row: LabSummary) -> str:
     if row.clip_low is None or row.clip_high is None:
         return DASH
-    text = f"{row.clip_low:g} / {row.clip_high:g}"
-    return text if row.clip_on in (None, "mean") else f"{text} {row.clip_on}"
+    form = clip_form(row.clip_on, row.clip_band).strip().replace("on the ", "")
+    return "\n".join(filter(None, [f"{row.clip_low:g} / {row.clip_high:g}", form]))
 
 
 def _with_half(found: Estimate, form: str) -> str:

@@ -22,6 +22,7 @@ class LabSummary:
     clip_high: float | None
     clip_on: str | None
     """Scale of the clip range; None where there is one only."""
+    clip_band: str | None
     seeds: int
     spread: float
     """Standard deviation over seeds of the final length, tokens."""
@@ -37,6 +38,7 @@ def summarise(history: LabHistory, label: str) -> LabSummary:
         clip_low=objective.clip_low,
         clip_high=objective.clip_high,
         clip_on=objective.clip_on,
+        clip_band=objective.clip_band,
         seeds=history.seeds,
         spread=float(final.std()),
         estimates={

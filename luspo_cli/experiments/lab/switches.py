@@ -57,12 +57,15 @@ def _with_objective(config: LabRun, objective: ObjectiveConfig) -> LabRun:
 
 def _without_bounds(config: LabRun, base: LabHistory, *, low: bool, high: bool) -> LabRun | None:
     objective = config.objective
-    if not objective.clips:
+    # A balanced range has no side of its own: without one the other would cut nothing either.
+    if not objective.clips or (objective.clip_band == "balanced" and not (low and high)):
         return None
     # In log space there is no least value; a ratio is never below 0.
     bounds = {"clip_low": UNREACHED if objective.clips_log_ratio else 1.0} if low else {}
     if high:
         bounds["clip_high"] = UNREACHED
+    if objective.clip_band == "balanced":
+        objective = replace(objective, clip_band="fixed")
     return _with_objective(config, replace(objective, **bounds))  # type: ignore[arg-type]
 
 
@@ -76,6 +79,12 @@ def without_high_side(config: LabRun, base: LabHistory) -> LabRun | None:
 
 def without_both_sides(config: LabRun, base: LabHistory) -> LabRun | None:
     return _without_bounds(config, base, low=True, high=True)
+
+
+def without_balance(config: LabRun, base: LabHistory) -> LabRun | None:
+    if config.objective.clip_band != "balanced":
+        return None
+    return _with_objective(config, replace(config.objective, clip_band="fixed"))
 
 
 def without_length_division(config: LabRun, base: LabHistory) -> LabRun | None:
@@ -120,6 +129,7 @@ CAUSES: Mapping[str, Callable[[LabRun, LabHistory], LabRun | None]] = MappingPro
         "low side of the clip": without_low_side,
         "high side of the clip": without_high_side,
         "both sides": without_both_sides,
+        "balance of the sides": without_balance,
         "1/|y|": without_length_division,
         "gradient limit": without_gradient_limit,
         "std of the advantage": without_std,
