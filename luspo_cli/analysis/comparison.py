@@ -10,7 +10,7 @@ Three decisions guard against reading chance as effect (docs/comparison.md has t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from luspo_cli.analysis.answers import accuracy_at_equal_length, outcome_values, stored_answers
@@ -19,6 +19,7 @@ from luspo_cli.analysis.differences import compared_parts, scoring_warnings, ses
 from luspo_cli.analysis.history import RunHistory
 from luspo_cli.analysis.measures import MEASURES, Measure, RunSummary, benchmark_measures, summarise_run
 from luspo_cli.analysis.paired import PairedDifference, paired_differences
+from luspo_cli.analysis.tuning import Tuning, tune
 from luspo_cli.analysis.variants import (
     ClipRange,
     Variant,
@@ -77,6 +78,8 @@ class Comparison:
     """How far that is: steps, response tokens, or seconds in steps."""
     answers: AnswersRead | None
     """None where not every run stored its responses."""
+    tuning: tuple[Tuning, ...] = ()
+    """How the value of one key was chosen for each objective; empty where all runs are compared."""
 
 
 def compare_runs(runs: Sequence[RunHistory], by: By = "steps") -> Comparison:
@@ -84,8 +87,17 @@ def compare_runs(runs: Sequence[RunHistory], by: By = "steps") -> Comparison:
     return compare_variants(split_into_variants(runs), by)
 
 
-def compare_variants(variants: Sequence[Variant], by: By = "steps") -> Comparison:
-    """Compare variants whose runs are given; the runs of one variant count as its seeds."""
+def compare_tuned(runs: Sequence[RunHistory], key: str, by: By = "steps") -> tuple[Comparison, list[Variant]]:
+    """Compare each objective at the values of `key` that suit it (`analysis.tuning`); returns the chosen runs, too."""
+    tuning, variants = tune(runs, compare_runs(runs, by).runs, key)
+    return replace(compare_variants(variants, by, intended=key), tuning=tuple(tuning)), variants
+
+
+def compare_variants(variants: Sequence[Variant], by: By = "steps", intended: str = "") -> Comparison:
+    """Compare variants whose runs are given; the runs of one variant count as its seeds.
+
+    `intended`: a key that differs between and within variants by intention.
+    """
     runs = [run for variant in variants for run in variant.runs]
     for run in runs:
         if not run.column(LENGTH).notna().any():
@@ -107,7 +119,7 @@ def compare_variants(variants: Sequence[Variant], by: By = "steps") -> Compariso
     differing = {
         key: {run.name: value for run, value in zip(recorded, values, strict=True)}
         for key, values in differing_values(settings).items()
-        if not expected_to_differ(key)
+        if key != intended and not expected_to_differ(key)
     }
     to_pair = {variant.label: by_variant[variant.label] for variant in variants if not _repeated_seeds(variant)}
     last_step = min(found.last_step for found in windows.values())

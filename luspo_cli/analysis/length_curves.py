@@ -79,19 +79,26 @@ def plot_length(
     metric: str = LENGTH,
     log: bool | None = None,
     with_accuracy: bool = True,
+    variants: Sequence[Variant] | None = None,
 ) -> LengthFigure:
     """Draw `metric` over steps by objective into `out` (PNG, SVG or PDF by its suffix), written whole or not at all.
 
     `smooth`: steps of the centred moving mean, None: a twelfth of the steps. `split_correct`: correct and incorrect
-    rollouts apart. `log`: None: logarithmic where the unit is tokens.
+    rollouts apart. `log`: None: logarithmic where the unit is tokens. `variants`: of these runs, None: by their configurations.
     """
     check_suffix(out)
     with design():
         figure, caption, notes = build_figure(
-            runs, smooth=smooth, split_correct=split_correct, metric=metric, log=log, with_accuracy=with_accuracy
+            runs,
+            smooth=smooth,
+            split_correct=split_correct,
+            metric=metric,
+            log=log,
+            with_accuracy=with_accuracy,
+            variants=variants,
         )
         write_figure(figure, out)
-    return LengthFigure(out, caption, notes, clip_ranges(split_into_variants(runs)))
+    return LengthFigure(out, caption, notes, clip_ranges(variants or split_into_variants(runs)))
 
 
 def build_figure(
@@ -102,6 +109,7 @@ def build_figure(
     metric: str = LENGTH,
     log: bool | None = None,
     with_accuracy: bool = True,
+    variants: Sequence[Variant] | None = None,
 ) -> tuple[Figure, str, tuple[str, ...]]:
     """Return the figure of `plot_length`, its caption and its notes, without writing anything."""
     if not runs:
@@ -118,7 +126,7 @@ def build_figure(
             if not run.column(name).notna().any():
                 raise UsageError(f"{run.path} has no value of '{name}' in any step; leave this run out.")
     window = smooth or max(len(run.table) for run in runs) // SMOOTHING_SHARE | 1
-    variants = split_into_variants(runs)
+    variants = variants or split_into_variants(runs)
     styles = choose_styles(variants)
     notes = [note for run in runs for note in run.notes]
     notes += [note for name in metrics for run in runs if (note := gap_note(run, name)) is not None]

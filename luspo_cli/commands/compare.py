@@ -22,6 +22,7 @@ from luspo_cli.errors import UsageError
 COMPARE_EXAMPLES = [
     "luspo compare --preset tiny --objectives grpo,gspo,luspo --seeds 3",
     "luspo compare --preset tiny --objectives gspo,luspo --seeds 5 --set update.mini_batches=8 --out runs/mb8",
+    "luspo compare --preset tiny --objectives gspo,luspo --sweep update.learning_rate=1e-4,3e-4,1e-3",
     "luspo compare runs/tiny",
     "luspo compare runs/gspo runs/luspo --figure lengths.svg --json",
     "luspo compare runs/tiny --html report.html",
@@ -44,6 +45,13 @@ def compare_cli(
     seeds: Annotated[int | None, Option(min=1, help=f"With --preset: seeds 0 to N-1. [{DEFAULT_SEEDS}]")] = None,
     sets: Annotated[
         list[str] | None, Option("--set", help="With --preset: section.key=value for all runs; can be repeated.")
+    ] = None,
+    sweep: Annotated[
+        str | None,
+        Option(
+            help="section.key=VALUE,VALUE,...: compare each objective at its best value, chosen on other seeds."
+            " Of run folders: the key alone."
+        ),
     ] = None,
     out: Annotated[Path | None, Option(help="With --preset: runs are OUT/PRESET/OBJECTIVE-seedK. [runs]")] = None,
     processes: Annotated[
@@ -71,7 +79,7 @@ def compare_cli(
     as_json: Annotated[bool, Option("--json", help="Print one JSON object, for programs.")] = False,
 ) -> None:
     """Compare runs: response length beside accuracy, each run, means with intervals, differences seed by seed."""
-    output = ComparisonOutput(by, full, as_json, figure, html, predict)
+    output = ComparisonOutput(by, full, as_json, figure, html, predict, (sweep or "").partition("=")[0].strip())
     if bool(runs) == bool(preset):
         raise UsageError("Give either run folders or --preset, for example: luspo compare --preset tiny.")
     if html is not None:
@@ -85,17 +93,27 @@ def compare_cli(
         for option, value in given.items():
             if value:
                 raise UsageError(f"{option} goes with --preset; run folders are compared as they are.")
+        if sweep and "=" in sweep:
+            raise UsageError(f"--sweep {sweep}: values go with --preset; of run folders give the key alone.")
         show_comparison(runs or [], output)
         return
     names = listed_names(objectives or DEFAULT_OBJECTIVES)
     folder = (out or DEFAULT_OUT) / Path(preset).name.removesuffix(".toml")
     count = seeds or DEFAULT_SEEDS
 
+    settings: list[str] = []
+    if sweep is not None:
+        from luspo_cli.config.sweeps import swept_settings
+
+        settings = swept_settings(sweep)
+
     from luspo_cli.commands.display.trainings import shown_on_stderr
     from luspo_cli.experiments.sweep import train_runs
 
     with shown_on_stderr() as display:
-        trained = train_runs(names, count, folder, preset=preset, sets=sets or [], processes=processes, display=display)
+        trained = train_runs(
+            names, count, folder, preset=preset, sets=sets or [], processes=processes, display=display, sweep=settings
+        )
     show_comparison(trained, replace(output, figure=figure or folder / "lengths.png"))
 
 
@@ -103,12 +121,17 @@ def show_comparison(runs: Sequence[Path], output: ComparisonOutput) -> None:
     """Compare run folders on standard output, and draw the figure and write the page where a path is given."""
     from rich.console import Console
 
-    from luspo_cli.analysis.comparison import compare_runs
+    from luspo_cli.analysis.comparison import compare_runs, compare_tuned
     from luspo_cli.analysis.history import read_runs
+    from luspo_cli.analysis.variants import split_into_variants
     from luspo_cli.commands.display.comparison import comparison_json, print_comparison
 
     histories = read_runs(runs)
-    comparison = compare_runs(histories, output.by)
+    variants = split_into_variants(histories)
+    if output.tuned_key:
+        comparison, variants = compare_tuned(histories, output.tuned_key, output.by)
+    else:
+        comparison = compare_runs(histories, output.by)
     if output.as_json:
         report: dict[str, Any] = comparison_json(comparison)
         report["figure"] = None if output.figure is None else str(output.figure)
@@ -120,7 +143,7 @@ def show_comparison(runs: Sequence[Path], output: ComparisonOutput) -> None:
     if output.figure is not None:
         from luspo_cli.analysis.length_curves import plot_length
 
-        plot_length(histories, output.figure)
+        plot_length([run for variant in variants for run in variant.runs], output.figure, variants=variants)
         if not output.as_json:
             typer.echo(f"\nfigure: {output.figure}")
     if output.html is not None:

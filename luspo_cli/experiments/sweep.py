@@ -51,6 +51,8 @@ class Training:
     run: Path
     steps: int
     state: Literal["fresh", "unfinished", "finished"]
+    setting: str = ""
+    """KEY=VALUE of a sweep."""
 
     @property
     def name(self) -> str:
@@ -92,24 +94,41 @@ def train_runs(
     sets: Sequence[str],
     processes: int | None,
     display: AbstractContextManager[Display],
+    sweep: Sequence[str] = (),
 ) -> list[Path]:
     """Train every objective with seeds 0 to `seeds` - 1 below `folder` as far as needed, and return the run folders.
 
-    `processes`: trainings side by side; None: two, and one where there is a CUDA device. Interrupted where a signal ended it.
+    `sweep`: settings KEY=VALUE of which each run takes one; none: one run an objective and seed. `processes`: trainings side by
+    side; None: two, and one where there is a CUDA device. Interrupted where a signal ended it.
     """
+    own = {"run.seed", "objective.name"}
     for setting in sets:
-        if setting.partition("=")[0].strip() in ("run.seed", "objective.name"):
+        if setting.partition("=")[0].strip() in own:
             raise UsageError(f"--set {setting}: the comparison itself sets this; use --seeds and --objectives.")
-    trainings = plan_trainings(
-        objectives, seeds, folder, lambda objective, seed: configuration(objective, seed, preset, sets)
-    )
+    for setting in sweep:
+        if (key := setting.partition("=")[0]) in own | {"run.steps"}:
+            raise UsageError(
+                f"--sweep {key}: runs of one comparison differ or agree in this by themselves; choose another key."
+            )
+
+    def planned(setting: str) -> list[Training]:
+        more = _with(sets, setting)
+        return plan_trainings(
+            objectives, seeds, folder, lambda objective, seed: configuration(objective, seed, preset, more), setting
+        )
+
+    trainings = sorted((one for setting in sweep or ("",) for one in planned(setting)), key=lambda one: one.seed)
     from luspo_cli.config.layers import unused_of_preset
 
     if unused := unused_of_preset(preset, resolved(objectives[0], 0, preset, sets)):
         logger.warning(unused)
     missing = missing_of(trainings, folder)
     if missing:
-        number = side_by_side(processes, len(missing), resolved(missing[0].objective, missing[0].seed, preset, sets))
+        number = side_by_side(
+            processes,
+            len(missing),
+            resolved(missing[0].objective, missing[0].seed, preset, _with(sets, missing[0].setting)),
+        )
         with display as shown:
             train_missing(
                 trainings,
@@ -154,28 +173,37 @@ def configuration(objective: str, seed: int, preset: str, sets: Sequence[str]) -
 
 
 def plan_trainings(
-    objectives: Sequence[str], seeds: int, folder: Path, resolve: Callable[[str, int], Configuration]
+    objectives: Sequence[str],
+    seeds: int,
+    folder: Path,
+    resolve: Callable[[str, int], Configuration],
+    setting: str = "",
 ) -> list[Training]:
     """List the runs below `folder`, seed by seed, each with what its folder says; UsageError for another configuration.
 
-    `resolve` gives the configuration that an objective and a seed must have, as in `config.json`.
+    `resolve` gives the configuration that an objective and a seed must have, as in `config.json`; `setting`: one of a sweep.
     """
     trainings = []
     for seed in range(seeds):
         for objective in objectives:
             wanted = resolve(objective, seed)
-            run = folder / f"{objective}-seed{seed}"
-            trainings.append(Training(objective, seed, run, int(wanted["run"]["steps"]), state_of(run, wanted)))
+            run = folder / "-".join([objective, *([setting.replace("/", "_")] if setting else []), f"seed{seed}"])
+            steps = int(wanted["run"]["steps"])
+            trainings.append(Training(objective, seed, run, steps, state_of(run, wanted), setting))
     return trainings
 
 
 def train_command(training: Training, preset: str, sets: Sequence[str]) -> list[str]:
     """Return the command line of one training."""
     command = [sys.executable, "-m", "luspo_cli", "train", "--preset", preset, "--objective", training.objective]
-    for setting in (*sets, f"run.seed={training.seed}"):
+    for setting in (*_with(sets, training.setting), f"run.seed={training.seed}"):
         command += ["--set", setting]
     command += ["--run", str(training.run)]
     return [*command, "--resume"] if training.state == "unfinished" else command
+
+
+def _with(sets: Sequence[str], setting: str) -> list[str]:
+    return [*sets, setting] if setting else [*sets]
 
 
 def train_missing(

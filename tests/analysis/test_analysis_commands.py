@@ -90,6 +90,19 @@ def test_a_parent_folder_is_compared_with_a_note(call, two_runs, tmp_path) -> No
     assert f"warning: 2 runs found below {tmp_path}." in result.stdout
 
 
+def test_runs_are_compared_at_their_best_value(call, write_run, tmp_path) -> None:
+    for rate, accuracy in ((1e-4, 0.5), (3e-4, 0.75)):
+        for seed in (0, 1):
+            change = {"update": {"learning_rate": rate}}
+            write_run(f"{rate}-{seed}", "gspo", seed, reward__accuracy__mean=[accuracy] * 3, change=change)
+    result = call("compare", tmp_path, "--sweep", "update.learning_rate", "--figure", tmp_path / "f.png", "--json")
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert [run["name"] for run in report["runs"]] == ["0.0003-0", "0.0003-1"]
+    assert report["tuning"][0]["best"] == "0.0003"
+    assert (tmp_path / "f.png").is_file()
+
+
 def test_compare_as_json_prints_nothing_else(call, two_runs) -> None:
     report = json.loads(call("compare", *two_runs, "--json").stdout)
     assert [variant["label"] for variant in report["variants"]] == ["gspo", "luspo"]
@@ -103,6 +116,9 @@ def test_compare_as_json_prints_nothing_else(call, two_runs) -> None:
         (["runs/a", "--preset", "tiny"], "either run folders or --preset"),
         (["runs/a", "--seeds", "2"], "--seeds goes with --preset"),
         (["runs/a", "--set", "a.b=1"], "--set goes with --preset"),
+        (["runs/a", "--sweep", "a.b=1,2"], "values go with --preset"),
+        (["--preset", "tiny", "--sweep", "update.learning_rate"], "--sweep wants section.key=value,value"),
+        (["--preset", "tiny", "--sweep", "run.seed=1,2"], "choose another key"),
         (["--preset", "tiny", "--objectives", "gspo,lupso"], r"Unknown objective 'lupso' \(did you mean 'luspo'\?\)"),
         (["--preset", "tiny", "--objectives", "gspo,gspo"], "names gspo twice"),
         (["--preset", "tiny", "--objectives", ","], "is empty"),

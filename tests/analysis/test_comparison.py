@@ -296,7 +296,7 @@ def test_a_log_of_another_framework_is_named_as_such(write_run, tmp_path) -> Non
 def test_the_json_has_its_schema_and_no_nan(two_by_two, write_run) -> None:
     extra = read_runs([write_run("lone", "grpo", 0, lengths=[1.0, math.nan, 2.0])])
     report = json.loads(json.dumps(comparison_json(compare_runs([*two_by_two, *extra])), allow_nan=False))
-    tables = {"runs", "variants", "clip_ranges", "paired", "answers", "differing", "warnings"}
+    tables = {"runs", "variants", "clip_ranges", "paired", "answers", "tuning", "differing", "warnings"}
     assert set(report) == {"last_step", "by", "end", "level", "measures"} | tables
     assert report["clip_ranges"] == {"grpo": [0.2, 0.2], "gspo": [0.002, 0.0025], "luspo": [0.002, 0.0025]}
     assert [run["name"] for run in report["runs"]] == ["lone", "gspo-seed0", "gspo-seed1", "luspo-seed0", "luspo-seed1"]

@@ -62,7 +62,8 @@ def print_whole(table: RenderableType, console: Console) -> None:
 
 def render_table(comparison: Comparison, *, full: bool = False) -> RenderableType:
     """Return the single runs, the means over seeds, the paired differences with their verdicts, and the warnings."""
-    parts: list[RenderableType] = [_runs_table(comparison)]
+    parts: list[RenderableType] = [_tuning_table(comparison), ""] if comparison.tuning else []
+    parts += [_runs_table(comparison)]
     for first in range(0, len(comparison.variants), VARIANTS_A_TABLE):
         parts += ["", _means_table(comparison, comparison.variants[first : first + VARIANTS_A_TABLE], full=full)]
     pairs = [pair for pair in comparison.paired if full or not comparison.measures[pair.measure].detail]
@@ -84,6 +85,13 @@ def statements(comparison: Comparison) -> Iterator[str]:
     for label, name in short_names(comparison.variants).items():
         if len(name) > 1:
             yield f"{_in_one_line(name)}: {label}"
+    for tuning in comparison.tuning:
+        if tuning.at_end:
+            yield f"{tuning.objective}: its best value, {tuning.best}, is at the end of the list; a better one may lie beyond."
+    if comparison.tuning and all(tuning.apart for tuning in comparison.tuning):
+        yield "Tuned: each seed is compared at the value that the other seeds favour, so that no seed chose for itself."
+    elif comparison.tuning:
+        yield "Tuned on the one seed that is compared: the best of several is too good, most so where spread is large."
     if comparison.clip_ranges:
         yield f"{clip_sentence(comparison.clip_ranges)}."
     counts = {len(variant.seeds) for variant in comparison.variants}
@@ -141,6 +149,7 @@ def comparison_json(comparison: Comparison) -> dict[str, Any]:
         ],
         "answers": None if comparison.answers is None else asdict(comparison.answers),
         "differing": comparison.differing,
+        "tuning": [asdict(tuning) for tuning in comparison.tuning],
         "warnings": list(comparison.warnings),
     }
 
@@ -175,6 +184,23 @@ def _short_name(label: str) -> list[str]:
 
 def _in_one_line(name: Sequence[str]) -> str:
     return f"{name[0]} ({', '.join(name[1:])})" if len(name) > 1 else name[0]
+
+
+def _tuning_table(comparison: Comparison) -> Table:
+    key, criterion = comparison.tuning[0].key, comparison.measures[comparison.tuning[0].criterion]
+    table = titled_table(f"{key}, by {criterion.title}")
+    for title in ("objective", key):
+        table.add_column(title, no_wrap=True)
+    table.add_column("mean over seeds", justify="right", no_wrap=True)
+    table.add_column("")
+    for tuning in comparison.tuning:
+        for place, candidate in enumerate(tuning.candidates):
+            chosen = ", ".join(map(str, candidate.chosen_for))
+            said = ["best"] if candidate.value == tuning.best else []
+            said += [f"compared: seed {chosen}"] if chosen else []
+            mean = _interval(candidate.accuracy, criterion, candidate.accuracy.n)
+            table.add_row("" if place else tuning.objective, candidate.value, mean, "; ".join(said))
+    return table
 
 
 def _runs_table(comparison: Comparison) -> Table:

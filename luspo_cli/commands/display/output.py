@@ -19,3 +19,5 @@ class ComparisonOutput:
     figure: Path | None
     html: Path | None
     predict: bool
+    tuned_key: str = ""
+    """The key whose value is chosen for each objective; empty: all runs are compared as they are."""

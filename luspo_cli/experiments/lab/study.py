@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import time
-import tomllib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 from luspo_cli.analysis.lab_figures import Bar, LabFigure, Panel, curves_figure, effects_figure
 from luspo_cli.config.lab import LabRun, resolve_lab
-from luspo_cli.errors import UsageError
+from luspo_cli.config.sweeps import parse_sweep
 from luspo_cli.experiments.lab.experiment import LabHistory, run_experiment
 from luspo_cli.experiments.lab.summary import LabSummary, curve, curve_of, summarise
 from luspo_cli.experiments.lab.switches import Effect, attribute, causes_present
@@ -81,22 +79,6 @@ def sweep_key(objectives: Sequence[str], seeds: int, preset: str, sets: Sequence
     ticks = tuple(zip(x, map(json.dumps, values), strict=True))
     caption = f"last tenth of the steps (length), all steps (advantage); band: 95 % interval over {seeds} seeds"
     return Study(tuple(rows), (), key, curves_figure(panels, key, caption, ticks))
-
-
-def parse_sweep(text: str) -> tuple[str, list[Any]]:
-    """`section.key=1,2,4` as the key and its values, each as TOML where it is TOML, else as text."""
-    key, equals, listed = text.partition("=")
-    if not equals or "." not in key or not listed.strip():
-        raise UsageError(
-            f"--sweep wants section.key=value,value, for example --sweep update.mini_batches=1,2,4,8; got '{text}'"
-        )
-    try:
-        values = tomllib.loads(f"values = [{listed}]")["values"]
-    except tomllib.TOMLDecodeError:
-        values = [part.strip() for part in listed.split(",")]
-    if len(values) < 2:
-        raise UsageError(f"--sweep {text}: a curve needs two values at least, for example {key}=1,2")
-    return key.strip(), values
 
 
 def _curves(histories: dict[str, LabHistory], seeds: int) -> LabFigure:
