@@ -21,7 +21,7 @@ from luspo_cli.metrics.intervals import LEVEL, Estimate
 
 def print_study(study: Study, console: Console) -> None:
     """Print the table of experiments, the effects of causes, and what a reader of the numbers must know."""
-    parts: list[RenderableType] = [_rows_table(study)]
+    parts: list[RenderableType] = [_rows_table(study), "", _kept_table(study)]
     if study.effects:
         parts += ["", _effects_table(study)]
     parts += ["", *(Text(line, style="dim") for line in _statements(study))]
@@ -68,6 +68,22 @@ def _rows_table(study: Study) -> Table:
     return table
 
 
+def _kept_table(study: Study) -> Table:
+    """Mean kept advantage by length: a row an experiment, a column a bin; and the pressure that follows."""
+    starts = sorted({part.start for row in study.rows for part in row.kept_by_length})
+    table = titled_table("Kept advantage by length (tokens from)")
+    table.add_column(f"objective\n{study.swept}".rstrip(), no_wrap=True)
+    table.add_column("expected\npressure", justify="right", no_wrap=True)
+    table.add_column("of the\nclip", justify="right", no_wrap=True)
+    for start in starts:
+        table.add_column(f"\n{start}", justify="right", no_wrap=True)
+    for row in study.rows:
+        of_bins = {part.start: f"{part.kept.mean:+.2f}" for part in row.kept_by_length}
+        pressures = (_with_half(row.estimates[name], "+.2f") for name in ("expected_pressure", "clip_pressure"))
+        table.add_row(row.label, *pressures, *(of_bins.get(start, DASH) for start in starts))
+    return table
+
+
 def _effects_table(study: Study) -> Table:
     table = titled_table("Without one cause")
     table.add_column("cause", no_wrap=True)
@@ -89,6 +105,10 @@ def _statements(study: Study) -> Iterator[str]:
     yield (
         "Lengths in tokens: expected under the policy, no sampling noise; final: mean over the last tenth of the steps."
         " Clipped: share of sequences (token ratio: tokens) whose gradient the bound removed, over all steps."
+    )
+    yield (
+        "Kept advantage: mean over a bin's responses of what no bound removed; expected pressure: its covariance, times the token"
+        " weight, with length, in tokens; above 0 the update favours long responses (docs/length.md, section 7)."
     )
     yield f"±: half of the {LEVEL:.0%} interval over {study.rows[0].seeds} seeds (Student); about two standard errors."
     truncated = max(row.estimates["truncated"].mean for row in study.rows)

@@ -11,8 +11,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,8 +21,10 @@ from luspo_cli.advantages import ADVANTAGES
 from luspo_cli.analysis.axis import windows_of
 from luspo_cli.config.lab import LabRun
 from luspo_cli.experiments.lab.responses import DTYPE, Logits, ResponseModel, Responses
+from luspo_cli.metrics.by_length import TrainedRows, kept_length_pressure, length_grid, length_profile
 from luspo_cli.objectives import policy_loss
 from luspo_cli.objectives.ratio import masked_mean
+from luspo_cli.objectives.row_values import RowValues
 
 CLIP_LOW, CLIP_HIGH, KL_OLD = "objective/clip_low_fraction", "objective/clip_high_fraction", "policy/kl_old"
 
@@ -47,6 +50,14 @@ class LabHistory:
     """Mean square of the sequences' log-ratio (the mean over their tokens), mean over mini-batches."""
     squared_wrong: Tensor
     """The same of a wrong answer's first token."""
+    expected_pressure: Tensor
+    """`kept_length_pressure` of the batch, as in training."""
+    clip_pressure: Tensor
+    """The part of it that the clip makes."""
+    bin_rollouts: Tensor
+    """Responses in each bin of `length_grid` up to the limit, [S, bins, steps]."""
+    bin_kept: Tensor
+    """Sum of their kept advantages, [S, bins, steps]."""
     gradient_norm: Tensor
     """Before the limit, mean over mini-batches."""
     update_norm: Tensor
@@ -62,6 +73,12 @@ class LabHistory:
         """Mean of `values` [S, steps] over the last tenth of the steps, as `luspo compare` has it, [S]."""
         first, last = windows_of(range(1, self.config.run.steps + 1)).final
         return values[:, first - 1 : last].mean(-1)
+
+    def kept_by_length(self) -> tuple[list[int], Tensor, Tensor]:
+        """Starts of the bins, share of all responses in each [bins], mean kept advantage [S, bins]; NaN where there was none."""
+        rollouts = self.bin_rollouts.sum(-1)
+        starts = length_grid(self.config.rollout.max_response_tokens).tolist()
+        return starts, rollouts.sum(0) / rollouts.sum(), self.bin_kept.sum(-1) / rollouts
 
 
 def run_experiment(config: LabRun, seeds: int) -> LabHistory:
@@ -91,7 +108,8 @@ def _run(config: LabRun, seeds: int) -> LabHistory:
         lengths.append(model.mean_length(learner.logits))
         responses = draw(model, learner.logits, generators)
         advantages = group_advantages(responses.right, table)
-        steps.append(measured(responses) | learner.update(responses, advantages, generators))
+        updated = learner.update(responses, advantages, generators)
+        steps.append(measured(responses) | updated | learner.by_length(responses, advantages))
     columns = {key: torch.stack([step[key] for step in steps], -1) for key in steps[0]}
     return LabHistory(config, torch.stack(lengths, -1), **columns)
 
@@ -144,6 +162,9 @@ class Learner:
         self.logits = start.detached()
         self.updates = 0
         self.decay = 0.0 if self.config.update.optimizer == "sgd" else self.config.update.betas[0]
+        self.rows: list[RowValues] = []
+        """What became of the rows of the last update, a mini-batch each."""
+        self.bin_starts = length_grid(model.limit)
         self.parameters = [tensor.requires_grad_(True) for tensor in self.logits.tensors() if tensor.numel()]
         update = self.config.update
         rates = [
@@ -162,6 +183,7 @@ class Learner:
             reference = None if self.reference is None else self.model.log_probs(self.reference, responses)
         noise = self._noise(advantages.shape[1], generators)
         size = advantages.shape[1] // self.config.update.mini_batches
+        self.rows = []
         parts: list[dict[str, Tensor]] = []
         for start in range(0, advantages.shape[1], size):
             rows = slice(start, start + size)
@@ -173,6 +195,22 @@ class Learner:
             of_noise = None if noise is None else reach * noise[:, rows]
             parts.append(self._step(own, advantages[:, rows], old[:, rows], of_reference, of_noise))
         return {key: torch.stack([part[key] for part in parts]).mean(0) for key in parts[0]}
+
+    def by_length(self, responses: Responses, advantages: Tensor) -> dict[str, Tensor]:
+        """What the last update kept of its batch's advantages, [S] or [S, bins], by the functions that training calls."""
+        of_rows = [torch.cat(parts, dim=1).numpy() for parts in zip(*(rows[1:-1] for rows in self.rows), strict=True)]
+        low, high, dual, weights = of_rows
+        lengths = (responses.token_counts * responses.mask).sum(-1).numpy()
+        rows = TrainedRows(lengths, advantages.numpy(), low, high, 1 - low - high - dual, weights)
+        pressure = kept_length_pressure(rows)
+        profile = length_profile(rows, self.bin_starts)
+        found = {
+            "expected_pressure": pressure,
+            "clip_pressure": pressure - kept_length_pressure(replace(rows, kept=np.ones_like(low))),
+            "bin_rollouts": profile.rollouts,
+            "bin_kept": np.nan_to_num(profile.kept) * profile.rollouts,
+        }
+        return {name: torch.from_numpy(values) for name, values in found.items()}
 
     def _noise(self, rows: int, generators: list[torch.Generator]) -> Tensor | None:
         """What the first update does to the wrong answers of each row's prompt, [S, B, M, V - 1]; None without noise."""
@@ -198,6 +236,7 @@ class Learner:
             ref_logprobs=reference,
             token_counts=counts,
         )
+        self.rows.append(result.rows)
         self.optimizer.zero_grad()
         # Seeds share no parameter: the gradient of the sum is each seed's own.
         result.loss.sum().backward()

@@ -11,6 +11,19 @@ from luspo_cli.analysis.lab_figures import Curve
 from luspo_cli.experiments.lab.experiment import LabHistory
 from luspo_cli.metrics.intervals import Estimate, estimate
 
+SHOWN_SHARE = 0.01
+"""Bins of lengths with fewer of the responses are left out of a summary."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeptAdvantage:
+    """Mean kept advantage of the responses in one bin of lengths, which begins at `start` tokens."""
+
+    start: int
+    share: float
+    """Of all responses."""
+    kept: Estimate
+
 
 @dataclass(frozen=True, slots=True)
 class LabSummary:
@@ -27,6 +40,8 @@ class LabSummary:
     spread: float
     """Standard deviation over seeds of the final length, tokens."""
     estimates: dict[str, Estimate]
+    kept_by_length: tuple[KeptAdvantage, ...]
+    """Of bins with at least a hundredth of all responses, over all steps."""
 
 
 def summarise(history: LabHistory, label: str) -> LabSummary:
@@ -50,7 +65,19 @@ def summarise(history: LabHistory, label: str) -> LabSummary:
             "clipped_low": over_seeds(history.clip_low.mean(-1)),
             "clipped_high": over_seeds(history.clip_high.mean(-1)),
             "kept_advantage": over_seeds(history.kept_advantage.mean(-1)),
+            "expected_pressure": over_seeds(history.expected_pressure.mean(-1)),
+            "clip_pressure": over_seeds(history.clip_pressure.mean(-1)),
         },
+        kept_by_length=_kept_by_length(history),
+    )
+
+
+def _kept_by_length(history: LabHistory) -> tuple[KeptAdvantage, ...]:
+    starts, shares, kept = history.kept_by_length()
+    return tuple(
+        KeptAdvantage(start, float(share), over_seeds(of_seeds[~of_seeds.isnan()]))
+        for start, share, of_seeds in zip(starts, shares, kept.unbind(-1), strict=True)
+        if share >= SHOWN_SHARE
     )
 
 

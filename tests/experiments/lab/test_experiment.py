@@ -243,3 +243,19 @@ def test_answers_learn_at_their_own_rate() -> None:
     # AdamW's first step is as long as the learning rate for each logit: one for stopping, one for the answer.
     assert fast.update_norm[:, 0].tolist() == pytest.approx([0.02 * 2**0.5] * 2, rel=1e-4)
     assert slow.update_norm[:, 0].tolist() == pytest.approx([0.02 * 1.01**0.5] * 2, rel=1e-4)
+
+
+def test_kept_advantages_by_length_add_up_and_their_pressure_has_the_sign_of_the_drift() -> None:
+    """Low side alone: short; high side alone: long; on-policy nothing is cut."""
+    sets = ["run.steps=30", "rollout.problems=8"]
+    low = run_experiment(resolve_lab("gspo", sets=[*sets, "objective.clip_high=1e6"]), 8)
+    high = run_experiment(resolve_lab("gspo", sets=[*sets, "objective.clip_low=1.0"]), 8)
+    on_policy = run_experiment(resolve_lab("gspo", sets=[*sets, "update.mini_batches=1"]), 8)
+    for history in (low, high, on_policy):
+        assert history.bin_rollouts.sum(1).eq(128).all()
+        torch.testing.assert_close(history.bin_kept.sum(1) / 128, history.kept_advantage, rtol=1e-9, atol=1e-12)
+        starts, shares, kept = history.kept_by_length()
+        assert (len(starts), float(shares.sum())) == (kept.shape[1], pytest.approx(1))
+    assert float(low.clip_pressure.mean()) < -0.1 < 0.01 < float(high.clip_pressure.mean())
+    assert float(low.expected_pressure.mean()) < 0 < float(high.expected_pressure.mean())
+    assert float(on_policy.clip_pressure.abs().max()) == 0
