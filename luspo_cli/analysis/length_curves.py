@@ -10,6 +10,8 @@ fill it. Equal input gives equal bytes: no date or version enters the file.
 
 from __future__ import annotations
 
+import csv
+import io
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,6 +38,7 @@ from luspo_cli.analysis.drawing import (
 from luspo_cli.analysis.history import RunHistory
 from luspo_cli.analysis.variants import ClipRange, Variant, clip_ranges, clip_sentence, split_into_variants
 from luspo_cli.errors import UsageError, nearest
+from luspo_cli.files import replace_file
 from luspo_cli.metrics.names import METRICS
 
 LENGTH = "response_length/mean"
@@ -61,6 +64,18 @@ LEGEND_LINE, PRINT_LINE = 0.23, 0.14
 
 
 @dataclass(frozen=True, slots=True)
+class Drawn:
+    """One curve as it was drawn."""
+
+    metric: str
+    variant: str
+    curve: str
+    """A run's name; or `mean`, `lowest` or `highest` over the runs of the variant."""
+    values: pd.Series
+    """By step."""
+
+
+@dataclass(frozen=True, slots=True)
 class LengthFigure:
     """A figure that was written, with the sentence below it and what was left out of it."""
 
@@ -80,13 +95,16 @@ def plot_length(
     log: bool | None = None,
     with_accuracy: bool = True,
     variants: Sequence[Variant] | None = None,
+    data: Path | None = None,
 ) -> LengthFigure:
     """Draw `metric` over steps by objective into `out` (PNG, SVG or PDF by its suffix), written whole or not at all.
 
     `smooth`: steps of the centred moving mean, None: a twelfth of the steps. `split_correct`: correct and incorrect
     rollouts apart. `log`: None: logarithmic where the unit is tokens. `variants`: of these runs, None: by their configurations.
+    `data`: a CSV file for the drawn numbers.
     """
     check_suffix(out)
+    drawn: list[Drawn] = []
     with design():
         figure, caption, notes = build_figure(
             runs,
@@ -96,8 +114,11 @@ def plot_length(
             log=log,
             with_accuracy=with_accuracy,
             variants=variants,
+            drawn=drawn,
         )
         write_figure(figure, out)
+    if data is not None:
+        write_data(drawn, data)
     return LengthFigure(out, caption, notes, clip_ranges(variants or split_into_variants(runs)))
 
 
@@ -110,8 +131,10 @@ def build_figure(
     log: bool | None = None,
     with_accuracy: bool = True,
     variants: Sequence[Variant] | None = None,
+    drawn: list[Drawn] | None = None,
 ) -> tuple[Figure, str, tuple[str, ...]]:
-    """Return the figure of `plot_length`, its caption and its notes, without writing anything."""
+    """Return the figure of `plot_length`, its caption and its notes, without writing anything; `drawn` gets its curves."""
+    drawn = [] if drawn is None else drawn
     if not runs:
         raise UsageError("No run was given; name one or more run folders.")
     if metric not in METRICS or metric == "step":
@@ -150,14 +173,14 @@ def build_figure(
             f"{len(styles)} lines are more than there are looks to tell them apart; draw fewer runs in one figure."
         )
     band = not split_correct and len(variants) <= MOST_BANDS
-    _draw_panel(axes[0], variants, styles, metrics, window, band=band)
+    drawn += draw_panel(axes[0], variants, styles, metrics, window, band=band)
     _label_panel(axes[0], metric)
     if (log if log is not None else METRICS[metric].unit == "tokens") and not length_scale(axes[0]):
         notes.append("A value is not positive, so the axis is linear.")
     if two_panels:
         # A held-out accuracy is over problems enough: it stands as measured.
         shown, span = ((HELD_OUT, BLIND), 1) if blind else ((ACCURACY,), window)
-        _draw_panel(axes[1], variants, styles, shown, span, band=band and not blind)
+        drawn += draw_panel(axes[1], variants, styles, shown, span, band=band and not blind)
         axes[1].set_ylabel("accuracy, held out" if blind else "accuracy, training batch")
         axes[1].set_ylim(fraction_limits(*axes[1].get_ylim()))
         axes[1].yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
@@ -219,7 +242,7 @@ def choose_styles(variants: Sequence[Variant]) -> dict[str, tuple[str, Any]]:
     return styles
 
 
-def _draw_panel(
+def draw_panel(
     ax: Axes,
     variants: Sequence[Variant],
     styles: dict[str, tuple[str, Any]],
@@ -227,30 +250,62 @@ def _draw_panel(
     window: int,
     *,
     band: bool,
-) -> None:
+    untrained: bool = False,
+) -> list[Drawn]:
+    """Draw each variant's runs, their mean and their range, and return what was drawn; `untrained`: evaluations at step 0 too."""
+    drawn = []
     for variant in variants:
         colour, style = styles[variant.label]
         for metric in metrics:
-            recorded = [run.table[metric] for run in variant.runs if metric in run.table]
-            if metric.startswith(EVALUATION):
-                recorded = [values.dropna() for values in recorded]
+            recorded = {run.name: _recorded(run, metric, untrained) for run in variant.runs}
             # The moving mean reaches into a gap from both sides, and a short gap would close: it stays open.
-            curves = [smoothed(values, window).where(values.notna()) for values in recorded if values.notna().any()]
+            curves = {
+                name: smoothed(values, window).where(values.notna())
+                for name, values in recorded.items()
+                if values.notna().any()
+            }
             if not curves:
                 continue
             dashes = DASHES if metric in DASHED else style
-            over_runs = mean_and_band(curves)
+            over_runs = mean_and_band([*curves.values()])
             if len(curves) > 1:
                 if band:
                     ax.fill_between(
                         over_runs.index, over_runs["low"], over_runs["high"], color=colour, alpha=0.1, linewidth=0
                     )
-                for curve in curves:
+                    drawn += [
+                        Drawn(metric, variant.label, name, over_runs[column])
+                        for name, column in (("lowest", "low"), ("highest", "high"))
+                    ]
+                for name, curve in curves.items():
                     thin = dashes if metric in DASHED else "solid"
                     ax.plot(curve.index, curve, color=colour, alpha=0.5, linewidth=0.8, linestyle=thin, gid="run")
                     _draw_lone(ax, curve, colour, 2.0)
+                    drawn.append(Drawn(metric, variant.label, name, curve))
             ax.plot(over_runs.index, over_runs["mean"], color=colour, linewidth=2.2, linestyle=dashes, gid="mean")
             _draw_lone(ax, over_runs["mean"], colour, 4.0)
+            drawn.append(Drawn(metric, variant.label, "mean", over_runs["mean"]))
+    return drawn
+
+
+def _recorded(run: RunHistory, metric: str, untrained: bool) -> pd.Series:
+    table = run.evaluations if untrained and metric.startswith(EVALUATION) else run.table
+    values = table.reindex(columns=[metric])[metric]
+    return values.dropna() if metric.startswith(EVALUATION) else values
+
+
+def write_data(drawn: Sequence[Drawn], out: Path) -> None:
+    """Write the drawn curves as CSV: metric, variant, curve, step, value; a step without a value is left out."""
+    rows = io.StringIO()
+    table = csv.writer(rows, lineterminator="\n")
+    table.writerow(["metric", "variant", "curve", "step", "value"])
+    # Two panels may show the same curve.
+    for curve in {(one.metric, one.variant, one.curve): one for one in drawn}.values():
+        table.writerows(
+            [curve.metric, curve.variant, curve.curve, step, repr(float(value))]
+            for step, value in curve.values.dropna().items()
+        )
+    replace_file(out, rows.getvalue().encode(), "or name another file")
 
 
 def _draw_lone(ax: Axes, curve: pd.Series, colour: str, size: float) -> None:

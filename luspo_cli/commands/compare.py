@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 from typer import Argument, Option
 
-from luspo_cli.commands.display.output import By, ComparisonOutput
+from luspo_cli.commands.display.output import By, ComparisonOutput, Style
 from luspo_cli.config.objective_text import DEFAULT_OBJECTIVES, listed_names
 from luspo_cli.errors import UsageError
 
@@ -63,6 +63,8 @@ def compare_cli(
     figure: Annotated[
         Path | None, Option(help="Write the length figure here. [with --preset: OUT/PRESET/lengths.png]")
     ] = None,
+    style: Annotated[Style, Option(help="Of the figure; paper: as for luspo plot-length.")] = "screen",
+    data: Annotated[Path | None, Option(help="Write the numbers that the figure draws here, as CSV.")] = None,
     html: Annotated[
         Path | None,
         Option(help="Write a page with curves, tables, formulas and the responses here; one file, no network."),
@@ -79,7 +81,9 @@ def compare_cli(
     as_json: Annotated[bool, Option("--json", help="Print one JSON object, for programs.")] = False,
 ) -> None:
     """Compare runs: response length beside accuracy, each run, means with intervals, differences seed by seed."""
-    output = ComparisonOutput(by, full, as_json, figure, html, predict, (sweep or "").partition("=")[0].strip())
+    output = ComparisonOutput(
+        by, full, as_json, figure, html, predict, style, data, (sweep or "").partition("=")[0].strip()
+    )
     if bool(runs) == bool(preset):
         raise UsageError("Give either run folders or --preset, for example: luspo compare --preset tiny.")
     if html is not None:
@@ -88,6 +92,8 @@ def compare_cli(
         check_html(html)
     elif predict:
         raise UsageError("--predict goes with --html, whose curves it draws over; luspo lab --from RUN prints it.")
+    if preset is None and figure is None and (data is not None or style != "screen"):
+        raise UsageError("--style and --data are of the figure; name it with --figure FILE.")
     if preset is None:
         given = {"--objectives": objectives, "--seeds": seeds, "--set": sets, "--out": out, "--processes": processes}
         for option, value in given.items():
@@ -142,8 +148,11 @@ def show_comparison(runs: Sequence[Path], output: ComparisonOutput) -> None:
     # The numbers first: a figure that cannot be drawn or written must not cost them.
     if output.figure is not None:
         from luspo_cli.analysis.length_curves import plot_length
+        from luspo_cli.analysis.paper_figure import plot_paper
 
-        plot_length([run for variant in variants for run in variant.runs], output.figure, variants=variants)
+        draw = plot_paper if output.style == "paper" else plot_length
+        chosen = [run for variant in variants for run in variant.runs]
+        draw(chosen, output.figure, variants=variants, data=output.data)
         if not output.as_json:
             typer.echo(f"\nfigure: {output.figure}")
     if output.html is not None:

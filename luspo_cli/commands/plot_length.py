@@ -14,10 +14,14 @@ from typing import Annotated
 import typer
 from typer import Argument, Option
 
+from luspo_cli.commands.display.output import Style
+from luspo_cli.errors import UsageError
+
 PLOT_LENGTH_EXAMPLES = [
     "luspo plot-length runs/tiny --out lengths.png",
     "luspo plot-length runs/tiny/luspo-seed0 runs/tiny/gspo-seed0 --out lengths.svg --smooth 1",
     "luspo plot-length runs/tiny/*/ --out correct.pdf --split-correct",
+    "luspo plot-length runs/tiny --out figure.pdf --style paper --data figure.csv",
     "luspo plot-length runs/mine trl-output/trainer_state.json verl/metrics.jsonl --out peers.png --no-accuracy",
 ]
 
@@ -43,23 +47,36 @@ def plot_length_cli(
     accuracy: Annotated[
         bool, Option("--accuracy/--no-accuracy", help="A second panel with accuracy on the training batch.")
     ] = True,
+    style: Annotated[
+        Style, Option(help="paper: GRPO against GSPO, GSPO against LUSPO; length, reward and held-out avg@k.")
+    ] = "screen",
+    data: Annotated[Path | None, Option(help="Write the drawn numbers here, as CSV.")] = None,
     as_json: Annotated[
         bool, Option("--json", help="Print one JSON object, {path, caption, notes, clip_ranges}, for programs.")
     ] = False,
 ) -> None:
     """Draw mean response length over training steps, one colour an objective: each run, their mean and their range."""
     from luspo_cli.analysis.history import read_runs
-    from luspo_cli.analysis.length_curves import plot_length
+    from luspo_cli.analysis.length_curves import LENGTH, plot_length
+    from luspo_cli.analysis.paper_figure import plot_paper
 
-    figure = plot_length(
-        read_runs(runs),
-        out,
-        smooth=smooth,
-        split_correct=split_correct,
-        metric=metric,
-        log=False if linear else None,
-        with_accuracy=accuracy,
-    )
+    if style == "paper":
+        given = {"--split-correct": split_correct, "--metric": metric != LENGTH, "--no-accuracy": not accuracy}
+        for option, value in given.items():
+            if value:
+                raise UsageError(f"{option} does not go with --style paper, whose panels are fixed.")
+        figure = plot_paper(read_runs(runs), out, smooth=smooth, data=data)
+    else:
+        figure = plot_length(
+            read_runs(runs),
+            out,
+            smooth=smooth,
+            split_correct=split_correct,
+            metric=metric,
+            log=False if linear else None,
+            with_accuracy=accuracy,
+            data=data,
+        )
     if as_json:
         typer.echo(json.dumps(asdict(figure) | {"path": str(figure.path)}))
         return

@@ -56,6 +56,24 @@ def test_plot_length_as_json(call, two_runs, tmp_path) -> None:
     }
 
 
+def test_plot_length_in_the_papers_style(call, two_runs, tmp_path) -> None:
+    out = tmp_path / "figure.pdf"
+    result = call("plot-length", *two_runs, "-o", out, "--style", "paper", "--data", tmp_path / "f.csv")
+    assert result.exit_code == 0, result.output
+    assert out.read_bytes().startswith(b"%PDF")
+    assert "response_length/mean,gspo,mean,1,20.0" in (tmp_path / "f.csv").read_text()
+    refused = call("plot-length", *two_runs, "-o", out, "--style", "paper", "--no-accuracy")
+    assert "--no-accuracy does not go with --style paper" in str(refused.exception)
+
+
+def test_compare_draws_the_paper_figure_and_writes_its_numbers(call, two_runs, tmp_path) -> None:
+    figure = ("--figure", tmp_path / "f.svg", "--style", "paper", "--data", tmp_path / "f.csv")
+    assert call("compare", *two_runs, *figure).exit_code == 0
+    assert (tmp_path / "f.svg").read_bytes().startswith(b"<?xml")
+    assert (tmp_path / "f.csv").read_text().startswith("metric,variant,curve,step,value\n")
+    assert "name it with --figure FILE" in str(call("compare", *two_runs, "--style", "paper").exception)
+
+
 def test_plot_length_needs_a_run(call) -> None:
     assert call("plot-length").exit_code == 2
 

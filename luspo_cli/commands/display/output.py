@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 By = Literal["steps", "tokens", "time"]
+Style = Literal["screen", "paper"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,5 +20,7 @@ class ComparisonOutput:
     figure: Path | None
     html: Path | None
     predict: bool
+    style: Style
+    data: Path | None
     tuned_key: str = ""
     """The key whose value is chosen for each objective; empty: all runs are compared as they are."""
