@@ -123,14 +123,16 @@ def compare_variants(variants: Sequence[Variant], by: By = "steps", intended: st
     }
     to_pair = {variant.label: by_variant[variant.label] for variant in variants if not _repeated_seeds(variant)}
     last_step = min(found.last_step for found in windows.values())
+    summaries = tuple(summary for own in by_variant.values() for summary in own)
+    warnings = _warnings(runs, variants, differing, last_step if by == "steps" else None)
     return Comparison(
-        runs=tuple(summary for summaries in by_variant.values() for summary in summaries),
+        runs=summaries,
         variants=tuple(_summarise_variant(variant, by_variant[variant.label], measures) for variant in variants),
         clip_ranges=clip_ranges(variants),
         measures=measures,
         paired=tuple(paired_differences(to_pair, measures)),
         differing=differing,
-        warnings=tuple(_warnings(runs, variants, differing, last_step if by == "steps" else None)),
+        warnings=(*warnings, *([] if by == "steps" else _early_evaluations(summaries))),
         last_step=last_step,
         by=by,
         end=end,
@@ -181,6 +183,21 @@ def _warnings(
                 " they are not independent, and it is left out of the paired differences."
             )
     return warnings + scoring_warnings(runs)
+
+
+def _early_evaluations(runs: Sequence[RunSummary]) -> list[str]:
+    """Where runs end at other steps, evaluations every so many steps do not: one may be of a much earlier policy."""
+    early = [
+        f"{run.name} (step {run.held_out_last_step} of {run.windows.last_step})"
+        for run in runs
+        if run.held_out_last_step is not None and run.held_out_last_step < run.windows.final[0]
+    ]
+    if not early:
+        return []
+    return [
+        f"Held-out accuracy is from before the final window in {', '.join(early)}: compare by steps, or train with a smaller"
+        " evaluation.every."
+    ]
 
 
 def _repeated_seeds(variant: Variant) -> list[int]:

@@ -71,7 +71,7 @@ MEASURES: dict[str, Measure] = {
     "length_start": Measure("response length, start", "tokens"),
     "length_middle": Measure("response length, mid-run", "tokens", paired=True, headline=True),
     "length_final": Measure("response length, final", "tokens", paired=True, headline=True),
-    "length_right": Measure("length of right ones, final", "tokens", paired=True, detail=True),
+    "length_right": Measure("length of right, final", "tokens", paired=True, detail=True),
     "length_wrong": Measure("length of others, final", "tokens", paired=True, detail=True),
     "right_share": Measure("ended right, share", "1", detail=True),
     "wrong_share": Measure("ended wrong, share", "1", detail=True),

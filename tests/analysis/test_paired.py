@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import random
 
 import pytest
@@ -96,8 +97,23 @@ def test_runs_are_compared_at_equal_tokens(write_run) -> None:
     assert (short.windows.middle, short.windows.final) == ((2, 2), (4, 4))
     assert (long.windows.middle, long.windows.final) == ((1, 1), (2, 2))
     assert [long.values[f"length_{which}"] for which in ("start", "middle", "final")] == [20.0, 20.0, 30.0]
-    assert "Compared after 100 response tokens, at steps 2 to 4;" in _printed(comparison)
+    assert "Compared after 100 response tokens, at steps 2 to 4, mid-run at half" in _printed(comparison)
     assert comparison_json(comparison)["by"] == "tokens"
+
+
+def test_held_out_accuracy_from_long_before_the_end_is_warned_about(write_run) -> None:
+    """At 100 tokens luspo is at step 2 of 4, evaluated before training alone; gspo at its end, where it was evaluated."""
+    folders = []
+    for name, objective, tokens in (("a", "gspo", [25, 50, 75, 100]), ("b", "luspo", [50, 99, 160, 200])):
+        folder = write_run(name, objective, lengths=[9.0] * 4, tokens__total=tokens)
+        (folder / "evals").mkdir()
+        rows = [{"step": step, "evaluation/accuracy": 0.5} for step in (0, 4)]
+        (folder / "evals/held-out.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        folders.append(folder)
+    runs = read_runs(folders)
+    (warning,) = compare_runs(runs, by="tokens").warnings
+    assert warning.startswith("Held-out accuracy is from before the final window in b (step 0 of 2): ")
+    assert compare_runs(runs).warnings == ()
 
 
 def test_runs_are_compared_after_equal_time(write_run) -> None:

@@ -82,7 +82,7 @@ def test_a_comparison_reads_the_last_answers_that_all_runs_have(write_run) -> No
     assert (comparison.answers.kind, comparison.answers.first_step) == ("training rollouts", 3)
     file = io.StringIO()
     print_comparison(comparison, Console(file=file))
-    assert "At equal length: training rollouts, step 3, weighted alike by length; 100% lie where all" in file.getvalue()
+    assert "At equal length: training rollouts, step 3, weighted alike by length; 100% are shared." in file.getvalue()
     _store(folders[1], "evals/held-out", 0, answers((5, 40, 0)))  # the policy before training says nothing of the run
     assert compare_runs(runs).answers == comparison.answers
     _store(folders[1], "evals/held-out", 2, answers((5, 40, 20)))

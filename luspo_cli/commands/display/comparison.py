@@ -109,8 +109,7 @@ def statements(comparison: Comparison) -> Iterator[str]:
         yield "Of benchmarks only results with the same settings are paired."
     if (answers := comparison.answers) is not None and answers.covered is not None:
         steps = _steps((answers.first_step, answers.last_step))
-        share = f"{answers.covered:.0%} lie where all runs write"
-        yield f"At equal length: {answers.kind}, {steps}, weighted alike by length; {share}."
+        yield f"At equal length: {answers.kind}, {steps}, weighted alike by length; {answers.covered:.0%} are shared."
     yield "Intervals cover the seeds only; they say nothing about other models, data or scales."
 
 
@@ -127,7 +126,7 @@ def _compared(comparison: Comparison) -> str:
         else f"{comparison.end:.0f} s in steps"
     )
     ends = _steps((comparison.last_step, max(found.last_step for found in windows)))
-    return f"Compared after {what}, at {ends}; start, mid-run (half of it) and final: a tenth of a run's steps (means)."
+    return f"Compared after {what}, at {ends}, mid-run at half; means over a tenth of a run's steps."
 
 
 def comparison_json(comparison: Comparison) -> dict[str, Any]:
@@ -284,7 +283,7 @@ def _statistics_table(comparison: Comparison, pairs: Sequence[PairedDifference])
     table.padding = (0, 1, 0, 0)
     table.add_column("difference", overflow="fold")
     table.add_column("measure", no_wrap=True)
-    for title in ("bootstrap of\nthe mean", "interquartile\nmean", "first above second,\nprobability", "p", "least p"):
+    for title in ("bootstrap of\nthe mean", "interq.\nmean", "first above\nsecond", "p", "least\np"):
         table.add_column(title, justify="right", no_wrap=True)
     share = Measure("", "right answers")  # two decimals
     for name, pair in _named(comparison, pairs):
