@@ -108,7 +108,7 @@ def _statements(study: Study) -> Iterator[str]:
     )
     yield (
         "Kept advantage: mean over a bin's responses of what no bound removed; expected pressure: its covariance, times the token"
-        " weight, with length, in tokens; above 0 the update favours long responses (docs/length.md, section 7)."
+        " weight, with length, in tokens; above 0 the update favours long responses (docs/length.md, section 8)."
     )
     yield f"±: half of the {LEVEL:.0%} interval over {study.rows[0].seeds} seeds (Student); about two standard errors."
     truncated = max(row.estimates["truncated"].mean for row in study.rows)
