@@ -62,8 +62,6 @@ class LabHistory:
     """Before the limit, mean over mini-batches."""
     update_norm: Tensor
     """Length of an optimizer step over all logits, mean over mini-batches."""
-    stop_move: Tensor
-    """Mean square over stopping logits of what one optimizer step adds, mean over mini-batches."""
 
     @property
     def seeds(self) -> int:
@@ -161,7 +159,6 @@ class Learner:
         self.reference = start.detached() if self.config.objective.kl_coefficient > 0 else None
         self.logits = start.detached()
         self.updates = 0
-        self.decay = 0.0 if self.config.update.optimizer == "sgd" else self.config.update.betas[0]
         self.rows: list[RowValues] = []
         """What became of the rows of the last update, a mini-batch each."""
         self.bin_starts = length_grid(model.limit)
@@ -191,7 +188,7 @@ class Learner:
             of_reference = None if reference is None else reference[:, rows]
             # Independent moves of the step's earlier updates add up.
             earlier = [self.updates - place for place in range(len(parts))]
-            reach = math.sqrt(sum(move_of_noise(update, self.decay) ** 2 for update in earlier))
+            reach = math.sqrt(sum(move_of_noise(update, self.config.update.betas[0]) ** 2 for update in earlier))
             of_noise = None if noise is None else reach * noise[:, rows]
             parts.append(self._step(own, advantages[:, rows], old[:, rows], of_reference, of_noise))
         return {key: torch.stack([part[key] for part in parts]).mean(0) for key in parts[0]}
@@ -258,7 +255,6 @@ class Learner:
             "squared_wrong": self._squared_wrong(own, log_ratio),
             "gradient_norm": norm,
             "update_norm": _norms(moved),
-            "stop_move": moved[0].flatten(1).square().mean(-1),
         }
 
     def _squared_wrong(self, own: Responses, log_ratio: Tensor) -> Tensor:
@@ -281,7 +277,7 @@ class Learner:
 def move_of_noise(update: int, decay: float) -> float:
     """How far AdamW's step number `update`, from 1, moves a weight whose gradients are noise: rms in learning rates.
 
-    The bias-corrected mean of so many independent gradients under `decay`, beside their root mean square; 1 for SGD (0).
+    The bias-corrected mean of so many independent gradients under `decay`, beside their root mean square.
     """
     return math.sqrt((1 - decay) / (1 + decay) * (1 - decay ** (2 * update))) / (1 - decay**update)
 

@@ -28,6 +28,8 @@ PROFILE_BINS = 12
 """Bins of positions in which the chance of stopping is counted."""
 PROFILE_COVERS = 0.95
 """Share of the responses that end before the last bin's end would be, were it as wide as the others."""
+CHARACTERS = 0.9
+"""Tokens are characters where more than this share of the ended responses has as many tokens as characters and an end."""
 MAX_SPREAD = 6.0
 """Largest spread of skill that is looked for, in logits."""
 
@@ -154,16 +156,20 @@ def squared_log_ratio(steps: Sequence[StoredStep]) -> dict[int, float]:
 def kinds_of(steps: Sequence[StoredStep]) -> list[list[Kinds | None]]:
     """What the tokens of each rollout of each step are; None where it is not known."""
     counts: Counter[str] = Counter()
+    fitting, ended = 0, 0
     for step in steps:
         counts.update("".join(step.columns["response"]))
+        for response, (length, stop) in zip(step.columns["response"], _endings(step), strict=True):
+            ended += stop != "length"
+            fitting += stop != "length" and length == len(response) + 1
     filler = counts.most_common(1)[0][0] if counts else ""
+    # By chance a few short responses of other tokenizers have as many tokens as characters.
+    of_characters = fitting > CHARACTERS * ended
+    columns = ("response", "extracted", "response_length", "stop_reason")
     return [
         [
-            _kinds(response, answer, length, stop == "length", filler)
-            for response, answer, length, stop in zip(
-                *(step.columns[name] for name in ("response", "extracted", "response_length", "stop_reason")),
-                strict=True,
-            )
+            _kinds(response, answer, length, stop == "length", filler) if of_characters else None
+            for response, answer, length, stop in zip(*(step.columns[name] for name in columns), strict=True)
         ]
         for step in steps
     ]

@@ -6,6 +6,8 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from synthetic_run import write_run
 from typer.testing import CliRunner
@@ -16,7 +18,7 @@ from luspo_cli.config.lab import LabRun, resolve_lab
 from luspo_cli.errors import UsageError
 from luspo_cli.experiments.lab.experiment import run_experiment
 from luspo_cli.experiments.lab.fitting import fit
-from luspo_cli.experiments.lab.measurements import KINDS, Moves, coupling
+from luspo_cli.experiments.lab.measurements import KINDS, Moves, StoredStep, coupling, kinds_of
 from luspo_cli.experiments.lab.prediction import predict_runs
 from luspo_cli.experiments.lab.start_values import measure_start
 from luspo_cli.metrics.intervals import Estimate
@@ -201,3 +203,50 @@ def test_a_recipe_beside_a_run_is_refused(option: list[str]) -> None:
     result = CliRunner().invoke(app, ["lab", "--from", "runs/none", *option])
     assert isinstance(result.exception, UsageError)
     assert f"{option[0]} does not go with --from" in str(result.exception)
+
+
+def without_characters(folder: Path) -> None:
+    """Make the stored texts those of a model whose tokens are words."""
+    for file in (folder / "rollouts").iterdir():
+        table = pq.read_table(file)
+        texts = pa.array([text.replace(".", "so ") for text in table["response"].to_pylist()])
+        pq.write_table(table.set_column(table.schema.get_field_index("response"), "response", texts), file)
+
+
+def test_a_model_of_words_is_fitted_to_whole_sequences(tmp_path) -> None:
+    folder = write_run(tmp_path / "run", law())
+    without_characters(folder)
+    start = measure_start([read_run(folder)])
+    assert start.size.source == "sequences' log-ratios"
+    assert (start.coupling, start.coupled) == (None, 0)
+    assert any("each token is one character" in note for note in start.notes)
+    assert fitted(folder).model.answer_noise == pytest.approx(0.5, rel=0.2)
+
+
+def test_the_size_is_read_in_clip_fractions_where_nothing_else_is(tmp_path) -> None:
+    folder = write_run(tmp_path / "run", law(), stored=())
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        del line["policy/kl_old"]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    start = measure_start([read_run(folder)])
+    assert start.size.source == "clip fractions"
+    assert start.size.by_step[2] == lines[1]["objective/clip_low_fraction"] + lines[1]["objective/clip_high_fraction"]
+    assert any("clip fractions alone" in note for note in start.notes)
+
+
+def test_where_an_answer_stands_is_known_in_texts_of_characters_alone() -> None:
+    columns = {
+        "response": ["....#12", "..7", "....#12", "......", "....#12"],
+        "extracted": ["12", "7", "1", None, "12"],
+        "response_length": [8, 4, 8, 6, 7],
+        "stop_reason": ["end", "end", "end", "length", "length"],
+    }
+    found = kinds_of([StoredStep(1, columns)])[0]
+    assert found[:2] == [(4, 4, 5, 7), (2, None, 2, 3)]
+    assert found[2:] == [None] * 3
+    # One of four ended responses has fewer tokens than characters: that the others fit may be chance.
+    words = {
+        key: [*values, value] for (key, values), value in zip(columns.items(), ["so 12", "12", 3, "end"], strict=True)
+    }
+    assert kinds_of([StoredStep(1, words)])[0] == [None] * 6
