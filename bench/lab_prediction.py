@@ -1,4 +1,4 @@
-"""How well the lab predicts a folder of runs: `python -m bench.lab_prediction FOLDER [--set KEY=VALUE]`.
+"""How well the lab predicts folders of runs: `python -m bench.lab_prediction FOLDERS... [--set KEY=VALUE]`.
 
 Each cell (objective and configuration) with its seeds is one row of `luspo lab --from`, fitted to steps 1 to 3 alone. Printed:
 the rows, then sign, rank correlation and error over all cells, for the lab and for "no change" (docs/length.md, section 7).
@@ -17,13 +17,13 @@ from luspo_cli.experiments.lab.prediction import DEFAULT_SEEDS, predict_runs
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folders", type=Path, nargs="+")
     parser.add_argument("--set", action="append", default=[], dest="sets")
     parser.add_argument("--seeds", type=int, default=DEFAULT_SEEDS)
     asked = parser.parse_args()
-    rows = [row for row in predict_runs([asked.folder], asked.seeds, asked.sets).rows if row.real is not None]
+    rows = [row for row in predict_runs(asked.folders, asked.seeds, asked.sets).rows if row.real is not None]
     if len(rows) < 3:
-        raise SystemExit(f"{asked.folder} has {len(rows)} cells with finished runs; a correlation needs three.")
+        raise SystemExit(f"There are {len(rows)} cells with finished runs; a correlation needs three.")
     print("| cell | runs | start | predicted | 95 % of its seeds | real | no change |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for row in rows:
@@ -37,7 +37,8 @@ def main() -> None:
     print("| --- | --- | --- | --- | --- |")
     for name, found in measures(rows).items():
         sign = "–" if found.sign is None else f"{found.sign * len(rows):.0f} of {len(rows)}"
-        print(f"| {name} | {sign} | {found.rank:.2f} | {found.error:.1f} | {found.log_error:.2f} |")
+        rank = "–" if found.rank is None else f"{found.rank:.2f}"
+        print(f"| {name} | {sign} | {rank} | {found.error:.1f} | {found.log_error:.2f} |")
     inside, ends = runs_inside(rows)
     print(f"\n{inside} of {ends} runs ended in the range in which 95 % of the lab's seeds do.")
 

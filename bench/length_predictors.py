@@ -21,9 +21,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
-from luspo_cli.metrics.intervals import Estimate, estimate
+from luspo_cli.metrics.intervals import Estimate, estimate, rank_correlation
 
 Record = Mapping[str, Any]
 Predictor = Callable[[Record, str], float | None]
@@ -72,14 +70,6 @@ def sign_agreement(pairs: Sequence[tuple[float, float]]) -> float | None:
     return statistics.fmean(said) if said else None
 
 
-def rank_correlation(pairs: Sequence[tuple[float, float]]) -> float | None:
-    """Spearman's; None for fewer than three pairs or where one side is constant."""
-    if len(pairs) < 3 or any(len(set(side)) == 1 for side in zip(*pairs, strict=True)):
-        return None
-    ranks = pd.DataFrame(pairs).rank()  # equal values share their mean rank
-    return statistics.correlation(ranks[0].tolist(), ranks[1].tolist())
-
-
 def main(arguments: Sequence[str]) -> None:
     window = int(arguments[arguments.index("--window") + 1]) if "--window" in arguments else 5
     folders = [Path(argument) for argument in arguments if (Path(argument) / "metrics.jsonl").is_file()]
@@ -118,16 +108,21 @@ def row(name: str, runs: Sequence[tuple[list[float], dict[str, list[float | None
             continue
         if (sign := sign_agreement(pairs)) is not None:
             signs.append(sign)
-        if (rank := rank_correlation(pairs)) is not None:
+        if (rank := _rank(pairs)) is not None:
             ranks.append(rank)
         whole.append((statistics.fmean(x for x, _ in pairs), lengths[-1] - lengths[0]))
     agree = sum((x > 0) == (y > 0) for x, y in whole if x != 0)
-    over_runs = rank_correlation(whole)
+    over_runs = _rank(whole)
     cells = [
         name, f"{len(whole)} of {len(runs)}", _with_interval(estimate(signs)), _with_interval(estimate(ranks)),
         f"{agree} of {len(whole)}", "–" if over_runs is None else f"{over_runs:+.2f}",
     ]  # fmt: skip
     return f"| {' | '.join(cells)} |"
+
+
+def _rank(pairs: Sequence[tuple[float, float]]) -> float | None:
+    """Spearman's; None for fewer than three pairs too: two are always in some order."""
+    return rank_correlation(*zip(*pairs, strict=True)) if len(pairs) > 2 else None
 
 
 def _with_interval(found: Estimate | None) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 from luspo_cli.analysis.axis import LENGTH, windows_of
 from luspo_cli.analysis.history import RunHistory
 from luspo_cli.errors import UsageError
+from luspo_cli.metrics.intervals import rank_correlation
 from luspo_cli.metrics.names import METRICS
 from luspo_cli.runs.stored_rollouts import groups_of, read_columns, stored_steps
 
@@ -243,9 +244,9 @@ def _mismatch(run: RunHistory, trends: dict[str, Trend]) -> Finding | None:
     start, final = trend.start, trend.final
     if final < LEAST_MISMATCH or final < MISMATCH_GROWTH * start:
         return None
-    together = run.table[[LENGTH, name]].dropna().rank()
-    correlation = float(together[LENGTH].corr(together[name]))
-    if not correlation > MISMATCH_CORRELATION:
+    together = run.table[[LENGTH, name]].dropna()
+    correlation = rank_correlation(together[LENGTH].tolist(), together[name].tolist())
+    if correlation is None or correlation <= MISMATCH_CORRELATION:
         return None
     return Finding(
         "sampler mismatch",

@@ -53,13 +53,8 @@ def print_objectives(texts: list[ObjectiveText]) -> None:
         details = Table.grid(padding=(0, 2))
         details.add_column(style="bold", no_wrap=True)
         details.add_column()
-        for part in ("advantage", "ratio", "surrogate", "aggregation", "clip_range", "equation"):
-            details.add_row(part.replace("_", " "), getattr(text, part))
-        for definition in text.definitions:
-            details.add_row("", definition)
-        details.add_row("paper", text.paper)
-        details.add_row("TRL", text.trl)
-        details.add_row("verl", text.verl)
+        for line in text.lines():
+            details.add_row(*line)
         console.print()
         console.print(text.name, style="bold underline", highlight=False)
         console.print(details, highlight=False)

@@ -83,9 +83,12 @@ DEFAULT_OBJECTIVES = "grpo,gspo,luspo"
 """What --objectives is where it is left out."""
 
 
+_SHOWN = ("advantage", "ratio", "surrogate", "aggregation", "clip_range", "equation")
+
+
 @dataclass(frozen=True, slots=True)
 class ObjectiveText:
-    """What `luspo objectives` and `luspo train --dry-run` print of one objective."""
+    """What `luspo objectives`, `luspo train --dry-run` and the report show of one objective."""
 
     name: str
     advantage: str
@@ -102,6 +105,17 @@ class ObjectiveText:
     """Settings of TRL's GRPOConfig that give the same loss, or what comes nearest."""
     verl: str
     """Overrides of verl that give the same loss, or what comes nearest."""
+
+    def lines(self) -> list[tuple[str, str]]:
+        """Title and text of all but the name, in the order in which every command shows them."""
+        titles = ("where", *("" for _ in self.definitions[1:]))
+        return [
+            *((part.replace("_", " "), getattr(self, part)) for part in _SHOWN),
+            *zip(titles, self.definitions, strict=False),
+            ("paper", self.paper),
+            ("TRL", self.trl),
+            ("verl", self.verl),
+        ]
 
 
 def clip_form(clip_on: str | None, clip_band: str | None) -> str:

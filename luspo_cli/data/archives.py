@@ -113,6 +113,10 @@ class ImagePlaces:
         return " or ".join(self._names) or "the table, which has no folder of images"
 
 
+_IMAGES = "images"
+"""Folder in which benchmarks keep images that their tables name without it."""
+
+
 def _shortened(path: str, name: str) -> list[str]:
     """The path, and the path without its first folder where that is the name of the place in which it is looked for."""
     first, _, rest = path.partition("/")
@@ -140,7 +144,8 @@ class _Folder:
 
     def read(self, path: str, scratch: Path) -> bytes | None:
         del scratch
-        for name in _shortened(path.removeprefix(f"{self._root}/"), self._root.name):
+        names = _shortened(path.removeprefix(f"{self._root}/"), self._root.name)
+        for name in [*names, f"{_IMAGES}/{path}"]:
             try:
                 file = image_file(name, self._root, linked=self._linked)
             except UnusableImage as error:

@@ -19,7 +19,7 @@ from luspo_cli.data.left_out import LeftOut
 from luspo_cli.data.missing import is_missing
 from luspo_cli.data.prompts import IMAGE_MARK
 
-_KEPT_AS = r"(?P<kept>_(?:path|file|name|url|bytes)s?)?"
+_KEPT_AS = r"(?:_?(?P<kept>(?:path|file|name|url|bytes)s?))?"
 _IMAGE_COLUMN = re.compile(
     rf"(?P<decoded>decoded_)?(?P<word>(?:image|img|picture|pic)s?)_?(?P<number>\d*){_KEPT_AS}", re.IGNORECASE
 )

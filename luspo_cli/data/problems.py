@@ -9,7 +9,6 @@ was written with such paths. Nothing heavy is imported before there is a file to
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -33,11 +32,11 @@ _FEW_ROWS = 32
 """Where images come along with their bytes."""
 
 
-def load_problems(path: str | Path, *, split: str = "train", deduplicate: bool = False) -> list[Problem]:
+def load_problems(path: str | Path, *, split: str = "train") -> list[Problem]:
     """Return the problems of a parquet file, or of `{split}.parquet` in a folder, in file order.
 
-    `deduplicate` keeps the first of rows with equal prompt and answer (the DAPO copy of AIME 2024 holds each problem
-    32 times). Ids are `data_source/split/index`; one that repeats gets `+1`, `+2`, ... appended.
+    Ids are `data_source/split/index`; one that repeats gets `+1`, `+2`, ... appended (the DAPO copy of AIME 2024 holds each
+    problem 32 times).
 
     Raises:
         UsageError: no such file, not verl's layout, no rows, or a row that cannot be used.
@@ -45,16 +44,9 @@ def load_problems(path: str | Path, *, split: str = "train", deduplicate: bool =
     file = _data_file(path, split)
     absolute = _absolute_images(file.parent)
     problems: list[Problem] = []
-    seen: set[bytes] = set()
     ids: dict[str, int] = {}
     for number, row in enumerate(_rows(file)):
         problem = _problem(row, number, file, split, absolute)
-        if deduplicate:
-            content = repr((problem.prompt, problem.answer, problem.images)).encode("utf-8", "surrogatepass")
-            digest = hashlib.blake2b(content, digest_size=16).digest()
-            if digest in seen:
-                continue
-            seen.add(digest)
         repeats = ids.get(problem.id, 0)
         ids[problem.id] = repeats + 1
         if repeats:

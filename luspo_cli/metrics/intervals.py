@@ -139,3 +139,16 @@ def paired_interval(differences: Sequence[float]) -> tuple[float, float] | None:
         return bootstrap_interval(differences)
     reach = wilson_interval(0.0, len(differences))[1]
     return max(-1.0, differences[0] - reach), min(1.0, differences[0] + reach)
+
+
+def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float | None:
+    """Spearman's correlation of paired values; None for fewer than two pairs, or where all of one side are equal."""
+    if len(first) < 2 or any(len(set(side)) == 1 for side in (first, second)):
+        return None
+    return statistics.correlation(_ranks(first), _ranks(second))
+
+
+def _ranks(values: Sequence[float]) -> list[float]:
+    """Ranks from 1, equal values sharing their mean rank."""
+    ordered = sorted(values)
+    return [ordered.index(value) + (ordered.count(value) + 1) / 2 for value in values]

@@ -60,17 +60,13 @@ def _formula(variant: Variant) -> dict[str, Any] | None:
         text = describe(ObjectiveConfig(**section))
     except (TypeError, ValueError) as error:
         return {"label": variant.label, "equation": None, "rows": [["not known to this version", str(error)]]}
-    rows = [
-        [part.replace("_", " "), getattr(text, part)] for part in ("advantage", "ratio", "surrogate", "aggregation")
-    ]
-    rows += [["clip range", text.clip_range], *(["where", definition] for definition in text.definitions)]
+    rows = [[title, said] for title, said in text.lines() if title != "equation"]
     leaves = flatten(stored)
     rows += [[key, show(leaves[key])] for key in OF_THE_UPDATE if key in leaves]
     counts = [leaves.get(key) for key in ("rollout.problems", "rollout.group_size", "update.mini_batches")]
     match counts:
         case [int(problems), int(size), int(parts)]:
             rows.append(["N, sequences of a mini-batch", f"{problems * size / parts:g}"])
-    rows += [["paper", text.paper], ["TRL", text.trl], ["verl", text.verl]]
     return {"label": variant.label, "equation": text.equation, "rows": rows}
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,15 @@ def remove_partial(checkpoints: Path) -> None:
 def outdated(checkpoints: Path, step: int, keep: int) -> list[Checkpoint]:
     """All but the newest `keep` up to `step`; a later one is damaged, and must not push out a whole one."""
     return [found for found in find_checkpoints(checkpoints) if found.step <= step][:-keep]
+
+
+def remove_unasked(checkpoints: Path, every: int) -> None:
+    """Remove what a stop wrote, to go on from: all checkpoints but those of each `every` steps (0: none of them)."""
+    for found in find_checkpoints(checkpoints):
+        if not every or found.step % every:
+            shutil.rmtree(found.path, ignore_errors=True)
+    with suppress(OSError):  # others are in it, or it was never made
+        checkpoints.rmdir()
 
 
 def digest(path: Path) -> dict[str, Any]:

@@ -140,12 +140,8 @@ def train(
                 metrics["time/total"] = time.perf_counter() - started
                 folder.append_metrics(in_order(metrics))
         stop = ranks.any(stop_requested())  # one process is asked, all of them stop after the same step
-        last = step == config.run.steps
-        if (
-            (last and config.run.checkpoint_last)
-            or stop
-            or (config.run.checkpoint_every and step % config.run.checkpoint_every == 0)
-        ):
+        last, every = step == config.run.steps, config.run.checkpoint_every
+        if (config.run.checkpoint_last if last else stop) or (every and step % every == 0):
             stages.save(step)
         with ranks.phase():
             if ranks.is_first:

@@ -21,7 +21,7 @@ from luspo_cli.processes.accelerate import rubric_workers
 from luspo_cli.processes.ranks import Ranks, joined
 from luspo_cli.processes.signals import stop_on_signals
 from luspo_cli.rewards.rubric import Rubric
-from luspo_cli.runs.checkpoints import Checkpoint, policy_folder
+from luspo_cli.runs.checkpoints import Checkpoint, policy_folder, remove_unasked
 from luspo_cli.runs.folder import IfExists, RunFolder, unused_settings
 from luspo_cli.runs.resume import open_run
 from luspo_cli.runs.tracking import Tracking
@@ -75,6 +75,8 @@ def run_training(
         report = stack.enter_context(_reporting(config, folder, on_step, ranks))
         with stop_on_signals() as stop_requested:
             last = train(config, stages, folder, first_step, report, stop_requested)
+        if last == config.run.steps and not config.run.checkpoint_last and ranks.is_first:
+            remove_unasked(folder.checkpoints, config.run.checkpoint_every)
         logger.info(f"peak memory of this process {peak_memory_gib():.1f} GiB")
         stopped_by = next((number for number in ranks.gather(stop_requested.signal) if number), None)
         return Outcome(last, last == config.run.steps, stopped_by)

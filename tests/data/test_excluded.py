@@ -139,6 +139,21 @@ def test_pictures_of_a_benchmark_are_found_in_its_archive_and_by_numbered_marks(
     assert counted(prepare([str(mine)], tmp_path / "two", exclude=[asked])) == (1, 1, 0)
 
 
+def test_names_of_files_in_a_folder_of_images_beside_the_table(tmp_path: Path) -> None:
+    """LogicVista's layout: an object by ids, the column `imagename`, the files in `images`."""
+    rows = [asking("1.png"), asking("2.png", answer=2), other_row()]
+    mine = folder(tmp_path / "mine", rows, {"1.png": A, "2.png": B})
+    benchmark = folder(tmp_path / "benchmark", [], {})
+    (benchmark / "data.jsonl").unlink()
+    (benchmark / "dataset.json").write_text(
+        json.dumps({"v1": {"imagename": "v1.png", "question": TEXT, "answer": "C"}})
+    )
+    folder(benchmark / "images", [], {"v1.png": encoded(B, "BMP")})
+    prepared = prepare([str(mine)], tmp_path / "out", exclude=[benchmark / "dataset.json"])
+    assert counted(prepared) == (1, 0, 1)
+    assert prepared.manifest["excluded"]["files"][0]["with_images"] == 1
+
+
 def test_pictures_of_a_benchmark_do_not_stay_with_text(tmp_path: Path) -> None:
     mine = folder(tmp_path / "mine", [other_row()], {})
     benchmark = folder(tmp_path / "benchmark", [asking("a.png")], {"a.png": A})

@@ -96,12 +96,14 @@ def test_images_are_seen_in_parts_and_marks() -> None:
     assert read_question([{"role": "user", "content": [PART, {"type": "video", "video": "a.mp4"}]}]).has_videos
 
 
-@pytest.mark.parametrize("name", ["image", "images", "Image_2", "decoded_image", "image_path", "picture"])
+@pytest.mark.parametrize("name", ["image", "images", "Image_2", "decoded_image", "image_path", "imagename", "picture"])
 def test_columns_of_images(name: str) -> None:
     assert is_image_column(name)
 
 
-@pytest.mark.parametrize("name", ["imagination", "image_count_total", "question", "preimage", "picturesque"])
+@pytest.mark.parametrize(
+    "name", ["imagination", "image_count_total", "imagesource", "question", "preimage", "picturesque"]
+)
 def test_columns_of_something_else(name: str) -> None:
     assert not is_image_column(name)
     assert not is_video_column(name)

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from luspo_cli.metrics.intervals import LEVEL, estimate, student_quantile
+from luspo_cli.metrics.intervals import LEVEL, estimate, rank_correlation, student_quantile
 
 # Two-sided 95 % quantiles as printed in statistical tables.
 PUBLISHED = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 9: 2.262, 10: 2.228, 30: 2.042, 120: 1.980}
@@ -53,3 +53,21 @@ def test_equal_values_have_an_interval_of_width_zero() -> None:
     found = estimate([0.5, 0.5])
     assert found is not None
     assert (found.low, found.high) == (0.5, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [
+        ([1, 2, 3, 4], [10, 20, 30, 40], 1.0),
+        ([1, 2, 3, 4], [9, 4, 3, 1], -1.0),
+        # Differences of rank 0, 1, 1, 0: 1 - 6 · 2 / (4 · 15).
+        ([1, 2, 3, 4], [1, 3, 2, 4], 0.8),
+        # The tied ranks 1.5, 1.5, 3 against 1, 2, 3: covariance 1.5, squares 1.5 and 2.
+        ([5, 5, 6], [1, 2, 3], 1.5 / 3**0.5),
+        ([5, 5, 5], [1, 2, 3], None),
+        ([1, 2], [3, 5], 1.0),
+        ([1], [3], None),
+    ],
+)
+def test_rank_correlation(first: list[float], second: list[float], expected: float | None) -> None:
+    assert rank_correlation(first, second) == pytest.approx(expected)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from accelerate.state import AcceleratorState
 
 from doubles.runs import records, train, weight_bytes
 from luspo_cli.config.fork import ForkConfig
@@ -22,6 +23,7 @@ from luspo_cli.errors import RunError, UsageError
 from luspo_cli.runs.checkpoints import fork_checkpoint, manifest_sha256
 from luspo_cli.runs.draws import FIRST_STEP, HELD_OUT
 from luspo_cli.training.dry_run import make_plan
+from luspo_cli.training.session import run_training
 
 KEEP_ALL = ("run.keep_checkpoints=9", "run.checkpoint_every=1", "update.schedule=linear", "rollout.group_size=4")
 OWN = ("step", "tokens/total", "ratio/noise_floor", "evaluation/", "time/", "sampler/")
@@ -52,6 +54,11 @@ def fork(parent: tuple[TrainRun, Path]) -> Callable[..., TrainRun]:
 
 def trained(record: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in record.items() if not key.startswith(OWN)}
+
+
+def ctrl_c_after_step_1(metrics: dict[str, Any]) -> None:
+    if metrics["step"] == 1:
+        signal.raise_signal(signal.SIGINT)
 
 
 def evaluations(path: Path) -> list[dict[str, Any]]:
@@ -205,6 +212,30 @@ def test_a_finished_fork_without_a_checkpoint_is_not_trained_again(
     with pytest.raises(UsageError, match=r"is finished and kept no checkpoint of its last step"):
         train(config, tmp_path / "fork", "resume")
     assert (tmp_path / "fork/metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize(("every", "kept"), [(0, []), (3, ["step-000003"])])
+def test_a_fork_that_was_stopped_and_finished_keeps_no_checkpoint_of_the_stop(
+    fork: Callable[..., TrainRun], tmp_path: Path, every: int, kept: list[str]
+) -> None:
+    """Asked to stop after step 1, it writes a checkpoint after step 2; those of `run.checkpoint_every` stay."""
+    config, folder = fork("run.checkpoint_last=false", f"run.checkpoint_every={every}"), tmp_path / "fork/checkpoints"
+    AcceleratorState._reset_state()
+    stopped = run_training(config, tmp_path / "fork", "refuse", ctrl_c_after_step_1)
+    assert (stopped.last_step, stopped.finished, stopped.stopped_by) == (2, False, signal.SIGINT)
+    assert [path.name for path in folder.iterdir()] == ["step-000002"]
+    assert "going on after step 2" in train(config, tmp_path / "fork", "resume")
+    assert [record["step"] for record in records(tmp_path / "fork")] == [1, 2, 3]
+    assert [path.name for path in folder.glob("*")] == kept
+    assert folder.exists() == bool(kept)
+
+
+def test_a_fork_that_is_stopped_in_its_last_step_is_finished(fork: Callable[..., TrainRun], tmp_path: Path) -> None:
+    config = fork("run.checkpoint_last=false", steps=2)
+    AcceleratorState._reset_state()
+    outcome = run_training(config, tmp_path / "fork", "refuse", ctrl_c_after_step_1)
+    assert (outcome.last_step, outcome.finished) == (2, True)
+    assert not (tmp_path / "fork/checkpoints").exists()
 
 
 def test_replicates_have_other_problems_and_draws(fork: Callable[..., TrainRun], tmp_path: Path) -> None:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from luspo_cli.config.objective_text import ObjectiveText
 from luspo_cli.training.dry_run import Plan
-
-OBJECTIVE_PARTS = ("advantage", "ratio", "surrogate", "aggregation", "clip_range", "equation", "paper")
 
 
 def plan_text(plan: Plan) -> str:
@@ -15,10 +14,9 @@ def plan_text(plan: Plan) -> str:
 
 
 def _lines(plan: Plan) -> Iterator[str]:
-    objective, work = plan.objective, plan.work
-    yield f"objective {objective['name']}"
-    for part in OBJECTIVE_PARTS:
-        yield f"  {part.replace('_', ' '):<12} {objective[part]}"
+    objective, work = ObjectiveText(**plan.objective), plan.work
+    yield f"objective {objective.name}"
+    yield from (f"  {title:<12} {text}" for title, text in objective.lines())
     yield "\nconfiguration"
     for section, values in plan.configuration.items():
         if section != "objective":

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from luspo_cli.experiments.lab.prediction import Prediction
+from luspo_cli.metrics.intervals import rank_correlation
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,8 +17,8 @@ class Measures:
 
     sign: float | None
     """Share of cells whose length moved the way that was predicted; None for a forecast without direction."""
-    rank: float
-    """Spearman's correlation of predicted and real final lengths."""
+    rank: float | None
+    """Spearman's correlation of predicted and real final lengths; None where it is not defined."""
     error: float
     """Mean absolute error of the final length."""
     log_error: float
@@ -32,26 +33,12 @@ def measures(rows: Sequence[Prediction]) -> dict[str, Measures]:
     return {
         name: Measures(
             sign=agreed if name == "the lab" else None,
-            rank=spearman(values, real),
+            rank=rank_correlation(values, real),
             error=statistics.fmean(abs(one - other) for one, other in zip(values, real, strict=True)),
             log_error=statistics.fmean(abs(math.log(one / other)) for one, other in zip(values, real, strict=True)),
         )
         for name, values in forecasts.items()
     }
-
-
-def spearman(first: Sequence[float], second: Sequence[float]) -> float:
-    """Spearman's rank correlation; 0 where one side is constant."""
-    ranks = [_ranks(values) for values in (first, second)]
-    if any(len(set(own)) == 1 for own in ranks):
-        return 0.0
-    return statistics.correlation(*ranks)
-
-
-def _ranks(values: Sequence[float]) -> list[float]:
-    """Ranks from 1, equal values sharing their mean rank."""
-    ordered = sorted(values)
-    return [ordered.index(value) + (ordered.count(value) + 1) / 2 for value in values]
 
 
 def runs_inside(rows: Sequence[Prediction]) -> tuple[int, int]:

@@ -10,24 +10,8 @@ import pytest
 from synthetic_run import write_run
 
 from luspo_cli.config.lab import resolve_lab
-from luspo_cli.experiments.lab.forecasts import measures, runs_inside, spearman
+from luspo_cli.experiments.lab.forecasts import measures, runs_inside
 from luspo_cli.experiments.lab.prediction import Prediction, predict_runs
-
-
-@pytest.mark.parametrize(
-    ("first", "second", "expected"),
-    [
-        ([1, 2, 3, 4], [10, 20, 30, 40], 1.0),
-        ([1, 2, 3, 4], [9, 4, 3, 1], -1.0),
-        # Differences of rank 0, 1, 1, 0: 1 - 6 · 2 / (4 · 15).
-        ([1, 2, 3, 4], [1, 3, 2, 4], 0.8),
-        # The tied ranks 1.5, 1.5, 3 against 1, 2, 3: covariance 1.5, squares 1.5 and 2.
-        ([5, 5, 6], [1, 2, 3], 1.5 / 3**0.5),
-        ([5, 5, 5], [1, 2, 3], 0.0),
-    ],
-)
-def test_spearman(first: list[float], second: list[float], expected: float) -> None:
-    assert spearman(first, second) == pytest.approx(expected)
 
 
 def cell(like: Prediction, start: float, final: float, *real: float) -> Prediction:
