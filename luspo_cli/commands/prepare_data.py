@@ -219,6 +219,8 @@ def _summary(prepared: Prepared) -> Iterator[str]:
         if unread := source["unread_images"]:
             column = f"the column '{unread}' of {source['name']} looks like images and is not read"
             yield f"note: {column}; name it with --image-column {unread}."
+        if beside := source["read_beside_archive"]:
+            yield f"note: the archive {source['name']} holds images alone; its rows are those of {', '.join(beside)} beside it."
         if source["licence"]:
             yield f"licence of {source['name']}, as its page says: {source['licence']}."
     files = ", ".join(f"{split}.parquet ({count} problems)" for split, count in prepared.rows.items())

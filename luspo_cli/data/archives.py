@@ -21,6 +21,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO
 
+from luspo_cli.data.image_columns import BEGINNINGS, names_an_image
 from luspo_cli.data.images import image_file
 from luspo_cli.data.left_out import LeftOut, UnusableImage
 from luspo_cli.errors import UsageError, first_line
@@ -124,15 +125,20 @@ def _shortened(path: str, name: str) -> list[str]:
 
 
 def unpacked_tables(archive: Path, endings: tuple[str, ...]) -> TemporaryDirectory[str] | None:
-    """A folder with the members of an archive whose names end so, which goes when the object does; None where there are none.
+    """A folder with the members of an archive whose names end so, which goes when the object does; None where it holds images alone.
 
-    Raises UsageError where the archive cannot be read, or grows beyond all measure, and RunError where there is no room.
+    Raises UsageError where the archive cannot be read, grows beyond all measure, or holds neither, and RunError where there is
+    no room.
     """
     folder = TemporaryDirectory(prefix="luspo-tables-")
-    _Archive(archive).unpack(endings, Path(folder.name))
+    has_images = _Archive(archive).unpack(endings, Path(folder.name))
     if any(Path(folder.name).iterdir()):
         return folder
     folder.cleanup()
+    if not has_images:
+        raise UsageError(
+            f"{archive} holds neither data files ({', '.join(endings)}) nor images; give the data file itself."
+        )
     return None
 
 
@@ -243,13 +249,14 @@ class _Archive:
         self._left = _MOST_GROWTH * target.stat().st_size + _FREE_GROWTH
         return target
 
-    def unpack(self, endings: tuple[str, ...], folder: Path) -> None:
-        """Write the members whose names end so into a folder, under their own names."""
+    def unpack(self, endings: tuple[str, ...], folder: Path) -> bool:
+        """Write the members whose names end so into a folder, under their own names; return whether others are images."""
+        has_images = False
         try:
             if self._file.name.lower().endswith(".zip"):
                 for name, opened in self._of_zip().items():
-                    self._write(opened, name, endings, folder)
-                return
+                    has_images |= self._taken(opened, name, endings, folder)
+                return has_images
             # As a stream: of a compressed tar nothing else needs to be kept.
             opening = open if self._file.name.lower().endswith(".tar") else gzip.open
             with (
@@ -260,13 +267,17 @@ class _Archive:
                     self._count(number)
                     inside = _inside(info.name)
                     if info.isreg() and inside is not None:
-                        self._write(partial(archive.extractfile, info), inside, endings, folder)
+                        has_images |= self._taken(partial(archive.extractfile, info), inside, endings, folder)
         except (*_DAMAGED, OSError) as error:
             raise self._unreadable(error) from error
+        return has_images
 
-    def _write(self, opened: Callable[[], Any], name: str, endings: tuple[str, ...], folder: Path) -> None:
-        if not name.lower().endswith(endings) or posixpath.basename(name).startswith("."):
-            return
+    def _taken(self, opened: Callable[[], Any], name: str, endings: tuple[str, ...], folder: Path) -> bool:
+        """Write a member whose name ends so; of another one return whether it is an image."""
+        if not name.lower().endswith(endings):
+            return _is_image(opened, name)
+        if posixpath.basename(name).startswith("."):
+            return False
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
         then = "or set TMPDIR to a folder with room, then give the same command again"
@@ -275,10 +286,19 @@ class _Archive:
                 if isinstance(stream, zipfile.ZipExtFile):
                     self._spend(len(chunk))
                 out.write(chunk)
+        return False
 
     def _count(self, members: int) -> None:
         if members > MOST_MEMBERS:
             raise UsageError(f"{self._file} has more than {MOST_MEMBERS} members; unpack it and name the folder.")
+
+
+def _is_image(opened: Callable[[], Any], name: str) -> bool:
+    """Whether a member is an image by its name, or else by its first bytes."""
+    if names_an_image(name):
+        return True
+    with opened() as stream:
+        return bool(stream.read(8).startswith(BEGINNINGS))
 
 
 class _Counted(RawIOBase):

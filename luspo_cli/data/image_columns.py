@@ -135,7 +135,12 @@ def unread_image_column(rows: Iterable[Mapping[str, Any]], names: Sequence[str])
 def _looks_like_an_image(image: RawImage) -> bool:
     if image.content is not None:
         return image.content.startswith(BEGINNINGS)
-    return _IMAGE_PATH.fullmatch(image.path or "") is not None
+    return names_an_image(image.path or "")
+
+
+def names_an_image(path: str) -> bool:
+    """Whether a path has the suffix of an image format that is read."""
+    return _IMAGE_PATH.fullmatch(path) is not None
 
 
 def with_marks(question: str, images: Sequence[RawImage]) -> tuple[str, tuple[RawImage, ...]]:

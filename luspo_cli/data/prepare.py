@@ -252,5 +252,6 @@ def _source_entry(source: Source) -> dict[str, Any]:
         "licence": source.licence,
         "unread_images": source.unread_images,
         "pass_rate_column": source.pass_rate_column,
+        "read_beside_archive": [*source.stands_for],
         "files": [{"name": file.name, "sha256": file_sha256(file)} for file in source.files],
     }

@@ -56,6 +56,8 @@ class Source:
     """A column that looks like images and is called otherwise."""
     unpacked: object = None
     """Holds the tables of an archive on the disk for as long as the source is at hand."""
+    stands_for: tuple[str, ...] = ()
+    """Of an archive of images: the names of the data files beside it, which are read."""
 
 
 def open_source(name: str, options: SourceOptions) -> Source:
@@ -155,6 +157,7 @@ def _from_files(
         published.licence,
         unread,
         unpacked,
+        tuple(file.name for file in all_files) if is_archive(given) and given.is_file() and not unpacked else (),
     )
 
 
@@ -198,7 +201,7 @@ def _splits_said(name: str) -> set[str]:
 def _tables(path: Path, stem: str = ".*") -> tuple[dict[str, list[Path]], object]:
     """The data files of a file, a folder or an archive by split, and what holds an archive's own ones on the disk.
 
-    An archive that has none is one of images: then the data files are those beside it.
+    An archive of images alone stands for the data files beside it.
     """
     if not (path.is_file() and is_archive(path)):
         return _files_by_split(path, stem), None

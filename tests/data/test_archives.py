@@ -20,6 +20,7 @@ import pyarrow.parquet
 import pytest
 
 from doubles.hostile_images import encoded, noise
+from luspo_cli.commands.prepare_data import _summary
 from luspo_cli.data import archives
 from luspo_cli.data.archives import ImagePlaces
 from luspo_cli.data.columns import SourceOptions
@@ -260,6 +261,25 @@ def test_tables_of_an_archive_stay_inside_their_folder(
     bomb = MAKERS[name](tmp_path / f"bomb_{name}", {f"{n}.csv": bytes(2**20) for n in range(40)})
     with pytest.raises(UsageError, match="unpacks to more than 100 times its own size"):
         archives.unpacked_tables(bomb, (".csv",))
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_only_an_archive_of_images_stands_for_the_data_beside_it(name: str, tmp_path: Path) -> None:
+    """An image is known by its name or by its first bytes; an archive without any says nothing of the files beside it."""
+    rows(tmp_path, "a")
+    for number, members in enumerate(({}, {"readme.txt": b"read me"}, {".hidden.csv": b"q,a"})):
+        (tmp_path / name).unlink(missing_ok=True)
+        with pytest.raises(UsageError, match=r"holds neither data files .* nor images"):
+            prepare([str(MAKERS[name](tmp_path / name, members))], tmp_path / f"none{number}")
+    for number, image in enumerate(("a.png", "a")):
+        (tmp_path / name).unlink()
+        rows(tmp_path, image)
+        given = MAKERS[name](tmp_path / name, {"readme.txt": b"read me", image: A})
+        prepared = prepare([str(given)], tmp_path / f"out{number}")
+        assert prepared.rows == {"train": 1}
+        assert written(tmp_path / f"out{number}") == [A]
+        assert prepared.manifest["sources"][0]["read_beside_archive"] == ["mine.jsonl"]
+        assert any("its rows are those of mine.jsonl beside it" in line for line in _summary(prepared))
 
 
 def test_a_snapshot_of_the_hubs_cache_is_a_folder_like_others(tmp_path: Path) -> None:
