@@ -216,9 +216,9 @@ def _summary(prepared: Prepared) -> Iterator[str]:
         size = f"{images['files']} different ones ({images['bytes'] / 1e6:.1f} MB)"
         yield f"images: {images['used']} in rows, {size}, kept as they came{moving}."
     for source in prepared.manifest["sources"]:
-        if unread := source["unread_images"]:
+        for unread in filter(None, (source["unread_images"] or "").split(", ")):
             column = f"the column '{unread}' of {source['name']} looks like images and is not read"
-            yield f"note: {column}; name it with --image-column {unread}."
+            yield f"note: {column}; name it with --image-column {unread}, beside an --image-column for each other one to read."
         if beside := source["read_beside_archive"]:
             yield f"note: the archive {source['name']} holds images alone; its rows are those of {', '.join(beside)} beside it."
         if source["licence"]:

@@ -125,7 +125,7 @@ def _shortened(path: str, name: str) -> list[str]:
 
 
 def unpacked_tables(archive: Path, endings: tuple[str, ...]) -> TemporaryDirectory[str] | None:
-    """A folder with the members of an archive whose names end so, which goes when the object does; None where it holds images alone.
+    """A folder with the members of an archive whose names end so, which goes when the object does; None for images alone.
 
     Raises UsageError where the archive cannot be read, grows beyond all measure, or holds neither, and RunError where there is
     no room.

@@ -38,6 +38,8 @@ FACTS: Mapping[str, tuple[str, type]] = MappingProxyType(
 )
 """Column of a source -> its field of `extra_info`, and of which type."""
 PASS_RATE_COLUMNS = ("PassRate_7BBase", "pass_rate", "PassRate_32BTrained")
+ROWS_LOOKED_AT = 20
+"""Of a table, in search of columns of images that are not read."""
 _NO_PLACES = ImagePlaces(())
 
 
@@ -124,6 +126,11 @@ class Columns:
     def top_level(self) -> list[str]:
         """Return the names to read: a nested column comes with the whole of its outermost one."""
         return [*(column.partition(".")[0] for column in (self.question, self.answer)), *self.named]
+
+    def unread(self, names: Sequence[str]) -> list[str]:
+        """Those of the table's columns in which nobody looks for images; a column that is called like images is none."""
+        taken = (self.question, self.answer, *self.images)
+        return [name for name in names if name not in taken and not is_image_column(name)]
 
     def facts(self) -> dict[str, type]:
         """The fields of `extra_info` that these columns fill, and their types."""

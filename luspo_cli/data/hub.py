@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from luspo_cli.data.archives import ImagePlaces
-from luspo_cli.data.columns import Columns, SourceOptions, SourceRow
+from luspo_cli.data.columns import ROWS_LOOKED_AT, Columns, SourceOptions, SourceRow
+from luspo_cli.data.image_columns import unread_image_columns
 from luspo_cli.data.published import Published
 from luspo_cli.errors import RunError, first_line
 
@@ -18,8 +19,8 @@ Rows = Callable[[], Iterator[SourceRow]]
 
 def hub_tables(
     name: str, published: Published, options: SourceOptions
-) -> tuple[dict[str, tuple[Rows, Columns]], str | None]:
-    """The rows and columns of each split of a hub data set, the usual splits first, and its revision.
+) -> tuple[dict[str, tuple[Rows, Columns]], tuple[str, ...], str | None]:
+    """The rows and columns of each split of a hub data set, the usual splits first, its unread images, and its revision.
 
     Raises RunError where the hub cannot be reached, in a sentence that says what to do without it.
     """
@@ -39,13 +40,17 @@ def hub_tables(
         ) from error
     places = ImagePlaces([*options.images_from, *downloaded])
     splits: dict[str, tuple[Rows, Columns]] = {}
+    unread: dict[str, None] = {}
     for split, table in loaded.items():
         names = list(table.column_names)
         names += [f"{column}.{inner}" for column in names for inner in _inner_names(table.features[column])]
         columns = Columns.chosen(names, options, f"{hub_id} ({split})", published.gold, places)
         splits[str(split)] = _rows(table, columns), columns
+        others = [name for name in columns.unread(names) if name in table.column_names]
+        first = table.select(range(min(ROWS_LOOKED_AT, len(table)))).select_columns(others)
+        unread |= dict.fromkeys(unread_image_columns(first.with_format("arrow")[:].to_pylist(), others))
     ordered = {split: splits[split] for split in (*published.splits, *splits) if split in splits}
-    return ordered, _commit(loaded) or options.revision
+    return ordered, tuple(unread), _commit(loaded) or options.revision
 
 
 def _image_places(published: Published, options: SourceOptions) -> list[Path]:

@@ -6,6 +6,7 @@ one that says how it is kept (`image_path`, `decoded_image`); columns that none 
 
 from __future__ import annotations
 
+import ast
 import base64
 import binascii
 import json
@@ -33,6 +34,8 @@ _IMAGE_PATH = re.compile(r"[^\n]{1,500}\.(?:png|jpe?g|webp|gif|bmp|tiff?)", re.I
 _BASE64_STARTS = ("/9j/", "iVBORw0KGgo", "UklGR", "R0lGOD", "Qk", "SUkqA", "TU0AK")
 """Of JPEG, PNG, WEBP, GIF, BMP and TIFF."""
 _SHORTEST_BASE64 = 60
+_LONGEST_LITERAL = 100_000
+"""Characters of a list as Python writes it."""
 _INNER = ("bytes", "path", "image", "image_url", "url")
 """Keys of an object that stands for one image; the first that holds something counts."""
 
@@ -58,17 +61,30 @@ def is_video_column(name: str) -> bool:
 
 
 def raw_images(value: Any) -> tuple[RawImage, ...]:
-    """The images that a cell names, in order; () where it holds nothing. JSON lists of paths, as CSV files have them, are read.
+    """The images that a cell names, in order; () where it holds nothing.
+
+    A list of paths, or an object, that is written out as text, in JSON or as Python does (`['a.png']`), is read as what it says.
 
     Something that names no image, a number or an object of unknown keys, is a hole: its row is counted, never used without it.
     """
-    if isinstance(value, str) and value.lstrip().startswith("["):
-        try:
-            value = json.loads(value)
-        except ValueError:
-            return (RawImage(path=value),)
+    if isinstance(value, str) and value.lstrip().startswith(("[", "{")):
+        value = _written_out(value)
     items = value if isinstance(value, list | tuple) else (value,)
     return () if all(map(_holds_nothing, items)) else tuple(map(_raw_image, items))
+
+
+def _written_out(text: str) -> Any:
+    """What the text of a list or object says; the text itself, a path, where it says none."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        pass
+    if len(text) > _LONGEST_LITERAL:  # a parsed tree takes a hundred times the room of its text
+        return text
+    try:
+        return ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return text
 
 
 def _holds_nothing(value: Any) -> bool:
@@ -102,34 +118,32 @@ def _is_base64(text: str) -> bool:
 
 
 def images_of_row(row: Mapping[str, Any], names: Iterable[str]) -> tuple[RawImage, ...] | LeftOut:
-    """The images in a row's columns of these names; a reason where more than one column could be meant."""
-    filled: dict[tuple[str, ...], list[tuple[int, tuple[RawImage, ...]]]] = {}
+    """The images in a row's columns of these names; a reason where more than one column could be meant.
+
+    An empty column of a numbered series is a hole where a later one is filled.
+    """
+    series: dict[tuple[str, ...], list[tuple[int, tuple[RawImage, ...]]]] = {}
     for name in names:
         match = _IMAGE_COLUMN.fullmatch(name)
-        if match is not None and (images := raw_images(row.get(name))):
+        if match is not None and ((images := raw_images(row.get(name))) or match["number"]):
             kind = tuple((match[part] or "").lower() for part in ("decoded", "word", "kept"))
-            filled.setdefault(kind, []).append((int(match["number"] or 0), images))
+            series.setdefault(kind, []).append((int(match["number"] or 0), images))
+    filled = {kind: columns for kind, columns in series.items() if any(images for _, images in columns)}
     plain = [kind for kind in filled if not kind[0] and not kind[2]]
     kinds = plain or list(filled)
     if len(kinds) > 1:
         return LeftOut.IMAGE_COLUMNS_UNCLEAR
-    series = sorted(filled[kinds[0]], key=lambda column: column[0]) if kinds else []
-    return tuple(image for _, images in series for image in images)
+    columns = sorted(filled[kinds[0]], key=lambda column: column[0]) if kinds else []
+    while columns and not columns[-1][1]:
+        columns.pop()
+    return tuple(image for _, images in columns for image in images or (RawImage(),))
 
 
-def unread_image_column(rows: Iterable[Mapping[str, Any]], names: Sequence[str]) -> str | None:
-    """The first of these columns that holds images and nothing else in the rows, by bytes or by a path with an image's suffix.
-
-    None where a column is called like images: then those are read.
-    """
-    if any(map(is_image_column, names)):
-        return None
+def unread_image_columns(rows: Iterable[Mapping[str, Any]], names: Sequence[str]) -> tuple[str, ...]:
+    """Those of these columns that hold images and nothing else in the rows, by bytes or by a path with an image's suffix."""
     met = list(rows)
-    for name in names:
-        found = [image for row in met for image in raw_images(row.get(name))]
-        if found and all(map(_looks_like_an_image, found)):
-            return name
-    return None
+    found = {name: [image for row in met for image in raw_images(row.get(name))] for name in names}
+    return tuple(name for name, images in found.items() if images and all(map(_looks_like_an_image, images)))
 
 
 def _looks_like_an_image(image: RawImage) -> bool:

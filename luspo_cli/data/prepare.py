@@ -114,7 +114,7 @@ def prepare(
                     if split in source.splits:
                         _write_split(source, split, rules, counts[split], seen, writer, most)
             if counts[split].kept == 0:
-                unread = next((source.unread_images for source in opened if source.unread_images), None)
+                unread = [name for source in opened for name in source.unread_images]
                 raise UsageError(_nothing_usable(split, counts[split], sources, seen.categories, unread))
             if progress is not None:
                 progress(split, counts[split].read, counts[split].kept)
@@ -229,7 +229,7 @@ def _listed(categories: set[str]) -> str:
 
 
 def _nothing_usable(
-    split: str, counts: Counts, sources: Sequence[str], categories: set[str], unread: str | None
+    split: str, counts: Counts, sources: Sequence[str], categories: set[str], unread: Sequence[str]
 ) -> str:
     where = f"the {split} split of {', '.join(sources)}"
     if counts.read == 0:
@@ -238,7 +238,8 @@ def _nothing_usable(
     said = f"None of the {counts.read} rows in {where} can be used ({reasons}); nothing was written"
     most = max(counts.left_out, key=lambda reason: counts.left_out[reason])
     if most is LeftOut.IMAGE_MARKS_DIFFER and unread:
-        return f"{said}: the column '{unread}' looks like images; name it with --image-column {unread}."
+        return f"{said}: the column '{unread[0]}' looks like images; name it with --image-column {unread[0]}."
+    said += f"; first {most.value.replace('_', ' ')}, in {counts.examples[most]}" if most in counts.examples else ""
     if most is LeftOut.OTHER_CATEGORY:
         return f"{said}: {_listed(categories)}."
     return f"{said}: {_WHAT_TO_DO[most]}." if most in _WHAT_TO_DO else f"{said}."
@@ -250,7 +251,7 @@ def _source_entry(source: Source) -> dict[str, Any]:
         "data_source": source.data_source,
         "revision": source.revision,
         "licence": source.licence,
-        "unread_images": source.unread_images,
+        "unread_images": ", ".join(source.unread_images) or None,
         "pass_rate_column": source.pass_rate_column,
         "read_beside_archive": [*source.stands_for],
         "files": [{"name": file.name, "sha256": file_sha256(file)} for file in source.files],

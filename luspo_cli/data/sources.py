@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from luspo_cli.data.archives import ImagePlaces, archives_of, is_archive, stem_of, unpacked_tables
-from luspo_cli.data.columns import Columns, SourceOptions, SourceRow
+from luspo_cli.data.columns import ROWS_LOOKED_AT, Columns, SourceOptions, SourceRow
 from luspo_cli.data.easy_vqa import easy_vqa
 from luspo_cli.data.hub import hub_tables
-from luspo_cli.data.image_columns import unread_image_column
+from luspo_cli.data.image_columns import unread_image_columns
 from luspo_cli.data.published import EASY_VQA, PUBLISHED, SOURCE_NAMES, Published
 from luspo_cli.data.reading import SUFFIXES, column_names, data_files, read_rows
 from luspo_cli.errors import UsageError, nearest
@@ -30,10 +30,6 @@ _SPLIT_WORDS = {
     **dict.fromkeys(("validation", "val", "valid", "dev", "eval"), "validation"),
     "test": "test",
 }
-
-
-_ROWS_LOOKED_AT = 20
-"""Of a file, in search of a column of images."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +48,8 @@ class Source:
     pass_rate_column: str | None = None
     licence: str | None = None
     """Of a known source, as its own page says."""
-    unread_images: str | None = None
-    """A column that looks like images and is called otherwise."""
+    unread_images: tuple[str, ...] = ()
+    """Columns that look like images and are called otherwise."""
     unpacked: object = None
     """Holds the tables of an archive on the disk for as long as the source is at hand."""
     stands_for: tuple[str, ...] = ()
@@ -128,7 +124,7 @@ def _from_files(
     splits: dict[str, Callable[[], Iterator[SourceRow]]] = {}
     archives = archives_of(given)
     known: dict[Path, Any] = {}
-    unread: str | None = None
+    unread: dict[str, None] = {}
     for split, files in by_split.items():
         chosen = []
         for file in files:
@@ -136,9 +132,9 @@ def _from_files(
             places = ImagePlaces([*options.images_from, *archives], beside=beside, stem=file.stem, known=known)
             names = column_names(file)
             columns = Columns.chosen(names, options, str(file), published.gold, places)
-            if not options.image_columns:
-                others = [name for name in names if name not in (columns.question, columns.answer)]
-                unread = unread or unread_image_column(islice(read_rows(file), _ROWS_LOOKED_AT), others)
+            unread |= dict.fromkeys(
+                unread_image_columns(islice(read_rows(file), ROWS_LOOKED_AT), columns.unread(names))
+            )
             chosen.append((file, columns))
             facts |= columns.facts()
             rate = rate or columns.pass_rate
@@ -155,14 +151,14 @@ def _from_files(
         facts,
         rate,
         published.licence,
-        unread,
+        tuple(unread),
         unpacked,
         tuple(file.name for file in all_files) if is_archive(given) and given.is_file() and not unpacked else (),
     )
 
 
 def _open_hub(name: str, published: Published, options: SourceOptions) -> Source:
-    tables, revision = hub_tables(name, published, options)
+    tables, unread, revision = hub_tables(name, published, options)
     facts: dict[str, type] = {}
     for _, columns in tables.values():
         facts |= columns.facts()
@@ -176,6 +172,7 @@ def _open_hub(name: str, published: Published, options: SourceOptions) -> Source
         facts=facts,
         pass_rate_column=rates[0] if rates else None,
         licence=published.licence,
+        unread_images=unread,
     )
 
 

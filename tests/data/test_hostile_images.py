@@ -13,6 +13,7 @@ from doubles.hostile_images import empty_png, encoded, hostile_images, noise
 from luspo_cli.commands.prepare_data import _summary
 from luspo_cli.data.columns import SourceOptions
 from luspo_cli.data.filtering import PassRates
+from luspo_cli.data.image_columns import RawImage, images_of_row, raw_images
 from luspo_cli.data.images import ImageFile, StoredImage
 from luspo_cli.data.prepare import Prepared, prepare
 from luspo_cli.data.problems import load_problems
@@ -167,8 +168,61 @@ def test_a_column_of_images_that_is_called_otherwise_is_named(tmp_path: Path) ->
         UsageError, match=r"3 image marks differ.*the column 'figure' looks like images; name it with --image-col"
     ):
         prepare([table(tmp_path, marked)], tmp_path / "none")
-    named = prepare([table(tmp_path, [row | {"image": "a.png"} for row in rows])], tmp_path / "named")
-    assert named.manifest["sources"][0]["unread_images"] is None
+    beside = [row | {"image": "a.png", "chart": "a.png"} for row in rows]
+    for options, unread in ((None, "figure, chart"), (asked, "chart")):
+        named = prepare([table(tmp_path, beside)], tmp_path / unread, options=options)
+        assert named.manifest["sources"][0]["unread_images"] == unread
+        assert sum("looks like images" in line for line in _summary(named)) == len(unread.split(", "))
+
+
+@pytest.mark.parametrize(
+    ("filled", "read"),
+    [
+        ({"image_1": "a.png", "image_2": None, "image_10": "c.png"}, None),
+        ({"image_1": None, "image_2": "b.png"}, None),
+        ({"image_1": "a.png", "image_2": "", "image_10": None}, 1),
+        ({"image_1": "a.png", "image_10": "c.png"}, 2),
+        ({"image": None, "image_1": "a.png"}, 1),
+        ({"image_1": None, "image_2": None}, 0),
+        ({"image_1": None, "image_2": None, "picture": "a.png"}, 1),
+    ],
+)
+def test_a_hole_in_numbered_columns_costs_its_row(filled: dict[str, Any], read: int | None) -> None:
+    """A row whose second image is empty has no second image: the third must not take its place."""
+    images = images_of_row(filled, filled)
+    assert isinstance(images, tuple)
+    assert (None if RawImage() in images else len(images)) == read
+
+
+def test_where_every_row_fails_the_first_is_shown_as_beside_rows_that_are_used(tmp_path: Path) -> None:
+    bad = {"question": "<image><image>What?", "answer": "1", "image": "a.png"}
+    (tmp_path / "a.png").write_bytes(encoded(noise(20, 20)))
+    said = "row 0: its text has 2 '<image>' marks, and it has 1 images"
+    some = prepare([table(tmp_path, [bad, row("a.png", "the other?")])], tmp_path / "some")
+    assert some.manifest["splits"]["train"]["first_left_out"] == {"image_marks_differ": said}
+    with pytest.raises(UsageError, match=f"nothing was written; first image marks differ, in {said}: a text has one"):
+        prepare([table(tmp_path, [bad])], tmp_path / "none")
+    (tmp_path / "a.png").write_bytes(empty_png(60_000, 60_000))
+    with pytest.raises(UsageError, match=r"first image too large, in row 0: the image a\.png .*89,478,485 pixels"):
+        prepare([table(tmp_path, [row("a.png", "q?")])], tmp_path / "large")
+
+
+@pytest.mark.parametrize(
+    ("cell", "paths"),
+    [
+        ("['a.png', 'b.png']", ["a.png", "b.png"]),
+        (' ["a.png", "b.png"]', ["a.png", "b.png"]),
+        ("{'bytes': None, 'path': 'a.png'}", ["a.png"]),
+        ("[None, 'a.png']", [None, "a.png"]),
+        ("[]", []),
+        ("[a].png", ["[a].png"]),
+        ("{x}.png", ["{x}.png"]),
+        ("[" * 50_000, ["[" * 50_000]),
+        ("['a.png'" + ", 'b.png'" * 50_000 + "]", None),
+    ],
+)
+def test_a_list_written_as_text_is_read_as_json_and_python_write_it(cell: str, paths: list[str | None] | None) -> None:
+    assert [image.path for image in raw_images(cell)] == ([cell] if paths is None else paths)
 
 
 @pytest.mark.parametrize("stored_as", ["relative", "absolute", "bytes"])
