@@ -91,12 +91,49 @@ class Updater:
         # Before any step moves the weights. The first mini-batch needs none: its own log-probs are the old ones.
         old_logprobs = [None, *(self._old_logprobs(batch) for batch in mini_batches[1:])]
         between = time.perf_counter()
-        steps = []
+        objective, classes, steps = self.config.objective, self._classes(groups) if exact_shares else {}, []
         for number, (batch, old_of_batch) in enumerate(zip(mini_batches, old_logprobs, strict=True)):
-            shift = self._clip_shift(batch, old_of_batch)
-            if exact_shares:
-                self._measure_classes(batch, old_of_batch, shift, groups)
-            diagnostics = self._gradients(batch, old_of_batch, shift, number)
+            shift, counts = self._clip_shift(batch, old_of_batch), Counts(batch.sequences, batch.response_tokens)
+            pieces, diagnostics = self._pieces(batch), []
+            # Classes come first: what the last round leaves in the weights is the gradient of every row.
+            for class_name, only in (*classes.items(), (None, None)):
+                began = time.perf_counter()
+                self._zero_gradients()
+                for i, piece in enumerate(pieces):
+                    tensors = policy_batch(piece.rows, self.accelerator.device)
+                    # A filler's rows are measured by the process that trains on them.
+                    recorded = not piece.filler and only is None
+                    with self._reduced(last=i + 1 == len(pieces)):
+                        logprobs, entropy, collision = self.policy(tensors, with_entropy=True, with_collision=True)
+                        if logprobs.requires_grad:
+                            logprobs.retain_grad()
+                        old = logprobs.detach() if old_of_batch is None else old_of_batch[i]
+                        measured = self._mismatch if recorded else SamplerMismatch()
+                        result = policy_loss(
+                            objective,
+                            logprobs,
+                            old,
+                            tensors.advantages,
+                            tensors.response_mask,
+                            max_response_length=self.config.rollout.max_response_tokens,
+                            counts=counts,
+                            ref_logprobs=self._reference_logprobs(tensors),
+                            entropy=entropy if objective.entropy_coefficient > 0 else entropy.detach(),
+                            rollout_weights=self._rollout_weights(tensors, old, measured),
+                            row_counts=None if only is None else _marks(piece.rows, only, logprobs),
+                            clip_shift=shift,
+                        )
+                        finite = math.isfinite(result.diagnostics["objective/loss"])
+                        # The other processes wait for this one's backward pass, whatever its loss; the step is refused below.
+                        if result.loss.requires_grad and (finite or self.ranks.size > 1):
+                            # Gradients are averaged over processes, and the loss is a sum: times their number.
+                            self.accelerator.backward(result.loss * (0.0 if piece.filler else self.ranks.size))
+                    if recorded:
+                        diagnostics.append(result.diagnostics)
+                        norms = squared_norms(logprobs, collision)
+                        self.rows.add(number, piece.rows, tensors.advantages, result.rows, norms)
+                if class_name is not None:
+                    self._keep_class_norm(class_name, began)
             steps.append(self._finish_step(batch, diagnostics) | self._balanced_bounds(shift))
         metrics = _mean_over_steps(steps) | self._sampler_metrics()
         trained = sum(len(rows) for batch in mini_batches for rows in self._micro_batches(batch))
@@ -109,72 +146,18 @@ class Updater:
             "time/optimizer": self._optimizer_s,
         }
 
-    def _gradients(
-        self,
-        batch: MiniBatch,
-        old_of_batch: Sequence[Tensor] | None,
-        shift: float | None,
-        number: int,
-        only: AbstractSet[int] | None = None,
-    ) -> list[dict[str, float]]:
-        """Leave the gradient of a mini-batch in the weights; the diagnostics of this process's passes.
-
-        With `only` (ids of rollouts) it is the part of the gradient that comes from these, and nothing is recorded.
-        """
-        objective, counts = self.config.objective, Counts(batch.sequences, batch.response_tokens)
-        pieces, diagnostics = self._pieces(batch), []
-        self._zero_gradients()
-        for i, piece in enumerate(pieces):
-            tensors = policy_batch(piece.rows, self.accelerator.device)
-            # A filler's rows are measured by the process that trains on them.
-            recorded = not piece.filler and only is None
-            with self._reduced(last=i + 1 == len(pieces)):
-                logprobs, entropy, collision = self.policy(tensors, with_entropy=True, with_collision=True)
-                if logprobs.requires_grad:
-                    logprobs.retain_grad()
-                old = logprobs.detach() if old_of_batch is None else old_of_batch[i]
-                result = policy_loss(
-                    objective,
-                    logprobs,
-                    old,
-                    tensors.advantages,
-                    tensors.response_mask,
-                    max_response_length=self.config.rollout.max_response_tokens,
-                    counts=counts,
-                    ref_logprobs=self._reference_logprobs(tensors),
-                    entropy=entropy if objective.entropy_coefficient > 0 else entropy.detach(),
-                    rollout_weights=self._rollout_weights(
-                        tensors, old, self._mismatch if recorded else SamplerMismatch()
-                    ),
-                    row_counts=None if only is None else _marks(piece.rows, only, logprobs),
-                    clip_shift=shift,
-                )
-                finite = math.isfinite(result.diagnostics["objective/loss"])
-                # The other processes wait for this one's backward pass, whatever its loss; the step is refused below.
-                if result.loss.requires_grad and (finite or self.ranks.size > 1):
-                    # Gradients are averaged over processes, and the loss is a sum: times their number.
-                    self.accelerator.backward(result.loss * (0.0 if piece.filler else self.ranks.size))
-            if recorded:
-                diagnostics.append(result.diagnostics)
-                norms = squared_norms(logprobs, collision)
-                self.rows.add(number, piece.rows, tensors.advantages, result.rows, norms)
-        return diagnostics
-
-    def _measure_classes(
-        self,
-        batch: MiniBatch,
-        old_of_batch: Sequence[Tensor] | None,
-        shift: float | None,
-        groups: Sequence[ScoredGroup],
-    ) -> None:
-        """Norm of the gradient of each class of rows, a pass over the mini-batch each; weights and optimizer stay as they are."""
-        began = time.perf_counter()
+    def _classes(self, groups: Sequence[ScoredGroup]) -> dict[str, set[int]]:
+        """The rollouts (their ids) of each class whose part of the gradient is measured."""
         ids = [id(rollout) for group in groups for rollout in group.rollouts]
-        for name, chosen in row_classes(groups).items():
-            only = {rollout for rollout, is_in in zip(ids, chosen, strict=True) if is_in}
-            self._gradients(batch, old_of_batch, shift, 0, only)
-            norm = self.accelerator.clip_grad_norm_(self.policy.parameters(), math.inf)
-            self.rows.class_norms.setdefault(name, []).append(float(whole_weight(norm)))
+        return {
+            name: {rollout for rollout, is_in in zip(ids, chosen, strict=True) if is_in}
+            for name, chosen in row_classes(groups).items()
+        }
+
+    def _keep_class_norm(self, name: str, began: float) -> None:
+        """Record the norm of the gradient that a class alone has left; nothing is clipped and no weight moves."""
+        norm = self.accelerator.clip_grad_norm_(self.policy.parameters(), math.inf)
+        self.rows.class_norms.setdefault(name, []).append(float(whole_weight(norm)))
         self.rows.seconds += time.perf_counter() - began
 
     def _micro_batches(self, batch: MiniBatch) -> tuple[tuple[Row, ...], ...]:
