@@ -75,8 +75,8 @@ def prepare_data_cli(
         list[str],
         Argument(
             metavar="SOURCE...",
-            help="gsm8k (MIT), dapo-math-17k (Apache-2.0), arithmetic (made), a local .jsonl/.json/.csv/.tsv/.parquet file or "
-            "folder, or a hub data set owner/name[:config]. "
+            help="gsm8k (MIT), dapo-math-17k (Apache-2.0), arithmetic (made), a local .jsonl/.json/.csv/.tsv/.parquet/.arrow "
+            "file or folder, or a hub data set owner/name[:config]. "
             "With images: virl39k (see below), geo3k (hiyouga/geometry3k, 3,002 questions; MIT), "
             "easy-vqa (the Python package, 48,248 questions; MIT).",
         ),
@@ -219,6 +219,8 @@ def _summary(prepared: Prepared) -> Iterator[str]:
         for unread in filter(None, (source["unread_images"] or "").split(", ")):
             column = f"the column '{unread}' of {source['name']} looks like images and is not read"
             yield f"note: {column}; name it with --image-column {unread}, beside an --image-column for each other one to read."
+        if source["image_files"] and not images["used"]:
+            yield f"note: {source['name']} holds {source['image_files']} image files, and no row that is used names one."
         if beside := source["read_beside_archive"]:
             yield f"note: the archive {source['name']} holds images alone; its rows are those of {', '.join(beside)} beside it."
         if source["licence"]:

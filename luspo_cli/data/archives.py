@@ -124,18 +124,22 @@ def _shortened(path: str, name: str) -> list[str]:
     return [path, rest] if rest and first == stem_of(name) else [path]
 
 
-def unpacked_tables(archive: Path, endings: tuple[str, ...]) -> TemporaryDirectory[str] | None:
+def unpacked_tables(
+    archive: Path, endings: tuple[str, ...], images: list[str] | None = None
+) -> TemporaryDirectory[str] | None:
     """A folder with the members of an archive whose names end so, which goes when the object does; None for images alone.
 
+    The names of members that are images are added to `images`.
     Raises UsageError where the archive cannot be read, grows beyond all measure, or holds neither, and RunError where there is
     no room.
     """
     folder = TemporaryDirectory(prefix="luspo-tables-")
-    has_images = _Archive(archive).unpack(endings, Path(folder.name))
+    images = [] if images is None else images
+    _Archive(archive).unpack(endings, Path(folder.name), images)
     if any(Path(folder.name).iterdir()):
         return folder
     folder.cleanup()
-    if not has_images:
+    if not images:
         raise UsageError(
             f"{archive} holds neither data files ({', '.join(endings)}) nor images; give the data file itself."
         )
@@ -249,14 +253,13 @@ class _Archive:
         self._left = _MOST_GROWTH * target.stat().st_size + _FREE_GROWTH
         return target
 
-    def unpack(self, endings: tuple[str, ...], folder: Path) -> bool:
-        """Write the members whose names end so into a folder, under their own names; return whether others are images."""
-        has_images = False
+    def unpack(self, endings: tuple[str, ...], folder: Path, images: list[str]) -> None:
+        """Write the members whose names end so into a folder, under their own names; add those of images to `images`."""
         try:
             if self._file.name.lower().endswith(".zip"):
                 for name, opened in self._of_zip().items():
-                    has_images |= self._taken(opened, name, endings, folder)
-                return has_images
+                    self._take(opened, name, endings, folder, images)
+                return
             # As a stream: of a compressed tar nothing else needs to be kept.
             opening = open if self._file.name.lower().endswith(".tar") else gzip.open
             with (
@@ -267,17 +270,19 @@ class _Archive:
                     self._count(number)
                     inside = _inside(info.name)
                     if info.isreg() and inside is not None:
-                        has_images |= self._taken(partial(archive.extractfile, info), inside, endings, folder)
+                        self._take(partial(archive.extractfile, info), inside, endings, folder, images)
         except (*_DAMAGED, OSError) as error:
             raise self._unreadable(error) from error
-        return has_images
 
-    def _taken(self, opened: Callable[[], Any], name: str, endings: tuple[str, ...], folder: Path) -> bool:
-        """Write a member whose name ends so; of another one return whether it is an image."""
+    def _take(
+        self, opened: Callable[[], Any], name: str, endings: tuple[str, ...], folder: Path, images: list[str]
+    ) -> None:
+        """Write a member whose name ends so; of another one note whether it is an image."""
         if not name.lower().endswith(endings):
-            return _is_image(opened, name)
+            images += [name] * _is_image(opened, name)
+            return
         if posixpath.basename(name).startswith("."):
-            return False
+            return
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
         then = "or set TMPDIR to a folder with room, then give the same command again"
@@ -286,7 +291,6 @@ class _Archive:
                 if isinstance(stream, zipfile.ZipExtFile):
                     self._spend(len(chunk))
                 out.write(chunk)
-        return False
 
     def _count(self, members: int) -> None:
         if members > MOST_MEMBERS:

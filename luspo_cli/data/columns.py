@@ -98,6 +98,8 @@ class Columns:
     """Top-level columns that are read beside question and answer."""
     gold: Callable[[Any], str | None]
     places: ImagePlaces
+    picture: str | None = None
+    """The image of a row that names none: of a file with one row, the image file of the same name."""
 
     @classmethod
     def chosen(
@@ -142,6 +144,9 @@ class Columns:
         raw = value_at(row, self.answer)
         text = answer_text(raw)
         question, images = read_asked(row, self.question, self.images)
+        if not images and self.picture is not None:
+            text_with_marks, images = with_marks(question.text, (RawImage(path=self.picture),))
+            question = replace(question, text=text_with_marks)
         unfit: LeftOut | None = None
         # By the row's own keys: JSON rows may have columns that the first one has not.
         if question.has_videos or any(is_video_column(name) and raw_images(value) for name, value in row.items()):

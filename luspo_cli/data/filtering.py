@@ -19,7 +19,7 @@ from luspo_cli.data.image_columns import lost_mark
 from luspo_cli.data.image_store import ImageStore
 from luspo_cli.data.left_out import LeftOut, UnusableImage
 from luspo_cli.data.overlap import ExcludedQuestions, Overlap, question_digest
-from luspo_cli.data.prompts import IMAGE_MARK, build_prompt, spelt_placeholder
+from luspo_cli.data.prompts import IMAGE_MARK, TURN_TOKENS, build_prompt, spelt_placeholder
 from luspo_cli.data.sources import Source, split_of
 from luspo_cli.data.values import is_readable_gold
 
@@ -149,6 +149,8 @@ class Filter:
             return LeftOut.UNREADABLE_TEXT
         if spelt_placeholder((row.system, row.question)) is not None:
             return LeftOut.PLACEHOLDER_IN_TEXT
+        if spelt_placeholder((row.system, row.question), TURN_TOKENS) is not None:
+            return LeftOut.TURN_TOKEN_IN_TEXT
         prompt = build_prompt(self.prompt or source.prompt, row.question, images=len(row.images), system=row.system)
         if sum(len(message.content) for message in prompt) > self.longest_prompt:
             return LeftOut.OVERLONG

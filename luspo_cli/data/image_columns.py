@@ -30,6 +30,8 @@ _MODELS_MARK = re.compile(r"(?:<\|vision_start\|>)?<\|image_pad\|>(?:<\|vision_e
 """How chat templates of the Qwen models write an image's place."""
 BEGINNINGS = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF", b"GIF8", b"BM", b"II*\0", b"MM\0*")
 """First bytes of the image formats that are read."""
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+"""Of the image formats that are read."""
 _IMAGE_PATH = re.compile(r"[^\n]{1,500}\.(?:png|jpe?g|webp|gif|bmp|tiff?)", re.IGNORECASE)
 _BASE64_STARTS = ("/9j/", "iVBORw0KGgo", "UklGR", "R0lGOD", "Qk", "SUkqA", "TU0AK")
 """Of JPEG, PNG, WEBP, GIF, BMP and TIFF."""

@@ -20,6 +20,8 @@ class LeftOut(StrEnum):
     """Text with half of a surrogate pair, which is not Unicode."""
     PLACEHOLDER_IN_TEXT = "placeholder_in_text"
     """Text with a token by which a vision model marks pixels."""
+    TURN_TOKEN_IN_TEXT = "turn_token_in_text"
+    """Text with a token that begins or ends a turn of the prompt."""
     OVERLONG = "overlong"
     """More prompt characters than allowed."""
     PASS_RATE_MISSING = "pass_rate_missing"

@@ -254,5 +254,6 @@ def _source_entry(source: Source) -> dict[str, Any]:
         "unread_images": ", ".join(source.unread_images) or None,
         "pass_rate_column": source.pass_rate_column,
         "read_beside_archive": [*source.stands_for],
+        "image_files": source.image_files,
         "files": [{"name": file.name, "sha256": file_sha256(file)} for file in source.files],
     }

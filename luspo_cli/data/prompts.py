@@ -18,6 +18,9 @@ IMAGE_MARK = "<image>"
 PLACEHOLDERS = ("<|image_pad|>", "<|video_pad|>", "<|vision_pad|>", "<|vision_start|>", "<|vision_end|>")
 """Tokens by which the Qwen models mark pixels: text that spells one asks for pixels that are not there."""
 
+TURN_TOKENS = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
+"""Tokens by which the Qwen models part turns: text that spells one becomes that token, and the turn ends there."""
+
 
 def spelt_placeholder(texts: Iterable[str], placeholders: Iterable[str] = PLACEHOLDERS) -> str | None:
     """The first of the placeholders that one of the texts spells; None where none does."""

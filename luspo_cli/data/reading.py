@@ -1,4 +1,4 @@
-r"""Rows of a data file, one dict at a time: JSON lines, CSV, TSV and parquet in bounded memory, and JSON arrays.
+r"""Rows of a data file, one dict at a time: JSON lines, CSV, TSV, parquet and Arrow in bounded memory, and JSON arrays.
 
 JSON lines are split at "\n" only: U+2028, which `str.splitlines` takes for a line end, is text in GSM8K. A file that
 cannot be read stops the work at its first bad line; what is wrong with a row's content is not decided here.
@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from luspo_cli.data.image_columns import is_image_column
-from luspo_cli.errors import UsageError, nearest
+from luspo_cli.errors import UsageError, first_line, nearest
+from luspo_cli.files import read_object
 
-SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".tsv")
+SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".tsv", ".arrow", ".feather")
+_ARROW = (".arrow", ".feather")
 QUESTION_COLUMNS = ("question", "problem", "prompt", "query")
 ANSWER_COLUMNS = ("answer", "reward_model.ground_truth", "ground_truth", "final_answer", "gold")
 _DESCRIPTIONS = ("dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json", "manifest.json")
@@ -45,6 +47,8 @@ def read_rows(file: Path, columns: Sequence[str] = (), *, id_column: str | None 
             yield from _json(file, id_column)
         elif suffix == ".parquet":
             yield from _parquet(file, columns)
+        elif suffix in _ARROW:
+            yield from _arrow(file)
         elif suffix in (".csv", ".tsv"):
             yield from _csv(file, "," if suffix == ".csv" else "\t")
         else:
@@ -113,10 +117,24 @@ def value_at(row: Row, column: str) -> Any:
 
 
 def data_files(folder: Path) -> list[Path]:
-    """Return the readable data files in `folder` (not below it), sorted by name; none that is hidden, or describes others."""
+    """Return the readable data files in `folder` (not below it), sorted by name; none that is hidden, or describes others.
+
+    Of a folder that `datasets` saved they are those that its state.json names: what the library cached lies beside them.
+    """
     there = (path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
     found = sorted(path for path in there if not path.name.startswith("."))
-    return [path for path in found if path.name not in _DESCRIPTIONS] or found
+    state = folder / "state.json"
+    saved = read_object(state) if state in found else None
+    if saved is not None and isinstance(files := saved.get("_data_files"), list):
+        named = {file.get("filename") for file in files if isinstance(file, Mapping)}
+        return [path for path in found if path.name in named]
+    return [path for path in found if path.name not in _DESCRIPTIONS]
+
+
+def saved_splits(folder: Path) -> list[str]:
+    """The splits of a folder that `DatasetDict.save_to_disk` wrote, each a folder below it; [] of any other one."""
+    said = (read_object(folder / "dataset_dict.json") or {}).get("splits")
+    return [name for name in said if isinstance(name, str)] if isinstance(said, list) else []
 
 
 def _json_lines(file: Path) -> Iterator[Row]:
@@ -236,6 +254,28 @@ def _parquet_schema(file: Path) -> Any:
         raise _no_parquet(file, error) from error
     except OSError as error:
         raise UsageError(f"{file} cannot be read: {error.strerror or error}.") from error
+
+
+def _arrow(file: Path) -> Iterator[Row]:
+    """Rows of an Arrow file (Feather is one) or stream, the latter as `datasets` saves them."""
+    import pyarrow
+    import pyarrow.ipc
+
+    try:
+        with pyarrow.memory_map(str(file)) as mapped:
+            if is_file := mapped.read(6) == b"ARROW1":
+                reader = pyarrow.ipc.open_file(mapped)
+            else:
+                mapped.seek(0)
+                reader = pyarrow.ipc.open_stream(mapped)
+            _refuse_repeated(reader.schema.names, str(file))
+            batches = map(reader.get_batch, range(reader.num_record_batches)) if is_file else reader
+            for batch in batches:
+                for first in range(0, batch.num_rows, _LARGE_ROWS):
+                    yield from batch.slice(first, _LARGE_ROWS).to_pylist()
+    except pyarrow.ArrowException as error:
+        said = f"{file} cannot be read as Arrow ({first_line(error)})"
+        raise UsageError(f"{said}; write it as parquet, with datasets ds.to_parquet(...).") from error
 
 
 def _no_parquet(file: Path, error: Exception) -> UsageError:

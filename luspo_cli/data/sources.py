@@ -10,19 +10,20 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import islice
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from luspo_cli.data.archives import ImagePlaces, archives_of, is_archive, stem_of, unpacked_tables
 from luspo_cli.data.columns import ROWS_LOOKED_AT, Columns, SourceOptions, SourceRow
 from luspo_cli.data.easy_vqa import easy_vqa
 from luspo_cli.data.hub import hub_tables
-from luspo_cli.data.image_columns import unread_image_columns
+from luspo_cli.data.image_columns import IMAGE_SUFFIXES, unread_image_columns
 from luspo_cli.data.published import EASY_VQA, PUBLISHED, SOURCE_NAMES, Published
-from luspo_cli.data.reading import SUFFIXES, column_names, data_files, read_rows
+from luspo_cli.data.reading import SUFFIXES, column_names, data_files, read_rows, saved_splits
 from luspo_cli.errors import UsageError, nearest
 
 _SPLIT_WORDS = {
@@ -54,6 +55,8 @@ class Source:
     """Holds the tables of an archive on the disk for as long as the source is at hand."""
     stands_for: tuple[str, ...] = ()
     """Of an archive of images: the names of the data files beside it, which are read."""
+    image_files: int = 0
+    """In an archive that holds its data files itself."""
 
 
 def open_source(name: str, options: SourceOptions) -> Source:
@@ -91,23 +94,23 @@ def open_source(name: str, options: SourceOptions) -> Source:
 def _given(name: str, published: Published, options: SourceOptions) -> Source:
     """A known source whose upstream files are at hand."""
     assert options.from_path is not None
-    by_split, unpacked = _tables(options.from_path, published.file_stem)
+    by_split, unpacked, images = _tables(options.from_path, published.file_stem)
     by_split = {split: files for split, files in by_split.items() if split in published.splits}
     if not by_split:
         raise UsageError(
             f"{options.from_path} holds no {' or '.join(published.splits)} file of {name} ({', '.join(SUFFIXES)})"
             f"{', and there is none beside it' if is_archive(options.from_path) else ''}."
         )
-    return _from_files(name, published, by_split, options, options.from_path, unpacked)
+    return _from_files(name, published, by_split, options, options.from_path, unpacked, images)
 
 
 def _open_local(path: Path, options: SourceOptions) -> Source:
     single = path.is_file() and not is_archive(path)
-    by_split, unpacked = ({"train": [path]}, None) if single else _tables(path)
+    by_split, unpacked, images = ({"train": [path]}, None, []) if single else _tables(path)
     if not by_split:
         raise UsageError(f"{path} holds no data file ({', '.join(SUFFIXES)}).")
     name = path.resolve().stem if single else stem_of(path.resolve().name)
-    return _from_files(name, Published(name), by_split, options, path, unpacked)
+    return _from_files(name, Published(name), by_split, options, path, unpacked, images)
 
 
 def _from_files(
@@ -116,9 +119,11 @@ def _from_files(
     by_split: Mapping[str, list[Path]],
     options: SourceOptions,
     given: Path,
-    unpacked: object,
+    unpacked: TemporaryDirectory[str] | None,
+    images: Sequence[str],
 ) -> Source:
-    """The source of data files that were found in or beside the file, folder or archive `given`."""
+    """The source of data files that were found in or beside the file, folder or archive `given`; `images` are the archive's."""
+    pictures = {str(PurePosixPath(image).with_suffix("")): image for image in images}
     facts: dict[str, type] = {}
     rate: str | None = None
     splits: dict[str, Callable[[], Iterator[SourceRow]]] = {}
@@ -135,6 +140,9 @@ def _from_files(
             unread |= dict.fromkeys(
                 unread_image_columns(islice(read_rows(file), ROWS_LOOKED_AT), columns.unread(names))
             )
+            if file.suffix.lower() == ".json" and file != given and len([*islice(read_rows(file), 2)]) == 1:
+                own = _picture_beside(file) if unpacked is None else pictures.get(_inside(file, unpacked))
+                columns = replace(columns, picture=own)
             chosen.append((file, columns))
             facts |= columns.facts()
             rate = rate or columns.pass_rate
@@ -154,6 +162,7 @@ def _from_files(
         tuple(unread),
         unpacked,
         tuple(file.name for file in all_files) if is_archive(given) and given.is_file() and not unpacked else (),
+        len(images) if unpacked else 0,
     )
 
 
@@ -195,20 +204,32 @@ def _splits_said(name: str) -> set[str]:
     return {_SPLIT_WORDS[word] for word in words if word in _SPLIT_WORDS}
 
 
-def _tables(path: Path, stem: str = ".*") -> tuple[dict[str, list[Path]], object]:
-    """The data files of a file, a folder or an archive by split, and what holds an archive's own ones on the disk.
+def _tables(path: Path, stem: str = ".*") -> tuple[dict[str, list[Path]], TemporaryDirectory[str] | None, list[str]]:
+    """The data files of a file, a folder or an archive by split, what holds an archive's own ones on the disk, and its images.
 
     An archive of images alone stands for the data files beside it.
     """
     if not (path.is_file() and is_archive(path)):
-        return _files_by_split(path, stem), None
-    unpacked = unpacked_tables(path, SUFFIXES)
+        return _files_by_split(path, stem), None, []
+    images: list[str] = []
+    unpacked = unpacked_tables(path, SUFFIXES, images)
     if unpacked is None:
-        return _files_by_split(path.resolve().parent, stem), None
+        return _files_by_split(path.resolve().parent, stem), None, images
     top = Path(unpacked.name)
     while len(inner := [*top.iterdir()]) == 1 and inner[0].is_dir():
         top = inner[0]
-    return _files_by_split(top, stem), unpacked
+    return _files_by_split(top, stem), unpacked, images
+
+
+def _inside(file: Path, unpacked: TemporaryDirectory[str]) -> str:
+    """An unpacked file's name in its archive, without the suffix."""
+    return file.relative_to(unpacked.name).with_suffix("").as_posix()
+
+
+def _picture_beside(file: Path) -> str | None:
+    """The image file of the same name in the same folder."""
+    there = (file.with_suffix(suffix) for suffix in IMAGE_SUFFIXES)
+    return next((picture.name for picture in there if picture.is_file()), None)
 
 
 def _files_by_split(path: Path, stem: str) -> dict[str, list[Path]]:
@@ -218,6 +239,10 @@ def _files_by_split(path: Path, stem: str) -> dict[str, list[Path]]:
     if not path.is_dir():
         raise UsageError(f"There is no file or folder {path}.")
     by_split: dict[str, list[Path]] = {}
+    for split in saved_splits(path):
+        by_split.setdefault(split_of(split), []).extend(data_files(path / split) if (path / split).is_dir() else [])
+    if by_split:
+        return by_split
     for folder in (path, path / "main", path / "data"):  # the hub keeps its files in one of the latter two
         for file in data_files(folder) if folder.is_dir() else ():
             if re.fullmatch(stem, file.stem) is not None:

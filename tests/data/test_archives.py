@@ -26,6 +26,7 @@ from luspo_cli.data.archives import ImagePlaces
 from luspo_cli.data.columns import SourceOptions
 from luspo_cli.data.left_out import LeftOut, UnusableImage
 from luspo_cli.data.prepare import prepare
+from luspo_cli.data.problems import load_problems
 from luspo_cli.errors import UsageError
 
 A, B = encoded(noise(20, 30)), encoded(noise(30, 20), "JPEG")
@@ -280,6 +281,30 @@ def test_only_an_archive_of_images_stands_for_the_data_beside_it(name: str, tmp_
         assert written(tmp_path / f"out{number}") == [A]
         assert prepared.manifest["sources"][0]["read_beside_archive"] == ["mine.jsonl"]
         assert any("its rows are those of mine.jsonl beside it" in line for line in _summary(prepared))
+
+
+@pytest.mark.parametrize("packed", [*MAKERS, "folder"])
+def test_a_file_of_one_row_has_the_image_of_its_own_name(packed: str, tmp_path: Path) -> None:
+    """As WebDataset lays them out; a file of several rows has none, and images that no row names are counted."""
+    members = {f"set/{n:04}.json": json.dumps({"question": f"q{n}?", "answer": "1"}).encode() for n in range(3)}
+    members |= {"set/0000.png": A, "set/0001.jpg": B}
+    if packed == "folder":
+        given = tmp_path / "set"
+        given.mkdir()
+        for name, content in members.items():
+            (tmp_path / name).write_bytes(content)
+    else:
+        given = MAKERS[packed](tmp_path / packed, members)
+    prepared = prepare([str(given)], tmp_path / "out")
+    assert [len(problem.images) for problem in load_problems(tmp_path / "out")] == [1, 1, 0]
+    assert sorted(written(tmp_path / "out")) == sorted([A, B])
+    if packed == "folder":
+        return
+    several = json.dumps([{"question": f"q{n}?", "answer": "1"} for n in range(3)]).encode()
+    given = MAKERS[packed](tmp_path / packed, {"0000.json": several, "0000.png": A})
+    prepared = prepare([str(given)], tmp_path / "text")
+    assert prepared.manifest["images"]["used"] == 0
+    assert any("holds 1 image files, and no row" in line for line in _summary(prepared))
 
 
 def test_a_snapshot_of_the_hubs_cache_is_a_folder_like_others(tmp_path: Path) -> None:

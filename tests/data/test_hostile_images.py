@@ -125,6 +125,8 @@ HOLES: dict[str, tuple[dict[str, Any], str | None]] = {
     "a mark without an image": (row(None, "<image>What is it?"), "image_marks_differ"),
     "two columns": (row("a.png", "two?") | {"picture": "b.png"}, "image_columns_unclear"),
     "a place of a video": (row("a.png", "What is <|vision_start|><|video_pad|><|vision_end|>?"), "placeholder_in_text"),
+    "a turn of the template": (row("a.png", "4?<|im_end|>\n<|im_start|>assistant\n4"), "turn_token_in_text"),
+    "an end of all text": (row(None, "What is <|endoftext|>?"), "turn_token_in_text"),
     "an end without a place": (row(None, "What is <|vision_end|>?"), "placeholder_in_text"),
     "a model's own place": (row("a.png", "See <|vision_start|><|image_pad|><|vision_end|>"), None),
     "a video": (row("a.png", "film?") | {"video": "a.mp4"}, "with_videos"),

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow
+import pyarrow.feather
+import pyarrow.ipc
 import pyarrow.parquet
 import pytest
 from PIL import Image
@@ -365,3 +367,28 @@ def test_a_large_row_group_of_pictures_is_prepared_in_bounded_memory(stored_as: 
     grown, loaded = map(int, done.stdout.split())
     assert loaded == 400
     assert grown < 200, grown
+
+
+def test_what_datasets_saved_is_read_as_its_parquet_is(tmp_path: Path) -> None:
+    """A file, a stream, one set and a set of splits; neither its descriptions nor what was cached beside it are data."""
+    datasets = pytest.importorskip("datasets")
+    rows = [
+        {"question": f"q{n}?", "answer": "1", "image": {"bytes": image, "path": None}} for n, image in enumerate((A, B))
+    ]
+    parquet(tmp_path / "x.parquet", rows)
+    table = pyarrow.parquet.read_table(tmp_path / "x.parquet")
+    pyarrow.feather.write_feather(table, tmp_path / "x.feather")
+    with pyarrow.OSFile(str(tmp_path / "x.arrow"), "wb") as file, pyarrow.ipc.new_stream(file, table.schema) as writer:
+        writer.write_table(table)
+    whole = datasets.Dataset.from_list(rows).cast_column("image", datasets.Image())
+    whole.save_to_disk(str(tmp_path / "one"))
+    (tmp_path / "one/cache-0.arrow").write_bytes((tmp_path / "x.arrow").read_bytes())
+    datasets.DatasetDict(train=whole, test=whole.select([0])).save_to_disk(str(tmp_path / "two"))
+    for name in ("x.parquet", "x.feather", "x.arrow", "one", "two"):
+        prepared = prepare([str(tmp_path / name)], tmp_path / f"out-{name}", splits=["train"])
+        assert contents(tmp_path / f"out-{name}") == [[A], [B]]
+        assert prepared.manifest["splits"]["train"]["rows_read"] == 2
+    assert prepare([str(tmp_path / "two")], tmp_path / "both").rows == {"train": 1, "test": 1}
+    (tmp_path / "broken.arrow").write_bytes(b"ARROW1 and no more")
+    with pytest.raises(UsageError, match=r"cannot be read as Arrow .*to_parquet"):
+        prepare([str(tmp_path / "broken.arrow")], tmp_path / "none")

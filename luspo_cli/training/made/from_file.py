@@ -25,12 +25,14 @@ def task_of_file(problems: Sequence[Problem], path: str) -> MadeTask:
     """
     known = set(CHARACTERS)
     for problem in problems:
-        text = "".join(message.content for message in problem.prompt).replace(IMAGE_MARK, "") + problem.answer
-        if foreign := sorted(set(text) - known):
-            raise UsageError(
-                f"problem '{problem.id}' of {path} has the character {foreign[0]!r}, which a made model does not know (digits,"
-                " lower-case English, ? and space): set model.path to a model for other text"
-            )
+        parts = [(f"its {message.role} turn", message.content.replace(IMAGE_MARK, "")) for message in problem.prompt]
+        for where, text in (*parts, ("its answer", problem.answer)):
+            if foreign := sorted(set(text) - known):
+                raise UsageError(
+                    f"problem '{problem.id}' of {path} has the character {foreign[0]!r}, which a made model does not know"
+                    f" (digits, lower-case English, ? and space), in {where}: prepare the data with --prompt plain, which adds"
+                    " no words, and write questions and answers in lower case, or set model.path to a model for other text"
+                )
 
     def draw(profile: str, generator: random.Random, name: str, share: float) -> Problem:
         del profile, name, share  # every problem is its own

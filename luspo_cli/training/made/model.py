@@ -74,8 +74,9 @@ def made_model(config: TrainRun, problems: Sequence[Problem] = ()) -> Path:
     missed = missed_gates(report, config)
     if missed and config.warmup.gate:
         raise RunError(
-            f"the made model of seed {config.run.seed} is not fit to draw conclusions from: {'; '.join(missed)};"
-            " take another run.seed, or set warmup.gate=false"
+            f"the made model of seed {config.run.seed} is not fit to draw conclusions from: {'; '.join(missed)} after"
+            f" {report['steps']:.0f} steps of warm-up, which may take more (warmup.steps); take another run.seed, start"
+            " all the same with --set warmup.gate=false, or set model.path to a trained model"
         )
     for gate in missed:
         logger.warning(f"the made model misses a gate: {gate}")

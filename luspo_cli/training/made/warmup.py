@@ -57,7 +57,8 @@ def warm_up(loaded: LoadedModel, task: MadeTask, config: TrainRun) -> dict[str, 
             found = _measure(loaded, task, config, f"check {step}") | {"steps": step + 1}
             missed = missed_gates(found, config)
             logger.info(
-                f"warm-up step {step + 1}: sampled accuracy {found['accuracy']:.2f}; {'; '.join(missed) or 'fit to start'}"
+                f"warm-up step {step + 1} of at most {steps}: sampled accuracy {found['accuracy']:.2f};"
+                f" {'gates not passed yet: ' + '; '.join(missed) if missed else 'fit to start'}"
             )
             if found["accuracy"] >= settings.stop_accuracy and not missed:
                 break

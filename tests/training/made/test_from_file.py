@@ -89,6 +89,11 @@ def test_characters_that_a_made_model_does_not_know(folder: Path) -> None:
     pandas.DataFrame([row("red", "train0.png", "What?")]).to_parquet(folder / "train.parquet")
     with pytest.raises(UsageError, match=r"has the character 'W', which a made model does not know"):
         task_of_file(load_problems(folder), str(folder))
+    templated = row("red", "train0.png", "what?")
+    templated["prompt"] = [{"role": "system", "content": "reason, please"}, *templated["prompt"]]
+    pandas.DataFrame([templated]).to_parquet(folder / "train.parquet")
+    with pytest.raises(UsageError, match=r"character ',', .* in its system turn: .*--prompt plain.*lower case"):
+        task_of_file(load_problems(folder), str(folder))
 
 
 def test_settings_that_do_not_fit(folder: Path) -> None:
