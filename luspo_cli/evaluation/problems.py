@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from luspo_cli.data.images import ImageFile, image_file
+from luspo_cli.data.left_out import LeftOut, UnusableImage
 from luspo_cli.data.reading import Row, read_rows
 from luspo_cli.errors import UsageError
 from luspo_cli.records import ImageSource
@@ -53,6 +54,26 @@ class BenchmarkImage:
     def size(self) -> tuple[int, int]:
         """As `ImageFile.size`; raises UsageError as `load` does."""
         return ImageFile(image_file(self.name, self.folder)).size()
+
+    def is_there(self) -> bool:
+        """Whether there is such a file; a path that leaves the folder is refused when the image is loaded."""
+        try:
+            image_file(self.name, self.folder)
+        except UnusableImage as error:
+            return error.reason is not LeftOut.IMAGE_MISSING
+        return True
+
+
+def require_images(problems: Sequence[BenchmarkProblem], benchmark: str, published: str) -> None:
+    """UsageError where images of the problems are missing beside the benchmark's file; `published`: where they come from."""
+    images = [image for problem in problems for image in problem.images if isinstance(image, BenchmarkImage)]
+    missing = [image for image in images if not image.is_there()]
+    if missing:
+        first = missing[0]
+        raise UsageError(
+            f"{len(missing)} of the {len(images)} images of {benchmark} are missing in {first.folder}, the first {first.name}:"
+            f" put the images of {published} there, under the names that its file has (docs/benchmarks-vision.md)."
+        )
 
 
 def benchmark_data(name: str, data: Path, *, several: bool) -> Path:

@@ -24,6 +24,7 @@ from luspo_cli.errors import RunError
 from luspo_cli.evaluation.benchmark import Benchmark, BenchmarkProblem
 from luspo_cli.evaluation.judge import Judge
 from luspo_cli.evaluation.judging import JudgeLog, judge_samples, known_replies
+from luspo_cli.evaluation.problems import require_images
 from luspo_cli.evaluation.responses import Sample
 from luspo_cli.evaluation.samples import (
     PartialSamples,
@@ -150,13 +151,16 @@ def evaluate(
     A blind pass has its samples in NAME.blind.parquet and its score beside the other one.
 
     Raises:
-        UsageError: a result or chunks with other settings are there, or a prompt does not fit the model.
+        UsageError: a result or chunks with other settings are there, images are missing, or a prompt does not fit the model.
         RunError: a file could not be written; the finished chunks are kept.
     """
     result = read_object(evaluation.json_file)
     evaluation = _with_stored_blind(evaluation, result)
     if _check(evaluation, result, replace_other):
         return _score_again(evaluation, result or {}, judge)
+    benchmark = evaluation.benchmark
+    published = benchmark.hub_ids[0].partition(":")[0] if benchmark.hub_ids else "the benchmark's repository"
+    require_images(evaluation.problems, benchmark.name, published)
     model = load()
     prompts = {one.label: _prompts(one, model) for one in evaluation.passes() if not _is_there(one, result)}
     samples: list[list[StoredSample]] = []

@@ -166,3 +166,14 @@ def test_the_identity_of_the_samples_that_see_is_that_without_a_blind_pass(tmp_p
     assert isinstance(plain, Evaluation)
     assert plain.identity() == blind.identity()
     assert blind.passes()[1].identity() == {**plain.identity(), "blind": "noise"}
+
+
+def test_missing_pictures_are_refused_before_the_model_is_loaded(tmp_path: Path) -> None:
+    evaluation = pictures_of(tmp_path / "data", tmp_path / "out")
+    for number in (1, 3, 6):
+        (tmp_path / f"data/images/{number}.png").unlink()
+    said = (
+        r"3 of the 8 images of PICTURES are missing in .*, the first images/1\.png: put the images of AI4Math/MathVista"
+    )
+    with pytest.raises(UsageError, match=said):
+        evaluate(evaluation, lambda: pytest.fail("the model was loaded"))

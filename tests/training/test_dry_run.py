@@ -45,6 +45,15 @@ def test_memory_of_weights_and_optimizer_by_hand() -> None:
     assert plan.memory_gib["update_peak"] > plan.memory_gib["weights"] + plan.memory_gib["optimizer"]
 
 
+def test_sections_that_do_nothing_in_a_run_are_not_printed() -> None:
+    """A model of weights is not warmed up, and a run that begins at none of a parent's checkpoints is no fork."""
+    for preset, warms_up in (("tiny", True), ("tiny-vl", True), ("qwen2.5-7b", False)):
+        said = plan_text(make_plan(resolve_train(preset=preset)))
+        assert ("  [warmup] " in said) is warms_up
+        assert "  [fork] " not in said
+        assert "  [rollout] " in said
+
+
 def test_the_head_sees_response_tokens_alone_where_images_fill_the_prompts() -> None:
     """Images of 448 x 448 pixels: 256 tokens, so of 2048 tokens at most 2048 * 64 / 320 = 410 are of responses of 64."""
     sets = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from luspo_cli.config.objective_text import ObjectiveText
+from luspo_cli.config.run import MADE
 from luspo_cli.training.dry_run import Plan
 
 
@@ -17,9 +18,12 @@ def _lines(plan: Plan) -> Iterator[str]:
     objective, work = ObjectiveText(**plan.objective), plan.work
     yield f"objective {objective.name}"
     yield from (f"  {title:<12} {text}" for title, text in objective.lines())
+    forks = bool(plan.configuration["fork"]["checkpoint"])
+    warms_up = plan.configuration["model"]["path"] == MADE and not forks
+    idle = ["objective", *["warmup"] * (not warms_up), *["fork"] * (not forks)]
     yield "\nconfiguration"
     for section, values in plan.configuration.items():
-        if section != "objective":
+        if section not in idle:
             yield f"  [{section}] " + ", ".join(f"{key}={value}" for key, value in values.items())
     yield (
         f"\nwork  {work['steps']:,} steps of {work['rollouts_per_step']:,} rollouts,"
