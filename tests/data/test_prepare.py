@@ -129,6 +129,7 @@ def test_every_reason_is_counted(tmp_path: Path) -> None:
         LeftOut.OVERLONG: 1,
         LeftOut.UNREADABLE_TEXT: 1,
         LeftOut.PLACEHOLDER_IN_TEXT: 0,
+        LeftOut.TURN_TOKEN_IN_TEXT: 0,
         LeftOut.IN_TEST_SPLIT: 0,
         LeftOut.IN_VALIDATION_SPLIT: 0,
         LeftOut.WITH_VIDEOS: 0,
