@@ -132,7 +132,7 @@ def compare_variants(variants: Sequence[Variant], by: By = "steps", intended: st
         measures=measures,
         paired=tuple(paired_differences(to_pair, measures)),
         differing=differing,
-        warnings=(*warnings, *([] if by == "steps" else _early_evaluations(summaries))),
+        warnings=(*warnings, *_early_evaluations(summaries, by)),
         last_step=last_step,
         by=by,
         end=end,
@@ -185,18 +185,28 @@ def _warnings(
     return warnings + scoring_warnings(runs)
 
 
-def _early_evaluations(runs: Sequence[RunSummary]) -> list[str]:
-    """Where runs end at other steps, evaluations every so many steps do not: one may be of a much earlier policy."""
+def _early_evaluations(runs: Sequence[RunSummary], by: By) -> list[str]:
+    """Where a comparison ends at another step than runs evaluate at, the last evaluation may be of a much earlier policy.
+
+    All runs evaluated at one step and compared up to one step are as fair a pair as at the end: nothing is said of them.
+    """
+    evaluated = [(run, run.held_out_last_step) for run in runs if run.held_out_last_step is not None]
     early = [
-        f"{run.name} (step {run.held_out_last_step} of {run.windows.last_step})"
-        for run in runs
-        if run.held_out_last_step is not None and run.held_out_last_step < run.windows.final[0]
+        f"{run.name} (step {step} of {run.windows.last_step})" for run, step in evaluated if step < run.windows.final[0]
     ]
-    if not early:
+    untrained = [run.name for run, step in evaluated if step == 0]
+    alike = len({(step, run.windows.last_step) for run, step in evaluated}) == 1
+    if not early or (alike and not untrained):
         return []
+    left_out = (
+        f" Only the untrained policy was evaluated by then in {', '.join(untrained)}: what was held out is left out there."
+        if untrained
+        else ""
+    )
+    advice = "" if by == "steps" else "compare by steps, or "
     return [
-        f"Held-out accuracy is from before the final window in {', '.join(early)}: compare by steps, or train with a smaller"
-        " evaluation.every."
+        f"Held-out accuracy is from before the final window in {', '.join(early)}: {advice}train with a smaller"
+        f" evaluation.every.{left_out}"
     ]
 
 

@@ -103,6 +103,7 @@ class RunSummary:
     windows: Windows
     values: dict[str, float | None]
     held_out_last_step: int | None
+    """0: only the policy before training was evaluated, and no held-out measure but that of the start has a value."""
     held_out_best_step: int | None
     benchmark_settings: dict[str, dict[str, Any]]
     """Benchmark -> how its responses were drawn and scored."""
@@ -127,18 +128,19 @@ def summarise_run(
     end, whole = windows.last_step, (windows.start[0], windows.last_step)
     evaluated, blind = _evaluated(run, HELD_OUT, end), _evaluated(run, HELD_OUT_BLIND, end)
     accuracy, length = _mean(run, ACCURACY, windows.final), _mean(run, LENGTH, windows.final)
-    held_out, held_out_length = _final(evaluated), _final(_evaluated(run, HELD_OUT_LENGTH, end))
+    trained = _once_trained(evaluated)
+    held_out, held_out_length = _final(trained), _final(_evaluated(run, HELD_OUT_LENGTH, end))
     values = {
         "accuracy_final": accuracy,
         "held_out_start": _found(evaluated.get(0, math.nan)),
         "held_out_final": held_out,
-        "majority_final": _final(_evaluated(run, HELD_OUT_MAJORITY, end)),
-        "held_out_best": _found(evaluated.max()),
+        "majority_final": _final(_once_trained(_evaluated(run, HELD_OUT_MAJORITY, end))),
+        "held_out_best": _found(trained.max()),
         "equal_length": None,
         "right_per_1000": _per_1000(held_out, held_out_length),
         "right_per_1000_batch": _per_1000(accuracy, length),
         "blind_start": _found(blind.get(0, math.nan)),
-        "blind_final": _final(blind),
+        "blind_final": _final(_once_trained(blind)),
         "length_start": _mean(run, LENGTH, windows.start),
         "length_middle": _mean(run, LENGTH, windows.middle),
         "length_final": length,
@@ -167,7 +169,7 @@ def summarise_run(
         values=values,
         held_out_last_step=int(evaluated.index[-1]) if len(evaluated) else None,
         benchmark_settings={name: scoring_settings(content) for name, content in run.benchmarks.items()},
-        held_out_best_step=int(evaluated.index[int(evaluated.argmax())]) if len(evaluated) else None,
+        held_out_best_step=int(trained.index[int(trained.argmax())]) if len(trained) else None,
     )
 
 
@@ -198,6 +200,11 @@ def _per_1000(accuracy: float | None, length: float | None) -> float | None:
 def _evaluated(run: RunHistory, metric: str, end: int) -> pd.Series:
     """What the held-out evaluations up to step `end` found, by step; empty where the run has none."""
     return run.evaluations.reindex(columns=[metric])[metric].loc[:end].dropna()
+
+
+def _once_trained(values: pd.Series) -> pd.Series:
+    """The evaluations of a run that was evaluated after step 0, that one included; empty where only the untrained policy was."""
+    return values if len(values) and values.index[-1] > 0 else values.iloc[:0]
 
 
 def _final(values: pd.Series) -> float | None:

@@ -116,6 +116,51 @@ def test_held_out_accuracy_from_long_before_the_end_is_warned_about(write_run) -
     assert compare_runs(runs).warnings == ()
 
 
+@pytest.mark.parametrize("by", ["steps", "tokens", "time"])
+def test_an_untrained_policy_is_not_taken_for_a_trained_one(write_run, by) -> None:
+    """Up to step 12 gspo was evaluated before training alone, luspo at step 12: a difference would be training, not objective."""
+    folders = []
+    for name, objective, steps, evaluated in (("a", "gspo", 20, (0, 20)), ("b", "luspo", 12, (0, 12))):
+        columns = {"tokens__total": [10 * step for step in range(1, steps + 1)], "time__total": [1.0] * steps}
+        folder = write_run(name, objective, lengths=[8.0] * steps, **columns)
+        (folder / "evals").mkdir()
+        found = {
+            "evaluation/accuracy": 0.5,
+            "evaluation/majority_accuracy": 0.5,
+            "evaluation/blind_accuracy": 0.1,
+            "evaluation/response_length/mean": 10.0,
+        }
+        rows = [{"step": step, **found} for step in evaluated]
+        (folder / "evals/held-out.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        folders.append(folder)
+    comparison = compare_runs(read_runs(folders), by=by)
+    untrained, trained = comparison.runs
+    measures = ("held_out_final", "majority_final", "held_out_best", "right_per_1000", "blind_final")
+    assert [untrained.values[name] for name in measures] == [None] * 5
+    assert [trained.values[name] for name in measures] == [0.5, 0.5, 0.5, 50.0, 0.1]
+    assert (untrained.values["held_out_start"], untrained.values["blind_start"]) == (0.5, 0.1)
+    assert (untrained.held_out_last_step, untrained.held_out_best_step) == (0, None)
+    assert not {pair.measure for pair in comparison.paired} & set(measures)
+    (warning,) = [found for found in comparison.warnings if "Held-out" in found]
+    assert "in a (step 0 of 12): " in warning
+    assert ("compare by steps" in warning) == (by != "steps")
+    assert warning.endswith("evaluated by then in a: what was held out is left out there.")
+
+
+@pytest.mark.parametrize(
+    ("evaluated", "named"),
+    [((10, 20), "a (step 10 of 20)"), ((18, 20), "a (step 18 of 20)"), ((19, 20), None), ((10, 10), None)],
+)
+def test_evaluations_before_the_final_window_are_warned_about(write_run, evaluated, named) -> None:
+    """Twenty steps have a final window of two, 19 and 20; runs evaluated at one and the same step are a fair pair anywhere."""
+    folders = []
+    for name, objective, last in zip("ab", ("gspo", "luspo"), evaluated, strict=True):
+        found = [0.5 if step == last else None for step in range(1, 21)]
+        folders.append(write_run(name, objective, lengths=[8.0] * 20, evaluation__accuracy=found))
+    warnings = compare_runs(read_runs(folders)).warnings
+    assert [warning.partition(" in ")[2].partition(": ")[0] for warning in warnings] == ([named] if named else [])
+
+
 def test_runs_are_compared_after_equal_time(write_run) -> None:
     runs = [
         write_run("a", "gspo", lengths=[1.0, 2.0, 3.0], time__total=[10.0, 10.0, 10.0]),
