@@ -228,6 +228,53 @@ def test_a_deep_link_to_what_is_not_there_says_so(opened: Any) -> None:
     assert texts(opened(run="none", step=1), said) == ["No run none with rollouts is on this page."]
 
 
+def test_a_page_opens_at_its_top_and_a_link_at_the_rollouts(opened: Any) -> None:
+    run = "luspo-<img src=x onerror=alert(1)>0"
+    browser = opened()
+    assert browser.execute_script("return scrollY") == 0
+    # The list scrolls to what is chosen in it, and the page stays where it is.
+    browser.execute_script(
+        "const list = document.querySelector('.prompts');"
+        "list.style.maxHeight = '60px'; scrollTo(0, 0); list.querySelector('li:last-child button').click()"
+    )
+    until(lambda: texts(browser, ".prompts [aria-current=true] .id")[0].startswith("p2"))
+    assert browser.execute_script("return [scrollY, document.querySelector('.prompts').scrollTop > 0]") == [0, True]
+    browser = opened(run=run, step=3)
+    assert browser.execute_script("return scrollY") > 0
+
+
+@pytest.mark.parametrize("address", ["%%%", "%", "0", "a b", "[x]", "#", "nothing", "<b>", "a:b", "curves"])
+def test_no_address_stops_the_page(browser: Any, page: str, address: str) -> None:
+    browser.get("about:blank")
+    browser.get(f"{page}#{address}")
+    until(lambda: browser.execute_script("return document.documentElement.dataset.opened"))
+    assert texts(browser, "#rollouts .warning:not([hidden])") == []
+    assert len(texts(browser, ".card")) == 3
+
+
+def test_what_a_deep_link_says_wrongly_is_told(opened: Any) -> None:
+    run = "luspo-<img src=x onerror=alert(1)>0"
+    said = "#rollouts .warning:not([hidden])"
+    browser = opened(run=run, step="abc", sort="foo", show="zzz", order="up", beside="none")
+    assert texts(browser, said) == [
+        f"Step abc of {run} is not on this page: step 1 is shown. No run none with rollouts is on this page to stand beside."
+        " sort=foo is ignored: sort can be reward, advantage, response_length, sampled."
+        " show=zzz is ignored: show can be right, wrong, cut. order=up is ignored: order can be rising, falling."
+    ]
+    assert len(texts(browser, ".card")) == 3
+    browser = opened(run=run, step=3, show="cut,zzz", sort="toString")
+    assert texts(browser, said) == [
+        "sort=toString is ignored: sort can be reward, advantage, response_length, sampled."
+        " show=zzz is ignored: show can be right, wrong, cut."
+    ]
+    assert texts(browser, ".card .mark") == ["wrong", "cut", "clipped low"]
+    assert texts(opened(run=run), said) == []
+    assert texts(opened(step=3), said) == ["The link names no run: write #run=NAME&step=NUMBER."]
+    browser = opened(run=run, step=3, show="", sort="sampled")
+    assert texts(browser, said) == []
+    assert texts(browser, ".card") == []
+
+
 def test_filters_and_search(opened: Any) -> None:
     browser = opened()
     assert len(texts(browser, ".card")) == 3

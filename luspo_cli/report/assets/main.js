@@ -19,7 +19,8 @@ async function open() {
   });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", recolour);
   await Promise.all(drawings);
-  if (location.hash && !location.hash.includes("=")) document.querySelector(location.hash)?.scrollIntoView();
+  // A section by its id: the address may hold anything, also what is no selector.
+  document.getElementById(location.hash.slice(1))?.scrollIntoView();
   document.documentElement.dataset.opened = String(Math.round(performance.now()));
 }
 

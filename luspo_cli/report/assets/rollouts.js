@@ -82,6 +82,15 @@ function drawRollouts(summary) {
     if (next) { next.click(); }
   }
 
+  /** Scroll the list of prompts, and nothing around it: `scrollIntoView` would move the page as well. */
+  function scrollToCurrent() {
+    const current = prompts.querySelector('[aria-current="true"]')?.getBoundingClientRect();
+    if (!current) return;
+    const list = prompts.getBoundingClientRect();
+    if (current.top < list.top) prompts.scrollTop -= list.top - current.top;
+    else if (current.bottom > list.bottom) prompts.scrollTop += current.bottom - list.bottom;
+  }
+
   const matches = (text) => !state.find || text.toLowerCase().includes(state.find.toLowerCase());
   function rowsOf(data, group) {
     const { columns } = data;
@@ -97,15 +106,17 @@ function drawRollouts(summary) {
     return rows;
   }
 
-  /** What a deep link named and is not on this page, said once. */
+  /** What a deep link asks for and does not get, said once. */
   let linked = null;
   function tellAbsent(data) {
     if (linked === null) return;
     const said = [];
-    if (linked.run !== runName(state.run)) said.push(`No run ${linked.run} with rollouts is on this page.`);
+    if (linked.run === null) said.push("The link names no run: write #run=NAME&step=NUMBER.");
+    else if (linked.run !== runName(state.run)) said.push(`No run ${linked.run} with rollouts is on this page.`);
     else {
-      if (linked.step !== state.step) said.push(`Step ${linked.step} of ${linked.run} is not on this page: the nearest one is shown.`);
+      if (linked.step !== null && Number(linked.step) !== state.step) said.push(`Step ${linked.step} of ${linked.run} is not on this page: ${Number.isFinite(Number(linked.step)) ? "the nearest one" : `step ${state.step}`} is shown.`);
       if (linked.problem && !data.groups.some((group) => group.id === linked.problem)) said.push(`Problem ${linked.problem} is not among the prompts of step ${state.step} on this page.`);
+      said.push(...linked.ignored);
     }
     linked = null;
     absent.textContent = said.join(" ");
@@ -150,7 +161,7 @@ function drawRollouts(summary) {
         el("span", { className: "id" }, `${group.id} · ${right} of ${all} right · mean ${number(mean, 3)} tokens${rows.length < all ? ` · ${rows.length} shown` : ""}`)));
     }));
     if (held) prompts.querySelector('[aria-current="true"]')?.focus();
-    prompts.querySelector('[aria-current="true"]')?.scrollIntoView({ block: "nearest" });
+    scrollToCurrent();
     const count = groups.reduce((sum, { rows }) => sum + rows.length, 0);
     status.textContent = `${count} responses to ${groups.length} prompts shown, of ${entry.shown} of ${runName(state.run)} at step ${state.step}.`;
     view.replaceChildren(...(chosen ? groupView(chosen, data, other, twinData) : [el("p", {}, "No response fits the filters.")]));
@@ -237,19 +248,31 @@ function drawRollouts(summary) {
     opened = true;
   }
 
-  /** Follow a deep link; false where the address is none. */
+  /** Follow a deep link; false where the address is none. What it asks for and is not there is said by `tellAbsent`. */
   function follow() {
+    if (!location.hash.includes("=")) return false;
     const parts = new URLSearchParams(location.hash.slice(1));
-    if (!parts.has("run")) return false;
     const index = stored.find((i) => runName(i) === parts.get("run"));
-    linked = { run: parts.get("run"), step: Number(parts.get("step")), problem: parts.get("problem") ?? "" };
+    linked = { run: parts.get("run"), step: parts.get("step") || null, problem: parts.get("problem") ?? "", ignored: [] };
     if (index === undefined) { snapStep(); return true; }
+    const ignored = (key, value, known) => linked.ignored.push(`${key}=${value} is ignored: ${key} can be ${known.join(", ")}.`);
+    const chosen = (key, known, standard) => {
+      const value = parts.get(key) ?? standard;
+      if (known.includes(value)) return value;
+      ignored(key, value, known);
+      return standard;
+    };
     const twin = stored.find((i) => runName(i) === parts.get("beside"));
-    const sorted = parts.get("sort") ?? "reward";
+    if (twin === undefined && parts.get("beside")) linked.ignored.push(`No run ${parts.get("beside")} with rollouts is on this page to stand beside.`);
+    const sorted = chosen("sort", Object.keys(SORTS).map((key) => key || "sampled"), "reward");
+    // An empty list is a link to a page with nothing switched on.
+    const asked = (parts.get("show") ?? Object.keys(KINDS).join(",")).split(",").filter(Boolean);
+    const kinds = asked.filter((kind) => Object.hasOwn(KINDS, kind));
+    if (kinds.length < asked.length) ignored("show", asked.filter((kind) => !kinds.includes(kind)).join(","), Object.keys(KINDS));
     Object.assign(state, {
       run: index, step: Number(parts.get("step")) || 0, problem: parts.get("problem") ?? "", beside: twin === undefined ? "" : String(twin),
-      sort: sorted in SORTS ? sorted : "", rising: parts.get("order") === "rising", find: parts.get("find") ?? "",
-      kinds: new Set((parts.get("show") ?? "right,wrong,cut").split(",").filter((kind) => kind in KINDS)),
+      sort: sorted === "sampled" ? "" : sorted, rising: chosen("order", ["rising", "falling"], "falling") === "rising", find: parts.get("find") ?? "",
+      kinds: new Set(asked.length && !kinds.length ? Object.keys(KINDS) : kinds),
     });
     snapStep();
     return true;
