@@ -144,6 +144,20 @@ def test_a_line_of_no_problems_has_no_accuracy(problems: list[BenchmarkProblem])
     assert cells["three"] == ("0", DASH, DASH, DASH, DASH)
 
 
+def test_a_mean_over_concepts_is_called_one() -> None:
+    content = {
+        "benchmark": "We-Math",
+        "metrics": {"domains": {"Angles": 0.5}, "steps": {"one": {"accuracy": 0.5, "correct": 1, "total": 2}}},
+    }
+    table = breakdown(content, ["domains", "steps"])
+    assert table is not None
+    rows = [
+        tuple(cell for cell in row if cell) for row in zip(*(column.cells for column in table.columns), strict=True)
+    ]
+    assert [row[0] for row in rows] == ["by domains, mean over concepts", "  Angles", "by steps", "  one"]
+    assert rows[1][1:] == (DASH, "50.0", DASH)
+
+
 def test_samples_are_averaged(problems: list[BenchmarkProblem]) -> None:
     graded = {problem.id: [RIGHT, WRONG] for problem in problems}
     metrics = four_dimensions(problems, graded)

@@ -49,7 +49,10 @@ def breakdown(content: Mapping[str, Any], tables: Sequence[str]) -> Table | None
     for title in ("problems", "accuracy %", "95 %", *(() if other is None else ("blind %", "difference"))):
         table.add_column(title, justify="right", no_wrap=True)
     for path, cells in shown.items():
-        table.add_row(f"by {path.rpartition('.')[2].replace('_', ' ')}", style="bold")
+        title = f"by {path.rpartition('.')[2].replace('_', ' ')}"
+        if all(_accuracy(cell)[1] is None for cell in cells.values()):
+            title += ", mean over concepts"
+        table.add_row(title, style="bold")
         for value, cell in cells.items():
             accuracy, total = _accuracy(cell)
             row = [DASH if total is None else f"{total:,}", percent(accuracy)]
@@ -69,8 +72,8 @@ def _at(metrics: Mapping[str, Any], path: str) -> Mapping[str, Any]:
 
 
 def _accuracy(cell: Any) -> tuple[float | None, int | None]:
-    """Accuracy (None of no problems) and number of problems of one line; the second is unknown of a mean over parts, such as
-    We-Math's domains."""
+    """Accuracy (None of no problems) and number of problems of one line; a mean over parts has none, such as
+    We-Math's domains, whose concepts weigh the same however many problems they have."""
     return (cell["accuracy"], cell["total"]) if isinstance(cell, Mapping) else (cell, None)
 
 
