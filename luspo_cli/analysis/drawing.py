@@ -18,10 +18,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from luspo_cli.errors import UsageError
+from luspo_cli.analysis.outputs import FIGURE, check_output
 from luspo_cli.files import replace_file
 
-SUFFIXES = (".png", ".svg", ".pdf")
 LEAST_RATIO = 2.5
 """Least ratio between the ends of a logarithmic axis."""
 
@@ -69,12 +68,6 @@ DESIGN: dict[str, Any] = {
 }
 
 
-def check_suffix(out: Path) -> None:
-    """UsageError where a figure cannot be written under this name."""
-    if out.suffix.lower() not in SUFFIXES:
-        raise UsageError(f"{out} has no suffix that a figure can be written as; end it in {', '.join(SUFFIXES)}.")
-
-
 @contextmanager
 def design() -> Iterator[None]:
     """Within this block figures have our looks, whatever a user's matplotlibrc says."""
@@ -86,7 +79,7 @@ def design() -> Iterator[None]:
 
 def write_figure(figure: Figure, out: Path) -> None:
     """Write as the suffix of `out` says, whole or not at all."""
-    check_suffix(out)
+    check_output(out, FIGURE)
     kind = out.suffix.lower().lstrip(".")
     metadata = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}[kind]
     drawn = io.BytesIO()

@@ -30,12 +30,12 @@ from luspo_cli.analysis.drawing import (
     MORE_STYLES,
     SPARE_STYLES,
     STYLES,
-    check_suffix,
     design,
     length_scale,
     write_figure,
 )
 from luspo_cli.analysis.history import RunHistory
+from luspo_cli.analysis.outputs import FIGURE, NUMBERS, check_output
 from luspo_cli.analysis.variants import ClipRange, Variant, clip_ranges, clip_sentence, split_into_variants
 from luspo_cli.errors import UsageError, nearest
 from luspo_cli.files import replace_file
@@ -103,7 +103,8 @@ def plot_length(
     rollouts apart. `log`: None: logarithmic where the unit is tokens. `variants`: of these runs, None: by their configurations.
     `data`: a CSV file for the drawn numbers.
     """
-    check_suffix(out)
+    check_output(out, FIGURE)
+    check_output(data, NUMBERS)
     drawn: list[Drawn] = []
     with design():
         figure, caption, notes = build_figure(

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from luspo_cli.analysis.drawing import check_suffix, design, write_figure
+from luspo_cli.analysis.drawing import design, write_figure
 from luspo_cli.analysis.history import RunHistory
 from luspo_cli.analysis.length_curves import (
     ACCURACY,
@@ -30,6 +30,7 @@ from luspo_cli.analysis.length_curves import (
     draw_panel,
     write_data,
 )
+from luspo_cli.analysis.outputs import FIGURE, NUMBERS, check_output
 from luspo_cli.analysis.variants import Variant, clip_ranges, clip_sentence, split_into_variants
 from luspo_cli.errors import UsageError
 
@@ -63,7 +64,8 @@ def plot_paper(
 
     Without one of the paper's pairs among the runs all of them stand in one row.
     """
-    check_suffix(out)
+    check_output(out, FIGURE)
+    check_output(data, NUMBERS)
     chosen = list(variants or split_into_variants(runs))
     if not chosen:
         raise UsageError("No run was given; name one or more run folders.")

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 from typer import Argument, Option
 
+from luspo_cli.analysis.outputs import FIGURE, NUMBERS, PAGE, check_output
 from luspo_cli.commands.display.output import By, ComparisonOutput, Style
 from luspo_cli.config.objective_text import DEFAULT_OBJECTIVES, listed_names
 from luspo_cli.errors import UsageError
@@ -86,12 +87,11 @@ def compare_cli(
     )
     if bool(runs) == bool(preset):
         raise UsageError("Give either run folders or --preset, for example: luspo compare --preset tiny.")
-    if html is not None:
-        from luspo_cli.report.page import check_html
-
-        check_html(html)
-    elif predict:
+    if predict and html is None:
         raise UsageError("--predict goes with --html, whose curves it draws over; luspo lab --from RUN prints it.")
+    check_output(figure, FIGURE, "--figure")
+    check_output(data, NUMBERS, "--data")
+    check_output(html, PAGE, "--html")
     if preset is None and figure is None and (data is not None or style != "screen"):
         raise UsageError("--style and --data are of the figure; name it with --figure FILE.")
     if preset is None:

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from typer import Option
 
+from luspo_cli.analysis.outputs import FIGURE, check_output
 from luspo_cli.config.objective_text import DEFAULT_OBJECTIVES, listed_names
 from luspo_cli.errors import UsageError
 
@@ -65,7 +66,6 @@ def lab_cli(
 
     from rich.console import Console
 
-    from luspo_cli.analysis.drawing import check_suffix
     from luspo_cli.commands.display.lab import print_study, study_json
     from luspo_cli.commands.display.lab_prediction import predictions_json, print_predictions
     from luspo_cli.config.lab import LAB_PRESET
@@ -73,7 +73,7 @@ def lab_cli(
     from luspo_cli.experiments.lab.study import Study, compare_objectives, sweep_key, switch_causes
     from luspo_cli.runs.log import StderrHandler, messages_to
 
-    check_suffix(out)
+    check_output(out, FIGURE, "--figure")
     asked = (names, seeds, preset or LAB_PRESET, sets or [])
     with messages_to([StderrHandler()]):
         answer: Study | Predictions

@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 from typer import Argument, Option
 
+from luspo_cli.analysis.outputs import FIGURE, NUMBERS, check_output
 from luspo_cli.commands.display.output import Style
 from luspo_cli.errors import UsageError
 
@@ -60,6 +61,8 @@ def plot_length_cli(
     from luspo_cli.analysis.length_curves import LENGTH, plot_length
     from luspo_cli.analysis.paper_figure import plot_paper
 
+    check_output(out, FIGURE, "--out")
+    check_output(data, NUMBERS, "--data")
     if style == "paper":
         given = {"--split-correct": split_correct, "--metric": metric != LENGTH, "--no-accuracy": not accuracy}
         for option, value in given.items():

@@ -75,19 +75,25 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
         "objective/clip_low_fraction": Metric(
             "1",
             "Share of ratios under 1 - clip_low with an advantage < 0 (cispo: with any; gmpo, and clip_on root"
-            " or sum: under -clip_low on the log scale).",
+            " or sum: under -clip_low on the log scale), mean over the step's mini-batches of each one's share.",
         ),
         "objective/clip_high_fraction": Metric(
             "1",
             "Share of ratios over 1 + clip_high with an advantage > 0 (cispo: with any; gmpo, and clip_on root"
-            " or sum: over clip_high on the log scale).",
+            " or sum: over clip_high on the log scale), mean over the step's mini-batches of each one's share.",
         ),
         "objective/balanced_clip_low": Metric(
             "1", "Lower clip distance in effect, mean over the step's updates; only with clip_band balanced."
         ),
         "objective/balanced_clip_high": Metric("1", "Upper clip distance in effect, likewise."),
-        "objective/dual_clip_fraction": Metric("1", "Share of ratios at the dual clip; only with a dual clip."),
-        "ratio/mean": Metric("1", "Mean importance ratio, of tokens or sequences as the objective takes it."),
+        "objective/dual_clip_fraction": Metric(
+            "1", "Share of ratios at the dual clip, likewise; only with a dual clip."
+        ),
+        "ratio/mean": Metric(
+            "1",
+            "Mean importance ratio, of tokens or sequences as the objective takes it: mean over the step's mini-batches of each"
+            " one's.",
+        ),
         "ratio/min": Metric("1", "Smallest importance ratio of the step."),
         "ratio/max": Metric("1", "Largest importance ratio of the step."),
         "ratio/noise_floor": Metric(

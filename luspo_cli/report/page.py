@@ -23,8 +23,8 @@ from rich.console import RenderableType
 from luspo_cli import __version__
 from luspo_cli.analysis.history import RunHistory
 from luspo_cli.analysis.length_curves import SMOOTHING_SHARE, choose_styles
+from luspo_cli.analysis.outputs import PAGE, check_output
 from luspo_cli.analysis.variants import split_into_variants
-from luspo_cli.errors import UsageError
 from luspo_cli.files import replace_file
 from luspo_cli.metrics.intervals import student_quantile
 from luspo_cli.metrics.names import METRICS
@@ -58,12 +58,6 @@ class Parts:
         return sum(map(len, self.encoded.values()))
 
 
-def check_html(out: Path) -> None:
-    """UsageError where a report cannot be written under this name."""
-    if out.suffix.lower() not in (".html", ".htm") or out.is_dir():
-        raise UsageError(f"--html {out} is no name for a page; end it in .html, for example report.html.")
-
-
 def write_report(
     runs: Sequence[RunHistory],
     tables: RenderableType,
@@ -77,7 +71,7 @@ def write_report(
 
     `predictions` are drawn over the curves, `notes` stand below them.
     """
-    check_html(out)
+    check_output(out, PAGE)
     replace_file(
         out, page(runs, tables, predictions=predictions, notes=notes, limit=limit).encode(), "or name another file"
     )

@@ -17,7 +17,7 @@ from luspo_cli.commands.compare import COMPARE_EXAMPLES, compare_cli
 from luspo_cli.commands.plot_length import PLOT_LENGTH_EXAMPLES, plot_length_cli
 from luspo_cli.config.layers import resolve_train
 from luspo_cli.config.objective_text import listed_names
-from luspo_cli.errors import UsageError
+from luspo_cli.errors import RunError, UsageError
 from luspo_cli.experiments import sweep
 from luspo_cli.experiments.sweep import Interrupted, Training
 
@@ -95,11 +95,53 @@ def test_compare_prints_the_table_and_writes_the_figure_on_wish(call, two_runs, 
     assert figure.is_file()
 
 
-def test_a_figure_that_cannot_be_written_does_not_cost_the_table(call, two_runs, tmp_path) -> None:
-    result = call("compare", *two_runs, "--figure", tmp_path / "lengths.gif")
-    assert isinstance(result.exception, UsageError)
+def test_a_figure_that_cannot_be_written_does_not_cost_the_table(call, two_runs, tmp_path, monkeypatch) -> None:
+    def full(path: Path, *_: object) -> None:
+        raise RunError(f"cannot write {path}: No space left on device")
+
+    monkeypatch.setattr("luspo_cli.analysis.drawing.replace_file", full)
+    result = call("compare", *two_runs, "--figure", tmp_path / "lengths.png")
+    assert isinstance(result.exception, RunError)
     assert "luspo − gspo" in result.stdout
     assert "figure:" not in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("option", "name", "message"),
+    [
+        ("--figure", "lengths.bmp", "has no suffix that a figure can be written as; end it in .png, .svg, .pdf."),
+        ("--html", "page.png", "has no suffix that a page can be written as; end it in .html, .htm."),
+        ("--data", "lengths.png", "has no suffix that a table of numbers can be written as; end it in .csv."),
+        ("--figure", "folder.png", "is a folder; name a file in it"),
+        ("--html", "file/page.html", "cannot be written: "),
+        ("--figure", "file/deep/lengths.svg", "cannot be written: "),
+    ],
+)
+def test_outputs_are_checked_before_anything_is_computed(call, two_runs, tmp_path, option, name, message) -> None:
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "file").write_text("no folder")
+    figure = () if option == "--figure" else ("--figure", tmp_path / "lengths.png")
+    result = call("compare", *two_runs, *figure, option, tmp_path / name)
+    assert isinstance(result.exception, UsageError)
+    assert f"{option} {tmp_path / name} {message}" in str(result.exception)
+    assert result.stdout == ""
+    assert not (tmp_path / "lengths.png").exists()
+
+
+def test_the_numbers_of_a_figure_do_not_replace_it(call, two_runs, tmp_path) -> None:
+    figure = tmp_path / "a.png"
+    assert call("plot-length", *two_runs, "--out", figure).exit_code == 0
+    before = figure.read_bytes()
+    result = call("plot-length", *two_runs, "--out", figure, "--data", figure)
+    assert f"--data {figure} has no suffix that a table of numbers can be written as" in str(result.exception)
+    assert figure.read_bytes() == before
+
+
+def test_missing_folders_of_outputs_are_made(call, two_runs, tmp_path) -> None:
+    out = tmp_path / "new" / "deep"
+    words = ("--figure", out / "a.png", "--data", out / "a.csv", "--html", out / "a.html")
+    assert call("compare", *two_runs, *words).exit_code == 0
+    assert sorted(path.name for path in out.iterdir()) == ["a.csv", "a.html", "a.png"]
 
 
 def test_a_parent_folder_is_compared_with_a_note(call, two_runs, tmp_path) -> None:
