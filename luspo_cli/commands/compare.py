@@ -103,7 +103,7 @@ def compare_cli(
             raise UsageError(f"--sweep {sweep}: values go with --preset; of run folders give the key alone.")
         show_comparison(runs or [], output)
         return
-    names = listed_names(objectives or DEFAULT_OBJECTIVES)
+    names = listed_names(DEFAULT_OBJECTIVES if objectives is None else objectives)
     folder = (out or DEFAULT_OUT) / Path(preset).name.removesuffix(".toml")
     count = seeds or DEFAULT_SEEDS
 
@@ -111,7 +111,7 @@ def compare_cli(
     if sweep is not None:
         from luspo_cli.config.sweeps import swept_settings
 
-        settings = swept_settings(sweep)
+        settings = swept_settings(sweep, sets or [])
 
     from luspo_cli.commands.display.trainings import shown_on_stderr
     from luspo_cli.experiments.sweep import train_runs

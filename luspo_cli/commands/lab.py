@@ -54,13 +54,13 @@ def lab_cli(
     if switch and sweep is not None:
         raise UsageError("--switch and --sweep ask two questions: give one of them.")
     if runs:
-        given = {"--objectives": objectives, "--switch": switch, "--sweep": sweep, "--preset": preset}
+        given = {"--objectives": objectives, "--switch": switch or None, "--sweep": sweep, "--preset": preset}
         for option, value in given.items():
-            if value:
+            if value is not None:
                 raise UsageError(
                     f"{option} does not go with --from, which takes the recipe of the run; --set changes it."
                 )
-    names = listed_names(objectives or DEFAULT_OBJECTIVES)
+    names = listed_names(DEFAULT_OBJECTIVES if objectives is None else objectives)
     kind = "lab-from" if runs else "lab-sweep" if sweep is not None else "lab-switch" if switch else "lab"
     out = figure or Path("runs") / f"{kind}.png"
 
@@ -74,7 +74,7 @@ def lab_cli(
     from luspo_cli.runs.log import StderrHandler, messages_to
 
     check_output(out, FIGURE, "--figure")
-    asked = (names, seeds, preset or LAB_PRESET, sets or [])
+    asked = (names, seeds, LAB_PRESET if preset is None else preset, sets or [])
     with messages_to([StderrHandler()]):
         answer: Study | Predictions
         if runs:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from luspo_cli.config.base import Section
-from luspo_cli.config.layers import FREE_KEYS, merge, parse_set, resolve_train, validated
+from luspo_cli.config.layers import FREE_KEYS, merge, nested, parse_set, resolve_train, validated
 from luspo_cli.config.objective import ObjectiveConfig
 from luspo_cli.config.update import Beta, broken_groups
 from luspo_cli.errors import UsageError
@@ -151,8 +151,13 @@ class LabRun(Section):
             yield "objective.entropy_coefficient is not part of the lab's model: leave it out"
 
 
-def resolve_lab(objective: str, *, preset: str = LAB_PRESET, sets: Sequence[str] = ()) -> LabRun:
-    """The experiment under `objective`: the preset's recipe, then `sets`; UsageError, one sentence, for what is wrong."""
+def resolve_lab(
+    objective: str, *, preset: str = LAB_PRESET, sets: Sequence[str] = (), swept: tuple[str, Any] | None = None
+) -> LabRun:
+    """The experiment under `objective`: the preset's recipe, then `sets`, then the key and value of a sweep.
+
+    UsageError, one sentence, for what is wrong.
+    """
     recipe = resolve_train(preset=preset, objective=objective)
     free = {key: value for key in FREE_KEYS if (value := getattr(recipe.objective, key)) is not None}
     layer: dict[str, Any] = {
@@ -161,21 +166,24 @@ def resolve_lab(objective: str, *, preset: str = LAB_PRESET, sets: Sequence[str]
         "update": {key: getattr(recipe.update, key) for key in ("mini_batches", "betas", "gradient_clip")},
         "run": {"steps": recipe.run.steps},
     }
-    return layered(((layer, f"presets/{preset}.toml"),), sets)
+    return layered(((layer, f"presets/{preset}.toml"),), sets, swept)
 
 
-def layered(layers: Sequence[tuple[Mapping[str, Any], str]], sets: Sequence[str] = ()) -> LabRun:
-    """The experiment of `layers`, each with where it comes from and the later ones on top, then `sets`."""
+def layered(
+    layers: Sequence[tuple[Mapping[str, Any], str]], sets: Sequence[str] = (), swept: tuple[str, Any] | None = None
+) -> LabRun:
+    """The experiment of `layers`, each with where it comes from and the later ones on top, then `sets`, then `swept`."""
+    given = [(parse_set(assignment, "update.mini_batches=8"), "--set", assignment) for assignment in sets]
+    if swept is not None:
+        given.append((nested(*swept), "--sweep", swept[0]))
+    for layer, option, text in given:
+        if "name" in layer.get("objective", {}):
+            raise UsageError(f"{option} {text}: the lab itself sets this; use --objectives.")
     merged: dict[str, Any] = {}
     origins: dict[str, str] = {}
-    for layer, origin in layers:
+    for layer, origin in (*layers, *((layer, option) for layer, option, _ in given)):
         merge(merged, origins, layer, origin, root=LabRun)
-    for assignment in sets:
-        parsed = parse_set(assignment, "update.mini_batches=8")
-        if "name" in parsed.get("objective", {}):
-            raise UsageError(f"--set {assignment}: the lab itself sets this; use --objectives.")
-        merge(merged, origins, parsed, "--set", root=LabRun)
     config = validated(LabRun, merged, origins)
-    if config.update.optimizer == "sgd" and origins["update.betas"] == "--set":
-        raise UsageError("--set: update.betas is AdamW's; leave it out with update.optimizer = 'sgd'")
+    if config.update.optimizer == "sgd" and (origin := origins["update.betas"]) in ("--set", "--sweep"):
+        raise UsageError(f"{origin}: update.betas is AdamW's; leave it out with update.optimizer = 'sgd'")
     return config

@@ -235,11 +235,15 @@ def parse_set(assignment: str, example: str = "run.steps=100") -> dict[str, Any]
     parts = dotted.strip().split(".")
     if not equals or len(parts) < 2 or not all(parts):
         raise UsageError(f"--set wants section.key=value, for example --set {example}; got '{assignment}'")
+    return nested(dotted.strip(), toml_value(text.strip()))
+
+
+def toml_value(text: str) -> Any:
+    """The value as TOML where it is TOML, else the text."""
     try:
-        value = tomllib.loads(f"value = {text.strip()}")["value"]
+        return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
-        value = text.strip()
-    return nested(dotted.strip(), value)
+        return text
 
 
 def nested(dotted: str, value: Any) -> dict[str, Any]:

@@ -149,3 +149,5 @@ def test_sweeps_are_read_as_settings() -> None:
     for text, message in refused.items():
         with pytest.raises(UsageError, match=message):
             swept_settings(text)
+    with pytest.raises(UsageError, match=r"--set and --sweep both give update\.betas"):
+        swept_settings("update.betas=[0.9, 0.95],[0.9, 0.99]", ["run.steps=3", "update.betas=[0.5, 0.9]"])

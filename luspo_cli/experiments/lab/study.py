@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Iterator, Sequence
@@ -11,7 +10,7 @@ from dataclasses import dataclass
 
 from luspo_cli.analysis.lab_figures import Bar, LabFigure, Panel, curves_figure, effects_figure
 from luspo_cli.config.lab import LabRun, resolve_lab
-from luspo_cli.config.sweeps import parse_sweep
+from luspo_cli.config.sweeps import parse_sweep, value_text
 from luspo_cli.experiments.lab.experiment import LabHistory, run_experiment
 from luspo_cli.experiments.lab.summary import LabSummary, curve, curve_of, summarise
 from luspo_cli.experiments.lab.switches import Effect, attribute, causes_present
@@ -56,10 +55,10 @@ def switch_causes(objectives: Sequence[str], seeds: int, preset: str, sets: Sequ
 
 def sweep_key(objectives: Sequence[str], seeds: int, preset: str, sets: Sequence[str], sweep: str) -> Study:
     """Each objective with each value of the key in `sweep`, which is KEY=VALUE,VALUE,..."""
-    key, values = parse_sweep(sweep)
+    key, values = parse_sweep(sweep, sets)
     # All of them are resolved before the first one runs: a bad value costs no time.
     configs = {
-        (name, json.dumps(value)): resolve_lab(name, preset=preset, sets=[*sets, f"{key}={json.dumps(value)}"])
+        (name, value_text(value)): resolve_lab(name, preset=preset, sets=sets, swept=(key, value))
         for name in objectives
         for value in values
     }
@@ -76,7 +75,7 @@ def sweep_key(objectives: Sequence[str], seeds: int, preset: str, sets: Sequence
             own = rows[place * len(values) : (place + 1) * len(values)]
             curves.append(curve_of([row.estimates[measure] for row in own], x, name, name))
         panels.append(Panel(title, tuple(curves), log))
-    ticks = tuple(zip(x, map(json.dumps, values), strict=True))
+    ticks = tuple(zip(x, map(value_text, values), strict=True))
     caption = f"last tenth of the steps (length), all steps (advantage); band: 95 % interval over {seeds} seeds"
     return Study(tuple(rows), (), key, curves_figure(panels, key, caption, ticks))
 

@@ -58,6 +58,11 @@ def test_a_sweep_has_each_objective_with_each_value(tmp_path) -> None:
     assert min(clipped[1], clipped[3]) > 0
 
 
+def test_swept_words_are_written_without_quotes(tmp_path) -> None:
+    found = lab(tmp_path, "--objectives", "gspo", "--sweep", "data.profile=neutral,pays", *QUICK)
+    assert [row["label"] for row in found["rows"]] == ["gspo neutral", "gspo pays"]
+
+
 def test_causes_are_taken_out_one_at_a_time(tmp_path) -> None:
     found = lab(tmp_path, "--objectives", "luspo", "--switch", *QUICK)
     effects = {effect["cause"]: effect for effect in found["effects"]}
@@ -130,6 +135,28 @@ def test_a_sweep_that_cannot_be_read_is_refused(text: str) -> None:
         (["--objectives", "gsop"], "Unknown objective 'gsop' (did you mean 'gspo'?)"),
         (["--set", "update.lr=1"], "unknown key 'update.lr'"),
         (["--sweep", "update.mini_batches=1,3"], "must be a multiple of update.mini_batches (3)"),
+        (["--sweep", "update.mini_batches=1,1"], "names a value twice: 1; name each value once."),
+        (["--sweep", "update.learning_rate=0.01,0.02,1e-2"], "names a value twice: 0.01"),
+        (["--sweep", "update.learning_rate=1,1.0"], "names a value twice: 1.0"),
+        (["--sweep", "data.profile=pays,pays"], "names a value twice: pays"),
+        (["--sweep", "update.mini_batches=1,x"], "--sweep: update.mini_batches = 'x'"),
+        (["--sweep", "update.lr=1,2"], "--sweep: unknown key 'update.lr'"),
+        (
+            ["--sweep", "objective.name=gspo,luspo"],
+            "--sweep objective.name: the lab itself sets this; use --objectives.",
+        ),
+        (["--sweep", "update.steps=2020-01-01,2020-01-02"], "--sweep: unknown key 'update.steps'"),
+        (
+            ["--sweep", "update.betas=[0.9, 0.99],[0.5, 0.99]", "--set", "update.optimizer=sgd"],
+            "--sweep: update.betas is AdamW's",
+        ),
+        (
+            ["--sweep", "update.mini_batches=1,2", "--set", "update.mini_batches = 4"],
+            "--set and --sweep both give update.mini_batches: leave --set update.mini_batches out.",
+        ),
+        (["--objectives", ""], "--objectives is empty"),
+        (["--preset", ""], "preset"),
+        (["--from", "run", "--objectives", ""], "--objectives does not go with --from"),
         (["--preset", "tinny"], "unknown preset 'tinny'"),
         (["--figure", "lab.jpg"], "lab.jpg has no suffix that a figure can be written as"),
     ],
