@@ -176,12 +176,12 @@ def layered(
     given = [(parse_set(assignment, "update.mini_batches=8"), "--set", assignment) for assignment in sets]
     if swept is not None:
         given.append((nested(*swept), "--sweep", swept[0]))
-    for layer, option, text in given:
-        if "name" in layer.get("objective", {}):
+    for parsed, option, text in given:
+        if "name" in parsed.get("objective", {}):
             raise UsageError(f"{option} {text}: the lab itself sets this; use --objectives.")
     merged: dict[str, Any] = {}
     origins: dict[str, str] = {}
-    for layer, origin in (*layers, *((layer, option) for layer, option, _ in given)):
+    for layer, origin in (*layers, *((parsed, option) for parsed, option, _ in given)):
         merge(merged, origins, layer, origin, root=LabRun)
     config = validated(LabRun, merged, origins)
     if config.update.optimizer == "sgd" and (origin := origins["update.betas"]) in ("--set", "--sweep"):

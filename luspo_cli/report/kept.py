@@ -7,7 +7,7 @@ those of `metrics.by_length`, so runs lie over one another; sums and counts add 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,19 +44,31 @@ class Cells:
 def kept_maps(runs: Sequence[RunHistory]) -> dict[str, Any] | None:
     """The maps of all runs, or None where no run recorded anything to make them of.
 
-    `{"edges": [bins + 1], "runs": [{quantity: {"columns": [[first, last]], "sums": [columns][bins], "counts"}}]}`; a bin holds
-    the lengths from its edge to the next one's, which it does not hold.
+    `{"edges": [bins + 1], "runs": [{quantity: {"columns": [[first, last]], "sums": [columns][bins], "counts"}}],
+    "notes": [text]}`; a bin holds the lengths from its edge to the next one's, which it does not hold. Steps that cannot be
+    read are left out, and the notes count them.
     """
+    unread: dict[tuple[str, str], int] = {}
     size = -(-max(run.last_step for run in runs) // COLUMNS)
-    recorded = [list(_recorded(run, size)) for run in runs]
-    found = [[*cells, *_of_rollouts(run, kept=not cells)] for run, cells in zip(runs, recorded, strict=True)]
+    found = []
+    for run in runs:
+        cells, broken = _recorded(run, size)
+        of_rollouts, holed = _of_rollouts(run, kept=not cells)
+        found.append(cells + of_rollouts)
+        unread[run.name, "whose by_length has no equally long lists of numbers"] = broken
+        unread[run.name, "whose stored rollouts have an advantage or a length that is no number"] = holed
+    notes = [
+        f"{count} step{'s' if count > 1 else ''} of {name} {why} {'are' if count > 1 else 'is'} left out here."
+        for (name, why), count in unread.items()
+        if count
+    ]
     used = sorted({int(length) for cells in found for one in cells for length in one.lengths})
     if not used:
-        return None
+        return {"edges": [], "runs": [{} for _ in runs], "notes": notes} if notes else None
     grid = length_grid(2 * used[-1])
     low, high = np.searchsorted(grid, [used[0], used[-1]], side="right") - 1
     edges = grid[low : high + 2]
-    return {"edges": edges.tolist(), "runs": [_maps(cells, edges) for cells in found]}
+    return {"edges": edges.tolist(), "runs": [_maps(cells, edges) for cells in found], "notes": notes}
 
 
 def _maps(cells: Sequence[Cells], edges: Any) -> dict[str, Any]:
@@ -76,29 +88,56 @@ def _maps(cells: Sequence[Cells], edges: Any) -> dict[str, Any]:
     return maps
 
 
-def _recorded(run: RunHistory, size: int) -> Iterator[Cells]:
+def _recorded(run: RunHistory, size: int) -> tuple[list[Cells], int]:
+    """What the steps of `run` recorded, and how many of them recorded what cannot be read."""
     log = run.path / "metrics.jsonl"
+    cells: list[Cells] = []
+    broken = 0
     if run.source != "luspo" or not log.is_file():
-        return
+        return cells, broken
     for row in read_json_lines(log)[0]:
-        found = row.get(BY_LENGTH)
-        if not isinstance(found, Mapping):
+        if BY_LENGTH not in row:
             continue
-        counts = np.array(found["rollouts"], dtype=np.float64)
-        means = np.array([found["kept_positive"], found["kept_negative"]], dtype=np.float64).sum(axis=0)
+        table = _table(row[BY_LENGTH])
+        if table is None:
+            broken += 1
+            continue
+        lengths, counts, positive, negative = table
         first = (row["step"] - 1) // size * size + 1
-        yield Cells(KEPT, first, min(first + size - 1, run.last_step), found["from"], means * counts, counts)
+        last = min(first + size - 1, run.last_step)
+        cells.append(Cells(KEPT, first, last, lengths, (positive + negative) * counts, counts))
+    return cells, broken
 
 
-def _of_rollouts(run: RunHistory, *, kept: bool) -> Iterator[Cells]:
-    """`kept`: whether kept advantages are wanted, which a record of every step has better."""
+def _table(found: Any) -> Array | None:
+    """The rows of `by_length` that a map is made of, [4, bins]; None where they are not lists of numbers of one length."""
+    try:
+        table = np.array(
+            [found[name] for name in ("from", "rollouts", "kept_positive", "kept_negative")], dtype=np.float64
+        )
+    except (KeyError, TypeError, ValueError):
+        return None
+    return table if table.ndim == 2 and np.isfinite(table).all() and (table[0] >= 1).all() else None
+
+
+def _of_rollouts(run: RunHistory, *, kept: bool) -> tuple[list[Cells], int]:
+    """What stored rollouts tell, and of how many steps they cannot be read.
+
+    `kept`: whether kept advantages are wanted, which a record of every step has better.
+    """
     files = stored_steps(run.path)
+    cells: list[Cells] = []
+    holed = 0
     for place in evenly(len(files), STEPS):
         step = list(files)[place]
         columns = read_columns(files[step], STORED).to_pydict()
-        trained = np.array(columns["in_batch"], dtype=bool) & (np.array(columns["response_length"]) > 0)
-        lengths, advantages = (np.array(columns[name])[trained] for name in ("response_length", "advantage"))
-        yield Cells(ADVANTAGE, step, step, lengths, advantages, np.ones(len(lengths)))
+        table = np.array([columns[name] for name in ("in_batch", "response_length", "advantage")], dtype=np.float64)
+        lengths, advantages = table[1:, table[0] > 0]  # None has become NaN
+        if not np.isfinite([lengths, advantages]).all():
+            holed += 1
+            continue
+        present = lengths > 0
+        cells.append(Cells(ADVANTAGE, step, step, lengths[present], advantages[present], np.ones(int(present.sum()))))
         if set(STORED) <= set(columns):
             rows = trained_rows(columns)
             of_rows = kept_advantages(rows)
@@ -107,4 +146,5 @@ def _of_rollouts(run: RunHistory, *, kept: bool) -> Iterator[Cells]:
                 # The update may have left out a response although it has an advantage: nothing is known of it.
                 known = np.isfinite(values) & (rows.lengths > 0)
                 if kept or name != KEPT:
-                    yield Cells(name, step, step, rows.lengths[known], values[known], np.ones(int(known.sum())))
+                    cells.append(Cells(name, step, step, rows.lengths[known], values[known], np.ones(int(known.sum()))))
+    return cells, holed

@@ -373,6 +373,18 @@ def test_dark_and_narrow(opened: Any) -> None:
         browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
+def test_a_stored_advantage_that_is_no_number_is_counted(browser: Any, tmp_path: Path) -> None:
+    rows = [marked(rollout("p0", "1")), marked(rollout("p0", "123", advantage=None))]
+    other = [marked(rollout("p0", "1")), marked(rollout("p0", "123", advantage=float("nan")))]
+    run = write_run(tmp_path, "a", rollouts={1: rows, 2: other})
+    browser.get(write_page(tmp_path / "report.html", run).as_uri())
+    until(lambda: browser.execute_script("return document.documentElement.dataset.opened"))
+    assert texts(browser, "#kept .warning") == [
+        "2 steps of a whose stored rollouts have an advantage or a length that is no number are left out here."
+    ]
+    assert len(texts(browser, ".card")) == 2
+
+
 def test_logs_of_other_trainers_have_curves_and_no_rollouts(browser: Any, tmp_path: Path) -> None:
     log = tmp_path / "trainer_state.json"
     log.write_text(

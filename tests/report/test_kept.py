@@ -53,5 +53,33 @@ def test_what_every_step_recorded_is_added_up(make_run, monkeypatch: pytest.Monk
     assert found["runs"][0]["weighted"]["sums"] == [[9, 0, 0, 0, 0]]
 
 
+def test_steps_that_cannot_be_read_are_left_out_and_counted(make_run) -> None:
+    good = {"from": [2, 8], "rollouts": [4, 2], "kept_positive": [0.5, 0.0], "kept_negative": [-0.25, -1.0]}
+    broken = [
+        {key: value for key, value in good.items() if key != "from"}, None, [], {}, "text", good | {"rollouts": [4]},
+        good | {"rollouts": None}, good | {"from": 2}, good | {"from": [0, 2]}, good | {"kept_negative": [None, -1.0]},
+    ]  # fmt: skip
+    rows = [marked(rollout("p", "1", advantage=1.0)), marked(rollout("p", "123", advantage=-2.0))]
+    holes = {step: [rows[0], rows[1] | {"advantage": hole}] for step, hole in ((1, None), (2, float("nan")))}
+    cut = [rows[0], rows[1] | {"in_batch": False, "advantage": None}]
+    run: Path = make_run("a", steps=len(broken) + 1, rollouts=holes | {3: rows, 4: cut})
+    log = run / "metrics.jsonl"
+    lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    for line, found in zip(lines, [*broken, good], strict=True):
+        line["by_length"] = found
+    log.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    found = kept_maps(read_runs([run]))
+    assert found is not None
+    assert found["notes"] == [
+        "10 steps of a whose by_length has no equally long lists of numbers are left out here.",
+        "2 steps of a whose stored rollouts have an advantage or a length that is no number are left out here.",
+    ]
+    assert found["runs"][0]["kept"] == {
+        "columns": [[11, 11]], "sums": [[1, 0, 0, 0, -2]], "counts": [[4, 0, 0, 0, 2]],
+    }  # fmt: skip
+    assert found["runs"][0]["advantage"]["columns"] == [[3, 3], [4, 4]]
+    assert found["runs"][0]["advantage"]["sums"] == [[1, 0, -2, 0, 0], [1, 0, 0, 0, 0]]
+
+
 def test_nothing_recorded_no_map(make_run) -> None:
     assert kept_maps(read_runs([make_run("a")])) is None

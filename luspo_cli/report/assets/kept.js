@@ -13,7 +13,9 @@ function drawKept(summary) {
     section.append(el("p", { className: "note" }, "No run here recorded advantages by length or stored rollouts."));
     return null;
   }
-  const { edges, runs } = summary.kept;
+  const { edges, runs, notes } = summary.kept;
+  section.append(...notes.map((note) => el("p", { className: "warning" }, note)));
+  if (!edges.length) return null;
   const marked = runs.some((run) => run.kept);
   const mapOf = (run) => (state.quantity === "count" ? runs[run].kept ?? runs[run].advantage : runs[run][state.quantity]);
   const state = { quantity: marked ? "kept" : "advantage", seed: "", least: 5 };
