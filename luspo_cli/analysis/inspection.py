@@ -8,8 +8,9 @@ exact model (docs/length.md) found the causes to matter.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from luspo_cli.analysis.axis import LENGTH, windows_of
@@ -102,7 +103,10 @@ class Inspection:
 
 
 def inspect_run(run: RunHistory) -> Inspection:
-    """Return trends, warnings and the last groups of one run; UsageError where it recorded no response length."""
+    """Return trends, warnings and the last groups of one run; UsageError where it recorded no response length.
+
+    Rollouts of steps that are not recorded, as where metrics.jsonl was cut, are passed over with a note.
+    """
     if not run.column(LENGTH).notna().any():
         raise UsageError(f"{run.path} recorded no response length in any step; there is nothing to inspect.")
     trends = {name: trend for name in MAIN if (trend := _trend(run, name)) is not None}
@@ -113,6 +117,9 @@ def inspect_run(run: RunHistory) -> Inspection:
             not_checked.append(f"{kind}: no {', '.join(missing)} is recorded")
         elif (found := check(run, trends)) is not None:
             findings.append(found)
+    stored = stored_steps(run.path)
+    recorded = {step: file for step, file in stored.items() if step <= run.last_step}
+    newer = [str(step) for step in stored if step not in recorded]
     return Inspection(
         name=run.name,
         objective=run.objective,
@@ -122,14 +129,18 @@ def inspect_run(run: RunHistory) -> Inspection:
         trends=tuple(trends.values()),
         findings=tuple(findings),
         not_checked=tuple(not_checked),
-        groups=last_groups(run),
-        notes=run.notes,
+        groups=last_groups(recorded),
+        notes=(*run.notes, *([_not_shown(newer, run.last_step)] if newer else [])),
     )
 
 
-def last_groups(run: RunHistory) -> tuple[ShownGroup, ...]:
-    """The first mixed groups of the last stored step, else its first ones; empty where no rollouts are stored."""
-    files = stored_steps(run.path)
+def _not_shown(newer: Sequence[str], last_step: int) -> str:
+    steps = f"step {newer[0]}" if len(newer) == 1 else f"steps {', '.join(newer)}"
+    return f"the metrics end at step {last_step}; stored rollouts of {steps} are newer and not shown."
+
+
+def last_groups(files: Mapping[int, Path]) -> tuple[ShownGroup, ...]:
+    """The first mixed groups of the last of the stored steps, else its first ones; empty where no rollouts are stored."""
     if not files:
         return ()
     step, file = list(files.items())[-1]

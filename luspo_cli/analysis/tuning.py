@@ -58,7 +58,7 @@ class Tuning:
 def tune(runs: Sequence[RunHistory], summaries: Sequence[RunSummary], key: str) -> tuple[list[Tuning], list[Variant]]:
     """Choose a value of `key` for each objective and seed; returns what was chosen, and the chosen runs as a variant each.
 
-    Every objective must have every value with the same seeds, once each: UsageError says which it lacks.
+    Every objective must have every value with the same seeds, once each, of two values at least: UsageError says what it lacks.
     """
     values = {summary.name: summary.values for summary in summaries}
     criterion = HELD_OUT if all(found[HELD_OUT] is not None for found in values.values()) else BATCH
@@ -69,6 +69,11 @@ def tune(runs: Sequence[RunHistory], summaries: Sequence[RunSummary], key: str) 
             value: {seed: values[run.name][criterion] for seed, run in row.items()} for value, row in table.items()
         }
         known = _known(accuracy, objective)
+        if len(known) == 1:
+            raise UsageError(
+                f"All runs of {objective} have {key}={next(iter(known))}, so there is nothing to choose; leave --sweep out,"
+                " or add runs with other values."
+            )
         tuning = choose(key, objective, criterion, known)
         tunings.append(tuning)
         chosen = {seed: candidate.value for candidate in tuning.candidates for seed in candidate.chosen_for}

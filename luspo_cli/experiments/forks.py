@@ -108,7 +108,11 @@ def _checkpoint(run: Path, step: int) -> Checkpoint:
 def _plan(configurations: Mapping[Path, TrainRun]) -> list[Training]:
     return [
         Training(
-            config.objective.name, config.run.seed, run, config.run.steps, state_of(run, config.model_dump(mode="json"))
+            config.objective.name,
+            config.run.seed,
+            run,
+            config.run.steps,
+            state_of(run, config.model_dump(mode="json"), dict.fromkeys(("evaluation.every", "run.steps"), "--steps")),
         )
         for run, config in configurations.items()
     ]

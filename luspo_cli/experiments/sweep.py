@@ -314,8 +314,13 @@ class _Runner:
         )
 
 
-def state_of(run: Path, wanted: Configuration) -> Literal["fresh", "unfinished", "finished"]:
-    """What a run folder says of itself; UsageError where it holds something else than the `wanted` configuration."""
+def state_of(
+    run: Path, wanted: Configuration, set_by: Mapping[str, str] | None = None
+) -> Literal["fresh", "unfinished", "finished"]:
+    """What a run folder says of itself; UsageError where it holds something else than the `wanted` configuration.
+
+    `set_by`: keys that a command sets by an option of its own, which the refusal then names.
+    """
     if not (run / "config.json").is_file():
         if any(run.iterdir()) if run.is_dir() else run.exists():
             raise UsageError(f"{run} exists and is not a run folder; move it away or choose another --out.")
@@ -323,7 +328,10 @@ def state_of(run: Path, wanted: Configuration) -> Literal["fresh", "unfinished",
     from luspo_cli.runs.folder import RunFolder, other_settings, unused_settings
 
     found = require_object(run / "config.json", f"move {run} away and repeat the command")
-    different = [f"{key} ({was!r} there, {now!r} now)" for key, was, now in other_settings(found, wanted)]
+    options = {key: f", which {option} sets" for key, option in (set_by or {}).items()}
+    different = [
+        f"{key}{options.get(key, '')} ({was!r} there, {now!r} now)" for key, was, now in other_settings(found, wanted)
+    ]
     if different:
         more = f" and {len(different) - 3} more" if len(different) > 3 else ""
         raise UsageError(

@@ -11,10 +11,25 @@ import pytest
 from doubles import reports
 from doubles.reports import rollout
 from luspo_cli.analysis.history import read_run
-from luspo_cli.analysis.inspection import PAGE, Finding, inspect_run
+from luspo_cli.analysis.inspection import (
+    CLIPPED,
+    COLLAPSE,
+    EXPLOSION,
+    LEAST_CLIPPED,
+    LEAST_MISMATCH,
+    MISMATCH_CORRELATION,
+    MISMATCH_GROWTH,
+    MIXED,
+    ONE_SIDED,
+    PAGE,
+    TRUNCATED,
+    Finding,
+    inspect_run,
+)
 from luspo_cli.commands.display.inspection import shortened, sparkline
 from luspo_cli.errors import UsageError
 
+ROOT = Path(__file__).resolve().parents[2]
 HEALTHY = {
     "response/truncated_fraction": [0.0, 0.2],
     "objective/clip_low_fraction": [0.0, 0.25],
@@ -62,13 +77,13 @@ def test_a_collapse_begins_with_the_clip_range_and_ends_with_the_weight(write_ru
 
 
 def test_links_lead_to_headings(write_run) -> None:
-    text = (Path(__file__).resolve().parents[2] / PAGE).read_text(encoding="utf-8")
+    text = (ROOT / PAGE).read_text(encoding="utf-8")
     headings = {
         re.sub(r"[^\w -]", "", line.lstrip("# ").lower()).replace(" ", "-")
         for line in text.splitlines()
         if line[:1] == "#"
     }
-    source = (Path(__file__).resolve().parents[2] / "luspo_cli/analysis/inspection.py").read_text(encoding="utf-8")
+    source = (ROOT / "luspo_cli/analysis/inspection.py").read_text(encoding="utf-8")
     linked = re.findall(r"\{PAGE\}#([\w-]+)", source)
     assert len(linked) == 6
     assert set(linked) <= headings
@@ -129,6 +144,34 @@ def test_the_command_shows_mixed_groups_of_the_last_step(luspo, tmp_path: Path) 
     assert "[red]2�[2J" in out
     assert "\x1b" not in out
     assert "No warnings." in out
+
+
+def test_rollouts_newer_than_the_metrics_are_not_shown_and_that_is_said(luspo, tmp_path: Path) -> None:
+    stored = {step: [rollout(f"p{step}", "no"), rollout(f"p{step}", "yes", status="correct")] for step in (1, 2, 4)}
+    run = reports.write_run(tmp_path, "a", rollouts=stored)
+    log = run / "metrics.jsonl"
+    log.write_text("".join(log.read_text().splitlines(keepends=True)[:3]))
+    _, out, _ = luspo("inspect", str(run))
+    assert "step 2, p2: 1 of 2 right" in out
+    assert "p4" not in out
+    assert "note: the metrics end at step 3; stored rollouts of step 4 are newer and not shown." in out
+    only_newer = reports.write_run(tmp_path, "b", steps=1, rollouts={2: stored[2], 4: stored[4]})
+    found = inspect_run(read_run(only_newer))
+    assert found.groups == ()
+    assert found.notes == ("the metrics end at step 1; stored rollouts of steps 2, 4 are newer and not shown.",)
+
+
+def test_the_page_says_at_which_values_the_warnings_fire() -> None:
+    page = " ".join((ROOT / PAGE).read_text(encoding="utf-8").split())
+    assert f"below {COLLAPSE:g} times that of the first window" in page
+    assert f"above {EXPLOSION:g} times" in page
+    assert f"`response/truncated_fraction` above {100 * TRUNCATED:.0f} %" in page
+    assert f"more than {CLIPPED:.0%} of the ratios".replace("%", " %") in page
+    assert f"at least {100 * LEAST_CLIPPED:.0f} % and {100 * ONE_SIDED:.0f} % of them or more" in page
+    assert (MIXED, "`group/mixed_fraction` below a quarter" in page) == (0.25, True)
+    assert (MISMATCH_GROWTH, "grew by half or more" in page) == (1.5, True)
+    assert (LEAST_MISMATCH, "to 1e-3 nats or more" in page) == (1e-3, True)
+    assert f"correlation above {MISMATCH_CORRELATION:g}" in page
 
 
 def test_the_json_holds_the_same(luspo, tmp_path: Path) -> None:

@@ -140,6 +140,14 @@ def test_what_cannot_be_tuned_is_refused(swept, write_run, tmp_path) -> None:
         compare_tuned(read_runs([tmp_path / "a"]), KEY)
 
 
+def test_one_value_is_no_choice(swept) -> None:
+    one = swept({"gspo": {3e-4: [0.4, 0.5]}, "luspo": {3e-4: [0.5, 0.6]}})
+    with pytest.raises(
+        UsageError, match=r"^All runs of gspo have update\.learning_rate=0\.0003, so there is nothing to choose"
+    ):
+        compare_tuned(one, KEY)
+
+
 def test_sweeps_are_read_as_settings() -> None:
     assert swept_settings("update.learning_rate=1e-4, 3e-4") == [f"{KEY}=0.0001", f"{KEY}=0.0003"]
     assert swept_settings("update.schedule=constant,linear") == ["update.schedule=constant", "update.schedule=linear"]

@@ -178,6 +178,10 @@ def test_another_configuration_is_refused(
     assert status == 2
     assert "luspo-replicate0 was trained with another configuration: fork.checkpoint (" in error
     assert "move the folder away or choose another --out" in error
+    asked = ("fork", str(parent), "--step", "2", "--steps", "3", "--replicates", "1", "--out", str(tmp_path / "out"))
+    status, _, error = luspo(*asked, "--objectives", "luspo")
+    assert status == 2
+    assert "evaluation.every, which --steps sets (2 there, 3 now)" in error
 
 
 @pytest.mark.parametrize(

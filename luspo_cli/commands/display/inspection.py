@@ -38,7 +38,7 @@ def print_inspection(found: Inspection, console: Console) -> None:
     for group in found.groups:
         _print_group(group, console)
     if not found.groups:
-        console.print("\nNo rollouts are stored.")
+        console.print(f"\nNo rollouts of steps up to {found.last_step} are stored.")
     console.print()
     for note in found.notes:
         console.print(Text(f"note: {note}", style="dim"), soft_wrap=True)
