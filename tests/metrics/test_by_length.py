@@ -127,6 +127,18 @@ def test_bins_add_up_to_the_batch() -> None:
     )
 
 
+def test_without_a_cut_the_pressure_is_0_on_average_under_equal_weights_only() -> None:
+    """One of four is wrong, each as likely: numerators add up to 0, but a short wrong one raises the divisor of 1/|y|."""
+    lengths = np.tile([10.0, 20.0, 30.0, 40.0], (4, 1))
+    advantages = np.where(np.eye(4) > 0, -(3**0.5), 3**-0.5)
+    none, all_ = np.zeros((4, 4)), np.ones((4, 4))
+    equal = kept_length_pressure(TrainedRows(lengths, advantages, none, none, all_, all_))
+    assert equal == pytest.approx([10, 10 / 3, -10 / 3, -10])
+    by_length = kept_length_pressure(TrainedRows(lengths, advantages, none, none, all_, 1 / lengths))
+    assert by_length == pytest.approx([575 / 49, -25 / 37, -75 / 11, -325 / 31])
+    assert by_length.mean() == pytest.approx(-1.5608, abs=1e-4)
+
+
 def test_nothing_at_all() -> None:
     empty = rows([], [], [], [], [])
     assert kept_length_pressure(empty) == 0
