@@ -323,8 +323,9 @@ def test_a_failed_write_is_one_sentence_and_leaves_the_old_figure(
 @pytest.mark.parametrize("suffix", [".png", ".svg", ".pdf"])
 def test_a_folder_that_is_a_file_is_one_sentence(runs, tmp_path, suffix) -> None:
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(RunError, match=r"^cannot write .*; mend that, or name another file$"):
+    with pytest.raises(UsageError, match=r"^\S+ cannot be written: \S+/file is no folder; name another file\.$"):
         plot_length(runs, tmp_path / "file" / "sub" / f"a{suffix}")
+    assert (tmp_path / "file").is_file()
 
 
 def test_the_small_print_names_the_clip_range_of_each_objective(runs) -> None:
