@@ -18,8 +18,9 @@ from luspo_cli.analysis.paired import PairedDifference, paired_difference
 from luspo_cli.config.forking import Variant
 from luspo_cli.errors import UsageError
 from luspo_cli.metrics.intervals import Estimate, estimate
+from luspo_cli.runs.rollouts import step_file
+from luspo_cli.runs.stored_rollouts import read_columns
 
-FIRST_ROLLOUTS = Path("rollouts") / "step-000001.parquet"
 SAMPLE_SIZE = "evaluation/reweighted_sample_size"
 FEW = 0.5
 """Of the parent's responses that the weights leave: below this share the reweighted numbers are noise of a few of them."""
@@ -168,7 +169,5 @@ def _over(values: Sequence[float]) -> Estimate:
 
 def _first_step(run: Path) -> tuple[tuple[int, ...], ...]:
     """The response tokens that step 1 trained on."""
-    import pyarrow.parquet as pq
-
-    column = pq.read_table(run / FIRST_ROLLOUTS, columns=["response_tokens"])["response_tokens"]
-    return tuple(map(tuple, column.to_pylist()))
+    stored = read_columns(step_file(run / "rollouts", 1), ["response_tokens"])
+    return tuple(map(tuple, stored["response_tokens"].to_pylist()))

@@ -22,8 +22,9 @@ from luspo_cli.files import replacing_folder, said_in_one_sentence, write_json
 from luspo_cli.runs.checkpoints import Checkpoint, damage, find_checkpoints, manifest_sha256
 from luspo_cli.runs.draws import FIRST_STEP, HELD_OUT
 from luspo_cli.runs.resume import read_configuration
+from luspo_cli.runs.rollouts import step_file
 
-STORED_FIRST_STEP = Path("rollouts") / "step-000001.parquet"
+STORED_FIRST_STEP = step_file(Path("rollouts"), 1)
 
 
 def train_forks(
@@ -121,7 +122,7 @@ def _plan(configurations: Mapping[Path, TrainRun]) -> list[Training]:
 def _leads(training: Training, trainings: Sequence[Training]) -> bool:
     """Whether it is the one of its replicate that draws what all of them share."""
     siblings = [one for one in trainings if one.seed == training.seed]
-    return training is siblings[0] if not any(_has_drawn(one.run) for one in siblings) else False
+    return training is siblings[0] and not any(_has_drawn(one.run) for one in siblings)
 
 
 def _has_drawn(run: Path) -> bool:

@@ -39,6 +39,11 @@ class HeldOutAnswer:
         )
 
 
+def step_file(folder: Path, step: int) -> Path:
+    """Where the responses of `step` are, or will be, in a folder of them."""
+    return folder / f"step-{step:06d}.parquet"
+
+
 def store_rollouts(
     folder: Path,
     step: int,
@@ -99,7 +104,7 @@ def _write(folder: Path, step: int, rows: list[dict[str, Any]], maybe_null: Sequ
     for column in maybe_null:
         place = table.schema.get_field_index(column)
         table = table.set_column(place, column, table[column].cast(types.get(column, pa.float64())))
-    final = folder / f"step-{step:06d}.parquet"
+    final = step_file(folder, step)
     with said_in_one_sentence(final), replacing(final) as stream:
         pq.write_table(table, stream)
 
