@@ -45,7 +45,14 @@ def train_forks(
     `processes`: trainings side by side; None: two, and one where there is a CUDA device. UsageError, one sentence, for what
     cannot be forked; Interrupted where a signal ended it.
     """
-    configurations = _configurations(run, step, variants, replicates, folder, steps=steps, sets=sets, preset=preset)
+    parent, fork = _parent(run, step)
+    configurations = {
+        folder / f"{variant.folder}-replicate{replicate}": fork_configuration(
+            parent, fork, variant, replicate, steps, sets=sets, preset=preset
+        )
+        for replicate in range(replicates)
+        for variant in variants
+    }
     trainings = _plan(configurations)
     missing = missing_of(trainings, folder)
     if missing:
@@ -61,18 +68,8 @@ def train_forks(
     return {variant.name: runs[place :: len(variants)] for place, variant in enumerate(variants)}
 
 
-def _configurations(
-    run: Path,
-    step: int,
-    variants: Sequence[Variant],
-    replicates: int,
-    folder: Path,
-    *,
-    steps: int,
-    sets: Sequence[str],
-    preset: str | None,
-) -> dict[Path, TrainRun]:
-    """The configuration of every fork by its folder, replicate by replicate."""
+def _parent(run: Path, step: int) -> tuple[TrainRun, ForkConfig]:
+    """The run's configuration, and where every fork of its checkpoint of `step` begins."""
     if not (run / "config.json").is_file():
         raise UsageError(f"{run} is no run folder: it has no config.json; name one, for example runs/tiny/luspo-seed0")
     parent, checkpoint = read_configuration(run), _checkpoint(run, step)
@@ -82,13 +79,7 @@ def _configurations(
         step=parent.fork.step + step,
         schedule_steps=parent.fork.schedule_steps or parent.run.steps,
     )
-    return {
-        folder / f"{variant.folder}-replicate{replicate}": fork_configuration(
-            parent, fork, variant, replicate, steps, sets=sets, preset=preset
-        )
-        for replicate in range(replicates)
-        for variant in variants
-    }
+    return parent, fork
 
 
 def _checkpoint(run: Path, step: int) -> Checkpoint:
