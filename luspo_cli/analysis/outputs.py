@@ -19,6 +19,7 @@ class OutputKind:
 
 FIGURE = OutputKind("a figure", (".png", ".svg", ".pdf"))
 NUMBERS = OutputKind("a table of numbers", (".csv",))
+LOG = OutputKind("a log", (".json",))
 PAGE = OutputKind("a page", (".html", ".htm"))
 
 
