@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from luspo_cli.config.model import ModelConfig
 from luspo_cli.errors import UsageError, first_line
+from luspo_cli.policy.experts import is_experts
 from luspo_cli.policy.model_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, is_hub_id
 from luspo_cli.policy.packing import PolicyBatch
 from luspo_cli.policy.reading import is_tied
@@ -162,9 +163,10 @@ def add_adapters(model: Any, config: ModelConfig, seed: int, base: str) -> int:
 
 
 def hold_in_bfloat16(model: nn.Module) -> None:
-    """Turn the matrices of all linear layers and embeddings to bfloat16 in place, everything else to float32."""
+    """Turn the matrices of all linear layers, experts and embeddings to bfloat16 in place, everything else to float32."""
     for layer in model.modules():
-        dtype = torch.bfloat16 if isinstance(layer, nn.Linear | nn.Embedding) else torch.float32
+        is_matrix = isinstance(layer, nn.Linear | nn.Embedding) or is_experts(layer)
+        dtype = torch.bfloat16 if is_matrix else torch.float32
         for weight in layer.parameters(recurse=False):
             weight.data = weight.data.to(dtype)  # the parameter stays the same object: a head may be tied to it
     for parent in list(model.modules()):
@@ -285,7 +287,9 @@ def _check_targets(model: nn.Module, targets: tuple[str, ...]) -> None:
     }
     unknown = [target for target in targets if target not in known]
     if unknown:
+        # Routed experts are parameters of three dimensions, which no adapter of a linear layer reaches.
+        fused = any(map(is_experts, model.modules())) and unknown[0] in ("gate_proj", "up_proj", "down_proj")
         raise UsageError(
-            f"model.lora.targets names '{unknown[0]}', which is no linear layer inside this model; there are"
-            f" {', '.join(sorted(known))}"
+            f"model.lora.targets names '{unknown[0]}', which is no linear layer inside this model"
+            f"{', whose experts get no adapters' if fused else ''}; there are {', '.join(sorted(known))}"
         )

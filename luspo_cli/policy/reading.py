@@ -28,10 +28,10 @@ from luspo_cli.config.model import ModelConfig
 from luspo_cli.config.rollout import TemplateValue
 from luspo_cli.errors import UsageError, first_line
 from luspo_cli.files import read_object
-from luspo_cli.policy import attention
+from luspo_cli.policy import attention, experts
 from luspo_cli.policy.inputs import check_template, check_template_arguments
 from luspo_cli.policy.model_files import config_file
-from luspo_cli.policy.supported import VISION_MODELS, unsupported
+from luspo_cli.policy.supported import EXPERT_MODELS, VISION_MODELS, unsupported
 from luspo_cli.policy.whole import broken_tokenizer, broken_weights
 
 IMAGE_PROCESSOR = "preprocessor_config.json"
@@ -81,6 +81,7 @@ def read_files(config: ModelConfig, source: str, template_arguments: Mapping[str
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
     attention.register()
+    experts.register()
     trusted = config.trust_remote_code
     options = {"revision": config.revision, "trust_remote_code": trusted}
     configured = cache(lambda place: AutoConfig.from_pretrained(place, **options))
@@ -88,7 +89,9 @@ def read_files(config: ModelConfig, source: str, template_arguments: Mapping[str
     if reason := unsupported(kind.to_dict(), config.path):  # with the defaults that config.json leaves out
         raise UsageError(reason)
     vision = hasattr(kind, "vision_config")
-    attended = {"attn_implementation": VISION_ATTENTION if vision else attention.NAME}
+    attended: dict[str, Any] = {"attn_implementation": VISION_ATTENTION if vision else attention.NAME}
+    if kind.model_type in EXPERT_MODELS:
+        attended["experts_implementation"] = experts.NAME
 
     def architecture(kind: Any) -> Any:
         return AutoModelForImageTextToText if hasattr(kind, "vision_config") else AutoModelForCausalLM

@@ -34,6 +34,8 @@ IMAGE_TOKEN_ENTRIES = (
     "vision_token_id",
 )
 """Entries of a vision model's configuration that name tokens which are never drawn."""
+EXPERT_MODELS = ("qwen2_moe", "qwen3_moe")
+"""Model types with experts whose routers the engine reads, and whose experts it computes."""
 OTHER_TASKS = ("ForMaskedLM", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
 """Ends of the names of architectures that do not write text."""
 

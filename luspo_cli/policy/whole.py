@@ -12,9 +12,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from luspo_cli.policy.experts import published
+from luspo_cli.policy.supported import EXPERT_MODELS
+
 Shapes = dict[str, tuple[int, ...]]
-PLAIN = ("llama", "mistral", "qwen2", "qwen3")
-"""Model types whose weights are stored under the names that they have in the model."""
+PLAIN = ("llama", "mistral", "qwen2", "qwen3", *EXPERT_MODELS)
+"""Model types whose weights are stored under the names that they have in the model, each expert's on its own."""
 INDEX = "model.safetensors.index.json"
 TOKENIZERS = (
     "tokenizer.json",
@@ -92,7 +95,11 @@ def broken_weights(folder: Path, model: Any, tied: bool, path: str) -> str | Non
     if found and all(name.startswith(_WRAPPERS) for name in found):
         return unfit_weights(path, [name.partition(".")[2] for name in found], found, ())
     if model.config.model_type in PLAIN:
-        expected = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
+        expected = {
+            name: tuple(weight.shape)
+            for fused, tensor in model.state_dict().items()
+            for name, weight in published(fused, tensor)
+        }
         if not any(name.startswith("model.") for name in found):  # saved without the head; transformers adds the prefix
             found = {f"model.{name}": shape for name, shape in found.items()}
         head = {"lm_head.weight"} if tied else set()

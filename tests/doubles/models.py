@@ -65,6 +65,62 @@ def random_qwen2(
     return model
 
 
+def random_experts(
+    vocabulary: int,
+    family: str = "Qwen3Moe",
+    *,
+    seed: int = 0,
+    width: int = 32,
+    heads: int = 4,
+    key_value_heads: int = 2,
+    experts: int = 4,
+    chosen: int = 2,
+    spread: tuple[float, float] | None = (0.5, 0.2),
+    **changes: Any,
+) -> Any:
+    """A Qwen3-MoE or Qwen2-MoE in float32 with two layers and transformers' own functions; see `random_qwen2`."""
+    with _IMPORTING:
+        import transformers
+
+    import torch
+
+    torch.manual_seed(seed)
+    own = {"shared_expert_intermediate_size": 40} if family == "Qwen2Moe" else {"head_dim": width // heads}
+    entries: dict[str, Any] = {
+        "vocab_size": vocabulary,
+        "hidden_size": width,
+        "intermediate_size": 48,
+        "moe_intermediate_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": heads,
+        "num_key_value_heads": key_value_heads,
+        "num_experts": experts,
+        "num_experts_per_tok": chosen,
+        "max_position_embeddings": 256,
+        "tie_word_embeddings": False,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+        "bos_token_id": None,
+    }
+    config = getattr(transformers, f"{family}Config")(**entries | own | changes)
+    model = getattr(transformers, f"{family}ForCausalLM")(config)
+    if spread is not None:
+        respread(model, *spread)
+    return model
+
+
+def own_experts(vocabulary: int, family: str = "Qwen3Moe", **options: Any) -> Any:
+    """The same with the engine's attention and experts, in evaluation mode."""
+    from luspo_cli.policy import attention, experts
+
+    attention.register()
+    experts.register()
+    model = random_experts(vocabulary, family, **options)
+    model.config._attn_implementation = attention.NAME
+    model.config._experts_implementation = experts.NAME
+    return model.eval()
+
+
 def respread(model: Any, ends: float, inside: float) -> None:
     """Draw all weights anew in place: norms around 1, the others around 0; `ends` is the spread of embedding and head."""
     import torch

@@ -18,7 +18,7 @@ from doubles.messages import heard
 from luspo_cli.config.objective import resolve
 from luspo_cli.config.run import TrainRun
 from luspo_cli.errors import KnownError, PeerLost, RunError, UsageError
-from luspo_cli.policy import attention
+from luspo_cli.policy import attention, experts
 from luspo_cli.policy.loading import freeze_vision
 from luspo_cli.policy.packing import split_mini_batches
 from luspo_cli.policy.policy import Policy
@@ -105,6 +105,7 @@ def run_cases(folder: Path, variables: dict[str, str]) -> None:
     """Join as the variables say, and store what each case of the folder gives."""
     os.environ.update(variables)
     attention.register()
+    experts.register()
     torch.set_num_threads(1)
     with joined(60) as ranks:
         torch.save(exchanges(ranks), folder / f"exchanges.{ranks.rank}.found")

@@ -15,6 +15,9 @@ SHAPE_KEYS = (
     "num_attention_heads",
     "num_key_value_heads",
     "tie_word_embeddings",
+    "num_experts",
+    "num_experts_per_tok",
+    "moe_intermediate_size",
 )
 """Of a model's configuration."""
 VISION_KEYS = ("depth", "hidden_size", "num_heads", "patch_size", "spatial_merge_size", "temporal_patch_size")

@@ -6,7 +6,8 @@ luspo is installed beside vLLM: `vllm serve MODEL --weight-transfer-config '{"ba
 
 Loading goes through vLLM's layerwise reload, since a worker keeps weights fused and repacked. That reload passes over a
 vocabulary head that is tied to the embeddings: on a CPU the head's packed copy would keep the weights that it started with, so
-it is packed anew here. (Seen with 0.32; a test pushes twice and compares log-probs.)
+it is packed anew here. Experts on a CPU are packed only when their kernel is made, so that is made anew with every push.
+(Seen with 0.32; tests push twice and compare log-probs.)
 """
 
 from __future__ import annotations
@@ -73,6 +74,7 @@ class LuspoWeightTransfer(WeightTransferEngine[InitInfo, UpdateInfo]):
             # Layers that a killed trainer left half loaded would be passed over, and go on counting where it stopped.
             finalize_layerwise_reload(self.model, self.model_config)
         self._open = True
+        _forget_packed_experts(self.model)
         initialize_layerwise_reload(self.model)
 
     def receive_weights(self, update_info: UpdateInfo) -> None:
@@ -96,3 +98,11 @@ class LuspoWeightTransfer(WeightTransferEngine[InitInfo, UpdateInfo]):
 
     def shutdown(self) -> None:
         """Nothing is held between pushes."""
+
+
+def _forget_packed_experts(model: torch.nn.Module) -> None:
+    """Let the reload make the kernels of experts on a CPU again, and with them the layout that they read."""
+    for layer in model.modules():
+        method = getattr(layer, "quant_method", None)
+        if getattr(method, "moe_kernel", None) is not None and next(layer.parameters()).device.type == "cpu":
+            method.moe_kernel = None  # type: ignore[union-attr]

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from luspo_cli.policy.experts import published
 from luspo_cli.policy.lora import merged_weights
 from luspo_cli.processes.sharding import whole_weight
 
@@ -28,13 +29,19 @@ AHEAD = 1
 
 def checkpoint_weights(policy: nn.Module, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
     """The weights under their checkpoint names in `dtype`, adapters merged; tied ones come once, sharded ones gathered."""
-    for name, weight in merged_weights(policy):
-        yield name, whole_weight(weight).to(dtype)
+    for fused, weight in merged_weights(policy):
+        yield from published(fused, whole_weight(weight).to(dtype))
 
 
 def describe(policy: nn.Module, dtype: torch.dtype) -> dict[str, Any]:
     """Names, shapes and type of `checkpoint_weights`, as JSON."""
-    named = [(name, list(weight.shape)) for name, weight in merged_weights(policy)]
+    named = [
+        (name, list(part.shape))
+        for fused, weight in merged_weights(policy)
+        for name, part in published(
+            fused, torch.empty(weight.shape, device="meta")
+        )  # a shared weight stays where it is
+    ]
     return {
         "names": [name for name, _ in named],
         "shapes": [shape for _, shape in named],

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 pytestmark = pytest.mark.vllm
+FAMILIES = ("Qwen3Moe", "Qwen2Moe")
 HALF_BILLION = Path(os.environ.get("LUSPO_CACHE", "~/.cache/luspo")).expanduser() / "models/qwen2.5-coder-0.5b-instruct"
 
 
@@ -27,6 +28,11 @@ def own_process(name: str, folder: Path) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_pushed_weights_draw(tied: str, dtype: str, tmp_path: Path) -> None:
     own_process(f"pushes-{tied}-{dtype}", tmp_path)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_pushed_experts_draw(family: str, tmp_path: Path) -> None:
+    own_process(f"experts-{family}", tmp_path)
 
 
 @pytest.mark.parametrize("name", ["ends", "refusals", "temperature"])
@@ -64,12 +70,26 @@ def prompts() -> list[Any]:
 
 
 def pushes(folder: Path, tied: bool, dtype: str) -> None:
+    model, tokenizer = tiny(folder, tied=tied)
+    pushed(folder, model, tokenizer, dtype)
+
+
+def experts(folder: Path, family: str) -> None:
+    import torch
+    from vllm_models import VOCABULARY, tiny_experts
+
+    from luspo_cli.training.made.build import made_tokenizer
+
+    torch.set_num_threads(1)
+    pushed(folder, tiny_experts(folder, family), made_tokenizer(VOCABULARY), "float32")
+
+
+def pushed(folder: Path, model: Any, tokenizer: Any, dtype: str) -> None:
     """After each push greedy and drawn log-probs are the model's, equal seeds give equal draws, other weights other ones."""
     from vllm_models import differences, randomise
 
     from luspo_cli.rollout.sampler import SamplingOptions
 
-    model, tokenizer = tiny(folder, tied=tied)
     sampler = engine(folder, tokenizer, dtype)
     # bfloat16 keeps 8 bits: logits of about 5 are off by up to 0.02 each, and layers add theirs.
     limit, mean = (1e-4, 1e-5) if dtype == "float32" else (0.4, 0.05)
@@ -207,6 +227,7 @@ CHECKS: dict[str, Callable[[Path], None]] = {
         for tied in ("tied", "untied")
         for dtype in ("float32", "bfloat16")
     },
+    **{f"experts-{family}": (lambda folder, family=family: experts(folder, family)) for family in FAMILIES},
     "ends": ends,
     "temperature": temperature,
     "refusals": refusals,

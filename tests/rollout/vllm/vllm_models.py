@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from doubles.models import random_qwen2, respread, save
+from doubles.models import random_experts, random_qwen2, respread, save
 from doubles.processes import free_port
 from luspo_cli.records import Rollout
 
@@ -33,6 +33,18 @@ def tiny_model(folder: Path, *, tied: bool, seed: int = 0) -> Any:
         VOCABULARY, width=128, feed_forward=192, layers=2, heads=4, key_value_heads=2, context=256, tied=tied
     )
     randomise(model, seed)
+    save(folder, model, made_tokenizer(VOCABULARY))
+    return model
+
+
+def tiny_experts(folder: Path, family: str) -> Any:
+    """A random Qwen3-MoE or Qwen2-MoE of the same width and vocabulary, saved as `tiny_model` is."""
+    from luspo_cli.training.made.build import made_tokenizer
+
+    inner = {"moe_intermediate_size": 64, "intermediate_size": 192}
+    inner |= {"shared_expert_intermediate_size": 64} if family == "Qwen2Moe" else {}
+    model = random_experts(VOCABULARY, family, width=128, **inner)
+    randomise(model, 0)
     save(folder, model, made_tokenizer(VOCABULARY))
     return model
 
