@@ -5,7 +5,7 @@ set -eu
 out=${1:?folder for the runs} seeds=${2:-8}
 [ $# -lt 2 ] && shift || shift 2
 [ $# -gt 0 ] || set -- no-clip mean low-only high-only gspo-own root sum-wide sum-narrow \
-    balanced balanced-gspo-own balanced-root balanced-sum-wide balanced-sum-narrow
+    free-no-clip free-mean free-balanced balanced balanced-gspo-own balanced-root balanced-sum-wide balanced-sum-narrow
 
 options() {
     case $1 in
@@ -17,6 +17,7 @@ options() {
     root) echo clip_on=root clip_low=9.2e-3 clip_high=1.15e-2 ;;
     sum-wide) echo clip_on=sum clip_low=0.042 clip_high=0.0525 ;;
     sum-narrow) echo clip_on=sum clip_low=0.01 clip_high=0.0125 ;;
+    free-*) echo max_response_tokens=256 "$(options "${1#free-}")" ;; # a limit that next to nothing reaches
     balanced) echo clip_band=balanced "$(options mean)" ;;
     balanced-*) echo clip_band=balanced "$(options "${1#balanced-}")" ;;
     *) echo "clip_forms.sh: no cell '$1'" >&2; exit 2 ;;
@@ -26,7 +27,10 @@ options() {
 for cell; do options "$cell" >/dev/null; done
 for cell; do
     sets=
-    for value in $(options "$cell"); do sets="$sets --set objective.$value"; done
+    for value in $(options "$cell"); do
+        case $value in max_response_tokens*) section=rollout ;; *) section=objective ;; esac
+        sets="$sets --set $section.$value"
+    done
     # shellcheck disable=SC2086  # one word an option
     ${LUSPO:-luspo} compare --preset tiny --objectives gspo,luspo --seeds "$seeds" $sets --out "$out/$cell"
 done
