@@ -25,6 +25,7 @@ from luspo_cli.data.problems import fingerprint
 from luspo_cli.errors import UsageError
 from luspo_cli.files import file_sha256, read_object, require_object, write_json
 from luspo_cli.grading.verdict import GRADER_VERSION
+from luspo_cli.machine import processor_name
 from luspo_cli.policy.model_files import hub_commit
 from luspo_cli.runs.checkpoints import MANIFEST
 
@@ -48,7 +49,7 @@ def provenance(config: TrainRun, made: Path | None, processes: int = 1) -> dict[
         "seed": config.run.seed,
         "grader": GRADER_VERSION if config.reward.verifier == "math" else None,
         "hardware": {
-            "processor": _processor(),
+            "processor": processor_name(),
             "cores": os.cpu_count(),
             "threads": torch.get_num_threads(),
             "processes": processes,
@@ -254,15 +255,6 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 def _weights_fingerprint(folder: Path) -> dict[str, str] | None:
