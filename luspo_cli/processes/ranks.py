@@ -12,20 +12,27 @@ A run of one process has a `Ranks` too; there each of these is a plain call.
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 from luspo_cli.errors import KnownError, PeerFailed, PeerLost, RunError, UsageError, first_line
 from luspo_cli.machine import usable_cores
+from luspo_cli.processes.lifeline import Lifeline
 from luspo_cli.processes.place import BY_LUSPO, Place, one_of_a_machine_speaks, read_place
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 _CLOSED = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "gloo/transport", "Socket closed")
+_VERDICT_S = 4.0
+"""A broken exchange is noticed at once; who it was is known a moment later."""
 _LATE = ("Timed out", "timed out", "Timeout", "timeout")
 
 
@@ -40,6 +47,8 @@ class Ranks:
     wait_s: float = 0.0
     objects: Any = None
     """The group in which objects travel."""
+    lifeline: Lifeline | None = None
+    """What is known of the end of others."""
 
     @property
     def is_first(self) -> bool:
@@ -125,7 +134,7 @@ class Ranks:
         except RuntimeError as error:
             if self.size == 1 or not _is_broken_exchange(error):
                 raise
-            raise PeerLost(self._loss(str(error))) from error
+            raise self._loss(str(error)) from error
 
     def cores(self) -> int:
         """Processor cores for this process: its share of the machine's."""
@@ -146,14 +155,21 @@ class Ranks:
         except RuntimeError:
             return True
 
-    def _loss(self, reason: str) -> str:
+    def _loss(self, reason: str) -> KnownError:
+        """The failure of this process when an exchange broke: of one process a machine, the sentence; of the others, silence."""
         late = any(word in reason for word in _LATE) and not any(word in reason for word in _CLOSED[:3])
+        verdict = self.lifeline.wait(0.0 if late else _VERDICT_S) if self.lifeline else None
+        if verdict and self.lifeline:
+            sentence = self.lifeline.sentence(verdict)
+            # Of those that `luspo train --processes` started the launcher speaks; it goes by how they end.
+            silent = verdict.kind == "failed" or not (self.lifeline.speaks() or os.environ.get(BY_LUSPO))
+            return PeerFailed(sentence, RunError.exit_code) if silent else PeerLost(sentence)
         what = (
             f"had no answer from the others for {self.wait_s:g} s (run.wait_for_processes_s)"
             if late
             else "lost the connection to another one, which ended or was killed"
         )
-        return f"process {self.rank} of {self.size} {what}, and stops; go on with --resume"
+        return PeerLost(f"process {self.rank} of {self.size} {what}, and stops; go on with --resume")
 
 
 ALONE = Ranks()
@@ -180,31 +196,60 @@ def joined(wait_s: float) -> Iterator[Ranks]:
         torch.cuda.set_device(place.local_rank % gpus)
     wait = timedelta(seconds=wait_s)
     machines: list[Any] = [None] * place.size
+    own_machine = _machine()
     with one_of_a_machine_speaks():
         try:
             dist.init_process_group("nccl" if gpus else "gloo", "env://", timeout=wait)
             objects = dist.new_group(backend="gloo", timeout=wait)
-            dist.all_gather_object(machines, socket.gethostname(), group=objects)
+            dist.all_gather_object(machines, own_machine, group=objects)
         except (RuntimeError, ValueError) as error:
             raise RunError(
                 f"process {place.rank} of {place.size} did not meet the others at {place.address}:{place.port}"
                 f" ({first_line(error)}); see that all {place.size} were started and reach that address"
             ) from error
-    ranks = Ranks(place.rank, place.size, machines.count(socket.gethostname()), wait_s, objects)
+    ranks = Ranks(place.rank, place.size, machines.count(own_machine), wait_s, objects)
+    lifeline = _tie(ranks, place, machines)
+    ranks = replace(ranks, lifeline=lifeline)
     os.environ.setdefault("OMP_NUM_THREADS", str(ranks.cores()))  # accelerate sets and warns of a number of its own
+    failed: bool | None = None
     try:
         with ranks.guarded():
             yield ranks
             ranks.any(False)  # the first process keeps the meeting point: it leaves when all have come to the end
+        failed = False
     except (PeerFailed, PeerLost):
+        failed = True
         raise
     except KnownError as error:
+        failed = True
         # A failure outside a phase: of this process alone, or, as for a loss that is not finite, alike on all.
         if ranks.fails_first(str(error)):
             raise
         raise PeerFailed(str(error), error.exit_code) from error
     finally:
         dist.destroy_process_group()
+        lifeline.drop() if failed is None else lifeline.close(failed)
+
+
+def _machine() -> tuple[str, str]:
+    """This machine's name, and what tells it from another of the same name: hosts made from one image may share theirs."""
+    booted = Path("/proc/sys/kernel/random/boot_id")
+    return socket.gethostname(), booted.read_text().strip() if booted.is_file() else ""
+
+
+def _tie(ranks: Ranks, place: Place, machines: list[tuple[str, str]]) -> Lifeline:
+    """Connect every process with the first one; a warning names those that could not."""
+    lifeline = Lifeline(ranks.rank, machines)
+    with ranks.guarded():
+        where = ranks.broadcast(lifeline.listen(place.address) if ranks.is_first else None)
+        assert where is not None
+        reached = ranks.gather(ranks.is_first or lifeline.connect(*where))
+    if cut_off := [str(rank) for rank, found in enumerate(reached) if not found]:
+        logger.warning(
+            f"processes {', '.join(cut_off)} cannot reach the first one at port {where[1]} of {' or '.join(where[0])}: the loss"
+            " of a machine will be noticed after run.wait_for_processes_s only"
+        )
+    return lifeline
 
 
 def _check_devices(place: Place, gpus: int) -> None:

@@ -17,7 +17,7 @@ import torch
 from doubles.messages import heard
 from luspo_cli.config.objective import resolve
 from luspo_cli.config.run import TrainRun
-from luspo_cli.errors import KnownError, PeerLost, RunError, UsageError
+from luspo_cli.errors import KnownError, PeerFailed, PeerLost, RunError, UsageError
 from luspo_cli.policy import attention, experts
 from luspo_cli.policy.loading import freeze_vision
 from luspo_cli.policy.packing import split_mini_batches
@@ -164,8 +164,8 @@ def lose_one(folder: Path, how: str, wait_s: float, variables: dict[str, str]) -
                 time.sleep(4 * wait_s)
                 os._exit(0)
             ranks.gather("one is not")
-    except PeerLost as error:
-        torch.save((str(error), time.monotonic() - begun), folder / f"{variables['RANK']}.found")
+    except (PeerFailed, PeerLost) as error:
+        torch.save((type(error).__name__, str(error), time.monotonic() - begun), folder / f"{variables['RANK']}.found")
 
 
 def push_sharded(folder: Path, servers: list[str], variables: dict[str, str]) -> None:
