@@ -3,8 +3,8 @@
 A process that is killed closes its connections; gloo notices that at its next exchange and NCCL does not. A machine that loses
 its power or its network closes nothing, and everybody else would wait for `run.wait_for_processes_s`. So each process holds a
 TCP connection on which nothing is sent while all is well: the kernel asks the other end for a sign of life (keepalive) and ends
-the connection where none comes. The kernel answers for a process that computes for minutes, holds the interpreter lock or is stopped,
-so nothing is taken for lost that is only busy.
+the connection where none comes. The kernel answers for a process that computes for minutes, holds the interpreter lock or is
+stopped, so nothing is taken for lost that is only busy.
 
 Decided here:
 - The first process hears of every end and tells the others, each of which hears of the first one's by itself.

@@ -44,6 +44,12 @@ class Ranks:
     size: int = 1
     on_machine: int = 1
     """Processes of the run on this machine."""
+    machines: int = 1
+    """Machines that the run is on."""
+    machine: int = 0
+    """Number of this one, in the order of their first processes."""
+    place: int = 0
+    """Number of this process among those of its machine."""
     wait_s: float = 0.0
     objects: Any = None
     """The group in which objects travel."""
@@ -207,7 +213,17 @@ def joined(wait_s: float) -> Iterator[Ranks]:
                 f"process {place.rank} of {place.size} did not meet the others at {place.address}:{place.port}"
                 f" ({first_line(error)}); see that all {place.size} were started and reach that address"
             ) from error
-    ranks = Ranks(place.rank, place.size, machines.count(own_machine), wait_s, objects)
+    found = list(dict.fromkeys(machines))
+    ranks = Ranks(
+        place.rank,
+        place.size,
+        on_machine=machines.count(own_machine),
+        machines=len(found),
+        machine=found.index(own_machine),
+        place=machines[: place.rank].count(own_machine),
+        wait_s=wait_s,
+        objects=objects,
+    )
     lifeline = _tie(ranks, place, machines)
     ranks = replace(ranks, lifeline=lifeline)
     os.environ.setdefault("OMP_NUM_THREADS", str(ranks.cores()))  # accelerate sets and warns of a number of its own

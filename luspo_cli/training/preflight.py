@@ -90,7 +90,7 @@ def prepare(
         check_stages(config, loaded, problems.longest, problems.longest_held_out, ranks.size)
         prepared = Prepared(config, loaded, problems, parent)
         if ranks.is_first:
-            origin, changes, new = _origin(config, path, starting, ranks.size, goes_on, allow_changed)
+            origin, changes, new = _origin(config, path, starting, ranks, goes_on, allow_changed)
             prepared.origin, prepared.changes, prepared.new_settings = origin, changes, new
             problems.check_golds(rubric)
     return prepared
@@ -141,13 +141,13 @@ def _check_context(
 
 
 def _origin(
-    config: TrainRun, path: Path, starting: Path | None, processes: int, goes_on: bool, allow_changed: bool
+    config: TrainRun, path: Path, starting: Path | None, ranks: Ranks, goes_on: bool, allow_changed: bool
 ) -> tuple[dict[str, Any], list[Change], list[tuple[str, Any, Any]]]:
     """What the run is made with, what of it is not as it was when the run began, and settings that it takes over.
 
     UsageError for a change, unless it is allowed.
     """
-    origin, wanted, folder = provenance(config, starting, processes), config.model_dump(mode="json"), RunFolder(path)
+    origin, wanted, folder = provenance(config, starting, ranks), config.model_dump(mode="json"), RunFolder(path)
     began_with = folder.stored_config() if goes_on else None
     origin["configuration"] = configuration_fingerprint(began_with or wanted)
     if began_with is None:

