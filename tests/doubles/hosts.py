@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from functools import cache
 from pathlib import Path
 
 CARD = "veth0"
-"""Each host's card, for GLOO_SOCKET_IFNAME: a host's name leads nowhere here."""
+"""Each host's card."""
 PORT = 29500
 
 
@@ -25,17 +26,23 @@ class Host:
     name: str
     space: str
     address: str
+    names: Path
+    """Both hosts' names and addresses, in the place of /etc/hosts."""
     started: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    def inside(self) -> list[str]:
+        """What goes before a command that is to run here. `ip netns exec` would hide /sys/fs/cgroup, which SLURM asks for."""
+        own = f'hostname {self.name} && mount --bind {self.names} /etc/hosts && exec "$@"'
+        return ["nsenter", f"--net=/run/netns/{self.space}", "unshare", "--uts", "--mount", "sh", "-c", own, "sh"]
 
     def start(
         self, command: Sequence[str], output: Path, variables: Mapping[str, str] | None = None
     ) -> subprocess.Popen[bytes]:
         """Start a command here; what it says goes to `output`."""
-        named = ["unshare", "--uts", "sh", "-c", 'hostname "$0" && exec "$@"', self.name]
         with output.open("wb") as said:
             child = subprocess.Popen(
-                ["ip", "netns", "exec", self.space, *named, *command],
-                env={**os.environ, "GLOO_SOCKET_IFNAME": CARD, **(variables or {})},
+                [*self.inside(), *command],
+                env={**os.environ, **(variables or {})},
                 stdin=subprocess.DEVNULL,
                 stdout=said,
                 stderr=subprocess.STDOUT,
@@ -49,15 +56,17 @@ class Host:
         found = subprocess.run(["ip", "netns", "pids", self.space], capture_output=True, text=True, check=True)
         return [int(pid) for pid in found.stdout.split() if _runs(int(pid))]
 
-    def rank(self, number: int) -> int:
-        """The process that its launcher told to be rank `number`; its launcher's own workers are not it."""
+    def tasks(self) -> dict[int, int]:
+        """Rank → process of the run on this host, whichever launcher said the rank; the run's own workers are none."""
+        found = {}
         for pid in self.pids():
             with contextlib.suppress(OSError):
                 words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
                 variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-                if b"luspo_cli" in words and b"train" in words and f"RANK={number}".encode() in variables:
-                    return pid
-        raise AssertionError(f"no process of {self.name} is rank {number}")
+                if b"luspo_cli" in words and b"train" in words and b"torch.distributed.run" not in words:
+                    named = [v.partition(b"=")[2] for v in variables if v.startswith((b"RANK=", b"SLURM_PROCID="))]
+                    found |= {int(rank): pid for rank in named[:1]}
+        return found
 
     def kill(self) -> None:
         """End everything here at once, as a host that crashes."""
@@ -73,7 +82,9 @@ class Host:
 @contextlib.contextmanager
 def two_hosts() -> Iterator[tuple[Host, Host]]:
     """Two hosts that reach one another and nothing else; at the end they are gone with all that runs on them."""
-    hosts = tuple(Host(f"host{n}", f"luspo-{os.getpid()}-{n}", f"10.77.0.{n}") for n in (1, 2))
+    names = Path(tempfile.mkdtemp()) / "hosts"
+    hosts = tuple(Host(f"host{n}", f"luspo-{os.getpid()}-{n}", f"10.77.0.{n}", names) for n in (1, 2))
+    names.write_text("127.0.0.1 localhost\n" + "".join(f"{host.address} {host.name}\n" for host in hosts))
     try:
         for host in hosts:
             _ip("netns", "add", host.space)
@@ -91,20 +102,21 @@ def two_hosts() -> Iterator[tuple[Host, Host]]:
             for child in host.started:
                 child.wait()
             subprocess.run(["ip", "netns", "del", host.space], capture_output=True, check=False)
+        shutil.rmtree(names.parent)
 
 
 @cache
 def no_hosts() -> str:
     """Why there can be no two hosts here, or nothing."""
-    if missing := [tool for tool in ("ip", "unshare", "hostname") if shutil.which(tool) is None]:
+    if missing := [tool for tool in ("ip", "nsenter", "unshare", "mount", "hostname") if shutil.which(tool) is None]:
         return f"{missing[0]} is not installed"
     try:
         with two_hosts() as (first, second):
-            probe = ["ip", "netns", "exec", first.space, "unshare", "--uts", "hostname", first.name]
-            subprocess.run(probe, capture_output=True, text=True, check=True)
+            subprocess.run([*first.inside(), "true"], capture_output=True, text=True, check=True)
             assert second.pids() == []
-    except subprocess.CalledProcessError as error:
-        return f"no network namespaces here: {error.stderr.strip()}"
+    except (OSError, subprocess.CalledProcessError) as error:
+        said = error.stderr.strip() if isinstance(error, subprocess.CalledProcessError) else str(error)
+        return f"no network namespaces here: {said}"
     return ""
 
 

@@ -30,11 +30,11 @@ BOUND_S = 90.0
 
 FAULTS: dict[str, tuple[Callable[[Host, Host], None], str]] = {
     "one process killed": (
-        lambda first, second: os.kill(second.rank(3), signal.SIGKILL),
+        lambda first, second: os.kill(second.tasks()[3], signal.SIGKILL),
         "lost process 3 of 4 on host2 (ended or killed)",
     ),
     "first process killed": (
-        lambda first, second: os.kill(first.rank(0), signal.SIGKILL),
+        lambda first, second: os.kill(first.tasks()[0], signal.SIGKILL),
         "lost process 0 of 4 on host1 (ended or killed)",
     ),
     "host killed": (
