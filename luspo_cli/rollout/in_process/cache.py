@@ -8,6 +8,7 @@ whole blocks instead of one concatenation a token; what was cut out is freed the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -34,10 +35,27 @@ class PromptCache:
         return 0
 
 
-class KeyValueCache:
-    """Keys and values of the live rows, [R, K, C, D] a layer, of which columns `begin:end` are in use."""
+class Columns:
+    """The columns in use, [R, K, S, D] a layer, the last of them open: what one decode step reads and writes."""
 
     is_compileable = False
+
+    def __init__(self, keys: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+        self.keys, self.values = keys, values
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return 0
+
+    def update(self, key: Tensor, value: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Write one decode step's [R, K, 1, D] into the open column; returns all columns in use."""
+        keys, values = self.keys[layer_idx], self.values[layer_idx]
+        keys[:, :, -1:].copy_(key)
+        values[:, :, -1:].copy_(value)
+        return keys, values
+
+
+class KeyValueCache:
+    """Keys and values of the live rows, [R, K, C, D] a layer, of which columns `begin:end` are in use."""
 
     def __init__(self) -> None:
         self.keys: list[Tensor] = []
@@ -49,9 +67,6 @@ class KeyValueCache:
     @property
     def rows(self) -> int:
         return self.valid.shape[0]
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        return self.end
 
     def add(self, prompts: PromptCache, lengths: list[int], copies: int) -> None:
         """Append `copies` rows for each prompt; `lengths` are the prompts' true lengths (padding is on the right)."""
@@ -92,20 +107,15 @@ class KeyValueCache:
         self.end -= self.begin
         self.begin = 0
 
-    def open_column(self) -> Tensor:
-        """Make room for one more token a row and return the valid columns [R, end - begin], the new one included."""
+    def open_column(self) -> tuple[Tensor, Columns]:
+        """Make room for one more token a row: the columns in use, the new one included, and which a row reads [R, S]."""
         if self.end == self.valid.shape[1]:
             self._grow(BLOCK)
         self.valid[:, self.end] = True
         self.end += 1
-        return self.valid[:, self.begin : self.end]
-
-    def update(self, key: Tensor, value: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Write one decode step's [R, K, 1, D] into the open column; returns views of all columns in use."""
-        self.keys[layer_idx][:, :, self.end - 1] = key[:, :, 0]
-        self.values[layer_idx][:, :, self.end - 1] = value[:, :, 0]
-        columns = slice(self.begin, self.end)
-        return self.keys[layer_idx][:, :, columns], self.values[layer_idx][:, :, columns]
+        begin, number = self.begin, self.end - self.begin
+        in_use = Columns(*([states.narrow(2, begin, number) for states in store] for store in (self.keys, self.values)))
+        return self.valid[:, begin : self.end], in_use
 
     def _allocate(self, prompts: PromptCache, longest: int) -> None:
         columns = longest + BLOCK

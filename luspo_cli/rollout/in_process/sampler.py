@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from luspo_cli.policy.images import batch_images, hidden_states, rotary_positions
 from luspo_cli.policy.supported import image_token_ids
 from luspo_cli.records import Prompt, Rollout, StopReason
-from luspo_cli.rollout.in_process.cache import KeyValueCache, PromptCache, decode_mask
+from luspo_cli.rollout.in_process.cache import KeyValueCache, PromptCache
+from luspo_cli.rollout.in_process.decode_step import DecodeStep
 from luspo_cli.rollout.in_process.draw import choose_tokens
 from luspo_cli.rollout.in_process.packed import copy_weights
 from luspo_cli.rollout.sampler import SamplingOptions
@@ -37,6 +38,7 @@ class InProcessSampler:
         self.tokenizer = tokenizer
         self.end_tokens = torch.tensor(sorted(end_tokens))
         self.max_rows = max_rows
+        self.step = DecodeStep(model)
 
     def load_weights(self, policy: nn.Module) -> None:
         """Copy the policy's weights into the sampler's own model; nothing to do where they are the same object."""
@@ -53,7 +55,7 @@ class InProcessSampler:
         modes = [(module, module.training) for module in self.model.modules()]
         self.model.eval()  # a module that recomputes its activations would write no cache
         try:
-            batch = _DecodeBatch(self.model, prompts, options, self.end_tokens, self.max_rows)
+            batch = _DecodeBatch(self.step, prompts, options, self.end_tokens, self.max_rows)
             batch.run(on_progress)
         finally:
             for module, training in modes:
@@ -79,9 +81,10 @@ class _DecodeBatch:
     """The state of one call: waiting groups, live rows and finished responses. `row` numbers are prompt * group_size + i."""
 
     def __init__(
-        self, model: Any, prompts: Sequence[Prompt], options: SamplingOptions, end_tokens: Tensor, max_rows: int
+        self, step: DecodeStep, prompts: Sequence[Prompt], options: SamplingOptions, end_tokens: Tensor, max_rows: int
     ) -> None:
-        self.model, self.prompts, self.options = model, prompts, options
+        self.step, self.prompts, self.options = step, prompts, options
+        self.model = model = step.model
         self.device = next(model.parameters()).device
         self.end_tokens = end_tokens.to(self.device)
         self.never_drawn = torch.tensor(image_token_ids(model.config), dtype=torch.long, device=self.device)
@@ -166,17 +169,8 @@ class _DecodeBatch:
         return rows
 
     def _decode(self, tokens: Tensor) -> None:
-        valid = self.cache.open_column()
-        mask = decode_mask(valid, self.model.dtype)
-        hidden = self.model.model(
-            input_ids=tokens[:, None],
-            position_ids=self.position[:, None],
-            attention_mask=mask,
-            past_key_values=self.cache,
-            use_cache=True,
-        ).last_hidden_state
+        self.logits = self.step(tokens, self.position, *self.cache.open_column())
         self.position += 1
-        self.logits = self.model.lm_head(hidden[:, -1])
 
     def _admit(self) -> None:
         """Prefill waiting groups while there is room for whole groups.
