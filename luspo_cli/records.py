@@ -110,6 +110,20 @@ class Rollout:
 
 
 @dataclass(frozen=True, slots=True)
+class FunctionScore:
+    """What one reward function of the user's own said of one rollout."""
+
+    score: float | None
+    """Unweighted; None where the function left it out (TRL's None) or failed."""
+    parts: Mapping[str, float] = field(default_factory=dict)
+    """Further numbers of the dict that it returned."""
+    texts: Mapping[str, str] = field(default_factory=dict)
+    """What else that dict held."""
+    error: str = ""
+    """Why the call failed; empty where it did not."""
+
+
+@dataclass(frozen=True, slots=True)
 class Reward:
     """The reward of one rollout and its breakdown (terms unweighted; `total` is their weighted sum)."""
 
@@ -119,6 +133,8 @@ class Reward:
     overlong: float
     verdict: Verdict
     """Right or wrong, why, and where the answer was read."""
+    functions: Mapping[str, FunctionScore] = field(default_factory=dict)
+    """By name, in the order of `reward.function`; of one that failed `score` is what was paid all the same."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from luspo_cli.analysis.history import RunHistory
 from luspo_cli.analysis.variants import in_which, shortened, show
 from luspo_cli.config.stored import flatten
 
-COMPARED = ("luspo", "code", "packages", "data")
+COMPARED = ("luspo", "code", "packages", "data", "functions")
 """Parts of provenance.json that should be equal; hardware and, for a made model, the weights differ by nature."""
 _OF_THE_RESULT = {"version": "version", "mode": "mode", "n_problems": "number of problems", "n_samples": "samples"}
 _OF_THE_MODEL = ("model", "weights")

@@ -20,7 +20,7 @@ from luspo_cli.analysis.logs import no_step, read_json_lines, read_log
 from luspo_cli.analysis.tensorboard import event_files, is_event_file
 from luspo_cli.errors import UsageError, nearest
 from luspo_cli.files import require_object
-from luspo_cli.metrics.names import BY_LENGTH, METRICS
+from luspo_cli.metrics.names import BY_LENGTH, METRICS, metric_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -64,7 +64,7 @@ class RunHistory:
     def column(self, metric: str) -> pd.Series:
         """Return one metric by step, NaN where a step has none; UsageError where the run never recorded it."""
         if metric not in self.table.columns:
-            hint = "" if metric in METRICS else nearest(metric, METRICS)
+            hint = "" if metric_of(metric) else nearest(metric, METRICS)
             raise UsageError(f"{self.path} has no metric '{metric}'{hint}; it has {', '.join(self.table.columns)}.")
         return self.table[metric]
 
@@ -193,7 +193,7 @@ def _evaluations(folder: Path, table: pd.DataFrame) -> tuple[pd.DataFrame, str |
     for before, after in pairwise(steps):
         if after <= before:
             raise UsageError(f"{log}: step {after} comes after step {before}; steps must increase.")
-    known = [{key: value for key, value in row.items() if key in METRICS} for row in rows]
+    known = [{key: value for key, value in row.items() if metric_of(key)} for row in rows]
     evaluations = _table(known, steps, log) if rows else _evaluated_steps(table)
     # A run that was killed between an evaluation and its step has an evaluation too many.
     return evaluations.loc[: table.index[-1]], torn

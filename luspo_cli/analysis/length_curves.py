@@ -39,7 +39,7 @@ from luspo_cli.analysis.outputs import FIGURE, NUMBERS, check_output
 from luspo_cli.analysis.variants import ClipRange, Variant, clip_ranges, clip_sentence, split_into_variants
 from luspo_cli.errors import UsageError, nearest
 from luspo_cli.files import replace_file
-from luspo_cli.metrics.names import METRICS
+from luspo_cli.metrics.names import METRICS, metric_of
 
 LENGTH = "response_length/mean"
 CORRECT, INCORRECT = "response_length/correct", "response_length/incorrect"
@@ -138,7 +138,7 @@ def build_figure(
     drawn = [] if drawn is None else drawn
     if not runs:
         raise UsageError("No run was given; name one or more run folders.")
-    if metric not in METRICS or metric == "step":
+    if metric_of(metric) is None or metric == "step":
         raise UsageError(f"'{metric}' is not a metric{nearest(metric, METRICS)}; docs/run-folder.md lists them.")
     if smooth is not None and smooth < 1:
         raise UsageError(f"The moving mean needs at least 1 step, not {smooth}.")
@@ -176,7 +176,7 @@ def build_figure(
     band = not split_correct and len(variants) <= MOST_BANDS
     drawn += draw_panel(axes[0], variants, styles, metrics, window, band=band)
     _label_panel(axes[0], metric)
-    if (log if log is not None else METRICS[metric].unit == "tokens") and not length_scale(axes[0]):
+    if (log if log is not None else _unit(metric) == "tokens") and not length_scale(axes[0]):
         notes.append("A value is not positive, so the axis is linear.")
     if two_panels:
         # A held-out accuracy is over problems enough: it stands as measured.
@@ -316,8 +316,13 @@ def _draw_lone(ax: Axes, curve: pd.Series, colour: str, size: float) -> None:
         ax.plot(lone.index, lone, color=colour, marker="o", markersize=size, linestyle="none", gid="lone")
 
 
+def _unit(metric: str) -> str:
+    known = metric_of(metric)
+    return known.unit if known else "1"
+
+
 def _label_panel(ax: Axes, metric: str) -> None:
-    unit = METRICS[metric].unit
+    unit = _unit(metric)
     if metric == LENGTH:
         ax.set_ylabel("response length (tokens)")
     else:

@@ -22,7 +22,7 @@ from typing import Any
 from luspo_cli.analysis.tensorboard import is_event_file, read_events
 from luspo_cli.config.peers import PEER_KEYS
 from luspo_cli.errors import UsageError
-from luspo_cli.metrics.names import METRICS
+from luspo_cli.metrics.names import METRICS, metric_of
 
 LENGTH = "response_length/mean"
 STEP_KEYS = (
@@ -244,7 +244,7 @@ def _planned(rows: Sequence[Row]) -> int | None:
 def _framework(seen: Sequence[str], path: Path) -> tuple[str, Mapping[str, str]]:
     """Return whose keys these are, with their translation; UsageError where none of them is a response length."""
     if LENGTH in seen and "tokens/total" in seen:
-        return "luspo", {name: name for name in METRICS if name != "step"}
+        return "luspo", {name: name for name in (*METRICS, *seen) if name != "step" and metric_of(name)}
     for source, keys in PEER_KEYS.items():
         if any(ours == LENGTH and theirs in seen for theirs, ours in keys.items()):
             return source, keys

@@ -6,20 +6,68 @@ Standard library only, as `objective` is: another trainer's process that scores 
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from luspo_cli.config.plain import PlainSection
+from luspo_cli.function_path import parse_function_path
+
+TAKEN_NAMES = (
+    "total", "accuracy", "format", "overlong", "no_answer_fraction",
+    "verification_timeouts", "verification_crashes", "read_from", "decided_by",
+)  # fmt: skip
+"""What stands behind reward/ in luspo's own metrics."""
+_METRIC_NAME = re.compile(r"[A-Za-z_][\w.-]*")
+
+
+@dataclass(frozen=True)
+class RewardFunction(PlainSection):
+    """A reward of the user's own: a Python function, its weight and the name of its numbers (docs/own-reward.md)."""
+
+    function: str
+    """`path/to/file.py:name` or `package.module:name`."""
+    weight: float = 1.0
+    name: str = ""
+    """In the metrics, as reward/NAME/mean; empty: the function's own name."""
+    completions: Literal["text", "messages"] = "text"
+    """For a function that takes `completions`: each one as text, or as a list of one message as TRL gives them for chats."""
+
+    def __post_init__(self) -> None:
+        try:
+            path = parse_function_path(self.function)
+        except ValueError as error:
+            raise ValueError(f"reward.function: {error}") from None
+        _set(self, "function", str(path))
+        _set(self, "name", self.name or path.name)
+        if not _METRIC_NAME.fullmatch(self.name):
+            raise ValueError(
+                f"reward.function: the name '{self.name}' must be letters, digits, _, . and -, and begin with a letter"
+            )
+        if self.name in TAKEN_NAMES:
+            raise ValueError(
+                f"reward.function: '{self.name}' is a name of luspo's own metrics: give the function another one with"
+                " { function = ..., name = ... }"
+            )
 
 
 @dataclass(frozen=True)
 class RewardConfig(PlainSection):
-    """reward = accuracy_weight * accuracy + format_weight * format + overlong_weight * overlong."""
+    """reward = accuracy_weight * accuracy + format_weight * format + overlong_weight * overlong + functions of one's own."""
 
-    verifier: Literal["math", "exact"] = "math"
+    verifier: Literal["math", "exact", "function"] = "math"
     """`math`: extract the final answer and compare with math-verify in a killable worker; `exact`: the response must be
-    text, then `#answer`, then the end of the sequence (the made tasks)."""
-    accuracy_weight: float = 1.0
+    text, then `#answer`, then the end of the sequence (the made tasks); `function`: the first of `function` says what is right,
+    by its part `acc` or `correct`, without one by a score above 0."""
+    accuracy_weight: float | None = None
+    """None: 1, and with `function` 0, so that the functions alone are paid."""
+    function: tuple[RewardFunction, ...] = ()
+    """Rewards of one's own, weighted and added: `file.py:name`, or a list of such texts or of tables {function, weight, name}."""
+    function_seconds: float = 10.0
+    """Seconds that one call may take (for a whole group where the function takes one) before its worker is killed."""
+    function_failed_score: float = 0.0
+    """What a response is paid in the place of the score of a call that hung, crashed or returned no finite number."""
     format: Literal["none", "boxed", "gsm8k", "answer-line"] = "none"
     """The form that earns the format reward: a closed `\\boxed{}`, a last line `#### N`, or a last line `Answer: ...`."""
     format_weight: float = 0.0
@@ -36,5 +84,41 @@ class RewardConfig(PlainSection):
         for key in ("overlong_buffer", "workers"):
             if getattr(self, key) < 0:
                 raise ValueError(f"reward.{key} = {getattr(self, key)} must be 0 or more")
-        if not (math.isfinite(self.timeout_s) and self.timeout_s > 0):
-            raise ValueError(f"reward.timeout_s = {self.timeout_s} must be a positive number of seconds")
+        for key in ("timeout_s", "function_seconds"):
+            if not (math.isfinite(getattr(self, key)) and getattr(self, key) > 0):
+                raise ValueError(f"reward.{key} = {getattr(self, key)} must be a positive number of seconds")
+        if self.accuracy_weight is None:
+            _set(self, "accuracy_weight", 0.0 if self.function else 1.0)
+        names = [one.name for one in self.function]
+        if repeated := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(
+                f"reward.function has two functions named '{repeated}': give each a name of its own, {{function, weight, name}}"
+            )
+        if self.verifier == "function" and not self.function:
+            raise ValueError("reward.verifier = 'function' needs reward.function, path/to/file.py:name")
+        for key, usual in (("function_seconds", 10.0), ("function_failed_score", 0.0)):
+            if not self.function and getattr(self, key) != usual:
+                raise ValueError(f"reward.{key} changes nothing without reward.function: set that too")
+
+    @property
+    def paid_accuracy(self) -> float:
+        """What a right answer is paid."""
+        return self.accuracy_weight or 0.0
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
+        schema = super().__get_pydantic_core_schema__(source, handler)
+        return {"type": "function-before", "function": {"type": "no-info", "function": _as_tables}, "schema": schema}
+
+
+def _as_tables(values: Any) -> Any:
+    """A section as it is written, with `function` as a list of tables."""
+    if not isinstance(values, Mapping) or "function" not in values:
+        return values
+    given = values["function"]
+    several = given if isinstance(given, list | tuple) else [given] if given else []
+    return {**values, "function": tuple({"function": one} if isinstance(one, str) else one for one in several)}
+
+
+def _set(section: object, key: str, value: object) -> None:
+    object.__setattr__(section, key, value)  # the one moment at which a frozen section may change: its own construction

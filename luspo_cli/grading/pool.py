@@ -78,7 +78,9 @@ class KillablePool:
         timeout_s: float,
         memory_bytes: int = 2 << 30,
         recycle_after: int = 20_000,
+        setup: tuple[str, Sequence[Any]] | None = None,
     ) -> None:
+        """`setup`: a function by its import path and arguments that JSON holds, called in each worker before its first task."""
         if workers < 1:
             raise ValueError(f"a pool needs at least one worker, got {workers}")
         if not timeout_s > 0:
@@ -88,6 +90,7 @@ class KillablePool:
         self._timeout_s = timeout_s
         self._memory_bytes = memory_bytes
         self._recycle_after = recycle_after
+        self._setup = setup
         self._workers: list[_Worker] = []
         self._lock = threading.Lock()
         self._failed_starts = 0
@@ -164,6 +167,7 @@ class KillablePool:
             "parent": os.getpid(),
             "memory_bytes": self._memory_bytes,
             "timeout_s": self._timeout_s,
+            "setup": self._setup,
         }
         code = (
             f"import sys; sys.path[:] = {sys.path!r}; "

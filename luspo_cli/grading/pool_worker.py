@@ -35,6 +35,9 @@ def main(settings_text: str) -> None:
         os.dup2(quiet, descriptor)
     try:
         function = _resolve(settings["function"])
+        if settings["setup"]:
+            prepare, arguments = settings["setup"]
+            _resolve(prepare)(*arguments)
     except BaseException as error:
         _send(replies, ("failed", f"{type(error).__name__}: {error}"))
         return

@@ -29,6 +29,8 @@ class Reason(StrEnum):
     """Equal by symbolic algebra."""
     NEAREST = "nearest"
     """Official modes only: the answer was mapped to the nearest choice, and that choice is right."""
+    FUNCTION = "function"
+    """A function of the user's own calls it right."""
     DIFFERENT = "different"
     """An answer was found and is not the gold answer."""
     NO_ANSWER = "no_answer"
@@ -46,7 +48,7 @@ class Reason(StrEnum):
         return self in _RIGHT
 
 
-_RIGHT = frozenset({Reason.EXACT, Reason.NUMERIC, Reason.STRUCTURAL, Reason.SYMBOLIC, Reason.NEAREST})
+_RIGHT = frozenset({Reason.EXACT, Reason.NUMERIC, Reason.STRUCTURAL, Reason.SYMBOLIC, Reason.NEAREST, Reason.FUNCTION})
 
 
 class ReadFrom(StrEnum):
@@ -79,6 +81,8 @@ class DecidedBy(StrEnum):
     """The check of the made tasks, or of labels: the same text."""
     OFFICIAL = "official"
     """The benchmark's own script."""
+    FUNCTION = "function"
+    """A function of the user's own."""
     JUDGE = "judge"
     """A language model."""
     NOBODY = "nobody"

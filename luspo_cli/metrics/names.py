@@ -7,6 +7,7 @@ a test keeps the two equal.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
@@ -210,6 +211,27 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
 )
 
 
+_OF_FUNCTION = re.compile(r"(?P<held_out>evaluation/)?reward/(?P<name>[^/]+)/(?:(?P<part>.+)/)?(?P<which>mean|failed)")
+
+
+def metric_of(name: str) -> Metric | None:
+    """What the key `name` holds: of the table, or of a reward function of the user's own; None for any other name."""
+    found = METRICS.get(name)
+    if found is not None or not (of_function := _OF_FUNCTION.fullmatch(name)):
+        return found
+    function, part, where = (
+        of_function["name"],
+        of_function["part"],
+        of_function["held_out"] and " on held-out problems",
+    )
+    if of_function["which"] == "failed":
+        return (
+            None if part else Metric("rollouts", f"Calls of the reward function {function} that failed{where or ''}.")
+        )
+    what = f"part {part} of the reward function {function}" if part else f"score of the reward function {function}"
+    return Metric("1", f"Mean {what}, unweighted{where or ''}.")
+
+
 def unknown_metrics(names: Iterable[str]) -> list[str]:
-    """Return those of `names` that are not in `METRICS`, sorted: what a writer must refuse."""
-    return sorted(set(names) - METRICS.keys())
+    """Return those of `names` that are no metric, sorted: what a writer must refuse."""
+    return sorted(name for name in set(names) if metric_of(name) is None)

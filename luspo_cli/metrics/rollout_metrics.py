@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from luspo_cli.grading.verdict import DecidedBy, ReadFrom, Reason
-from luspo_cli.records import Rollout, ScoredGroup
+from luspo_cli.records import Reward, Rollout, ScoredGroup
 
 _PLACES = (ReadFrom.OWN_MARK, ReadFrom.BOX, ReadFrom.OTHER_MARK, ReadFrom.PHRASE)
 
@@ -70,4 +70,20 @@ def reward_metrics(groups: Sequence[ScoredGroup]) -> dict[str, float | None]:
         "group/all_correct_fraction": statistics.fmean(full),
         "group/all_wrong_fraction": statistics.fmean(empty),
         "group/mixed_fraction": statistics.fmean(mixed),
+        **function_metrics(rewards),
     }
+
+
+def function_metrics(rewards: Sequence[Reward], prefix: str = "reward") -> dict[str, float | None]:
+    """`PREFIX/NAME/mean`, `PREFIX/NAME/PART/mean` and `PREFIX/NAME/failed` of each reward function of one's own."""
+    found: dict[str, float | None] = {}
+    for name in rewards[0].functions if rewards else ():
+        scores = [reward.functions[name] for reward in rewards]
+        given = [one.score for one in scores if one.score is not None]
+        found[f"{prefix}/{name}/mean"] = statistics.fmean(given) if given else None
+        for part in sorted({part for one in scores for part in one.parts}):
+            found[f"{prefix}/{name}/{part}/mean"] = statistics.fmean(
+                one.parts[part] for one in scores if part in one.parts
+            )
+        found[f"{prefix}/{name}/failed"] = sum(bool(one.error) for one in scores)
+    return found

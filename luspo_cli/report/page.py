@@ -27,7 +27,7 @@ from luspo_cli.analysis.outputs import PAGE, check_output
 from luspo_cli.analysis.variants import split_into_variants
 from luspo_cli.files import replace_file
 from luspo_cli.metrics.intervals import student_quantile
-from luspo_cli.metrics.names import METRICS
+from luspo_cli.metrics.names import metric_of
 from luspo_cli.report import curves
 from luspo_cli.report.kept import kept_maps
 from luspo_cli.report.rollouts import RATIO_UNIT, StepReader
@@ -135,7 +135,7 @@ def _run(run: RunHistory) -> dict[str, Any]:
 
 
 def _metric(name: str, runs: Sequence[RunHistory], stride: int, parts: Parts) -> dict[str, Any]:
-    known = METRICS.get(name)
+    known = metric_of(name)
     part = parts.add(f"metric {name}", [curves.curve(run, name, stride) for run in runs])
     return {
         "name": name,

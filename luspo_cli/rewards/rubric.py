@@ -1,4 +1,4 @@
-"""From a rollout to its reward: the weighted sum of accuracy, format and overlong terms, with the breakdown kept.
+"""From a rollout to its reward: the weighted sum of accuracy, format, overlong and own functions, with the breakdown kept.
 
 Decided here: a truncated rollout is judged like any other. If it wrote a complete final answer before the limit cut it,
 that answer counts; cut inside its box or its thought, it has no answer. What it pays for its length is the overlong
@@ -9,7 +9,7 @@ Whoever wants the plain function of one response takes `score_text`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Self
 
 from luspo_cli.config.reward import RewardConfig
@@ -19,8 +19,9 @@ from luspo_cli.grading.grader import Grader, Response
 from luspo_cli.grading.majority import answer_key_of
 from luspo_cli.grading.prompts import mark_of_prompt
 from luspo_cli.grading.verdict import Verdict
-from luspo_cli.records import Problem, Reward, Rollout
+from luspo_cli.records import FunctionScore, Problem, Reward, Rollout
 from luspo_cli.rewards.exact import score_exact
+from luspo_cli.rewards.functions import FailedCalls, RewardFunctions
 from luspo_cli.rewards.shaping import format_reward, overlong_penalty
 
 
@@ -37,6 +38,9 @@ class Rubric:
         self._config = config
         self._limit = max_response_tokens
         self._grader = Grader(workers=config.workers, timeout_s=config.timeout_s)
+        self._functions = RewardFunctions(config)
+        self.look = FailedCalls().look
+        """Given the rewards of a whole batch: says once that calls of own functions failed, and raises where all did."""
 
     def __enter__(self) -> Self:
         return self
@@ -47,23 +51,27 @@ class Rubric:
     def close(self) -> None:
         """End the worker processes."""
         self._grader.close()
+        self._functions.close()
 
     def score(self, problems: Sequence[Problem], rollouts: Sequence[Rollout]) -> list[Reward]:
-        """Return one reward a rollout; `problems` and `rollouts` run in parallel (`problems[i]` is rollout i's)."""
-        for problem, rollout in zip(problems, rollouts, strict=True):
-            if problem.id != rollout.problem_id:
-                raise ValueError(f"rollout of {rollout.problem_id} given beside problem {problem.id}")
-        return [
-            self._reward(rollout.response, rollout.response_length, rollout.truncated, rollout.thought_open, verdict)
-            for rollout, verdict in zip(rollouts, self._judge(problems, rollouts), strict=True)
-        ]
+        """Return one reward a rollout; `problems[i]` is rollout i's. To a function of one's own each is a group by itself."""
+        pairs = list(zip(problems, rollouts, strict=True))
+        return [reward for (reward,) in self.score_groups(problems, [(rollout,) for _, rollout in pairs])]
 
     def score_groups(
         self, problems: Sequence[Problem], groups: Sequence[Sequence[Rollout]]
     ) -> list[tuple[Reward, ...]]:
         """Return the rewards of every group's rollouts; `groups[i]` are the rollouts of `problems[i]`. One batch of checks."""
-        of_rollout = [problem for problem, group in zip(problems, groups, strict=True) for _ in group]
-        rewards = iter(self.score(of_rollout, [rollout for group in groups for rollout in group]))
+        pairs = [(problem, one) for problem, group in zip(problems, groups, strict=True) for one in group]
+        for problem, rollout in pairs:
+            if problem.id != rollout.problem_id:
+                raise ValueError(f"rollout of {rollout.problem_id} given beside problem {problem.id}")
+        scores = [own for group in self._functions.score_groups(problems, groups) for own in group]
+        verdicts = self._judge([problem for problem, _ in pairs], [rollout for _, rollout in pairs], scores)
+        rewards = iter(
+            self._reward(one.response, one.response_length, one.truncated, one.thought_open, verdict, own)
+            for (_, one), verdict, own in zip(pairs, verdicts, scores, strict=True)
+        )
         return [tuple(next(rewards) for _ in group) for group in groups]
 
     def score_text(
@@ -76,27 +84,45 @@ class Rubric:
         truncated: bool = False,
         thought_open: bool = False,
     ) -> Reward:
-        """Return the reward of one decoded response; `length` in tokens, for the overlong term only."""
+        """Return the reward of one decoded response; `length` in tokens, for the overlong term only.
+
+        Functions of one's own take whole problems: with them it is `score`.
+        """
+        if self._functions.names:
+            raise ValueError("reward.function scores rollouts of problems: use Rubric.score")
         if self._config.verifier == "exact":
             verdict = score_exact(response, gold, ended=not truncated)
         else:
             (verdict,) = self._grader.judge([Response(response, gold, mark, thought_open)])
-        return self._reward(response, length, truncated, thought_open, verdict)
+        return self._reward(response, length, truncated, thought_open, verdict, {})
 
     def check_golds(self, problems: Sequence[Problem]) -> list[str]:
         """Return the ids of problems whose gold answer no response can match: empty, or not readable as mathematics."""
         golds = [problem.answer for problem in problems]
+        if self._config.verifier == "function":
+            return []
         if self._config.verifier == "exact":
             unreadable = [not gold or "#" in gold for gold in golds]
         else:
             unreadable = self._grader.unreadable(golds)
         return [problem.id for problem, bad in zip(problems, unreadable, strict=True) if bad]
 
+    def check_functions(self, problems: Sequence[Problem]) -> None:
+        """UsageError where a function of one's own cannot be imported or called for these problems."""
+        self._functions.check(problems)
+
     def answer_key(self, extracted: str) -> str:
         """Return a key that equal answers share, for maj@k."""
         return answer_key_of(self._config.verifier)(extracted)
 
-    def _judge(self, problems: Sequence[Problem], rollouts: Sequence[Rollout]) -> list[Verdict]:
+    def _judge(
+        self,
+        problems: Sequence[Problem],
+        rollouts: Sequence[Rollout],
+        scores: Sequence[Mapping[str, FunctionScore]],
+    ) -> list[Verdict]:
+        if self._config.verifier == "function":
+            return [self._functions.verdict(own) for own in scores]
         if self._config.verifier == "exact":
             return [
                 score_exact(rollout.response, problem.answer, ended=not rollout.truncated)
@@ -110,15 +136,25 @@ class Rubric:
         ]
         return self._grader.judge(responses)
 
-    def _reward(self, response: str, length: int, truncated: bool, thought_open: bool, verdict: Verdict) -> Reward:
+    def _reward(
+        self,
+        response: str,
+        length: int,
+        truncated: bool,
+        thought_open: bool,
+        verdict: Verdict,
+        functions: Mapping[str, FunctionScore],
+    ) -> Reward:
         config = self._config
         accuracy = float(verdict.correct)
         form = format_reward(response, config.format, thought_open=thought_open)
         overlong = overlong_penalty(length, self._limit, config.overlong_buffer, truncated=truncated)
+        terms = config.paid_accuracy * accuracy + config.format_weight * form + config.overlong_weight * overlong
         return Reward(
-            total=config.accuracy_weight * accuracy + config.format_weight * form + config.overlong_weight * overlong,
+            total=terms + (self._functions.total(functions) if functions else 0.0),
             accuracy=accuracy,
             format=form,
             overlong=overlong,
             verdict=verdict,
+            functions=functions,
         )

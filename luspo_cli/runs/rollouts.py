@@ -3,14 +3,14 @@ answers of each held-out evaluation without their text."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
 from luspo_cli.files import replacing, said_in_one_sentence
-from luspo_cli.grading.verdict import Verdict
-from luspo_cli.records import Rollout, RowUpdate, ScoredGroup
+from luspo_cli.records import FunctionScore, Reward, Rollout, RowUpdate, ScoredGroup
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,10 +25,13 @@ class HeldOutAnswer:
     response_length: int
     """In tokens, the end-of-sequence token included."""
     stop_reason: str
+    functions: Mapping[str, FunctionScore] = field(default_factory=dict)
+    """What own reward functions said of it."""
 
     @classmethod
-    def of(cls, sample: int, rollout: Rollout, verdict: Verdict) -> Self:
+    def of(cls, sample: int, rollout: Rollout, reward: Reward) -> Self:
         """The answer of response number `sample` of its problem."""
+        verdict = reward.verdict
         return cls(
             rollout.problem_id,
             sample,
@@ -36,6 +39,7 @@ class HeldOutAnswer:
             verdict.status,
             rollout.response_length,
             str(rollout.stop_reason),
+            reward.functions,
         )
 
 
@@ -73,6 +77,7 @@ def store_rollouts(
             "reward_accuracy": reward.accuracy,
             "reward_format": reward.format,
             "reward_overlong": reward.overlong,
+            **_of_functions(reward.functions),
             "advantage": advantage,
             "in_batch": id(group.rollouts) in in_batch,
             "response_length": rollout.response_length,
@@ -86,12 +91,25 @@ def store_rollouts(
         for group in groups
         for rollout, reward, advantage in zip(group.rollouts, group.rewards, group.advantages, strict=True)
     ]
-    _write(folder, step, rows, [] if updates is None else list(_of_update(None)))
+    functions = [f"reward_{name}" for group in groups[:1] for name in group.rewards[0].functions]
+    _write(folder, step, rows, functions if updates is None else [*functions, *_of_update(None)])
 
 
 def store_held_out(folder: Path, step: int, answers: Sequence[HeldOutAnswer]) -> None:
     """Write step-NNNNNN.parquet, one row a response to a held-out problem, whole or not at all."""
-    _write(folder, step, [asdict(answer) for answer in answers], ["extracted"])
+    rows = [asdict(answer) for answer in answers]
+    for row, answer in zip(rows, answers, strict=True):
+        del row["functions"]
+        row |= _of_functions(answer.functions)
+    _write(folder, step, rows, ["extracted", *(f"reward_{name}" for name in answers[0].functions)])
+
+
+def _of_functions(functions: Mapping[str, FunctionScore]) -> dict[str, Any]:
+    """The columns of own reward functions: the score of each, and everything that they said as JSON; none without functions."""
+    if not functions:
+        return {}
+    scores = {f"reward_{name}": one.score for name, one in functions.items()}
+    return {**scores, "reward_functions": json.dumps({name: asdict(one) for name, one in functions.items()})}
 
 
 def _write(folder: Path, step: int, rows: list[dict[str, Any]], maybe_null: Sequence[str]) -> None:

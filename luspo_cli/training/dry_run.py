@@ -32,7 +32,7 @@ from luspo_cli.rollout.samplers import (
 from luspo_cli.runs.checkpoints import fork_checkpoint
 from luspo_cli.runs.folder import IfExists, RunFolder
 from luspo_cli.training.memory import estimate_memory, largest_image_tokens, tower_moves, trained_parameters
-from luspo_cli.training.problems import held_out_problems, training_problems
+from luspo_cli.training.problems import held_out_problems, own_rewards, training_problems
 
 GIB = 2**30
 
@@ -57,6 +57,8 @@ class Plan:
     images: dict[str, Any]
     """Of a vision model, else empty: `parameters` of its tower, whether it is `trained`, `tokens` of the largest image."""
     work: dict[str, float]
+    rewards: list[dict[str, Any]]
+    """Own reward functions: `name`, `weight`, `function`, `signature`, `called` once a response or a group, `sha256`."""
     sampler: dict[str, str]
     """`name`, and the `reason` why it is this one."""
     missing: list[str]
@@ -81,9 +83,11 @@ def make_plan(
     device_bytes = device_memory() if sampler.name == "vllm" else None
     memory = estimate_memory(config, shape, processes, sampler.name, device_bytes)
     unreadable, overlap = _data(config)
+    rewards, unusable = own_rewards(config)
     missing = [
         *missing_inputs(config),
         *unreadable,
+        unusable,
         config.correction_refused(sampler.name, never_drawn=shape.vision.depth > 0),
         crowded(config, processes),
         _taken(config, run, if_exists) if run else None,
@@ -108,6 +112,7 @@ def make_plan(
             * rollout.max_response_tokens
             * (rollout.max_sampling_rounds if rollout.dynamic_sampling else 1),
         },
+        rewards=rewards,
         sampler={"name": sampler.name, "reason": sampler.reason},
         missing=[reason for reason in missing if reason],
         warnings=[*warnings, *([overlap] if overlap else [])],

@@ -10,8 +10,9 @@ from typing import Any
 from luspo_cli.grading.majority import majority_is_correct
 from luspo_cli.grading.verdict import Reason, Verdict
 from luspo_cli.metrics.intervals import accuracy_interval
+from luspo_cli.metrics.rollout_metrics import function_metrics
 from luspo_cli.processes.ranks import ALONE, Ranks
-from luspo_cli.records import Problem, Prompt
+from luspo_cli.records import Problem, Prompt, Reward
 from luspo_cli.rewards.rubric import Rubric
 from luspo_cli.rollout.sampler import Sampler, SamplingOptions
 from luspo_cli.runs.rollouts import HeldOutAnswer
@@ -58,13 +59,17 @@ class HeldOut:
         size, part = self.options.group_size, self.part * ranks.size
         answers: list[HeldOutAnswer] = []
         verdicts: list[Verdict] = []
+        given: list[Reward] = []
         for start in range(0, len(problems), part):
             options, own = replace(self.options, first_row=start * size), problems[start : start + part]
             scored = sample_and_score(ranks, sampler, self.rubric, own, self.to_prompt, options, keep_images=False)
             for rollouts, rewards in zip(scored.groups, scored.rewards, strict=True):
-                pairs = list(zip(rollouts, (reward.verdict for reward in rewards), strict=True))
-                answers += [HeldOutAnswer.of(place, *pair) for place, pair in enumerate(pairs)]
-                verdicts += [verdict for _, verdict in pairs]
+                answers += [
+                    HeldOutAnswer.of(place, *pair) for place, pair in enumerate(zip(rollouts, rewards, strict=True))
+                ]
+                verdicts += [reward.verdict for reward in rewards]
+                given += rewards
+        self.rubric.look("held-out evaluation", given, aloud=ranks.is_first)
         problem_answers = [verdicts[i : i + size] for i in range(0, len(verdicts), size)]
         per_problem = [statistics.fmean(verdict.correct for verdict in own) for own in problem_answers]
         low, high = accuracy_interval(per_problem, samples=size)
@@ -78,6 +83,7 @@ class HeldOut:
             "evaluation/truncated_fraction": statistics.fmean(answer.stop_reason == "length" for answer in answers),
             "evaluation/no_answer_fraction": reasons.count(Reason.NO_ANSWER) / len(reasons),
             "evaluation/failed_verifications": reasons.count(Reason.TIMEOUT) + reasons.count(Reason.CRASHED),
+            **function_metrics(given, "evaluation/reward"),
         }
         if size > 1:
             key = self.rubric.answer_key

@@ -19,7 +19,7 @@ from typing import Any
 
 from luspo_cli.config.run import TrainRun
 from luspo_cli.data.batches import BatchSource
-from luspo_cli.metrics.names import BY_LENGTH, METRICS, unknown_metrics
+from luspo_cli.metrics.names import BY_LENGTH, METRICS, metric_of, unknown_metrics
 from luspo_cli.metrics.rollout_metrics import length_metrics, reward_metrics
 from luspo_cli.processes.ranks import ALONE, Ranks
 from luspo_cli.records import Problem, Prompt, Rollout
@@ -81,6 +81,8 @@ def train(
         given = stages.first_rollouts if step == 1 else ()
         sampler = StepSampler(config, place, stages.sampler, stages.rubric, stages.to_prompt, ranks, given)
         groups = sample_step(stages.problems, place, config.rollout, sampler.sample)
+        rewards = [reward for group in groups.sampled for reward in group.rewards]
+        stages.rubric.look(f"step {step}", rewards, aloud=ranks.is_first)
         every = config.update.noise_floor_every
         noise: dict[str, float | None] = {}
         measures_noise = bool(every) and step % every == 1 % every
@@ -122,7 +124,7 @@ def train(
             **diagnosed,
             **updated,
             **noise,
-            **{key: value for key, value in evaluation.items() if key in METRICS},
+            **{key: value for key, value in evaluation.items() if metric_of(key)},
             "time/rollout": sampler.rollout_s,
             "time/prompts": sampler.prompts_s,
             "time/reward": sampler.reward_s,
@@ -152,11 +154,12 @@ def train(
 
 
 def in_order(metrics: dict[str, Any]) -> dict[str, Any]:
-    """The record in the order of `METRICS`; a name that is not there is a defect."""
+    """The record in the order of `METRICS`, own reward functions behind them; a name that is no metric is a defect."""
     unknown = unknown_metrics(metrics.keys() - {BY_LENGTH})
     if unknown:
         raise AssertionError(f"metrics without an entry in metrics/names.py: {unknown}")
-    return {name: metrics[name] for name in (*METRICS, BY_LENGTH) if name in metrics}
+    own = [name for name in metrics if name not in METRICS and name != BY_LENGTH]
+    return {name: metrics[name] for name in (*METRICS, *own, BY_LENGTH) if name in metrics}
 
 
 def _evaluate(config: TrainRun, stages: Stages, step: int) -> tuple[dict[str, Any], list[HeldOutAnswer]]:

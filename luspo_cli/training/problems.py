@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from luspo_cli.config.run import MADE_TASKS, TrainRun
 from luspo_cli.data.batches import BatchSource, ProblemBatches
@@ -49,12 +50,13 @@ class RunProblems:
     """With its images or blind."""
 
     def check_golds(self, rubric: Rubric) -> None:
-        """UsageError for a gold answer that cannot be read: it would score every response wrong."""
+        """UsageError for an own reward that cannot be called, and a gold answer that cannot be read: it would score all wrong."""
+        rubric.check_functions([*(self.from_file or self.source.batch(0)), *self.held_out])
         bad = rubric.check_golds([*self.from_file, *self.held_out])
         if bad:
             raise UsageError(
                 f"{len(bad)} gold answers cannot be read (first: problem '{bad[0]}'); run the data through luspo prepare-data,"
-                " which filters such rows"
+                " which filters such rows, or let a function of your own judge with reward.verifier = 'function'"
             )
 
 
@@ -129,6 +131,27 @@ def held_out_problems(config: TrainRun) -> list[Problem]:
             f"data.held_out: {config.data.held_out} has {len(problems)} problems, fewer than evaluation.problems={number}"
         )
     return problems[:number]
+
+
+def own_rewards(config: TrainRun) -> tuple[list[dict[str, Any]], str | None]:
+    """The own reward functions as they were found, imported in a worker, and why one cannot be used."""
+    from luspo_cli.rewards.functions import RewardFunctions
+
+    functions = RewardFunctions(config.reward)
+    try:
+        found = functions.described
+        with suppress(UsageError):  # that the data cannot be read is said already
+            problems = [*training_problems(config), *held_out_problems(config)]
+            reason = functions.unmet(problems) if problems else None
+            if reason:
+                return [], reason
+    except UsageError as error:
+        return [], str(error)
+    return [
+        {"name": one.name, "weight": one.weight, "function": one.function, "signature": own.signature.text,
+         "called": own.signature.called, "sha256": own.sha256}
+        for one, own in zip(config.reward.function, found, strict=True)
+    ], None  # fmt: skip
 
 
 def _blind(config: TrainRun, held_out: Sequence[Problem]) -> list[Problem]:

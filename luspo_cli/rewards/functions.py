@@ -1,0 +1,239 @@
+"""Rewards of one's own: Python functions that score rollouts in worker processes which can be killed (docs/own-reward.md).
+
+Decided here: the training's own process never imports the user's file. A worker reads the signature, workers make the calls, so
+that a file that hangs or ends its process costs one response (of a function that takes a group: one group) and never the run. A
+failed call is paid `reward.function_failed_score`, counted, and said; a batch in which every call of a function
+failed ends the run, for then the function is wrong and not the responses.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from typing import Any
+
+from luspo_cli.config.reward import RewardConfig, RewardFunction
+from luspo_cli.errors import RunError, UsageError, nearest
+from luspo_cli.function_path import parse_function_path, source_file
+from luspo_cli.grading.grader import MOST_WORKERS
+from luspo_cli.grading.pool import START_LIMIT_S, KillablePool, Outcome
+from luspo_cli.grading.verdict import DecidedBy, ReadFrom, Reason, Verdict
+from luspo_cli.machine import usable_cores
+from luspo_cli.records import FunctionScore, Problem, Reward, Rollout
+from luspo_cli.rewards.signature import GROUP_KEYWORDS, Signature
+
+logger = logging.getLogger(__name__)
+
+_WORKER = "luspo_cli.rewards.function_worker"
+_RIGHT_PARTS = ("acc", "correct")
+"""Parts by which a function says whether a response is right; the first is verl's."""
+_ANSWER_TEXTS = ("pred", "extracted")
+_ALWAYS_GIVEN = ("prompts", "completions", "completion_ids", "ground_truth", "data_source")
+"""Columns of a group that a key of the data's `extra_info` does not replace."""
+
+
+@dataclass(frozen=True, slots=True)
+class Described:
+    """A reward function as it was found: how it is called, and which file it is."""
+
+    path: str
+    signature: Signature
+    file: str
+    sha256: str
+
+
+def describe(functions: Sequence[RewardFunction]) -> list[Described]:
+    """Import every function in a worker and look at it; UsageError, one sentence, for the first that cannot be used."""
+    if not functions:
+        return []
+    for function in functions:
+        path = parse_function_path(function.function)
+        if path.is_file:
+            try:
+                source_file(path)
+            except UsageError as error:
+                raise UsageError(f"reward.function: {error}") from None
+    with KillablePool(f"{_WORKER}:describe", workers=1, timeout_s=START_LIMIT_S, memory_bytes=0) as pool:
+        outcomes = pool.map([(function.function,) for function in functions])
+    found = []
+    for function, outcome in zip(functions, outcomes, strict=True):
+        if not outcome.ok:
+            how = f"took over {START_LIMIT_S:g} s" if outcome.timed_out else f"ended its process ({outcome.error})"
+            raise UsageError(f"reward.function: importing {function.function} {how}")
+        if "error" in outcome.value:
+            raise UsageError(f"reward.function: {outcome.value['error']}")
+        signature = Signature(**{entry.name: outcome.value[entry.name] for entry in fields(Signature)})
+        found.append(Described(function.function, signature, outcome.value["file"], outcome.value["sha256"]))
+    return found
+
+
+class RewardFunctions:
+    """The functions of one `RewardConfig` and their workers, which start with the first call."""
+
+    def __init__(self, config: RewardConfig) -> None:
+        self._config = config
+        self._pool: KillablePool | None = None
+
+    @property
+    def names(self) -> list[str]:
+        return [one.name for one in self._config.function]
+
+    @cached_property
+    def described(self) -> list[Described]:
+        """What was found; UsageError where a function cannot be used."""
+        return describe(self._config.function)
+
+    def close(self) -> None:
+        """End the workers; a later call starts new ones."""
+        if self._pool is not None:
+            self._pool.close()
+            self._pool = None
+
+    def check(self, problems: Sequence[Problem]) -> None:
+        """UsageError where a function cannot be used, or wants a column that no problem has."""
+        if reason := self.unmet(problems):
+            raise UsageError(reason)
+
+    def unmet(self, problems: Sequence[Problem]) -> str | None:
+        """Say which column a function wants that no problem has; None where all are there."""
+        columns = {key for problem in problems for key in problem.extra}
+        for found in self.described:
+            for name in found.signature.columns():
+                if name not in columns:
+                    known = sorted({*GROUP_KEYWORDS, *columns})
+                    return (
+                        f"reward.function: {found.path} wants '{name}'{nearest(name, known)}, and the problems have"
+                        f" {', '.join(known)}; give it a default, or add it to the data's extra_info"
+                    )
+        return None
+
+    def score_groups(
+        self, problems: Sequence[Problem], groups: Sequence[Sequence[Rollout]]
+    ) -> list[list[dict[str, FunctionScore]]]:
+        """[groups][rollouts] name → score; a failed call has `error`, and never raises.
+
+        RunError where workers cannot be started, or a file was changed since it was first looked at.
+        """
+        found: list[list[dict[str, FunctionScore]]] = [[{} for _ in group] for group in groups]
+        if not self._config.function:
+            return found
+        tasks: list[tuple[str, dict[str, Any], int | None]] = []
+        places: list[tuple[str, int, Sequence[int]]] = []
+        for function, described in zip(self._config.function, self.described, strict=True):
+            for number, (problem, group) in enumerate(zip(problems, groups, strict=True)):
+                calls = _calls(function, described.signature, problem, group)
+                for rollouts, arguments in calls:
+                    whole = described.signature.called == "group"
+                    tasks.append((function.function, arguments, len(rollouts) if whole else None))
+                    places.append((function.name, number, rollouts))
+        for (name, number, rollouts), outcome in zip(places, self._started().map(tasks), strict=True):
+            for place, score in zip(rollouts, self._scores(outcome, len(rollouts)), strict=True):
+                found[number][place][name] = score
+        return found
+
+    def total(self, scores: Mapping[str, FunctionScore]) -> float:
+        """The weighted sum of the functions' scores; what a function left out adds nothing."""
+        return sum(one.weight * (scores[one.name].score or 0.0) for one in self._config.function)
+
+    def verdict(self, scores: Mapping[str, FunctionScore]) -> Verdict:
+        """Right or wrong as the first function has it."""
+        return verdict_of(scores[self.names[0]])
+
+    def _started(self) -> KillablePool:
+        if self._pool is None:
+            self._pool = KillablePool(
+                f"{_WORKER}:call",
+                workers=self._config.workers or min(usable_cores(), MOST_WORKERS),
+                timeout_s=self._config.function_seconds,
+                memory_bytes=0,  # of address space: a library as torch takes more than any bound that would help
+                setup=(f"{_WORKER}:load_all", [{one.path: one.sha256 for one in self.described}]),
+            )
+        return self._pool
+
+    def _scores(self, outcome: Outcome, rollouts: int) -> list[FunctionScore]:
+        if outcome.ok:
+            scores: list[FunctionScore] = outcome.value
+        else:
+            limit = f"took longer than reward.function_seconds = {self._config.function_seconds:g}"
+            error = limit if outcome.timed_out else f"ended its process ({outcome.error})"
+            scores = [FunctionScore(None, error=error)] * rollouts
+        paid = self._config.function_failed_score
+        return [replace(score, score=paid) if score.error else score for score in scores]
+
+
+def verdict_of(score: FunctionScore) -> Verdict:
+    """What a function's score says of right and wrong: its part `acc` or `correct`, else whether the score is above 0."""
+    answer = next((score.texts[name] for name in _ANSWER_TEXTS if name in score.texts), None)
+    read_from = ReadFrom.NONE if answer is None else ReadFrom.GIVEN
+    if score.error:
+        return Verdict(answer, False, Reason.CRASHED, read_from, DecidedBy.FUNCTION)
+    said = next((score.parts[name] for name in _RIGHT_PARTS if name in score.parts), score.score)
+    right = said is not None and said > 0
+    return Verdict(answer, right, Reason.FUNCTION if right else Reason.DIFFERENT, read_from, DecidedBy.FUNCTION)
+
+
+def _calls(
+    function: RewardFunction, signature: Signature, problem: Problem, group: Sequence[Rollout]
+) -> Iterator[tuple[Sequence[int], dict[str, Any]]]:
+    """The calls that score a group: which of its rollouts each is for, and its arguments."""
+    extra = dict(problem.extra)
+    if signature.called == "response":
+        for place, rollout in enumerate(group):
+            facts = {
+                "id": problem.id,
+                "response_length": rollout.response_length,
+                "truncated": rollout.truncated,
+                "images": [image.name for image in problem.images],
+            }
+            values = {
+                "data_source": problem.data_source,
+                "solution_str": rollout.response,
+                "ground_truth": problem.answer,
+                "extra_info": {**facts, **extra},
+            }
+            yield [place], signature.chosen(values)
+        return
+    prompt: Any = [{"role": turn.role, "content": turn.content} for turn in problem.prompt]
+    completions: list[Any] = [rollout.response for rollout in group]
+    if function.completions == "messages":
+        completions = [[{"role": "assistant", "content": text}] for text in completions]
+    else:
+        prompt = "\n\n".join(turn.content for turn in problem.prompt)
+    same = {"id": problem.id, "answer": problem.answer, **dict.fromkeys(signature.columns()), **extra}
+    own = {
+        "prompts": [prompt] * len(group),
+        "completions": completions,
+        "completion_ids": [list(rollout.response_tokens) for rollout in group],
+        "ground_truth": [problem.answer] * len(group),
+        "data_source": [problem.data_source] * len(group),
+        "response_length": [rollout.response_length for rollout in group],
+        "truncated": [rollout.truncated for rollout in group],
+    }
+    columns = {key: [value] * len(group) for key, value in same.items() if key not in _ALWAYS_GIVEN}
+    yield range(len(group)), signature.chosen({**own, **columns})
+
+
+class FailedCalls:
+    """Looks at the rewards of a step: says once that calls of a function failed, and ends a run in which all of them did."""
+
+    def __init__(self) -> None:
+        self._said: set[str] = set()
+
+    def look(self, where: str, rewards: Sequence[Reward], *, aloud: bool = True) -> None:
+        """`rewards`: of the whole batch that `where` names. RunError, alike on every process, where every call of one failed."""
+        for name in rewards[0].functions if rewards else ():
+            errors = [reward.functions[name].error for reward in rewards if reward.functions[name].error]
+            if len(errors) == len(rewards):
+                raise RunError(
+                    f"{where}: reward function '{name}' failed for all {len(rewards)} responses, first: {errors[0]}; mend it, and"
+                    " start again (luspo train --dry-run looks at it without training)"
+                )
+            if errors and aloud and name not in self._said:
+                self._said.add(name)
+                logger.warning(
+                    f"{where}: reward function '{name}' failed for {len(errors)} of {len(rewards)} responses, first:"
+                    f" {errors[0]}; they are paid reward.function_failed_score. Said once; reward/{name}/failed in"
+                    " metrics.jsonl counts them"
+                )
