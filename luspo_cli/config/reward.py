@@ -100,11 +100,6 @@ class RewardConfig(PlainSection):
             if not self.function and getattr(self, key) != usual:
                 raise ValueError(f"reward.{key} changes nothing without reward.function: set that too")
 
-    @property
-    def paid_accuracy(self) -> float:
-        """What a right answer is paid."""
-        return self.accuracy_weight or 0.0
-
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
         schema = super().__get_pydantic_core_schema__(source, handler)

@@ -106,7 +106,7 @@ class TrainRun(Section):
         if reward.overlong_weight != 1.0 and not reward.overlong_buffer:
             yield "reward.overlong_weight changes nothing while reward.overlong_buffer is 0: set the buffer too"
         yield from self._correction_faults()
-        if self.rollout.dynamic_sampling and not reward.paid_accuracy and reward.verifier != "function":
+        if self.rollout.dynamic_sampling and not reward.accuracy_weight and reward.verifier != "function":
             yield (
                 "rollout.dynamic_sampling looks for groups with right and wrong answers, and reward.accuracy_weight is 0: set"
                 " one of them otherwise"

@@ -149,7 +149,8 @@ class Rubric:
         accuracy = float(verdict.correct)
         form = format_reward(response, config.format, thought_open=thought_open)
         overlong = overlong_penalty(length, self._limit, config.overlong_buffer, truncated=truncated)
-        terms = config.paid_accuracy * accuracy + config.format_weight * form + config.overlong_weight * overlong
+        paid = config.accuracy_weight or 0.0
+        terms = paid * accuracy + config.format_weight * form + config.overlong_weight * overlong
         return Reward(
             total=terms + (self._functions.total(functions) if functions else 0.0),
             accuracy=accuracy,
