@@ -84,7 +84,7 @@ def test_each_process_scores_its_own_share_with_rewards_of_ones_own(
     config = small_run(f"reward.function=[{functions}]", "run.steps=2", "run.checkpoint_every=2")
     train(config, tmp_path / "whole")
     said = train_together(config, tmp_path / "run", 2)
-    close(tmp_path / "whole", tmp_path / "run", 2)
+    assert_close(tmp_path / "whole", tmp_path / "run", 2)
     assert all(0 < record["reward/odd/failed"] < 16 for record in records(tmp_path / "run"))
     failures = [line.partition(": reward function 'odd' failed for")[0] for line in said if "'odd' failed" in line]
     assert failures == ["warning: held-out evaluation"]  # once, by the first process
