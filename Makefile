@@ -13,7 +13,7 @@ VERL_VENV := .venv-verl
 TRL_VENV := .venv-trl
 PEER_TESTS := -m pytest --confcutdir=tests/peers tests/peers
 
-.PHONY: demo vllm peers test test-slow test-gpu test-vllm test-peers check wheel fix help
+.PHONY: demo vllm peers test test-slow test-gpu test-vllm test-peers test-verl check wheel fix help
 
 help:
 	@echo "make demo    train one small model with GRPO, GSPO and LUSPO (3 seeds): table, figure, the lab's prediction beside them"
@@ -24,6 +24,7 @@ help:
 	@echo "make test-gpu   the tests that need a CUDA device"
 	@echo "make peers   TRL 1.16 and verl 0.9.1, each in an environment of its own (.venv-trl, .venv-verl; 1.5 GB each)"
 	@echo "make test-peers  our losses against the code of both"
+	@echo "make test-verl   of these, what needs verl: the plug-in, a Ray cluster of two nodes on this machine"
 	@echo "make wheel   build the wheel, install it outside the checkout and train one step from it"
 	@echo "make check   lint, format, types, import contracts, generated docs"
 	@echo "make fix     format and mend what the linter can"
@@ -82,6 +83,9 @@ peers: $(TRL_VENV)/.installed $(VERL_VENV)/.installed
 # Only torch and a peer are there, so this also shows that our losses need nothing else.
 test-peers: peers
 	PYTHONPATH=. $(TRL_VENV)/bin/python $(PEER_TESTS) -m trl
+	PYTHONPATH=. $(VERL_VENV)/bin/python $(PEER_TESTS) -m verl
+
+test-verl: $(VERL_VENV)/.installed
 	PYTHONPATH=. $(VERL_VENV)/bin/python $(PEER_TESTS) -m verl
 
 check: $(INSTALLED)

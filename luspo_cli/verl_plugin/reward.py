@@ -57,7 +57,7 @@ def compute_score(
     `reward.custom_reward_function.reward_kwargs`. UsageError for one that is not known or has no meaning here.
     """
     asked_for = mark or (extra_info or {}).get("answer_mark") or AnswerMark.BOX
-    with _borrowed({key: value for key, value in settings.items() if key not in _NOT_OURS}) as rubric:
+    with borrowed({key: value for key, value in settings.items() if key not in _NOT_OURS}) as rubric:
         reward = rubric.score_text(
             solution_str, str(ground_truth), mark=_mark(asked_for), thought_open=bool(thought_open)
         )
@@ -75,7 +75,7 @@ def compute_score(
 
 
 @contextmanager
-def _borrowed(settings: Mapping[str, Any]) -> Iterator[Rubric]:
+def borrowed(settings: Mapping[str, Any]) -> Iterator[Rubric]:
     """A rubric that nobody else uses meanwhile; what is put back last is taken first, so that few start a worker process."""
     with _LOCK:
         key = tuple(sorted(settings.items()))
@@ -91,7 +91,7 @@ def _borrowed(settings: Mapping[str, Any]) -> Iterator[Rubric]:
 
 def _shelf(config: RewardConfig) -> queue.LifoQueue[Rubric]:
     shelf: queue.LifoQueue[Rubric] = queue.LifoQueue()
-    for _ in range(min(usable_cores(), MOST_WORKERS)):
+    for _ in range(max(2, min(usable_cores(), MOST_WORKERS))):
         shelf.put(Rubric(config, 0))
     return shelf
 

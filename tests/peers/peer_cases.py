@@ -43,6 +43,13 @@ def objectives(settings: Callable[[ObjectiveConfig], PeerSettings]) -> dict[str,
         )
     for name in ("grpo", "dr_grpo", "dapo"):
         found[f"{name} with a dual clip"] = resolve(name, dual_clip=1.5)
+    for name, clip_on in product(("gspo", "luspo"), ("root", "sum")):
+        found[f"{name} on the {clip_on}"] = resolve(name, clip_on=clip_on, clip_low=4e-3, clip_high=5e-3)
+    found["luspo with a dual clip"] = resolve("luspo", dual_clip=1.001)
+    product_of_ratios = {"ratio": "sequence-product", "surrogate": "clip", "aggregation": "seq-mean-token-sum"}
+    found["sequence-product clip seq-mean-token-sum"] = resolve(
+        "custom", advantage="group_mean", clip_low=0.02, clip_high=0.03, clip_on="sum", **product_of_ratios
+    )
     for name, estimator in product(NAMED_OBJECTIVES, ("k1", "k2", "k3")):
         found[f"{name} with {estimator}"] = resolve(name, kl_coefficient=0.3, kl_estimator=estimator)
     for name in NAMED_OBJECTIVES:
@@ -83,10 +90,10 @@ def make_batch(config: ObjectiveConfig, seed: int, dtype: torch.dtype) -> Batch:
     inside = torch.arange(width) < lengths[:, None]
     gaps = torch.rand(rows, width, generator=generator) < 0.2
     gaps[:, 0] = False  # every row has a token: peers count empty rows, we do not
-    spread = max(config.clip_low or 0.2, config.clip_high or 0.2) if config.ratio == "sequence" else 0.4
+    spread = max(config.clip_low or 0.2, config.clip_high or 0.2) if config.by_sequence else 0.4
     old = -normal().abs() - 0.1
     drift = spread * normal()
-    if config.ratio == "sequence":
+    if config.by_sequence:
         drift = 0.3 * drift + 1.5 * spread * normal()[:, :1]  # a row's tokens drift together
     return Batch(
         logprobs=(old + drift).to(dtype).requires_grad_(),
@@ -120,22 +127,26 @@ def compare(
     tolerance: float,
     dtype: torch.dtype,
     seeds: int = 6,
+    ours: Callable[[Batch], torch.Tensor] | None = None,
 ) -> float:
     """Assert equal values and gradients over random batches; the largest relative difference.
 
+    `ours`: another way to our loss than calling it; its clip fractions are those of the direct call.
     Differences are relative to the value, or to 1 if that is larger, and to the largest gradient of a token.
     """
     worst, clipped = 0.0, {"low": 0.0, "high": 0.0}
     for seed in range(seeds):
         batch = make_batch(config, seed, dtype)
         inputs = [batch.logprobs, *([batch.entropy] if config.entropy_coefficient > 0 else [])]
-        ours, diagnostics = our_loss(config, batch)
+        value, diagnostics = our_loss(config, batch)
+        if ours is not None:
+            value = ours(batch)
         theirs = peer_loss(batch)
         for side in clipped:
             clipped[side] += diagnostics[f"objective/clip_{side}_fraction"] / seeds
-        scale = max(1.0, float(ours.detach().abs()))
-        worst = max(worst, float((ours - theirs).detach().abs()) / scale)
-        own = torch.autograd.grad(ours, inputs)
+        scale = max(1.0, float(value.detach().abs()))
+        worst = max(worst, float((value - theirs).detach().abs()) / scale)
+        own = torch.autograd.grad(value, inputs)
         other = torch.autograd.grad(theirs, inputs)
         for one, two in zip(own, other, strict=True):
             assert one.abs().max() > 0

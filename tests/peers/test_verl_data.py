@@ -1,6 +1,6 @@
 """Prepared data with images, read back by stock verl's own dataset class: relative and absolute paths, and bytes.
 
-Run with `make test-peers`.
+Run with `make test-verl`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Our loss and advantages against the code of stock verl, with the overrides that `luspo objectives` prints.
 
-Run with `make test-peers`.
+Run with `make test-verl`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from peer_cases import LIMIT, Batch, compare, objectives
+from peer_cases import LIMIT, compare, objectives
+from verl_cases import Host, actor, composed
 
 from luspo_cli.advantages import ADVANTAGES
 from luspo_cli.config.objective import ObjectiveConfig, resolve
@@ -25,55 +26,10 @@ def version() -> None:
     assert verl.__version__ == "0.9.1"
 
 
-def composed(overrides: list[str]) -> Any:
-    """verl's own configuration with the overrides: a key that it does not have raises."""
-    from hydra import compose, initialize_config_module
-
-    with initialize_config_module("verl.trainer.config", version_base=None):
-        return compose("ppo_trainer", overrides=[*overrides, "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=1"])
-
-
 def peer(config: ObjectiveConfig) -> Any:
     """verl's `ppo_loss` as its engine calls it for a mini-batch that is one micro-batch on one device."""
-    from tensordict import TensorDict
-    from verl.utils import tensordict_utils
-    from verl.utils.config import omega_conf_to_dataclass
-    from verl.workers.utils.losses import ppo_loss
-
-    settings = verl_settings(config, LIMIT)
-    overrides = verl_text(type(settings)(settings.values)).split()
-    actor = omega_conf_to_dataclass(composed(overrides).actor_rollout_ref.actor)
-
-    def loss(batch: Batch) -> torch.Tensor:
-        rows, width = batch.logprobs.shape
-        tokens = torch.arange(width) < batch.lengths[:, None]
-
-        def flat(values: torch.Tensor) -> torch.Tensor:
-            """One value a token of prompt (one token) and response; a response token's stands at the token before it."""
-            parts = [torch.cat([row[: int(n)], row[:1] * 0]) for row, n in zip(values, batch.lengths, strict=True)]
-            return torch.cat(parts)
-
-        data = TensorDict(
-            {
-                "prompts": torch.ones(rows, 1, dtype=torch.long),
-                "responses": torch.ones(rows, width, dtype=torch.long),
-                "attention_mask": torch.cat([torch.ones(rows, 1, dtype=torch.bool), tokens], dim=1),
-                "response_mask": batch.mask,
-                "old_log_probs": batch.old_logprobs,
-                "advantages": batch.advantages[:, None].expand(rows, width),
-                "ref_log_prob": batch.ref_logprobs,
-            },
-            batch_size=rows,
-        )
-        tensordict_utils.assign_non_tensor(
-            data, dp_size=1, batch_num_tokens=int(batch.mask.sum()), global_batch_size=rows
-        )
-        output = {"log_probs": flat(batch.logprobs)}
-        if config.entropy_coefficient > 0:
-            output["entropy"] = flat(batch.entropy)
-        return ppo_loss(actor, output, data)[0]
-
-    return loss
+    settings = actor(verl_settings(config, LIMIT))
+    return lambda batch: Host(settings, config, batch).loss()
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-6)])
