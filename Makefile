@@ -69,11 +69,11 @@ $(TRL_VENV)/.installed: constraints.txt
 	$(TRL_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch trl==1.16.0 pytest
 	touch $@
 
-# What importing verl's loss needs, without the rest of its dependencies: its pin of transformers leaves out the tested version.
+# What verl's losses and its actor worker need, without the rest of its dependencies: its pin of transformers leaves out the tested version.
 # We are in it as in a cluster's environment: the plug-in without our dependencies, and math-verify.
 $(VERL_VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(VERL_VENV)/bin/python || $(PYTHON) -m venv $(VERL_VENV)
-	$(VERL_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch numpy pandas datasets pillow transformers accelerate tensordict==0.10.0 hydra-core ray codetiming dill pytest
+	$(VERL_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch numpy pandas datasets pillow transformers accelerate tensordict==0.10.0 hydra-core ray codetiming dill peft uvicorn fastapi pyzmq pytest
 	$(VERL_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt math-verify
 	$(VERL_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps verl==0.9.1 --editable .
 	touch $@
