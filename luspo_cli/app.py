@@ -10,7 +10,19 @@ import typer
 from typer.core import TyperCommand
 
 from luspo_cli import __version__
-from luspo_cli.commands import compare, eval, fork, inspect, lab, merge, objectives, plot_length, prepare_data, train
+from luspo_cli.commands import (
+    compare,
+    eval,
+    export_verl,
+    fork,
+    inspect,
+    lab,
+    merge,
+    objectives,
+    plot_length,
+    prepare_data,
+    train,
+)
 
 app = typer.Typer(
     name="luspo",
@@ -70,3 +82,4 @@ app.command("inspect", cls=Command, epilog=_epilog(inspect.INSPECT_EXAMPLES))(in
 app.command("merge", cls=Command, epilog=_epilog(merge.MERGE_EXAMPLES))(merge.merge_cli)
 app.command("plot-length", cls=Command, epilog=_epilog(plot_length.PLOT_LENGTH_EXAMPLES))(plot_length.plot_length_cli)
 app.command("objectives", cls=Command, epilog=_epilog(objectives.OBJECTIVES_EXAMPLES))(objectives.objectives_cli)
+app.command("export-verl", cls=Command, epilog=_epilog(export_verl.EXPORT_VERL_EXAMPLES))(export_verl.export_verl_cli)

@@ -31,6 +31,7 @@ TRAIN_EXAMPLES = [
     "luspo train --preset qwen2.5-7b --objective luspo --dry-run",
     "luspo train --run runs/tiny-luspo-seed0 --resume",
     "luspo train --preset qwen2.5-7b --processes 8 --set model.sharding=full",
+    "luspo train --preset qwen3-30b-a3b --engine verl --ray-address auto --verl-python .venv-verl/bin/python",
 ]
 
 
@@ -48,6 +49,15 @@ def train_cli(
     ] = "refuse",
     processes: Annotated[
         int | None, Option(help="Train in so many processes of this machine, one a GPU where there are GPUs. [1]")
+    ] = None,
+    engine: Annotated[
+        str | None, Option(help="luspo, or verl: on Ray, in an environment of its own (docs/verl.md). [luspo]")
+    ] = None,
+    ray_address: Annotated[
+        str, Option(help="With verl: a Ray cluster that runs, auto or host:port. [a Ray of its own on this machine]")
+    ] = "",
+    verl_python: Annotated[
+        Path | None, Option(help="With verl: the python of verl's environment. [.venv-verl/bin/python]")
     ] = None,
     allow_changed: Annotated[
         bool,
@@ -70,14 +80,32 @@ def train_cli(
         if resume and if_exists == "replace":
             raise UsageError("--resume goes on with the run and --if-exists replace deletes it: give one of the two")
         existing = cast(Literal["refuse", "resume", "replace"], "resume" if resume else if_exists)
+        if engine not in (None, "luspo", "verl"):
+            raise UsageError(f"--engine must be luspo or verl, not '{engine}'")
         copies = check_processes(processes)
-        resolved = _resolve(objective, preset, config, sets or [], run, existing == "resume")
+        described = bool(objective or preset or config or sets)
+        chosen = [*(sets or []), *([f"run.engine={engine}"] if engine and described else [])]
+        resolved = _resolve(objective, preset, config, chosen, run, existing == "resume")
+        if engine not in (None, resolved.run.engine):
+            raise UsageError(f"--engine {engine}: the run in {run} was started with --engine {resolved.run.engine}")
+        by_verl = resolved.run.engine == "verl"
+        if not by_verl and (ray_address or verl_python):
+            raise UsageError(
+                f"{'--ray-address' if ray_address else '--verl-python'} is for verl: give --engine verl as well"
+            )
         name = preset or (config.stem if config else "run")
-        path = run or Path("runs") / f"{name}-{resolved.objective.name}-seed{resolved.run.seed}"
+        path = run or Path("runs") / f"{name}-{resolved.objective.name}-seed{resolved.run.seed}{'-verl' * by_verl}"
         from luspo_cli.config.layers import about_preset, unused_of_preset
 
         unused = unused_of_preset(preset, resolved)
         warnings = [unused] if unused else []
+        if by_verl and copies > 1:
+            raise UsageError("--processes is for our own engine: verl has verl.nodes and verl.gpus_per_node")
+        if by_verl and dry_run:
+            from luspo_cli.training.verl.dry_run import verl_plan_text
+
+            typer.echo(verl_plan_text(resolved, path, ray_address, verl_python, as_json=as_json))
+            return
         if dry_run:
             from dataclasses import asdict
 
@@ -97,7 +125,8 @@ def train_cli(
             launch(copies, path, [sys.executable, "-m", "luspo_cli", *sys.argv[1:]])
             return
     stop_with_supervisor()
-    train(resolved, path, existing, as_json=as_json, allow_changed=allow_changed, warnings=warnings)
+    place = (verl_python, ray_address) if by_verl else None
+    train(resolved, path, existing, as_json=as_json, allow_changed=allow_changed, warnings=warnings, verl=place)
 
 
 def train(
@@ -108,8 +137,9 @@ def train(
     as_json: bool = False,
     allow_changed: bool = False,
     warnings: Sequence[str] = (),
+    verl: tuple[Path | None, str] | None = None,
 ) -> None:
-    """Run a training and report on stderr, `warnings` first.
+    """Run a training and report on stderr, `warnings` first; `verl`: its interpreter and Ray address, where it trains.
 
     Exits 128 + signal where one stopped it early: 130 for Ctrl-C, 143 for SIGTERM.
     """
@@ -119,8 +149,11 @@ def train(
     from luspo_cli.processes.signals import lasting_stderr
     from luspo_cli.runs.log import RunLogHandler, StderrHandler, messages_to
 
-    with libraries_stay():
-        from luspo_cli.training.session import run_training
+    if verl is None:
+        with libraries_stay():
+            from luspo_cli.training.session import run_training
+    else:
+        from luspo_cli.training.verl.launch import VerlPlace, run_verl
 
     with one_of_a_machine_speaks():
         first = is_first_process()
@@ -132,7 +165,10 @@ def train(
         shown = choose_step_display(console, str(path), config.run.steps) if first else contextlib.nullcontext()
         with shown as display:
             on_step = display.show if display else _show_nothing
-            outcome = run_training(config, path, if_exists, on_step, allow_changed)
+            if verl is None:
+                outcome = run_training(config, path, if_exists, on_step, allow_changed)
+            else:
+                outcome = run_verl(config, path, if_exists, on_step, VerlPlace(*verl))
         if as_json and first:
             typer.echo(json.dumps({"run": str(path), "last_step": outcome.last_step, "finished": outcome.finished}))
         if not outcome.finished:

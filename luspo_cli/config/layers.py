@@ -117,6 +117,8 @@ def _refuse_unread(
             f"{origins['data.shuffle']}: data.shuffle = false is for problems from a file: leave it out with data.train ="
             f" '{config.data.train}', which makes every batch anew"
         )
+    if config.run.engine != "verl":
+        _refuse_for_verl(layers, origins)
     sections = [layer.get("evaluation", {}) for layer, _ in layers]
     off = max((place for place, section in enumerate(sections) if "every" in section), default=-1)
     for section in sections[off + 1 :] if not config.evaluation.every else ():
@@ -125,6 +127,15 @@ def _refuse_unread(
             raise UsageError(
                 f"{origins[f'evaluation.{key}']}: evaluation.{key} changes nothing while evaluation.every is 0: set that"
                 " too, or leave this out"
+            )
+
+
+def _refuse_for_verl(layers: Sequence[tuple[Mapping[str, Any], str]], origins: Mapping[str, str]) -> None:
+    """UsageError for what only verl reads, but in a preset: there it is the other form of the same run."""
+    for layer, origin in layers:
+        for key in layer.get("verl", {}) if not origin.startswith("presets/") else ():
+            raise UsageError(
+                f"{origins[f'verl.{key}']}: verl.{key} is for verl alone: give --engine verl too, or leave it out"
             )
 
 

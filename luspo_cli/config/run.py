@@ -16,6 +16,7 @@ from luspo_cli.config.objective import ObjectiveConfig
 from luspo_cli.config.reward import RewardConfig
 from luspo_cli.config.rollout import RolloutConfig
 from luspo_cli.config.update import UpdateConfig, broken_groups
+from luspo_cli.config.verl import VerlConfig
 from luspo_cli.config.warmup import WarmupConfig
 
 MADE = "made"
@@ -40,6 +41,8 @@ STORED_ONLY = frozenset(
 class RunConfig(Section):
     """Length, seed and bookkeeping of the run."""
 
+    engine: Literal["luspo", "verl"] = "luspo"
+    """Who trains: this program, or verl on Ray in an environment of its own, as [verl] says (docs/verl.md)."""
     steps: int = Field(default=60, ge=1, le=10**7)
     """Training steps: one batch of rollouts each."""
     seed: int = Field(default=0, ge=0, lt=2**31)
@@ -82,6 +85,7 @@ class TrainRun(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     run: RunConfig = RunConfig()
     fork: ForkConfig = ForkConfig()
+    verl: VerlConfig = VerlConfig()
 
     def faults(self) -> Iterator[str]:
         rollout, update, data, reward = self.rollout, self.update, self.data, self.reward

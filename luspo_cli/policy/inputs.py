@@ -53,7 +53,7 @@ def prompt_inputs(
     _refuse_placeholder(problem, processor)
     if processor is None or not problem.images:
         tokens = prompt_tokens(problem, tokenizer, template_arguments)
-        is_open = _leaves_thought_open(tokenizer, problem, _text_turns(problem), template_arguments)
+        is_open = leaves_thought_open(tokenizer, problem, _text_turns(problem), template_arguments)
         return Prompt(problem.id, tokens, thought_open=is_open)
     turns = _image_turns(problem)
     text = _rendered(problem, processor, template_arguments)
@@ -71,7 +71,7 @@ def prompt_inputs(
             "image_grid_thw": found["image_grid_thw"],
             "mm_token_type_ids": found["mm_token_type_ids"][0],
         },
-        _leaves_thought_open(processor, problem, turns, template_arguments),
+        leaves_thought_open(processor, problem, turns, template_arguments),
     )
 
 
@@ -182,7 +182,7 @@ def _plain_tokens(text: str, tokenizer: Any) -> tuple[int, ...]:
     return whole if before is None else whole[: before + len(bare)]
 
 
-def _leaves_thought_open(
+def leaves_thought_open(
     writer: Any, problem: Problem, turns: Turns, template_arguments: Mapping[str, TemplateValue] | None
 ) -> bool:
     """Whether what the chat template writes behind the last turn opens a thought and does not close it.

@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,10 +22,20 @@ from luspo_cli.files import PARTIAL, append, holds, lock, read_object, replace_f
 
 IfExists = Literal["refuse", "resume", "replace"]
 BEFORE_STEP_1 = frozenset(
-    {"config.json", "provenance.json", "tracking.json", "run.log", "console.log", "start", ".lock"}
+    {"config.json", "provenance.json", "tracking.json", "run.log", "console.log", "start", "verl", ".lock"}
 )
 """What a run that failed before its first step or evaluation leaves behind, or a fork is handed."""
 SHOWN_STEPS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a session ended."""
+
+    last_step: int
+    finished: bool
+    stopped_by: int | None = None
+    """The signal that asked for the end, where one did."""
 
 
 class RunFolder:

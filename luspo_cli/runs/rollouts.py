@@ -92,7 +92,7 @@ def store_rollouts(
         for rollout, reward, advantage in zip(group.rollouts, group.rewards, group.advantages, strict=True)
     ]
     functions = [f"reward_{name}" for group in groups[:1] for name in group.rewards[0].functions]
-    _write(folder, step, rows, functions if updates is None else [*functions, *_of_update(None)])
+    store_rows(folder, step, rows, functions if updates is None else [*functions, *_of_update(None)])
 
 
 def store_held_out(folder: Path, step: int, answers: Sequence[HeldOutAnswer]) -> None:
@@ -101,7 +101,7 @@ def store_held_out(folder: Path, step: int, answers: Sequence[HeldOutAnswer]) ->
     for row, answer in zip(rows, answers, strict=True):
         del row["functions"]
         row |= _of_functions(answer.functions)
-    _write(folder, step, rows, ["extracted", *(f"reward_{name}" for name in answers[0].functions)])
+    store_rows(folder, step, rows, ["extracted", *(f"reward_{name}" for name in answers[0].functions)])
 
 
 def _of_functions(functions: Mapping[str, FunctionScore]) -> dict[str, Any]:
@@ -112,8 +112,10 @@ def _of_functions(functions: Mapping[str, FunctionScore]) -> dict[str, Any]:
     return {**scores, "reward_functions": json.dumps({name: asdict(one) for name, one in functions.items()})}
 
 
-def _write(folder: Path, step: int, rows: list[dict[str, Any]], maybe_null: Sequence[str]) -> None:
-    """`maybe_null`: columns that may hold nulls alone, and would have no type then."""
+def store_rows(folder: Path, step: int, rows: list[dict[str, Any]], maybe_null: Sequence[str] = ()) -> None:
+    """Write step-NNNNNN.parquet, one row a response, whole or not at all.
+
+    `maybe_null`: columns that may hold nulls alone, and would have no type then."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -32,7 +32,7 @@ from luspo_cli.rollout.samplers import (
 from luspo_cli.runs.checkpoints import fork_checkpoint
 from luspo_cli.runs.folder import IfExists, RunFolder
 from luspo_cli.training.memory import estimate_memory, largest_image_tokens, tower_moves, trained_parameters
-from luspo_cli.training.problems import held_out_problems, own_rewards, training_problems
+from luspo_cli.training.problems import held_out_problems, own_rewards, refuse_other_engine, training_problems
 
 GIB = 2**30
 
@@ -77,6 +77,7 @@ def make_plan(
     warnings: Sequence[str] = (),
 ) -> Plan:
     """Describe the run that `config` would be in so many processes, in the folder `run`; `about` and `warnings` are handed on."""
+    refuse_other_engine(config)
     file, shape, sampler = _model(config)
     rollout, update = config.rollout, config.update
     rows = rollout.problems * rollout.group_size

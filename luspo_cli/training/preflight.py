@@ -23,7 +23,7 @@ from luspo_cli.runs.checkpoints import Checkpoint, fork_checkpoint
 from luspo_cli.runs.folder import IfExists, RunFolder
 from luspo_cli.runs.tracking import check_writers
 from luspo_cli.training.optimizer import check_optimizer
-from luspo_cli.training.problems import LongestPrompt, RunProblems, problems_of, training_problems
+from luspo_cli.training.problems import LongestPrompt, RunProblems, problems_of, refuse_other_engine, training_problems
 from luspo_cli.training.provenance import (
     Change,
     changed_inputs,
@@ -59,6 +59,7 @@ def prepare(
 ) -> Prepared:
     """Load the model and the data and check what can be checked; UsageError where the run could not start. Writes nothing."""
     goes_on, starting, parent = False, None, None
+    refuse_other_engine(config)
     with ranks.phase():  # what is known before minutes of loading or warming up
         check_optimizer(config.update)
         if ranks.is_first:

@@ -111,6 +111,14 @@ def longest_prompt(problems: Sequence[Problem], lengths: Sequence[int]) -> Longe
     return None if longest is None else LongestPrompt(longest[0], longest[1].id)
 
 
+def refuse_other_engine(config: TrainRun) -> None:
+    """UsageError for a run that only verl can train."""
+    if config.verl.required:
+        raise UsageError(
+            f"model.path = '{config.model.path}' does not fit our own engine: train it with --engine verl (docs/verl.md)"
+        )
+
+
 def training_problems(config: TrainRun) -> list[Problem]:
     """The problems of `data.train`, those with long prompts too; none where they are made. UsageError where there are none."""
     if not config.data.train:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from luspo_cli.processes.ranks import Ranks, joined
 from luspo_cli.processes.signals import stop_on_signals
 from luspo_cli.rewards.rubric import Rubric
 from luspo_cli.runs.checkpoints import Checkpoint, policy_folder, remove_unasked
-from luspo_cli.runs.folder import IfExists, RunFolder, unused_settings
+from luspo_cli.runs.folder import IfExists, Outcome, RunFolder, unused_settings
 from luspo_cli.runs.resume import open_run
 from luspo_cli.runs.tracking import Tracking
 from luspo_cli.training.dynamic_sampling import SignalWatch, TruncationWatch
@@ -34,16 +34,6 @@ from luspo_cli.training.provenance import as_records, record_provenance
 from luspo_cli.training.stages import make_stages
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """How a session ended."""
-
-    last_step: int
-    finished: bool
-    stopped_by: int | None = None
-    """The signal that asked for the end, where one did."""
 
 
 def run_training(

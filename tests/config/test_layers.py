@@ -14,6 +14,8 @@ from luspo_cli.config.run import TrainRun
 from luspo_cli.config.warmup import WarmupConfig
 from luspo_cli.errors import UsageError
 from luspo_cli.training.dry_run import make_plan
+from luspo_cli.training.verl.overrides import verl_files
+from luspo_cli.training.verl.plan import plan_verl
 
 
 def refused(sets: list[str] | None = None, text: str | None = None, tmp_path: Path | None = None) -> str:
@@ -34,11 +36,17 @@ def refused(sets: list[str] | None = None, text: str | None = None, tmp_path: Pa
 @pytest.mark.parametrize("preset", preset_names())
 @pytest.mark.parametrize("objective", NAMED_OBJECTIVES)
 def test_every_preset_takes_every_objective_and_has_a_plan(preset: str, objective: str) -> None:
-    config = resolve_train(preset=preset, objective=objective)
-    plan = make_plan(config)
-    assert plan.objective["name"] == objective
-    assert all(size >= 0 for size in plan.memory_gib.values())
-    assert plan.work["optimizer_steps"] == config.run.steps * config.update.mini_batches
+    for_verl = preset.startswith("qwen3-30b")
+    config = resolve_train(preset=preset, objective=objective, sets=["run.engine=verl"] if for_verl else [])
+    assert config.verl.required == for_verl
+    if for_verl:
+        command = plan_verl(config, verl_files(Path("run")), "run", "auto").command
+        assert command.settings["trainer.total_training_steps"] == config.run.steps
+    else:
+        plan = make_plan(config)
+        assert plan.objective["name"] == objective
+        assert all(size >= 0 for size in plan.memory_gib.values())
+        assert plan.work["optimizer_steps"] == config.run.steps * config.update.mini_batches
     # What is stored reads back as the same configuration: that is how a run is resumed.
     assert TrainRun.model_validate_json(json.dumps(config.model_dump(mode="json"))) == config
 
