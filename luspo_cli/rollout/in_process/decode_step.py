@@ -17,9 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from luspo_cli.policy.whole import PLAIN
 from luspo_cli.rollout.in_process.cache import Columns, decode_mask
 
+DENSE = ("llama", "mistral", "qwen2", "qwen3")
+"""Model types whose layers do the same with every number."""
 ROWS, COLUMNS = 3, 5
 """What a recording is made with: sizes that no model has, so that none of them is taken for a constant."""
 SCALED_BY_LENGTH = ("dynamic", "longrope")
@@ -124,7 +125,7 @@ class DecodeStep:
 
 def _is_recordable(model: Any) -> bool:
     weight = next(model.parameters())
-    if weight.device.type != "cpu" or weight.dtype != torch.float32 or model.config.model_type not in PLAIN:
+    if weight.device.type != "cpu" or weight.dtype != torch.float32 or model.config.model_type not in DENSE:
         return False
     rotary = getattr(model.model, "rotary_emb", None)
     if any(kind in str(getattr(rotary, "rope_type", "")) for kind in SCALED_BY_LENGTH):

@@ -7,6 +7,8 @@ two levels, blocks first, in float64 over blocks: a flat float32 sum over 150,00
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -43,7 +45,7 @@ def choose_tokens(
 
 def _require_finite(peaks: Tensor) -> None:
     """RunError where a row has a NaN logit or none above minus infinity: nothing can be drawn from it."""
-    if not bool(torch.isfinite(peaks).all()):
+    if not math.isfinite(float(peaks.sum(dtype=torch.float64))):  # one that is not leaves no finite sum
         raise RunError(
             "the model's logits are not finite: its weights have diverged or were broken from the start; start a new run with a"
             " lower update.learning_rate, from weights that are whole (an earlier checkpoint's model folder can be model.path)"

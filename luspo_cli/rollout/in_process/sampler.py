@@ -90,22 +90,25 @@ class _DecodeBatch:
         self.never_drawn = torch.tensor(image_token_ids(model.config), dtype=torch.long, device=self.device)
         self.max_groups = max(1, max_rows // options.group_size)
         total = len(prompts) * options.group_size
-        self.uniform = uniform_numbers(options, total).to(self.device)
+        # Tables of all rows end to end, read and written at `place`; a row has one column more than tokens, for what is drawn
+        # once it is finished.
+        self.columns = options.max_response_tokens + 1
+        self.uniform = nn.functional.pad(uniform_numbers(options, total), (0, 1)).to(self.device).view(-1)
         self.begun: list[Prompt] = []
         """The prompts that were computed, without their images."""
         self.next: Prompt | None = None
         """The first of those that wait, where it was made and found no room."""
         self.cache = KeyValueCache()
         self.row = torch.zeros(0, dtype=torch.long, device=self.device)  # [R] row number of each live row
-        self.length = torch.zeros(
-            0, dtype=torch.long, device=self.device
-        )  # [R] tokens of the response, so far or in all
+        self.place = self.limit = (
+            self.row
+        )  # [R] where the next token goes in the tables, and where the row's last column is
         self.position = torch.zeros(0, dtype=torch.long, device=self.device)  # [R] position of the next token
         self.live = torch.zeros(0, dtype=torch.bool, device=self.device)  # [R] false: finished, not yet cut out
         self.logits = torch.zeros(0)  # [R, V]
-        # What is drawn for a finished row is written behind its end, so there is one more column than tokens.
-        self.tokens = torch.zeros(total, options.max_response_tokens + 1, dtype=torch.long, device=self.device)
-        self.token_logprobs = torch.zeros(total, options.max_response_tokens + 1, device=self.device)
+        self.goes_on = torch.zeros(0, dtype=torch.bool)  # [V] false: a token that ends a response
+        self.tokens = torch.zeros(total * self.columns, dtype=torch.long, device=self.device)
+        self.token_logprobs = torch.zeros(total * self.columns, device=self.device)
         self.lengths = torch.zeros(total, dtype=torch.long, device=self.device)
 
     def run(self, on_progress: Callable[[int], None] | None) -> None:
@@ -114,34 +117,33 @@ class _DecodeBatch:
         A finished row goes on being decoded, without its tokens being read, until it is cut out together with others.
         `finished_here` counts such rows among the live ones, so that each is added to `finished` once.
         """
-        total, finished, finished_here = len(self.uniform), 0, 0
+        total, finished, finished_here = len(self.lengths), 0, 0
         self._admit()
         while finished < total:
-            chosen, done = self._choose()
-            gone = int(done.sum())
+            chosen = self._choose()
+            gone = len(chosen) - int(self.live.sum())
             if gone > finished_here:
                 finished, finished_here = finished + gone - finished_here, gone
                 if on_progress:
                     on_progress(finished)
                 # Cutting rows out copies the cache: let an eighth of them finish first, unless groups wait for the places.
-                if gone == len(done) or gone * 8 >= len(done) or len(self.begun) < len(self.prompts):
-                    rows = self._cut(done, gone)
+                if gone * 8 >= len(chosen) or len(self.begun) < len(self.prompts):
+                    rows = self._cut(gone)
                     chosen, finished_here = chosen[rows], 0
             if len(self.row):
                 self._decode(chosen)
             self._admit()
         self._collect()
 
-    def _choose(self) -> tuple[Tensor, Tensor]:
-        """Draw the next token of each live row; returns tokens [R] and which rows are finished [R]."""
+    def _choose(self) -> Tensor:
+        """Draw the next token [R] of each row, and note which rows it finishes."""
         options = self.options
-        step = self.length.clamp(max=options.max_response_tokens - 1)
         drawable = self.logits
         if len(self.never_drawn):
             drawable = drawable.index_fill(1, self.never_drawn, -torch.inf)
         tokens, logprobs = choose_tokens(
             drawable,
-            self.uniform[self.row, step],
+            self.uniform.index_select(0, self.place),
             temperature=options.temperature,
             top_p=options.top_p,
             top_k=options.top_k,
@@ -149,22 +151,23 @@ class _DecodeBatch:
         if len(self.never_drawn):
             scaled = self.logits.float() / (options.temperature or 1.0)
             logprobs = scaled.gather(-1, tokens[:, None])[:, 0] - torch.logsumexp(scaled, -1)
-        self.tokens[self.row, self.length] = tokens
-        self.token_logprobs[self.row, self.length] = logprobs
-        self.length += self.live
-        self.live &= (self.length < options.max_response_tokens) & ~torch.isin(tokens, self.end_tokens)
-        return tokens, ~self.live
+        self.tokens.index_copy_(0, self.place, tokens)
+        self.token_logprobs.index_copy_(0, self.place, logprobs)
+        self.place += self.live
+        self.live &= self.goes_on.index_select(0, tokens) & (self.place < self.limit)
+        return tokens
 
-    def _cut(self, done: Tensor, gone: int) -> Tensor:
-        """Cut out the `gone` rows that are `done`, live rows from the end in their places; the rows [n] that are left."""
-        self.lengths[self.row[done]] = self.length[done]
+    def _cut(self, gone: int) -> Tensor:
+        """Cut out the `gone` rows that are finished, live rows from the end in their places; the rows [n] that are left."""
+        done = ~self.live
+        self.lengths[self.row[done]] = self.place[done] - self.row[done] * self.columns
         left = len(done) - gone
         rows = torch.arange(len(done), device=self.device)
         rows[:left][done[:left]] = rows[left:][~done[left:]]
         rows = rows[:left]
         self.cache.keep(rows)
-        self.row, self.length, self.position = self.row[rows], self.length[rows], self.position[rows]
-        self.live = self.live[rows]
+        self.row, self.place, self.limit = self.row[rows], self.place[rows], self.limit[rows]
+        self.position, self.live = self.position[rows], self.live[rows]
         self.logits = self.logits[rows]
         return rows
 
@@ -211,15 +214,20 @@ class _DecodeBatch:
         after = lengths if images is None else [int(positions[:, i, :n].max()) + 1 for i, n in enumerate(lengths)]
         start = torch.tensor(after, device=self.device).repeat_interleave(size)
         self.row = torch.cat([self.row, rows])
-        self.length = torch.cat([self.length, torch.zeros_like(rows)])
+        self.place = torch.cat([self.place, rows * self.columns])
+        self.limit = torch.cat([self.limit, rows * self.columns + self.options.max_response_tokens])
         self.live = torch.cat([self.live, torch.ones_like(rows, dtype=torch.bool)])
         self.position = torch.cat([self.position, start])
         self.logits = torch.cat([self.logits, logits]) if self.logits.numel() else logits
+        if not len(self.goes_on):
+            self.goes_on = torch.ones(logits.shape[1], dtype=torch.bool, device=self.device)
+            self.goes_on[self.end_tokens[self.end_tokens < logits.shape[1]]] = False
 
     def _collect(self) -> None:
         lengths = self.lengths.tolist()
-        ended = torch.isin(self.tokens.gather(1, self.lengths[:, None] - 1)[:, 0], self.end_tokens).tolist()
-        tokens, logprobs = self.tokens.cpu(), self.token_logprobs.cpu()
+        tokens, logprobs = (table.view(-1, self.columns) for table in (self.tokens, self.token_logprobs))
+        ended = torch.isin(tokens.gather(1, self.lengths[:, None] - 1)[:, 0], self.end_tokens).tolist()
+        tokens, logprobs = tokens.cpu(), logprobs.cpu()
         self.responses = [tokens[i, :n].tolist() for i, n in enumerate(lengths)]
         self.logprobs = [logprobs[i, :n].tolist() for i, n in enumerate(lengths)]
         self.stop_reasons = [StopReason.END if end else StopReason.LENGTH for end in ended]
