@@ -1,7 +1,8 @@
 """The forms of the clip, exact model and network side by side: `python -m bench.causes FOLDER [--seeds 256] [--figure OUT.svg]`.
 
 FOLDER is what `sh bench/clip_forms.sh FOLDER` made: one folder a cell, each with runs of several objectives and seeds. A cell's
-clip is read from its runs' configuration, so the exact model (`luspo lab`) has the same one, the response limit of the runs too.
+clip is read from its runs' configuration, so the exact model (`luspo lab`) has the same one, the response limit of the runs too;
+beside it stands what it predicts once it is fitted to the runs' steps 1 to 3.
 Printed: a Markdown table of final lengths with 95 % intervals over seeds (Student) and of LUSPO less GSPO, paired by seed in the
 network; then accuracy on held-out problems and what was clipped. The figure draws the final lengths, single runs as faint points.
 """
@@ -24,6 +25,7 @@ from luspo_cli.analysis.history import RunHistory, read_runs
 from luspo_cli.config.lab import resolve_lab
 from luspo_cli.errors import KnownError
 from luspo_cli.experiments.lab.experiment import run_experiment
+from luspo_cli.experiments.lab.prediction import predict
 from luspo_cli.experiments.lab.summary import summarise
 from luspo_cli.metrics.intervals import Estimate
 
@@ -37,11 +39,13 @@ TITLES = {
     "sum-wide": "on the sum, 0.042 / 0.0525",
     "sum-narrow": "on the sum, 0.01 / 0.0125",
 }
+TITLES |= {"no-limit": "both sides, no gradient limit"}
 TITLES |= {
     "balanced" if cell == "mean" else f"balanced-{cell}": f"balanced: {title}"
     for cell, title in TITLES.items()
     if cell in ("mean", "gspo-own", "root", "sum-wide", "sum-narrow")
 }
+TITLES |= {f"free-{cell}": f"long limit: {TITLES[cell]}" for cell in ("no-clip", "mean", "balanced")}
 CLIP_KEYS = ("clip_low", "clip_high", "clip_on", "clip_band")
 OBJECTIVES = ("gspo", "luspo")
 
@@ -53,6 +57,8 @@ class Cell:
     title: str
     exact_start: float
     exact: dict[str, Estimate]
+    predicted: dict[str, float]
+    """The exact model fitted to the runs' steps 1 to 3 (`luspo lab --from`)."""
     network: Comparison
 
 
@@ -67,6 +73,7 @@ def read_cell(folder: Path, seeds: int) -> Cell:
         TITLES.get(folder.name, folder.name),
         exact["gspo"].estimates["length_start"].mean,
         {name: found.estimates["length_final"] for name, found in exact.items()},
+        {row.objective: row.final for row in predict(runs).rows},
         compare_runs(runs),
     )
 
@@ -75,14 +82,15 @@ def settings(run: RunHistory) -> list[str]:
     """What of a run's configuration the exact model takes over."""
     objective = run.config["objective"]
     clip = [f"objective.{key}={objective[key]}" for key in CLIP_KEYS if objective.get(key) is not None]
-    return [*clip, f"rollout.max_response_tokens={run.config['rollout']['max_response_tokens']}"]
+    keys = {"rollout": "max_response_tokens", "update": "gradient_clip"}
+    return [*clip, *(f"{section}.{key}={run.config[section][key]}" for section, key in keys.items())]
 
 
 def table(cells: Sequence[Cell]) -> str:
     """Final lengths and differences, then accuracy and clipped shares of the network, as Markdown."""
     lines = [
-        "| clip | exact, GSPO | network, GSPO | exact, LUSPO | network, LUSPO | network, LUSPO − GSPO |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| clip | GSPO: exact | fitted | network | LUSPO: exact | fitted | network | LUSPO − GSPO, network |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     second = [
         "| clip | seeds | start | GSPO: held-out accuracy | clipped low / high | LUSPO: held-out accuracy | clipped low / high |",
@@ -91,7 +99,9 @@ def table(cells: Sequence[Cell]) -> str:
     for cell in cells:
         own = {variant.objective: variant.estimates for variant in cell.network.variants}
         shown = [
-            text for name in OBJECTIVES for text in (written(cell.exact[name]), written(own[name]["length_final"]))
+            text
+            for name in OBJECTIVES
+            for text in (written(cell.exact[name]), f"{cell.predicted[name]:.1f}", written(own[name]["length_final"]))
         ]
         pair = next(pair for pair in cell.network.paired if pair.measure == "length_final")
         mean_difference = f"{pair.estimate.mean:+.1f} ± {pair.estimate.half_width or 0:.1f}"
@@ -142,6 +152,7 @@ def draw(cells: Sequence[Cell], seeds: int) -> Figure:
             y = place + offset
             point(left, cell.exact[name], y, name, label)
             own = [run.values["length_final"] for run in cell.network.runs if run.variant.startswith(name)]
+            right.plot(cell.predicted[name], y, "D", color=STYLES[name][0], markersize=6, fillstyle="none")
             right.plot(own, [y] * len(own), "|", color=STYLES[name][0], alpha=0.45, markersize=7)
             variant = next(variant for variant in cell.network.variants if variant.objective == name)
             found = variant.estimates["length_final"]
@@ -160,7 +171,7 @@ def draw(cells: Sequence[Cell], seeds: int) -> Figure:
     left.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
     figure.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=2)
     figure.supxlabel(
-        "point: mean, bar: its 95 % interval over seeds (Student); dashed: the start",
+        "point: mean, bar: 95 % interval over seeds (Student); diamond: exact model fitted to steps 1 to 3; dashed: start",
         fontsize=8,
         color="#555555",
     )
