@@ -25,6 +25,7 @@ EVAL_EXAMPLES = [
     "luspo eval Qwen/Qwen2.5-0.5B-Instruct --suite text --samples 4 --temperature 0.7",
     "luspo eval my-model --benchmark math500,gsm8k --limit 100 --temperature 0 --out evals/quick",
     "luspo eval --benchmark math500 --responses responses.jsonl --data data/math500 --out scores.json",
+    "luspo eval my-model --benchmark own.toml --samples 4",
     "luspo eval my-model --suite text --set 'sampling.chat_template={enable_thinking=false}'",
     "luspo eval --list",
 ]
@@ -41,7 +42,7 @@ def eval_cli(
         ),
     ] = None,
     benchmark: Annotated[
-        str | None, Option("--benchmark", "-b", help="Names, comma between; `--list` shows them.")
+        str | None, Option("--benchmark", "-b", help="Names, comma between; `--list` shows them. FILE.toml: one's own.")
     ] = None,
     suite: Annotated[str | None, Option(help="text, vision or all.")] = None,
     data: Annotated[

@@ -43,7 +43,7 @@ class BenchmarkConfig(Section):
     """What is asked, and how answers are scored."""
 
     names: tuple[str, ...] = Field(default=(), strict=False)
-    """Benchmarks by name; one text may hold several with commas between them."""
+    """Benchmarks by name, or files that describe one's own; one text may hold several with commas between them."""
     suite: str = ""
     """A named set of benchmarks in the place of `names`."""
     data: PathText = ""
@@ -56,7 +56,8 @@ class BenchmarkConfig(Section):
     @classmethod
     def _split(cls, names: Any) -> Any:
         if isinstance(names, str):
-            return tuple(name.strip().lower() for name in names.split(",") if name.strip())
+            written = [name.strip() for name in names.split(",") if name.strip()]
+            return tuple(name if name.endswith(".toml") else name.lower() for name in written)
         return names
 
 

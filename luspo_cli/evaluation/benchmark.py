@@ -22,6 +22,7 @@ from luspo_cli.grading.answers import Extraction, final_text, has_box
 from luspo_cli.grading.free_text.segments import answer_tails, visible_text
 from luspo_cli.grading.verdict import NO_ANSWER, NeedsSymbolic, ReadFrom, Verdict
 from luspo_cli.records import Message
+from luspo_cli.rewards.functions import RewardFunctions
 
 
 class Benchmark(ABC):
@@ -49,6 +50,14 @@ class Benchmark(ABC):
         """Return all problems from the hub; UsageError where they cannot be had there."""
         published = f" (published as {self.hub_ids[0].partition(':')[0]})" if self.hub_ids else ""
         raise UsageError(f"{self.name} needs its files{published}: give their folder with --data.")
+
+    def own_files(self) -> dict[str, str] | None:
+        """Return what a benchmark of the user's own is made of, file → sha256; None for one of ours."""
+        return None
+
+    def functions(self) -> RewardFunctions | None:
+        """Return the function of the user's own that judges responses in the place of `find` and `compare`; None without."""
+        return None
 
     def prompt(self, problem: BenchmarkProblem, variant: str | None = None) -> tuple[Message, ...]:
         """Return the turns for `problem` in the prompt `variant` (None: the default); raises UsageError if unknown."""

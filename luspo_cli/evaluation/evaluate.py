@@ -211,7 +211,9 @@ def resolved_sampling(sampling: SamplingConfig, weights: Weights) -> SamplingCon
 
 
 def _problems(config: EvalRun, name: str, benchmark: Benchmark, *, several: bool) -> list[BenchmarkProblem]:
-    if not config.benchmark.data:
+    if not config.benchmark.data or benchmark.own_files():
+        if config.benchmark.data and not several:
+            raise UsageError(f"{name} names its own data: leave --data out.")
         return benchmark.from_hub()
     return benchmark.problems(benchmark_data(name, Path(config.benchmark.data), several=several))
 

@@ -285,8 +285,8 @@ def _with_stored_blind(evaluation: Evaluation, result: Result) -> Evaluation:
 def _score_again(evaluation: Evaluation, content: Mapping[str, Any], judge: Judge | None) -> Finished:
     samples = [_read_back(one) for one in evaluation.passes()]
     number = sum(map(len, samples))
-    keys = ("version", "mode", "grader_version")
-    scored_alike = [content.get(key) for key in keys] == [evaluation.benchmark.version, evaluation.mode, GRADER_VERSION]
+    keys, own = ("version", "mode", "grader_version", "benchmark_files"), evaluation.benchmark
+    scored_alike = [content.get(key) for key in keys] == [own.version, evaluation.mode, GRADER_VERSION, own.own_files()]
     failed = content.get("metrics", {}).get("judge", {}).get("failed", 0)
     if scored_alike and (judge is None or (judge.identity() == content.get("judge") and not failed)):
         logger.info(f"{evaluation.benchmark.name}: the result is there")

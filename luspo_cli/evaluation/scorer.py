@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from luspo_cli.evaluation.benchmark import Benchmark, BenchmarkProblem, Mode
+from luspo_cli.evaluation.function_judge import judge_with
 from luspo_cli.evaluation.responses import ResponseReport, Sample
 from luspo_cli.evaluation.scores import accuracy_by_image_size, as_dicts
 from luspo_cli.files import replace_file
@@ -38,6 +39,8 @@ class EvaluationResult:
     """Further top-level keys of the result file, such as how the samples were drawn."""
     sample_details: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     """Problem id → further keys of each of its samples, such as a judge's verdict."""
+    files: Mapping[str, str] | None = None
+    """What a benchmark of the user's own is made of, file → sha256."""
 
     @property
     def n_samples(self) -> int:
@@ -51,6 +54,7 @@ class EvaluationResult:
             "version": self.version,
             "mode": self.mode,
             "grader_version": GRADER_VERSION,
+            **({} if self.files is None else {"benchmark_files": dict(self.files)}),
             "n_problems": len(self.problems),
             "n_samples": self.n_samples,
             "metrics": dict(self.metrics),
@@ -117,17 +121,28 @@ def score_samples(
         benchmark.template(variant)
     by_id = {problem.id: problem for problem in problems}
     graded: dict[str, list[Verdict | Extraction]] = {problem.id: [] for problem in problems}
+    functions = benchmark.functions()
+    kept: list[Sample] = []
     truncated: list[bool] = []
     lengths: list[int] = []
     with Grader(workers=workers, timeout_s=timeout_s) as grader:
         for sample in samples:
             problem = by_id[sample.problem_id]
-            graded[problem.id].append(_grade(benchmark, problem, sample, mode, variant, grader))
+            if functions is None:
+                graded[problem.id].append(_grade(benchmark, problem, sample, mode, variant, grader))
+            else:
+                kept.append(sample)
             truncated += [] if sample.truncated is None else [sample.truncated]
             lengths += [] if sample.response_length is None else [sample.response_length]
         rows = ((by_id[identity].gold, row) for identity, row in graded.items())
         waiting = list(dict.fromkeys((gold, v.text) for gold, row in rows for v in row if isinstance(v, Extraction)))
         decided = dict(zip(waiting, grader.decide(waiting, on_done=on_progress), strict=True))
+    said: dict[str, float | None] = {}
+    if functions is not None:
+        of_problem, said = judge_with(
+            functions, problems, kept, lambda one: benchmark.prompt(one, variant), benchmark.name
+        )
+        graded.update({identity: [*row] for identity, row in of_problem.items()})
     verdicts = {
         problem.id: tuple(
             verdict if isinstance(verdict, Verdict) else decided[problem.gold, verdict.text].verdict(verdict)
@@ -145,7 +160,16 @@ def score_samples(
     if lengths:
         metrics["response_length/mean"] = sum(lengths) / len(lengths)
     handed = report.to_json(problems) if report is not None else {}
-    return EvaluationResult(benchmark.name, benchmark.version, mode, tuple(problems), verdicts, metrics, handed)
+    return EvaluationResult(
+        benchmark.name,
+        benchmark.version,
+        mode,
+        tuple(problems),
+        verdicts,
+        metrics | said,
+        handed,
+        files=benchmark.own_files(),
+    )
 
 
 def _grade(

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from luspo_cli.grading.verdict import DecidedBy, ReadFrom, Reason
-from luspo_cli.records import Reward, Rollout, ScoredGroup
+from luspo_cli.records import FunctionScore, Rollout, ScoredGroup
 
 _PLACES = (ReadFrom.OWN_MARK, ReadFrom.BOX, ReadFrom.OTHER_MARK, ReadFrom.PHRASE)
 
@@ -70,15 +70,15 @@ def reward_metrics(groups: Sequence[ScoredGroup]) -> dict[str, float | None]:
         "group/all_correct_fraction": statistics.fmean(full),
         "group/all_wrong_fraction": statistics.fmean(empty),
         "group/mixed_fraction": statistics.fmean(mixed),
-        **function_metrics(rewards),
+        **function_metrics([reward.functions for reward in rewards]),
     }
 
 
-def function_metrics(rewards: Sequence[Reward], prefix: str = "reward") -> dict[str, float | None]:
+def function_metrics(said: Sequence[Mapping[str, FunctionScore]], prefix: str = "reward") -> dict[str, float | None]:
     """`PREFIX/NAME/mean`, `PREFIX/NAME/PART/mean` and `PREFIX/NAME/failed` of each reward function of one's own."""
     found: dict[str, float | None] = {}
-    for name in rewards[0].functions if rewards else ():
-        scores = [reward.functions[name] for reward in rewards]
+    for name in said[0] if said else ():
+        scores = [of_response[name] for of_response in said]
         given = [one.score for one in scores if one.score is not None]
         found[f"{prefix}/{name}/mean"] = statistics.fmean(given) if given else None
         for part in sorted({part for one in scores for part in one.parts}):

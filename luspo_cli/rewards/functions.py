@@ -44,8 +44,22 @@ class Described:
     sha256: str
 
 
-def describe(functions: Sequence[RewardFunction]) -> list[Described]:
-    """Import every function in a worker and look at it; UsageError, one sentence, for the first that cannot be used."""
+@dataclass(frozen=True, slots=True)
+class Written:
+    """One response as a function gets it; what its sampler did not tell is None."""
+
+    text: str
+    tokens: tuple[int, ...] | None = None
+    length: int | None = None
+    truncated: bool | None = None
+
+    @classmethod
+    def of(cls, rollout: Rollout) -> Written:
+        return cls(rollout.response, rollout.response_tokens, rollout.response_length, rollout.truncated)
+
+
+def describe(functions: Sequence[RewardFunction], key: str = "reward.function") -> list[Described]:
+    """Import every function in a worker and look at it; UsageError, with the key that names it, for one that cannot be used."""
     if not functions:
         return []
     for function in functions:
@@ -54,16 +68,16 @@ def describe(functions: Sequence[RewardFunction]) -> list[Described]:
             try:
                 source_file(path)
             except UsageError as error:
-                raise UsageError(f"reward.function: {error}") from None
+                raise UsageError(f"{key}: {error}") from None
     with KillablePool(f"{_WORKER}:describe", workers=1, timeout_s=START_LIMIT_S, memory_bytes=0) as pool:
         outcomes = pool.map([(function.function,) for function in functions])
     found = []
     for function, outcome in zip(functions, outcomes, strict=True):
         if not outcome.ok:
             how = f"took over {START_LIMIT_S:g} s" if outcome.timed_out else f"ended its process ({outcome.error})"
-            raise UsageError(f"reward.function: importing {function.function} {how}")
+            raise UsageError(f"{key}: importing {function.function} {how}")
         if "error" in outcome.value:
-            raise UsageError(f"reward.function: {outcome.value['error']}")
+            raise UsageError(f"{key}: {outcome.value['error']}")
         signature = Signature(**{entry.name: outcome.value[entry.name] for entry in fields(Signature)})
         found.append(Described(function.function, signature, outcome.value["file"], outcome.value["sha256"]))
     return found
@@ -72,8 +86,10 @@ def describe(functions: Sequence[RewardFunction]) -> list[Described]:
 class RewardFunctions:
     """The functions of one `RewardConfig` and their workers, which start with the first call."""
 
-    def __init__(self, config: RewardConfig) -> None:
-        self._config = config
+    def __init__(self, config: RewardConfig, key: str = "reward.function") -> None:
+        """`key` is what messages call the place where the functions are named."""
+        self._config, self._key = config, key
+        self._limit = f"{key}_seconds" if key == "reward.function" else "its limit of seconds"
         self._pool: KillablePool | None = None
 
     @property
@@ -83,7 +99,7 @@ class RewardFunctions:
     @cached_property
     def described(self) -> list[Described]:
         """What was found; UsageError where a function cannot be used."""
-        return describe(self._config.function)
+        return describe(self._config.function, self._key)
 
     def close(self) -> None:
         """End the workers; a later call starts new ones."""
@@ -104,15 +120,15 @@ class RewardFunctions:
                 if name not in columns:
                     known = sorted({*GROUP_KEYWORDS, *columns})
                     return (
-                        f"reward.function: {found.path} wants '{name}'{nearest(name, known)}, and the problems have"
+                        f"{self._key}: {found.path} wants '{name}'{nearest(name, known)}, and the problems have"
                         f" {', '.join(known)}; give it a default, or add it to the data's extra_info"
                     )
         return None
 
     def score_groups(
-        self, problems: Sequence[Problem], groups: Sequence[Sequence[Rollout]]
+        self, problems: Sequence[Problem], groups: Sequence[Sequence[Written]]
     ) -> list[list[dict[str, FunctionScore]]]:
-        """[groups][rollouts] name → score; a failed call has `error`, and never raises.
+        """[groups][responses] name → score; a failed call has `error`, and never raises.
 
         RunError where workers cannot be started, or a file was changed since it was first looked at.
         """
@@ -124,12 +140,12 @@ class RewardFunctions:
         for function, described in zip(self._config.function, self.described, strict=True):
             for number, (problem, group) in enumerate(zip(problems, groups, strict=True)):
                 calls = _calls(function, described.signature, problem, group)
-                for rollouts, arguments in calls:
+                for responses, arguments in calls:
                     whole = described.signature.called == "group"
-                    tasks.append((function.function, arguments, len(rollouts) if whole else None))
-                    places.append((function.name, number, rollouts))
-        for (name, number, rollouts), outcome in zip(places, self._started().map(tasks), strict=True):
-            for place, score in zip(rollouts, self._scores(outcome, len(rollouts)), strict=True):
+                    tasks.append((function.function, arguments, len(responses) if whole else None))
+                    places.append((function.name, number, responses))
+        for (name, number, responses), outcome in zip(places, self._started().map(tasks), strict=True):
+            for place, score in zip(responses, self._scores(outcome, len(responses)), strict=True):
                 found[number][place][name] = score
         return found
 
@@ -152,13 +168,13 @@ class RewardFunctions:
             )
         return self._pool
 
-    def _scores(self, outcome: Outcome, rollouts: int) -> list[FunctionScore]:
+    def _scores(self, outcome: Outcome, responses: int) -> list[FunctionScore]:
         if outcome.ok:
             scores: list[FunctionScore] = outcome.value
         else:
-            limit = f"took longer than reward.function_seconds = {self._config.function_seconds:g}"
+            limit = f"took longer than {self._limit} = {self._config.function_seconds:g}"
             error = limit if outcome.timed_out else f"ended its process ({outcome.error})"
-            scores = [FunctionScore(None, error=error)] * rollouts
+            scores = [FunctionScore(None, error=error)] * responses
         paid = self._config.function_failed_score
         return [replace(score, score=paid) if score.error else score for score in scores]
 
@@ -175,28 +191,28 @@ def verdict_of(score: FunctionScore) -> Verdict:
 
 
 def _calls(
-    function: RewardFunction, signature: Signature, problem: Problem, group: Sequence[Rollout]
+    function: RewardFunction, signature: Signature, problem: Problem, group: Sequence[Written]
 ) -> Iterator[tuple[Sequence[int], dict[str, Any]]]:
-    """The calls that score a group: which of its rollouts each is for, and its arguments."""
+    """The calls that score a group: which of its responses each is for, and its arguments."""
     extra = dict(problem.extra)
     if signature.called == "response":
-        for place, rollout in enumerate(group):
+        for place, written in enumerate(group):
             facts = {
                 "id": problem.id,
-                "response_length": rollout.response_length,
-                "truncated": rollout.truncated,
+                "response_length": written.length,
+                "truncated": written.truncated,
                 "images": [image.name for image in problem.images],
             }
             values = {
                 "data_source": problem.data_source,
-                "solution_str": rollout.response,
+                "solution_str": written.text,
                 "ground_truth": problem.answer,
                 "extra_info": {**facts, **extra},
             }
             yield [place], signature.chosen(values)
         return
     prompt: Any = [{"role": turn.role, "content": turn.content} for turn in problem.prompt]
-    completions: list[Any] = [rollout.response for rollout in group]
+    completions: list[Any] = [written.text for written in group]
     if function.completions == "messages":
         completions = [[{"role": "assistant", "content": text}] for text in completions]
     else:
@@ -205,14 +221,21 @@ def _calls(
     own = {
         "prompts": [prompt] * len(group),
         "completions": completions,
-        "completion_ids": [list(rollout.response_tokens) for rollout in group],
+        "completion_ids": [None if written.tokens is None else list(written.tokens) for written in group],
         "ground_truth": [problem.answer] * len(group),
         "data_source": [problem.data_source] * len(group),
-        "response_length": [rollout.response_length for rollout in group],
-        "truncated": [rollout.truncated for rollout in group],
+        "response_length": [written.length for written in group],
+        "truncated": [written.truncated for written in group],
     }
     columns = {key: [value] * len(group) for key, value in same.items() if key not in _ALWAYS_GIVEN}
     yield range(len(group)), signature.chosen({**own, **columns})
+
+
+def refuse_always_failing(what: str, scores: Sequence[FunctionScore]) -> None:
+    """RunError, which begins with `what`, where there are scores and every call failed."""
+    errors = [score.error for score in scores if score.error]
+    if errors and len(errors) == len(scores):
+        raise RunError(f"{what} failed for all {len(scores)} responses, first: {errors[0]}; mend it, and start again")
 
 
 class FailedCalls:
@@ -224,12 +247,9 @@ class FailedCalls:
     def look(self, where: str, rewards: Sequence[Reward], *, aloud: bool = True) -> None:
         """`rewards`: of the whole batch that `where` names. RunError, alike on every process, where every call of one failed."""
         for name in rewards[0].functions if rewards else ():
-            errors = [reward.functions[name].error for reward in rewards if reward.functions[name].error]
-            if len(errors) == len(rewards):
-                raise RunError(
-                    f"{where}: reward function '{name}' failed for all {len(rewards)} responses, first: {errors[0]}; mend it, and"
-                    " start again (luspo train --dry-run looks at it without training)"
-                )
+            scores = [reward.functions[name] for reward in rewards]
+            refuse_always_failing(f"{where}: reward function '{name}'", scores)
+            errors = [score.error for score in scores if score.error]
             if errors and aloud and name not in self._said:
                 self._said.add(name)
                 logger.warning(

@@ -21,7 +21,7 @@ from luspo_cli.grading.prompts import mark_of_prompt
 from luspo_cli.grading.verdict import Verdict
 from luspo_cli.records import FunctionScore, Problem, Reward, Rollout
 from luspo_cli.rewards.exact import score_exact
-from luspo_cli.rewards.functions import FailedCalls, RewardFunctions
+from luspo_cli.rewards.functions import FailedCalls, RewardFunctions, Written
 from luspo_cli.rewards.shaping import format_reward, overlong_penalty
 
 
@@ -66,7 +66,8 @@ class Rubric:
         for problem, rollout in pairs:
             if problem.id != rollout.problem_id:
                 raise ValueError(f"rollout of {rollout.problem_id} given beside problem {problem.id}")
-        scores = [own for group in self._functions.score_groups(problems, groups) for own in group]
+        written = [[Written.of(rollout) for rollout in group] for group in groups]
+        scores = [own for group in self._functions.score_groups(problems, written) for own in group]
         verdicts = self._judge([problem for problem, _ in pairs], [rollout for _, rollout in pairs], scores)
         rewards = iter(
             self._reward(one.response, one.response_length, one.truncated, one.thought_open, verdict, own)

@@ -83,7 +83,7 @@ class HeldOut:
             "evaluation/truncated_fraction": statistics.fmean(answer.stop_reason == "length" for answer in answers),
             "evaluation/no_answer_fraction": reasons.count(Reason.NO_ANSWER) / len(reasons),
             "evaluation/failed_verifications": reasons.count(Reason.TIMEOUT) + reasons.count(Reason.CRASHED),
-            **function_metrics(given, "evaluation/reward"),
+            **function_metrics([reward.functions for reward in given], "evaluation/reward"),
         }
         if size > 1:
             key = self.rubric.answer_key

@@ -71,7 +71,7 @@ def test_both_conventions_and_weights_by_hand(write: Callable[[str], Path]) -> N
     assert [reward.functions["one"].parts for reward in rewards] == [{"length": 1.0}, {"length": 2.0}, {"length": 3.0}]
     assert rewards[1].functions["one"].texts == {"pred": "ab"}
     assert [reward.functions["long"].score for reward in rewards] == [10.0, 20.0, None]
-    assert function_metrics(rewards) == {
+    assert function_metrics([reward.functions for reward in rewards]) == {
         "reward/one/mean": pytest.approx(1 / 3),
         "reward/one/length/mean": 2.0,
         "reward/one/failed": 0,
@@ -128,7 +128,10 @@ def test_a_bad_call_costs_its_response(write: Callable[[str], Path], kind: str) 
     )
     assert [reward.total for reward in (*rewards, *others)] == [1.0, -2.0, 1.0, 1.0]
     assert [reward.functions["one"].error for reward in rewards] == ["", error, ""]
-    assert function_metrics(rewards) == {"reward/one/mean": 0.0, "reward/one/failed": 1}
+    assert function_metrics([reward.functions for reward in rewards]) == {
+        "reward/one/mean": 0.0,
+        "reward/one/failed": 1,
+    }
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
+from pathlib import Path
 
 from luspo_cli.errors import UsageError, nearest
 from luspo_cli.evaluation.benchmark import Benchmark
@@ -29,11 +30,18 @@ SUITES: dict[str, tuple[str, ...]] = {
 
 
 def load_benchmark(name: str) -> Benchmark:
-    """Return the benchmark called `name` (any case); raises UsageError if there is none."""
+    """Return the benchmark called `name` (any case), or described by the file `name`; raises UsageError if there is none."""
+    if name.endswith(".toml"):
+        from luspo_cli.evaluation.own_benchmark import OwnBenchmark, read_description
+
+        return OwnBenchmark(read_description(Path(name)), Path(name))
     key = name.strip().lower()
     if key not in BENCHMARKS:
         known = ", ".join(BENCHMARKS)
-        raise UsageError(f"There is no benchmark '{name}'{nearest(key, BENCHMARKS)}; choose one of: {known}.")
+        raise UsageError(
+            f"There is no benchmark '{name}'{nearest(key, BENCHMARKS)}; choose one of: {known}; or give a FILE.toml that"
+            " describes your own (docs/own-benchmark.md)."
+        )
     module_name, instance = BENCHMARKS[key]
     benchmark = getattr(import_module(module_name), instance)
     assert isinstance(benchmark, Benchmark), f"{module_name}.{instance} is not a Benchmark."
