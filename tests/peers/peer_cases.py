@@ -45,7 +45,7 @@ def objectives(settings: Callable[[ObjectiveConfig], PeerSettings]) -> dict[str,
         found[f"{name} with a dual clip"] = resolve(name, dual_clip=1.5)
     for name, clip_on in product(("gspo", "luspo"), ("root", "sum")):
         found[f"{name} on the {clip_on}"] = resolve(name, clip_on=clip_on, clip_low=4e-3, clip_high=5e-3)
-    found["luspo with a dual clip"] = resolve("luspo", dual_clip=1.001)
+    found["luspo with a dual clip"] = resolve("luspo", dual_clip=1.003)
     product_of_ratios = {"ratio": "sequence-product", "surrogate": "clip", "aggregation": "seq-mean-token-sum"}
     found["sequence-product clip seq-mean-token-sum"] = resolve(
         "custom", advantage="group_mean", clip_low=0.02, clip_high=0.03, clip_on="sum", **product_of_ratios

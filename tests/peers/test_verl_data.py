@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-from PIL import Image
 
+Image = pytest.importorskip("PIL.Image", reason="needs verl in another environment: make peers")
 pytestmark = pytest.mark.verl
 PICTURES = [Image.new("RGB", (30 + n, 20), (10 * n, 100, 200)) for n in range(6)]
 
@@ -46,7 +46,7 @@ def dataset(file: Path, cache: Path) -> Any:
     return RLHFDataset(str(file), tokenizer=None, config=config, processor=object())
 
 
-def opened(part: dict[str, Any]) -> Image.Image:
+def opened(part: dict[str, Any]) -> Any:
     """As verl's reader of pictures (`qwen_vl_utils.fetch_image`) takes an image part: a picture, or a path to open."""
     image = part["image"]
     return (image if isinstance(image, Image.Image) else Image.open(image)).convert("RGB")

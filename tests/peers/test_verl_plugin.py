@@ -254,7 +254,7 @@ def test_metrics_average_over_equal_micro_batches() -> None:
 def test_what_verls_configuration_contradicts_is_refused() -> None:
     def said(name: str, parts: dict[str, Any] | None = None, **changed: Any) -> str:
         config = resolve(name, **parts or {})
-        with pytest.raises(ValueError, match=r"set |use ") as caught:
+        with pytest.raises(ValueError, match=r"set |use |is not one of ") as caught:
             called(config, make_batch(config, 0, torch.float64), **changed)
         assert "\n" not in str(caught.value)
         return str(caught.value)
