@@ -13,6 +13,7 @@ import json
 import platform
 import socket
 import sys
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -114,13 +115,14 @@ def last_line(error: BaseException) -> str:
     return lines[-1] if lines else type(error).__name__
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the report as JSON, or the sentence that says what is wrong; the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m luspo_cli.verl_plugin.check", description="Is luspo's plug-in in verl?"
     )
     parser.add_argument("--nodes", action="store_true", help="ask every node of the Ray cluster")
     parser.add_argument("--address", help="of the cluster; without it the one that Ray finds")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     try:
         report: Any = check_nodes(options.address) if options.nodes else check()
     except RunError as error:

@@ -142,7 +142,7 @@ def _one_a_sequence(name: str, advantages: torch.Tensor, mask: torch.Tensor) -> 
     inside = torch.where(mask, advantages, 0)
     first = mask & (mask.cumsum(dim=-1) == 1)
     advantage = torch.where(first, inside, 0).sum(dim=-1)
-    if (mask & (inside != advantage[:, None])).any():
+    if ((inside - advantage[:, None]).abs() * mask > 0).any():  # NaN is no difference: it reaches the loss
         raise ValueError(
             f"{name} takes one advantage a response and algorithm.adv_estimator gave its tokens different ones: "
             "set algorithm.adv_estimator=grpo"

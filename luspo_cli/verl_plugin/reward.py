@@ -108,7 +108,8 @@ def _configured(settings: Mapping[str, Any]) -> RewardConfig:
     config = RewardConfig(**settings, workers=1)
     if config.verifier != "math":
         raise UsageError(
-            f"reward_kwargs.verifier = '{config.verifier}' needs to know how a response ended, which verl does not say: set math."
+            f"reward_kwargs.verifier = '{config.verifier}' is not possible here: verl does not say how a response ended, and no "
+            "function is called; leave it out, for math."
         )
     return config
 

@@ -63,6 +63,18 @@ def test_the_reward_needs_not_even_torch() -> None:
     assert json.loads(found.stdout) == [1.0, False]
 
 
+CHECK = """
+from luspo_cli.verl_plugin.check import main
+sys.exit(main([]))
+"""
+
+
+def test_check_says_why_an_older_verl_has_no_plugin() -> None:
+    found = run(CHECK, "0.9.0")
+    assert found.returncode == 1
+    assert "luspo's plug-in cannot be loaded: verl 0.9.0 is too old" in found.stderr.splitlines()[-1]
+
+
 @pytest.mark.parametrize("version", ["0.7.1", "0.9.0"])
 def test_an_older_verl_is_said_where_verl_would_swallow_it(version: str) -> None:
     found = run(LOSS, version)

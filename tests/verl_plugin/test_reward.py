@@ -89,6 +89,7 @@ def test_a_call_does_not_wait_for_one_that_is_not_back() -> None:
         ({"overlong_buffer": 100}, "overlong_buffer.*reward_manager.name=dapo"),
         ({"workers": 4}, "workers.*reward.num_workers"),
         ({"verifier": "exact"}, "how a response ended"),
+        ({"function": "mine.py:score"}, "give it as reward.custom_reward_function"),
         ({"timeout_s": 0.0}, "timeout_s"),
         ({"mark": "box"}, "answer mark 'box' is not known.*did you mean 'boxed'"),
     ],
