@@ -203,8 +203,8 @@ _PEER_TABLE = (
     ("update/grad_norm", "grad_norm", "grad_norm", "actor/grad_norm", ""),
     ("update/learning_rate", "learning_rate", "learning_rate", "actor/lr", "actor_lr"),
     ("policy/entropy", "entropy", "", "actor/entropy", ""),
-    ("objective/clip_low_fraction", "clip_ratio/low_mean", "", "", ""),
-    ("objective/clip_high_fraction", "clip_ratio/high_mean", "", "", ""),
+    ("objective/clip_low_fraction", "clip_ratio/low_mean", "", "actor/objective/clip_low_fraction", ""),
+    ("objective/clip_high_fraction", "clip_ratio/high_mean", "", "actor/objective/clip_high_fraction", ""),
     ("time/rollout", "", "", "timing_s/gen", ""),
     ("time/total", "step_time", "", "timing_s/step", ""),
 )  # fmt: skip
@@ -212,4 +212,6 @@ PEER_KEYS: Mapping[str, Mapping[str, str]] = {
     framework: {row[column]: row[0] for row in _PEER_TABLE if row[column]}
     for column, framework in enumerate(_FRAMEWORKS, start=1)
 }
-"""Framework -> its key, without a leading `train/` -> ours, for the numbers that mean the same. ms-swift has TRL's keys."""
+"""Framework -> its key, without a leading `train/` -> ours, for the numbers that mean the same.
+
+ms-swift has TRL's keys; clip fractions in a log of verl are from our losses in it (docs/verl.md)."""
