@@ -6,6 +6,7 @@ weight does not move. Passes run in the compute type through autocast.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,7 @@ from luspo_cli.policy.inputs import placeholder_in, prompt_inputs, prompt_length
 from luspo_cli.policy.model_files import base_of, find_model, is_hub_id, of_base
 from luspo_cli.policy.reading import (
     IMAGE_PROCESSOR,
+    ModelFiles,
     bound_pixels,
     check_files,
     held_back,
@@ -33,6 +35,7 @@ from luspo_cli.policy.reading import (
 )
 from luspo_cli.policy.supported import image_token_ids
 from luspo_cli.policy.whole import unfit_weights
+from luspo_cli.processes.sharding import without_numbers
 from luspo_cli.records import Problem, Prompt
 
 
@@ -87,18 +90,32 @@ def load_model(
     config: ModelConfig,
     template_arguments: Mapping[str, TemplateValue] | None = None,
     data: DataConfig | None = None,
+    numbers: bool = True,
 ) -> LoadedModel:
     """Load weights (float32) and tokenizer; UsageError where there are none or the architecture does not fit.
 
     `template_arguments` go to the chat template with every prompt; one that it does not read is a UsageError as well. `data`
-    bounds the pixels of images; None: as the model's own processor does.
+    bounds the pixels of images; None: as the model's own processor does. `numbers`: read the weights; without, they have a
+    place and no value (`luspo_cli.processes.sharding`).
     """
     if base := base_of(config):
-        return _load_adapted(config, base, template_arguments, data or DataConfig())
+        return _load_adapted(config, base, template_arguments, data or DataConfig(), numbers)
     no_progress_bars()
     source = _source(config)
     files = read_files(config, source, template_arguments or {})
     bound_pixels(files.processor, data or DataConfig(), config.path)
+    model = _with_numbers(config, source, files) if numbers else _without_numbers(source, files)
+    if is_hub_id(config.path):  # its files are all here only now
+        check_files(config, template_arguments or {}, data or DataConfig())
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        # It makes the embeddings' output ask for a gradient, which only the other kind of checkpointing needs, through a hook
+        # that fails when the model is copied after its embedding was replaced.
+        model.disable_input_require_grads()
+    return LoadedModel(model, files.tokenizer, files.end_tokens, files.processor, template_arguments or {})
+
+
+def _with_numbers(config: ModelConfig, source: str, files: ModelFiles) -> Any:
     with held_back(heard=False):  # its table of weights that do not fit is one sentence below
         model, report = read_part(
             config,
@@ -118,15 +135,23 @@ def load_model(
     reason = unfit_weights(config.path, report["missing_keys"], report["unexpected_keys"], reshaped)
     if reason:
         raise UsageError(reason)
-    if is_hub_id(config.path):  # its files are all here only now
-        check_files(config, template_arguments or {}, data or DataConfig())
     _refuse_altered_logits(model, config.path)
-    if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-        # It makes the embeddings' output ask for a gradient, which only the other kind of checkpointing needs, through a hook
-        # that fails when the model is copied after its embedding was replaced.
-        model.disable_input_require_grads()
-    return LoadedModel(model, files.tokenizer, files.end_tokens, files.processor, template_arguments or {})
+    return model
+
+
+def _without_numbers(source: str, files: ModelFiles) -> Any:
+    """The model that reading its weights would give, but for their values; buffers, which no file holds, have theirs."""
+    from accelerate import init_empty_weights
+
+    options = {key: value for key, value in files.options.items() if key != "revision"}
+    configuration = copy.copy(files.configuration)
+    generation = vars(configuration).pop("generation_config")
+    with init_empty_weights(include_buffers=False):
+        model = files.architecture.from_config(configuration, dtype=torch.float32, **options)
+    without_numbers(model)
+    model.tie_weights()
+    model.config.name_or_path, model.generation_config = source, generation
+    return model.eval()
 
 
 def load_without_weights(
@@ -189,17 +214,22 @@ def _refuse_altered_logits(model: Any, path: str) -> None:
 
 
 def _load_adapted(
-    config: ModelConfig, base: ModelConfig, template_arguments: Mapping[str, TemplateValue] | None, data: DataConfig
+    config: ModelConfig,
+    base: ModelConfig,
+    template_arguments: Mapping[str, TemplateValue] | None,
+    data: DataConfig,
+    numbers: bool,
 ) -> LoadedModel:
     """A base model with the adapter of a peft folder folded into it: a plain model in float32."""
     from luspo_cli.policy.lora import fold_adapter
 
     folder = Path(config.path).expanduser()
     try:
-        loaded = load_model(base, template_arguments)
+        loaded = load_model(base, template_arguments, numbers=numbers)
     except UsageError as error:
         raise UsageError(of_base(folder, str(error))) from error
-    fold_adapter(loaded.model, folder)
+    if numbers:
+        fold_adapter(loaded.model, folder)
     if loaded.processor is not None and (folder / IMAGE_PROCESSOR).is_file():
         loaded.processor.image_processor = read_part(
             config, str(folder), IMAGE_PROCESSOR, image_processor

@@ -10,31 +10,88 @@ Decided here:
 - A vision tower is not trained and stays whole on each process: rows with images may be on some processes only, and a layer that
   is gathered there and not elsewhere would wait for ever.
 - Checkpoints hold whole tensors: what one process writes any number of processes read.
+- The first process alone reads a model: the others get their shares from it, weight by weight, so that one whole copy exists in
+  all. Before that their weights have a place and no numbers (`without_numbers`), which takes no memory until it is written to.
 """
 
 from __future__ import annotations
 
+import copy
+import warnings
+from typing import Any, TypeVar
+
 import torch
 from torch import Tensor, nn
 
+from luspo_cli.config.model import ModelConfig
 from luspo_cli.errors import UsageError
+from luspo_cli.processes.ranks import Ranks
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def is_sharded(model: ModelConfig, ranks: Ranks) -> bool:
+    """Whether weights are shared out over the processes of the run."""
+    return ranks.size > 1 and model.sharding == "full"
+
+
+def gets_weights(model: ModelConfig, ranks: Ranks) -> bool:
+    """Whether this process reads no weights from a file, since `shard` hands it its share of those of the first one."""
+    return is_sharded(model, ranks) and not ranks.is_first
+
+
+def without_numbers(model: nn.Module) -> None:
+    """Give every weight of a model on the meta device a place in memory, unwritten; buffers and ties are left to the caller."""
+    for module in model.modules():
+        for name, weight in list(module.named_parameters(recurse=False)):
+            place = torch.empty(weight.shape, dtype=weight.dtype)
+            setattr(module, name, nn.Parameter(place, weight.requires_grad))
+
+
+def twin(model: Model) -> Model:
+    """A second module with the very numbers of `model`: to be sharded as well, and not to be moved."""
+    own = {id(weight): nn.Parameter(weight.detach(), requires_grad=False) for weight in model.parameters()}
+    return copy.deepcopy(model, own)  # what stands there under an object's id is taken for its copy
 
 
 def shard(policy: nn.Module, device: torch.device) -> None:
-    """Share the weights of `policy` out over all processes, in place."""
+    """Share the weights that `policy` has on the first process out over all processes, in place; all call it together."""
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
 
     refuse_trained_tower(policy)
+    # What reads the policy's numbers never writes into them.
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor", UserWarning)
     tower = _vision_tower(policy)
     if tower is not None:
         tower.to(device)
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     for layer in decoder_layers(policy):
-        fully_shard(layer, mesh=mesh)
-    # Not torch's default for a root, which stays gathered after a pass without gradients: the optimizer must find its shares.
+        _shard_one(layer, mesh, set())
     whole = set() if tower is None else set(tower.parameters())
-    fully_shard(policy, mesh=mesh, reshard_after_forward=True, ignored_params=whole)
+    # Not torch's default for a root, which stays gathered after a pass without gradients: the optimizer must find its shares.
+    _shard_one(policy, mesh, whole, reshard_after_forward=True)
+
+
+@torch.no_grad()
+def _shard_one(module: nn.Module, mesh: Any, whole: set[nn.Parameter], **options: Any) -> None:
+    """Share out what is not yet shared out of `module`, and bring the first process's numbers into everybody's share.
+
+    `whole`: weights that stay whole. What the first process held of a weight is free when all have their shares of it.
+    """
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    given = {name: weight.detach() for name, weight in module.named_parameters() if not isinstance(weight, DTensor)}
+    fully_shard(module, mesh=mesh, ignored_params=whole, **options)
+    for name, weight in module.named_parameters():
+        if name not in given:
+            continue
+        numbers = given.pop(name)
+        if isinstance(weight, DTensor):
+            own = distribute_tensor(numbers.to(weight.device), mesh, weight.placements, src_data_rank=0)
+            weight.to_local().copy_(own.to_local())
+        else:
+            torch.distributed.broadcast(weight, src=0)
 
 
 def refuse_trained_tower(model: nn.Module) -> None:
@@ -106,4 +163,5 @@ def shard_like(weight: Tensor, whole: Tensor) -> Tensor:
     if not isinstance(weight, DTensor) or whole.shape != weight.shape:
         return whole
     # Every process has read the same file: each cuts its own part out, and nothing is sent.
-    return distribute_tensor(whole.to(weight.device), weight.device_mesh, weight.placements, src_data_rank=None)
+    own = distribute_tensor(whole.to(weight.device), weight.device_mesh, weight.placements, src_data_rank=None)
+    return own.clone()  # a part of the whole tensor would keep all of it in memory

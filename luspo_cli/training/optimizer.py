@@ -117,17 +117,21 @@ def save_optimizer(folder: Path, state: Mapping[int, Mapping[str, Any]], names: 
 
 def load_optimizer(folder: Path, optimizer: torch.optim.Optimizer, names: list[str]) -> None:
     """Restore what `save_optimizer` wrote in `folder`; `names` are in the optimizer's order."""
-    from safetensors.torch import load_file
+    from safetensors import safe_open
 
-    tensors = load_file(folder / STATE_FILE)
     state: dict[int, dict[str, Any]] = {}
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-    for index, (name, weight) in enumerate(zip(names, weights, strict=True)):
-        found = {key.rsplit("::", 1)[1]: value for key, value in tensors.items() if key.rsplit("::", 1)[0] == name}
-        own = {key: shard_like(weight, value) for key, value in found.items()}
-        if own:
-            # bitsandbytes counts steps in a plain number.
-            state[index] = {key: int(value) if value.dtype == torch.int64 else value for key, value in own.items()}
+    with safe_open(folder / STATE_FILE, framework="pt") as stored:
+        keys: dict[str, list[str]] = {}
+        for entry in stored.keys():  # noqa: SIM118  # it is no mapping
+            name, key = entry.rsplit("::", 1)
+            keys.setdefault(name, []).append(key)
+        for index, (name, weight) in enumerate(zip(names, weights, strict=True)):
+            # One tensor at a time: of a sharded one this process keeps its share alone.
+            own = {key: shard_like(weight, stored.get_tensor(f"{name}::{key}")) for key in keys.get(name, ())}
+            if own:
+                # bitsandbytes counts steps in a plain number.
+                state[index] = {key: int(value) if value.dtype == torch.int64 else value for key, value in own.items()}
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

@@ -86,7 +86,7 @@ def prepare(
         # The others find it in the cache, or make the same one where they are on another machine.
         if not ranks.is_first:
             starting = starting_folder(config, found or [], parent)
-        loaded = load_start(config, starting, parent)
+        loaded = load_start(config, starting, parent, ranks)
         problems = problems_of(config, loaded, found)
         check_stages(config, loaded, problems.longest, problems.longest_held_out, ranks.size)
         prepared = Prepared(config, loaded, problems, parent)

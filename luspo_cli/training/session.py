@@ -19,6 +19,7 @@ from luspo_cli.policy.loading import load_model
 from luspo_cli.policy.lora import load_adapter
 from luspo_cli.processes.accelerate import rubric_workers
 from luspo_cli.processes.ranks import Ranks, joined
+from luspo_cli.processes.sharding import gets_weights
 from luspo_cli.processes.signals import stop_on_signals
 from luspo_cli.rewards.rubric import Rubric
 from luspo_cli.runs.checkpoints import Checkpoint, policy_folder, remove_unasked
@@ -103,9 +104,8 @@ def _go_on_from(checkpoint: Checkpoint, prepared: Prepared, ranks: Ranks) -> Any
     reference = prepared.loaded.model if config.objective.kl_coefficient > 0 else None
     del prepared.loaded  # first: these weights would stay in memory beside the checkpoint's
     with ranks.phase():
-        prepared.loaded = load_model(
-            config.model.model_copy(update={"path": str(folder)}), config.rollout.chat_template, config.data
-        )
+        model, numbers = config.model.model_copy(update={"path": str(folder)}), not gets_weights(config.model, ranks)
+        prepared.loaded = load_model(model, config.rollout.chat_template, config.data, numbers)
     return reference
 
 

@@ -15,7 +15,7 @@ from luspo_cli.policy.lora import BasePolicy
 from luspo_cli.policy.policy import Policy
 from luspo_cli.processes.accelerate import make_accelerator, prepare
 from luspo_cli.processes.ranks import Ranks
-from luspo_cli.processes.sharding import gather_state, shard
+from luspo_cli.processes.sharding import gather_state, is_sharded, shard, twin
 from luspo_cli.rewards.rubric import Rubric
 from luspo_cli.rollout.samplers import SamplerModel, choose_sampler, make_sampler
 from luspo_cli.runs.checkpoints import Checkpoint
@@ -40,7 +40,7 @@ def make_stages(
     ranks: Ranks,
 ) -> Stages:
     """Build every stage; `checkpoint` gives the optimizer's state, `reference_model` a KL term's starting weights."""
-    sharded = ranks.size > 1 and config.model.sharding == "full"
+    sharded = is_sharded(config.model, ranks)
     low_precision = config.model.compute_dtype == "bfloat16"
     idle_tower = problems.some_bare and loaded.has_trained_tower and not config.model.freeze_vision
     accelerator = make_accelerator(low_precision, idle_tower=idle_tower, sharded=sharded)
@@ -68,8 +68,9 @@ def make_stages(
     adapted, has_reference = config.model.lora.rank > 0, config.objective.kl_coefficient > 0
     reference: Policy | BasePolicy | None = None
     if has_reference and not adapted:
-        frozen = (reference_model or copy.deepcopy(loaded.model)).requires_grad_(False).eval().to(accelerator.device)
-        reference = Policy(frozen, config.rollout.temperature)
+        frozen = reference_model or (twin(loaded.model) if sharded else copy.deepcopy(loaded.model))
+        frozen.requires_grad_(False).eval()
+        reference = Policy(frozen if sharded else frozen.to(accelerator.device), config.rollout.temperature)
     if config.model.freeze_vision:
         freeze_vision(loaded.model)
     to_prompt = accelerator.autocast()(loaded.training_prompt)  # features are computed as in the policy's own passes

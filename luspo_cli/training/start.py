@@ -10,6 +10,8 @@ from luspo_cli.config.run import MADE, TrainRun
 from luspo_cli.policy.loading import LoadedModel, load_model
 from luspo_cli.policy.lora import add_adapters, load_adapter, require_peft
 from luspo_cli.policy.model_files import read_adapter_config
+from luspo_cli.processes.ranks import ALONE, Ranks
+from luspo_cli.processes.sharding import gets_weights
 from luspo_cli.records import Problem
 from luspo_cli.runs.checkpoints import Checkpoint, policy_folder
 from luspo_cli.training.made.model import made_model
@@ -31,12 +33,13 @@ def starting_folder(config: TrainRun, problems: Sequence[Problem], parent: Check
     return Path(read_adapter_config(folder)["base_model_name_or_path"]) if made else None
 
 
-def load_start(config: TrainRun, starting: Path | None, parent: Checkpoint | None) -> LoadedModel:
+def load_start(config: TrainRun, starting: Path | None, parent: Checkpoint | None, ranks: Ranks = ALONE) -> LoadedModel:
     """The model that the run starts from, with new adapters where they are asked for, or with its parent's."""
     if config.model.lora.rank:
         require_peft()
     model = config.model.model_copy(update={"path": str(starting)}) if starting else config.model
-    loaded = load_model(model, config.rollout.chat_template, config.data)
+    numbers = not gets_weights(config.model, ranks)
+    loaded = load_model(model, config.rollout.chat_template, config.data, numbers)
     if config.model.lora.rank:
         number = add_adapters(loaded.model, config.model, config.run.seed, str(starting or config.model.path))
         if parent:

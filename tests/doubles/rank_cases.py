@@ -46,6 +46,9 @@ def build(case: dict[str, Any], ranks: Ranks) -> tuple[Updater, Any]:
     policy = Policy(case["model"], config.rollout.temperature).train()
     for part in (policy, reference) if sharded else ():
         if part is not None:
+            if not ranks.is_first:  # the first process alone reads a model
+                for weight in part.parameters():
+                    weight.data.fill_(torch.nan)
             shard(part, accelerator.device)
     _, optimizer = make_optimizer(policy, config.update)
     prepared, optimizer = prepare(accelerator, policy, optimizer, sharded)
