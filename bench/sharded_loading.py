@@ -2,8 +2,8 @@
 
     python -m bench sharded-loading [--model FOLDER] [--processes N] [--base TREE]
 
-Without `--model` a Qwen2 of 0.39 billion random weights is made, in files of bfloat16 as models are published (0.8 GB of disk, for
-the time of the run). Each process loads it in float32 and shares it out, without a sampler or an optimizer. `peak` is a process's
+Without `--model` a Qwen2 of 0.39 billion random weights is made, in files of bfloat16 as models are published (0.8 GB of disk,
+for the time of the run). Each process loads it in float32 and shares it out, without a sampler or an optimizer. `peak` is its
 largest resident size above what it had before (VmHWM; pages of the files that it reads count, which all processes share);
 `together` the largest sum of all processes' own memory (RssAnon, ten times a second). `--base`: the same with another checkout's
 code, first. The shares are compared bit by bit. Linux only.
