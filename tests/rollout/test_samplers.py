@@ -67,3 +67,12 @@ def test_no_two_processes_push_to_one_server() -> None:
     assert shares == [("a", "c"), ("b",)]
     with pytest.raises(UsageError, match="one server a process"):
         own_servers(servers, 0, 4)
+
+
+def test_one_server_a_machine_is_that_of_the_machine_s_process() -> None:
+    """Launchers number processes machine by machine, so servers are named in the order of the machines."""
+    nodes = ("http://node1:8000", "http://node2:8000", "http://node3:8000")
+    assert [own_servers(nodes, rank, 3) for rank in range(3)] == [(node,) for node in nodes]
+    two_each = tuple(f"http://node{n}:{port}" for n in (1, 2) for port in (8000, 8001))
+    hosts = [{server.rpartition(":")[0] for server in own_servers(two_each, rank, 4)} for rank in range(4)]
+    assert hosts == [{"http://node1"}, {"http://node1"}, {"http://node2"}, {"http://node2"}]
