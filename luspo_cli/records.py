@@ -99,6 +99,8 @@ class Rollout:
     """[R], natural log at the sampling temperature as the sampler saw them; empty where it was not asked for them."""
     thought_open: bool = False
     """The prompt's: whether the response begins inside a thought."""
+    experts: bytes = b""
+    """[P + R - 1, routers, k] int16: the experts that each token which was fed met; empty where they were not asked for."""
 
     @property
     def response_length(self) -> int:
@@ -169,6 +171,8 @@ class RowUpdate:
     """What one of its tokens weighs in the loss, times the sequences of its mini-batch."""
     token_log_ratios: tuple[float, ...] = ()
     """[R], log π − log π_old; empty where it was not asked for."""
+    experts_changed: tuple[int, ...] = ()
+    """[R], layers in which a token's experts are others than for log π_old; empty where not asked for, and in a dense model."""
 
     @property
     def kept_fraction(self) -> float:

@@ -83,9 +83,39 @@ class VisionShapeConfig(Section):
         return self.patch_values * width + self.depth * (2 * norm + attention + feed_forward) + merger
 
 
+class ExpertsShapeConfig(Section):
+    """The experts of a decoder's layers; none while `number` is 0, and every layer has one feed-forward."""
+
+    number: int = Field(default=0, ge=0)
+    """Experts of a layer that a router chooses from."""
+    per_token: int = Field(default=2, ge=1)
+    """Of these, how many compute each token."""
+    feed_forward: int = Field(default=96, ge=8)
+    """Of one expert."""
+    shared_feed_forward: int = Field(default=0, ge=0)
+    """Of one more expert that computes every token; 0: none. With it a made model is a Qwen2-MoE, without it a Qwen3-MoE."""
+    dense_layers: int = Field(default=0, ge=0)
+    """Layers, the first ones, with one feed-forward all the same."""
+
+    def faults(self) -> Iterator[str]:
+        if not self.number:
+            for key in self.changed(*sorted(self.model_fields_set)):
+                yield f"model.shape.experts.{key} needs model.shape.experts.number: at 0 there are none"
+        elif self.per_token > self.number:
+            yield (
+                f"model.shape.experts.per_token ({self.per_token}) must not exceed model.shape.experts.number"
+                f" ({self.number})"
+            )
+
+    def parameters(self, width: int) -> int:
+        """Number of weights of one layer's experts, their router, and the gate of a shared one."""
+        shared = 3 * width * self.shared_feed_forward + width if self.shared_feed_forward else 0
+        return self.number * (3 * width * self.feed_forward + width) + shared
+
+
 class ShapeConfig(Section):
-    """The size of a Qwen2 decoder, with a vision tower or without. It makes the model where `model.path` is `made`; elsewhere the
-    dry run estimates with it while the model itself is not on this machine."""
+    """The size of a Qwen2 decoder, with a vision tower or without, or with `experts` of a Qwen3-MoE or Qwen2-MoE. It makes the
+    model where `model.path` is `made`; elsewhere the dry run estimates with it while the model itself is not on this machine."""
 
     vocabulary: int = Field(default=32, ge=8)
     layers: int = Field(default=2, ge=1)
@@ -94,6 +124,7 @@ class ShapeConfig(Section):
     key_value_heads: int = Field(default=3, ge=1)
     feed_forward: int = Field(default=384, ge=8)
     tied_head: bool = False
+    experts: ExpertsShapeConfig = ExpertsShapeConfig()
     vision: VisionShapeConfig = VisionShapeConfig()
 
     def parameters(self) -> int:
@@ -103,9 +134,12 @@ class ShapeConfig(Section):
     def decoder_parameters(self) -> int:
         """Embeddings, attention with biases on q/k/v, gated feed-forward, norms, head."""
         matrices = 2 * self.width * (self.heads + self.key_value_heads) * self.head_size
-        layer = matrices + self.attention_vectors() + 3 * self.width * self.feed_forward + 2 * self.width
+        layer = matrices + self.attention_vectors() + 2 * self.width
+        dense = self.dense_layers
+        feed_forwards = dense * 3 * self.width * self.feed_forward
+        feed_forwards += (self.layers - dense) * self.experts.parameters(self.width)
         embeddings = self.vocabulary * self.width * (1 if self.tied_head else 2)
-        return embeddings + self.layers * layer + self.width
+        return embeddings + self.layers * layer + feed_forwards + self.width
 
     @property
     def head_size(self) -> int:
@@ -114,7 +148,14 @@ class ShapeConfig(Section):
 
     def attention_vectors(self) -> int:
         """Number of weights of one layer's attention beside its matrices."""
+        if self.experts.number and not self.experts.shared_feed_forward:
+            return 2 * self.head_size  # Qwen3 scales queries and keys of a head and has no biases
         return (self.heads + 2 * self.key_value_heads) * self.head_size
+
+    @property
+    def dense_layers(self) -> int:
+        """Layers with one feed-forward."""
+        return self.experts.dense_layers if self.experts.number else self.layers
 
     def adapter_parameters(self, rank: int, targets: tuple[str, ...]) -> int:
         """Number of weights of adapters of `rank` on the targets among the seven matrices of every layer."""
@@ -124,11 +165,13 @@ class ShapeConfig(Section):
             "k_proj": self.width + key_value_width,
             "v_proj": self.width + key_value_width,
             "o_proj": query_width + self.width,
-            "gate_proj": self.width + self.feed_forward,
-            "up_proj": self.width + self.feed_forward,
-            "down_proj": self.feed_forward + self.width,
         }
-        return self.layers * rank * sum(sides.get(target, 0) for target in targets)
+        # Of experts, adapters reach the shared one alone.
+        shared, dense = self.experts.shared_feed_forward, self.dense_layers
+        outside = dense * (self.width + self.feed_forward)
+        outside += (self.layers - dense) * (self.width + shared) if shared else 0
+        feed_forwards = sum(target in ("gate_proj", "up_proj", "down_proj") for target in targets)
+        return rank * (self.layers * sum(sides.get(target, 0) for target in targets) + feed_forwards * outside)
 
 
 class LoraConfig(Section):

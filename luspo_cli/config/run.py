@@ -157,6 +157,24 @@ class TrainRun(Section):
             " vision model, at this rollout.temperature: set the temperature to 1, or rollout.sampler = 'in-process'"
         )
 
+    def routing_refused(self, sampler: str, *, has_experts: bool) -> str | None:
+        """Say why what `update` asks of routers cannot be had with this sampler and model."""
+        update = self.update
+        key = "router_replay" if update.router_replay != "none" else "router_aux_coefficient"
+        if update.router_replay == "none" and not update.router_aux_coefficient:
+            return None
+        if not has_experts:
+            return (
+                f"update.{key} is for models of experts (Qwen3-MoE, Qwen2-MoE), and model '{self.model.path}' is none: leave"
+                " it out"
+            )
+        if update.router_replay == "rollout" and sampler != "in-process":
+            return (
+                "update.router_replay = 'rollout' needs the experts that the sampler met, which the one in the process alone"
+                " hands over: set rollout.sampler = 'in-process', or update.router_replay = 'old'"
+            )
+        return None
+
     def _faults_of_made_data(self) -> Iterator[str]:
         train, has_tower = self.data.train, bool(self.model.shape.vision.depth)
         if train not in MADE_TASKS and not has_tower:
@@ -196,6 +214,10 @@ class TrainRun(Section):
                 "objective.kl_coefficient needs a reference, the weights that its run began with, and a fork has only its"
                 " checkpoint: set objective.kl_coefficient=0"
             )
+        if self.update.router_replay == "rollout":
+            yield (
+                "a fork begins with its parent's rollouts, whose experts are not stored: set update.router_replay = 'old'"
+            )
         if self.evaluation.blind != "none":
             yield "a fork has no blind control: set evaluation.blind=none"
         if self.evaluation.every and self.evaluation.temperature != self.rollout.temperature:
@@ -206,6 +228,13 @@ class TrainRun(Section):
 
     def _shape_faults(self) -> Iterator[str]:
         shape = self.model.shape
+        if shape.experts.number and shape.vision.depth:
+            yield "model.shape.experts and model.shape.vision exclude each other: no model with a tower has experts here"
+        if shape.experts.number and shape.experts.dense_layers >= shape.layers:
+            yield (
+                f"model.shape.experts.dense_layers ({shape.experts.dense_layers}) must be smaller than model.shape.layers"
+                f" ({shape.layers}): some layer has the experts"
+            )
         if shape.width % shape.heads:
             yield f"model.shape.width ({shape.width}) must be a multiple of model.shape.heads ({shape.heads})"
         if shape.width // shape.heads % 2:

@@ -49,12 +49,19 @@ class UpdateConfig(Section):
     token weights: they would change its length weight."""
     sampler_correction_cap: float = Field(default=2.0, ge=1)
     """Largest of these weights."""
+    router_replay: Literal["none", "old", "rollout"] = "none"
+    """Of a model of experts: each pass takes the experts that its routers choose (`none`), the update those of the old log-probs'
+    pass (`old`; verl's R2), or old log-probs and update those that the sampler met (`rollout`; R3)."""
+    router_aux_coefficient: float = Field(default=0.0, ge=0)
+    """Weight of the routers' load-balancing loss, whose loads are those of the whole mini-batch; 0: there is none."""
 
     def faults(self) -> Iterator[str]:
         if self.sampler_correction == "none" and self.changed("sampler_correction_cap"):
             yield (
                 "update.sampler_correction_cap needs update.sampler_correction = token, sequence or sequence-product"
             )
+        if self.router_replay == "old" and self.mini_batches == 1:
+            yield "update.router_replay = 'old' changes nothing with update.mini_batches = 1, which has no old log-probs"
         if self.offload_optimizer and self.optimizer != "adamw":
             yield "update.offload_optimizer goes with update.optimizer = 'adamw' alone: 8-bit moments stay on the GPU"
 

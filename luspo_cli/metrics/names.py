@@ -120,6 +120,39 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
         "policy/kl_ref": Metric(
             "nats", "Estimated KL divergence per response token to the reference; only with a KL term."
         ),
+        "router/load_max_over_mean": Metric(
+            "1",
+            "Load of the busiest expert over the mean load, mean over layers, over the trained response tokens; 1 where all is"
+            " even. This and the next ones only in models of experts.",
+        ),
+        "router/load_entropy": Metric(
+            "1", "Entropy of the experts' loads over that of even loads, mean over layers: 1 where all is even."
+        ),
+        "router/aux_loss": Metric(
+            "1", "Load-balancing loss before its coefficient; only with update.router_aux_coefficient."
+        ),
+        "router/changed_fraction": Metric(
+            "1",
+            "Share of response tokens whose log-prob is read behind other experts, in one layer at least, than the old one; of"
+            " the mini-batches after the first, as the next ones.",
+        ),
+        "router/changed_choice_fraction": Metric(
+            "1", "Share of these tokens' single choices of an expert that changed."
+        ),
+        "router/sampler_changed_fraction": Metric(
+            "1",
+            "The same share of tokens between the sampler and the policy before the update; only with update.router_replay"
+            " rollout.",
+        ),
+        "router/token_log_ratio/changed": Metric(
+            "1", "Root mean square of log π − log π_old over the tokens whose experts changed."
+        ),
+        "router/token_log_ratio/unchanged": Metric("1", "The same over the tokens whose experts did not."),
+        "router/sequence_log_ratio/many": Metric(
+            "1",
+            "Root mean square of the mean token log-ratio over responses above the step's median share of changed tokens.",
+        ),
+        "router/sequence_log_ratio/few": Metric("1", "The same over the other responses."),
         "update/grad_norm": Metric("1", "Gradient norm before clipping, mean over the step's updates."),
         "update/clipped_gradient": Metric("1", "Share of the step's updates whose gradient norm exceeded the limit."),
         "update/learning_rate": Metric("1", "Learning rate of the step's last update."),

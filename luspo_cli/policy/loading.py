@@ -33,6 +33,7 @@ from luspo_cli.policy.reading import (
     read_files,
     read_part,
 )
+from luspo_cli.policy.routing import routers
 from luspo_cli.policy.supported import image_token_ids
 from luspo_cli.policy.whole import unfit_weights
 from luspo_cli.processes.sharding import without_numbers
@@ -67,6 +68,11 @@ class LoadedModel:
     def has_trained_tower(self) -> bool:
         """Whether it reads images with weights that may be trained."""
         return self.processor is not None and not tower_is_frozen(self.model)
+
+    @property
+    def has_experts(self) -> bool:
+        """Whether it has routers that the engine reads."""
+        return bool(routers(self.model))
 
     def prompt(self, problem: Problem) -> Prompt:
         """The problem as this model reads it; UsageError where the model reads text only, or an image or mark does not fit."""

@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from luspo_cli.config.model import ShapeConfig, VisionShapeConfig
+from luspo_cli.config.model import ExpertsShapeConfig, ShapeConfig, VisionShapeConfig
 from luspo_cli.errors import UsageError, first_line
-from luspo_cli.policy.supported import VISION_MODELS
+from luspo_cli.policy.supported import EXPERT_MODELS, VISION_MODELS
 
 LEFT_OUT = {
     "depth": 32,
@@ -86,6 +86,7 @@ def read_shape(file: Path) -> ShapeConfig:
         return kind(
             **{ours: text[entry] for ours, entry in ENTRIES.items()},
             key_value_heads=text.get("num_key_value_heads") or text["num_attention_heads"],
+            experts=_experts(text),
             tied_head=bool(stored.get("tie_word_embeddings") or text.get("tie_word_embeddings")),
             vision=_read_vision(stored),
             **more,
@@ -133,6 +134,22 @@ def _decoder(stored: Mapping[str, Any], text: Mapping[str, Any]) -> tuple[type[S
     newer = kind.startswith("qwen3")
     head = text.get("head_dim") or (QWEN3_HEAD if newer else text["hidden_size"] // text["num_attention_heads"])
     return OtherDecoder, {"head_width": head, "biases": bool(text.get("attention_bias")), "head_norms": newer}
+
+
+def _experts(text: Mapping[str, Any]) -> ExpertsShapeConfig:
+    """None of a type whose experts are not known here."""
+    number = text.get("num_local_experts", text.get("num_experts", 0))
+    if text.get("model_type") not in EXPERT_MODELS or not number:
+        return ExpertsShapeConfig()
+    only, step = text.get("mlp_only_layers") or (), text.get("decoder_sparse_step", 1)
+    layers = range(text["num_hidden_layers"])
+    return ExpertsShapeConfig(
+        number=number,
+        per_token=text["num_experts_per_tok"],
+        feed_forward=text["moe_intermediate_size"],
+        shared_feed_forward=text.get("shared_expert_intermediate_size", 0),
+        dense_layers=sum(layer in only or (layer + 1) % step != 0 for layer in layers),
+    )
 
 
 def _read_vision(stored: Mapping[str, Any]) -> VisionShapeConfig:

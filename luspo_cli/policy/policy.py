@@ -8,6 +8,7 @@ Log-probs are over the whole vocabulary, also of a vision model, whose image tok
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from luspo_cli.policy.images import hidden_states, rotary_positions
 from luspo_cli.policy.logprobs import token_logprobs
 from luspo_cli.policy.packing import PolicyBatch
+from luspo_cli.policy.routing import Replay, Routed, RoutingAsked, read_routers, routers, summed_probabilities, taken
 
 
 class Policy(nn.Module):
@@ -25,6 +27,10 @@ class Policy(nn.Module):
         super().__init__()
         self.model = model
         self.temperature = temperature
+        self.routers = len(routers(model))
+        """How many layers have a router; 0 in a dense model."""
+        if self.routers:
+            Replay(model)
         self._joins = True
 
     def train(self, mode: bool = True) -> Policy:
@@ -45,17 +51,24 @@ class Policy(nn.Module):
         return self
 
     def forward(
-        self, batch: PolicyBatch, with_entropy: bool = False, with_collision: bool = False
-    ) -> tuple[Tensor, ...]:
+        self,
+        batch: PolicyBatch,
+        with_entropy: bool = False,
+        with_collision: bool = False,
+        routing: RoutingAsked | None = None,
+    ) -> tuple[Any, ...]:
         """Log-probs and, on request, entropies [B, R] (float32, nats) of the batch's response tokens; 0 where masked.
 
         `with_collision`: also Σ p² [B, R], the chance that two draws of a token are the same, without gradient.
+        `routing`, of a model of experts: also what its routers did, a `Routed`, as the last of the results.
         """
         images = batch.images
         placeholder = getattr(self.model.config, "image_token_id", None)
         if images is None and placeholder is not None and bool((batch.tokens == placeholder).any()):
             raise ValueError("rows hold image tokens and their image inputs were not handed in")
-        hidden = self._hidden(batch)  # [places or joined tokens, width]
+        noting: AbstractContextManager[Any] = read_routers(self.model) if routing else nullcontext()
+        with noting as routed:
+            hidden = self._hidden(batch, routing.experts if routing else None)  # [places or joined tokens, width]
         mask = batch.response_mask
         rows, columns = mask.nonzero(as_tuple=True)  # [N] response tokens, row by row
         # The token at position p is predicted by the hidden state at p - 1.
@@ -70,23 +83,28 @@ class Policy(nn.Module):
         found = token_logprobs(states, head, targets, self.temperature, with_entropy, with_collision)
         flat = rows * mask.shape[1] + columns
         shape = (mask.numel(),)
-        return tuple(
+        results: tuple[Any, ...] = tuple(
             torch.zeros(shape, device=hidden.device).scatter(0, flat, value).view(mask.shape) for value in found
         )
+        if routing is None:
+            return results
+        probabilities = summed_probabilities(routed, read) if routing.with_probabilities else None
+        return *results, Routed(taken(routed), read, probabilities)
 
-    def _hidden(self, batch: PolicyBatch) -> Tensor:
+    def _hidden(self, batch: PolicyBatch, experts: Tensor | None = None) -> Tensor:
         """The last hidden states, of joined rows [N, width] where they can be joined, of padded ones [B * W, width] otherwise."""
         model, tokens, images, joined = self.model, batch.tokens, batch.images, batch.joined
+        given = {} if experts is None else {"experts": experts}
         positions = rotary_positions(model, tokens, images)
         if self._joins and joined is not None:
             own = tokens.view(-1)[joined.tokens][None]
             columns = positions[:, joined.tokens % tokens.shape[1]]
-            hidden = hidden_states(model, own, columns, None, use_cache=False, joined_rows=joined)
+            hidden = hidden_states(model, own, columns, None, use_cache=False, joined_rows=joined, **given)
             # A model may keep what it does not know from its layers: all its rows would be one.
             self._joins = joined.reached_attention
             if self._joins:
                 return hidden[0]
-        return hidden_states(model, tokens, positions, images, use_cache=False).flatten(0, 1)
+        return hidden_states(model, tokens, positions, images, use_cache=False, **given).flatten(0, 1)
 
 
 def _autocast(tensor: Tensor) -> bool:

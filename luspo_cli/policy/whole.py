@@ -1,7 +1,8 @@
 """Whether a model folder is whole: every weight that its configuration asks for, of the right shape, and a tokenizer that fits.
 
 Told from file headers alone, so the dry run knows it too. The names in the files are those of the model for the plain decoders
-(`PLAIN`); of other types only what holds for all of them is checked, and loading finds the rest.
+(`PLAIN`) and, with a name for each expert, for models of experts; of other types only what holds for all of them is checked, and
+loading finds the rest.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from luspo_cli.policy.experts import published
 from luspo_cli.policy.supported import EXPERT_MODELS
 
 Shapes = dict[str, tuple[int, ...]]
-PLAIN = ("llama", "mistral", "qwen2", "qwen3", *EXPERT_MODELS)
-"""Model types whose weights are stored under the names that they have in the model, each expert's on its own."""
+PLAIN = ("llama", "mistral", "qwen2", "qwen3")
+"""Model types whose weights are stored under the names that they have in the model."""
 INDEX = "model.safetensors.index.json"
 TOKENIZERS = (
     "tokenizer.json",
@@ -94,7 +95,7 @@ def broken_weights(folder: Path, model: Any, tied: bool, path: str) -> str | Non
     absent = _indexed(folder) - found.keys()
     if found and all(name.startswith(_WRAPPERS) for name in found):
         return unfit_weights(path, [name.partition(".")[2] for name in found], found, ())
-    if model.config.model_type in PLAIN:
+    if model.config.model_type in (*PLAIN, *EXPERT_MODELS):
         expected = {
             name: tuple(weight.shape)
             for fused, tensor in model.state_dict().items()

@@ -24,6 +24,8 @@ class SamplingOptions:
     seed: int = 0
     first_row: int = 0
     """Place in the batch of the call's first row, where several processes sample one batch in parts."""
+    with_experts: bool = False
+    """Whether rollouts bring the experts that their tokens met; the sampler in the process alone can."""
 
 
 class Sampler(Protocol):

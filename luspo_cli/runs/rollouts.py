@@ -120,6 +120,7 @@ def store_rows(folder: Path, step: int, rows: list[dict[str, Any]], maybe_null: 
     import pyarrow.parquet as pq
 
     types = {"mini_batch": pa.int64(), "token_log_ratios": pa.list_(pa.float32()), "extracted": pa.string()}
+    types["experts_changed"] = pa.list_(pa.int16())
     table = pa.Table.from_pylist(rows)
     for column in maybe_null:
         place = table.schema.get_field_index(column)
@@ -133,4 +134,5 @@ def _of_update(row: RowUpdate | None) -> dict[str, Any]:
     """The columns that tell what the update did with a rollout; null where it did not compute it."""
     if row is None:
         return dict.fromkeys(RowUpdate.__slots__)
-    return {name: getattr(row, name) for name in RowUpdate.__slots__} | {"token_log_ratios": list(row.token_log_ratios)}
+    lists = {"token_log_ratios": list(row.token_log_ratios), "experts_changed": list(row.experts_changed)}
+    return {name: getattr(row, name) for name in RowUpdate.__slots__} | lists

@@ -90,6 +90,7 @@ def make_plan(
         *unreadable,
         unusable,
         config.correction_refused(sampler.name, never_drawn=shape.vision.depth > 0),
+        config.routing_refused(sampler.name, has_experts=shape.experts.number > 0),
         crowded(config, processes),
         _taken(config, run, if_exists) if run else None,
     ]

@@ -94,7 +94,7 @@ def estimate_memory(
     parts["reference"] = 4 * ((n - tower) / share + tower) if needs_copy else 0
     longest = config.data.max_prompt_tokens + config.rollout.max_response_tokens
     tokens = max(config.update.tokens_per_micro_batch, longest)
-    one_layer = tokens * (14 * shape.width + 4 * shape.feed_forward) * size
+    one_layer = tokens * (14 * shape.width + 4 * _feed_forward(shape)) * size
     kept = tokens * shape.width * 4
     checkpointing = config.model.gradient_checkpointing
     parts["activations"] = shape.layers * (kept if checkpointing else one_layer)
@@ -126,6 +126,12 @@ def estimate_memory(
     drawn_logits = rows * shape.vocabulary * 8 if in_process else 0
     parts["rollout_peak"] = always + parts["key_value_cache"] + drawn_logits + parts["vllm"]
     return parts
+
+
+def _feed_forward(shape: ShapeConfig) -> int:
+    """Width of the feed-forwards that compute one token, in the layers where it is largest."""
+    own, dense = shape.experts, shape.feed_forward if shape.dense_layers else 0
+    return max(dense, own.per_token * own.feed_forward + own.shared_feed_forward) if own.number else dense
 
 
 def _tower(config: TrainRun, shape: ShapeConfig, size: int, images: int) -> tuple[float, float]:

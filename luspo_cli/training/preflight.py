@@ -112,6 +112,8 @@ def check_stages(
     chosen = choose_sampler(config.rollout.sampler)
     if reason := config.correction_refused(chosen.name, never_drawn=bool(loaded.never_drawn)):
         raise UsageError(reason)
+    if reason := config.routing_refused(chosen.name, has_experts=loaded.has_experts):
+        raise UsageError(reason)
     check_sampler(
         chosen,
         longest=longest_row(config, loaded.model, held_out.tokens if held_out else 0),

@@ -43,13 +43,18 @@ class GatheredRows:
     """Objective -> [4, N]: clip_low, clip_high, kept and weight had it met the same log-ratios."""
     tokens: Mapping[int, list[float]]
     """Place in the batch -> token log-ratios; empty where they were not asked for."""
+    experts_changed: Mapping[int, list[int]]
+    """Place in the batch -> of each token the layers whose experts changed; empty likewise, and in a dense model."""
 
     def updates(self) -> list[RowUpdate | None]:
         """One record for each rollout, None where it was not computed."""
         return [
-            None if np.isnan(number) else RowUpdate(int(number), *numbers, tuple(self.tokens.get(place, ())))  # type: ignore[call-arg]
+            None if np.isnan(number) else RowUpdate(int(number), *numbers, *self._of_tokens(place))  # type: ignore[call-arg]
             for place, (number, *numbers, _) in enumerate(self.numbers.T.tolist())
         ]
+
+    def _of_tokens(self, place: int) -> tuple[tuple[float, ...], tuple[int, ...]]:
+        return tuple(self.tokens.get(place, ())), tuple(self.experts_changed.get(place, ()))
 
 
 class RowUpdates:
@@ -59,15 +64,25 @@ class RowUpdates:
         self._rollouts = [rollout for group in groups for rollout in group.rollouts]
         self._places = {id(rollout): place for place, rollout in enumerate(self._rollouts)}
         self._passes: list[_Pass] = []
+        self._changed: list[tuple[list[int], Tensor]] = []
         self.class_norms: dict[str, list[float]] = {}
         """Exact gradient norm of each class of rows in each mini-batch, where it was measured."""
         self.seconds = 0.0
         """What the collecting took."""
 
     def add(
-        self, mini_batch: int, rows: Sequence[Row], advantages: Tensor, values: RowValues, squared_norms: Tensor
+        self,
+        mini_batch: int,
+        rows: Sequence[Row],
+        advantages: Tensor,
+        values: RowValues,
+        squared_norms: Tensor,
+        experts_changed: Tensor | None = None,
     ) -> None:
-        """Take in one pass, of whose `rows` are the `values`, `advantages` and squared norms of the gradient at the logits."""
+        """Take in one pass, of whose `rows` are the `values`, `advantages` and squared norms of the gradient at the logits.
+
+        `experts_changed` [B, T]: of each token the layers whose experts changed, in a model of experts.
+        """
         began = time.perf_counter()
         # A row without a token is no sequence.
         present = [i for i, row in enumerate(rows) if row.rollout.response_length]
@@ -75,7 +90,10 @@ class RowUpdates:
         numbers = torch.cat([numbers, values.log_ratio], dim=-1)
         if len(present) < len(rows):
             numbers, advantages = numbers[present], advantages[present]
-        self._passes.append((mini_batch, [self._places[id(rows[i].rollout)] for i in present], numbers, advantages))
+        places = [self._places[id(rows[i].rollout)] for i in present]
+        self._passes.append((mini_batch, places, numbers, advantages))
+        if experts_changed is not None:
+            self._changed.append((places, experts_changed[present]))
         self.seconds += time.perf_counter() - began
 
     def gathered(
@@ -104,15 +122,23 @@ class RowUpdates:
                     for place, own, length in zip(of_pass, found, lengths, strict=True)
                 }
         outcomes = self._outcomes(others, limit)
-        self._passes = []  # lets go of what is on the device
+        changed = {
+            place: row[: self._rollouts[place].response_length]
+            for of_pass, tensor in self._changed
+            for place, row in zip(of_pass, tensor.tolist() if with_tokens else (), strict=False)
+        }
+        self._passes, self._changed = [], []  # lets go of what is on the device
         whole = np.full((1 + _OF_ROW, len(self._rollouts)), np.nan)
         under = np.full((len(others), _OUTCOMES, len(self._rollouts)), np.nan)
         everywhere: dict[int, list[float]] = {}
-        for of_process, own_numbers, own_outcomes, own_tokens in ranks.gather((places, numbers, outcomes, tokens)):
+        changed_everywhere: dict[int, list[int]] = {}
+        mine = places, numbers, outcomes, tokens, changed
+        for of_process, own_numbers, own_outcomes, own_tokens, own_changed in ranks.gather(mine):
             whole[:, of_process], under[..., of_process] = own_numbers.T, own_outcomes
             everywhere |= own_tokens
+            changed_everywhere |= own_changed
         self.seconds += time.perf_counter() - began
-        return GatheredRows(whole, dict(zip(others, under, strict=True)), everywhere)
+        return GatheredRows(whole, dict(zip(others, under, strict=True)), everywhere, changed_everywhere)
 
     def _outcomes(self, others: Mapping[str, ObjectiveConfig], limit: int) -> Array:
         """[objectives, 4, rows] of this process; small passes are joined, since each operation has a price of its own."""

@@ -143,6 +143,7 @@ def training_draws(config: TrainRun) -> SamplingOptions:
         temperature=rollout.temperature,
         top_p=rollout.top_p,
         top_k=rollout.top_k,
+        with_experts=config.update.router_replay == "rollout",
     )
 
 

@@ -38,9 +38,11 @@ from luspo_cli.policy.packing import (
     split_mini_batches,
 )
 from luspo_cli.policy.policy import Policy
+from luspo_cli.policy.routing import load
 from luspo_cli.processes.ranks import ALONE, Ranks
 from luspo_cli.processes.sharding import whole_weight
 from luspo_cli.records import ScoredGroup
+from luspo_cli.training.expert_choices import ExpertChoices, Place, shares_of
 from luspo_cli.training.gradient_shares import row_classes, squared_norms
 from luspo_cli.training.row_updates import RowUpdates
 
@@ -70,6 +72,8 @@ class Updater:
         self.rows = RowUpdates(())
         """What became of each rollout of the last update."""
         self._mismatch = SamplerMismatch()
+        self._choices: ExpertChoices | None = None
+        """Of a model of experts: those of the last update."""
         self._optimizer_s = 0.0
 
     def update(
@@ -87,13 +91,16 @@ class Updater:
             parameters["lr"] = learning_rate
         mini_batches = split_mini_batches(groups, settings.mini_batches, settings.tokens_per_micro_batch)
         self._mismatch, self._optimizer_s, self.rows = SamplerMismatch(), 0.0, RowUpdates(groups)
+        inner = getattr(self.policy, "module", self.policy)  # inside DDP's wrapper
+        self._choices = ExpertChoices(inner.model, settings) if inner.routers else None
         start = time.perf_counter()
         # Before any step moves the weights. The first mini-batch needs none: its own log-probs are the old ones.
-        old_logprobs = [None, *(self._old_logprobs(batch) for batch in mini_batches[1:])]
+        old_logprobs = [None, *(self._old_logprobs(i, batch) for i, batch in enumerate(mini_batches) if i)]
         between = time.perf_counter()
         objective, classes, steps = self.config.objective, self._classes(groups) if exact_shares else {}, []
         for number, (batch, old_of_batch) in enumerate(zip(mini_batches, old_logprobs, strict=True)):
-            shift, counts = self._clip_shift(batch, old_of_batch), Counts(batch.sequences, batch.response_tokens)
+            shift = self._clip_shift(number, batch, old_of_batch)
+            counts, loads = Counts(batch.sequences, batch.response_tokens), self._loads(number, batch)
             pieces, diagnostics = self._pieces(batch), []
             # Classes come first: what the last round leaves in the weights is the gradient of every row.
             for class_name, only in (*classes.items(), (None, None)):
@@ -104,7 +111,9 @@ class Updater:
                     # A filler's rows are measured by the process that trains on them.
                     recorded = not piece.filler and only is None
                     with self._reduced(last=i + 1 == len(pieces)):
-                        logprobs, entropy, collision = self.policy(tensors, with_entropy=True, with_collision=True)
+                        logprobs, entropy, collision, routed = self._pass(
+                            (number, i), piece, tensors, with_entropy=True, with_collision=True
+                        )
                         if logprobs.requires_grad:
                             logprobs.retain_grad()
                         old = logprobs.detach() if old_of_batch is None else old_of_batch[i]
@@ -123,6 +132,9 @@ class Updater:
                             row_counts=None if only is None else _marks(piece.rows, only, logprobs),
                             clip_shift=shift,
                         )
+                        if loads is not None and only is None:
+                            assert self._choices is not None
+                            result = self._choices.balanced(result, routed, loads, batch.response_tokens)
                         finite = math.isfinite(result.diagnostics["objective/loss"])
                         # The other processes wait for this one's backward pass, whatever its loss; the step is refused below.
                         if result.loss.requires_grad and (finite or self.ranks.size > 1):
@@ -131,11 +143,16 @@ class Updater:
                     if recorded:
                         diagnostics.append(result.diagnostics)
                         norms = squared_norms(logprobs, collision)
-                        self.rows.add(number, piece.rows, tensors.advantages, result.rows, norms)
+                        changed = None
+                        if self._choices:
+                            ratios = result.rows.log_ratio
+                            changed = self._choices.add((number, i), piece.rows, tensors, routed, ratios)
+                        self.rows.add(number, piece.rows, tensors.advantages, result.rows, norms, changed)
                 if class_name is not None:
                     self._keep_class_norm(class_name, began)
             steps.append(self._finish_step(batch, diagnostics) | self._balanced_bounds(shift))
         metrics = _mean_over_steps(steps) | self._sampler_metrics()
+        metrics |= self._choices.metrics(self.ranks) if self._choices else {}
         trained = sum(len(rows) for batch in mini_batches for rows in self._micro_batches(batch))
         return metrics | {
             "update/learning_rate": learning_rate,
@@ -167,6 +184,7 @@ class Updater:
     def _needs_every_row(self) -> bool:
         objective = self.config.objective
         others = objective.kl_coefficient > 0 or objective.entropy_coefficient > 0
+        others = others or self.config.update.router_aux_coefficient > 0
         return others or not self.config.update.skip_rows_without_advantage
 
     def computed_rows(self, groups: Sequence[ScoredGroup], rank: int) -> list[tuple[Row, ...]]:
@@ -190,13 +208,38 @@ class Updater:
         no_sync = getattr(self.policy, "no_sync", None)
         return nullcontext() if last or no_sync is None else no_sync()
 
-    @torch.no_grad()
-    def _old_logprobs(self, batch: MiniBatch) -> list[Tensor]:
-        device = self.accelerator.device
-        return [self.policy(policy_batch(piece.rows, device))[0] for piece in self._pieces(batch)]
+    def _pass(self, place: Place, piece: Piece, tensors: PolicyBatch, **asked: bool) -> tuple[Any, ...]:
+        """What the policy makes of a piece, and last what its routers did; None in a dense model."""
+        if self._choices is None:
+            return *self.policy(tensors, **asked), None
+        found: tuple[Any, ...] = self.policy(tensors, **asked, routing=self._choices.asked(place, piece.rows, tensors))
+        return found
 
     @torch.no_grad()
-    def _clip_shift(self, batch: MiniBatch, old_of_batch: Sequence[Tensor] | None) -> float | None:
+    def _old_logprobs(self, number: int, batch: MiniBatch) -> list[Tensor]:
+        found = []
+        for i, piece in enumerate(self._pieces(batch)):
+            tensors = policy_batch(piece.rows, self.accelerator.device)
+            logprobs, _, routed = self._pass((number, i), piece, tensors)
+            found.append(logprobs)
+            if self._choices:
+                self._choices.add_old((number, i), piece.rows, tensors, routed, piece.filler)
+        return found
+
+    @torch.no_grad()
+    def _loads(self, number: int, batch: MiniBatch) -> Tensor | None:
+        """[L, E]: the experts' shares of the whole mini-batch's choices, in one more pass; None without a balancing loss."""
+        if self._choices is None or not self.config.update.router_aux_coefficient:
+            return None
+        own = []
+        for i, piece in enumerate(self._pieces(batch)):
+            routed = self._pass((number, i), piece, policy_batch(piece.rows, self.accelerator.device))[-1]
+            if not piece.filler:
+                own.append(load(routed.chosen[:, routed.read], self._choices.experts))
+        return shares_of([part for parts in self.ranks.gather(own) for part in parts])
+
+    @torch.no_grad()
+    def _clip_shift(self, number: int, batch: MiniBatch, old_of_batch: Sequence[Tensor] | None) -> float | None:
         """b of a balanced clip range from the whole mini-batch, before its first backward pass; None where the range is fixed.
 
         It takes one more pass, without gradients; the first mini-batch, whose ratios are all 1, needs none.
@@ -205,9 +248,10 @@ class Updater:
         if objective.clip_band != "balanced":
             return None
         own = []
-        for piece, old in zip(self._pieces(batch), old_of_batch, strict=True) if old_of_batch is not None else ():
+        pieces = zip(self._pieces(batch), old_of_batch, strict=True) if old_of_batch is not None else ()
+        for i, (piece, old) in enumerate(pieces):
             tensors = policy_batch(piece.rows, self.accelerator.device)
-            logprobs = self.policy(tensors)[0]
+            logprobs = self._pass((number, i), piece, tensors)[0]
             if not piece.filler:
                 mask = tensors.response_mask
                 points = cut_points(objective, token_log_ratio(logprobs, old, mask), mask, tensors.advantages)

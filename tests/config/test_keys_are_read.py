@@ -17,7 +17,7 @@ from typing import Any
 import luspo_cli
 from luspo_cli.config.eval import OPTIONS, EvalRun
 from luspo_cli.config.layers import all_keys
-from luspo_cli.config.model import ShapeConfig
+from luspo_cli.config.model import ExpertsShapeConfig, ShapeConfig
 from luspo_cli.config.run import TrainRun
 
 PACKAGE = Path(luspo_cli.__file__).parent
@@ -127,7 +127,21 @@ def test_every_number_of_the_shape_changes_the_count_of_parameters() -> None:
     changes = {
         "vocabulary": 64, "layers": 3, "width": 192, "heads": 6, "key_value_heads": 1, "feed_forward": 100, "tied_head": True
     }  # fmt: skip
-    assert changes.keys() == ShapeConfig.model_fields.keys() - {"vision"}
+    assert changes.keys() == ShapeConfig.model_fields.keys() - {"vision", "experts"}
     for key, value in changes.items():
         other = ShapeConfig.model_validate({**base.model_dump(), key: value})
         assert other.parameters() != base.parameters(), key
+
+
+def test_every_number_of_the_experts_but_how_many_compute_a_token_changes_the_count_of_parameters() -> None:
+    base = {"number": 4, "feed_forward": 32}
+    counts = {
+        key: ShapeConfig.model_validate({"experts": base | {key: value}}).parameters()
+        for key, value in {
+            "number": 5, "feed_forward": 40, "shared_feed_forward": 16, "dense_layers": 1, "per_token": 3
+        }.items()
+    }  # fmt: skip
+    assert counts.keys() == ExpertsShapeConfig.model_fields.keys()
+    same = ShapeConfig.model_validate({"experts": base}).parameters()
+    assert [key for key, count in counts.items() if count == same] == ["per_token"]
+    assert len(set(counts.values())) == len(counts)

@@ -100,6 +100,7 @@ def test_columns_are_null_where_no_row_was_computed(tmp_path: Path, make_groups:
         {
             "mini_batch": 1, "sequence_ratio": 1.5, "clip_low_fraction": 0.0, "clip_high_fraction": 1.0,
             "dual_clip_fraction": 0.0, "loss_weight": 0.5, "token_log_ratios": [0.25, 0.5],
+            "experts_changed": [],
         },
         *[dict.fromkeys(COLUMNS)] * 3,
     ]  # fmt: skip

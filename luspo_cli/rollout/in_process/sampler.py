@@ -9,17 +9,20 @@ beyond the last bits of the logits.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from luspo_cli.policy.images import batch_images, hidden_states, rotary_positions
+from luspo_cli.policy.routing import read_routers
 from luspo_cli.policy.supported import image_token_ids
 from luspo_cli.records import Prompt, Rollout, StopReason
 from luspo_cli.rollout.in_process.cache import KeyValueCache, PromptCache
 from luspo_cli.rollout.in_process.decode_step import DecodeStep
 from luspo_cli.rollout.in_process.draw import choose_tokens
+from luspo_cli.rollout.in_process.experts_met import ExpertsMet
 from luspo_cli.rollout.in_process.packed import copy_weights
 from luspo_cli.rollout.sampler import SamplingOptions
 
@@ -55,8 +58,10 @@ class InProcessSampler:
         modes = [(module, module.training) for module in self.model.modules()]
         self.model.eval()  # a module that recomputes its activations would write no cache
         try:
-            batch = _DecodeBatch(self.step, prompts, options, self.end_tokens, self.max_rows)
-            batch.run(on_progress)
+            with read_routers(self.model) if options.with_experts else nullcontext() as chosen:
+                batch = _DecodeBatch(self.step, prompts, options, self.end_tokens, self.max_rows)
+                batch.met = ExpertsMet(chosen, len(batch.tokens)) if chosen is not None else None
+                batch.run(on_progress)
         finally:
             for module, training in modes:
                 module.training = training
@@ -71,6 +76,7 @@ class InProcessSampler:
                 stop_reason=batch.stop_reasons[row],
                 rollout_logprobs=tuple(batch.logprobs[row]),
                 thought_open=batch.begun[row // size].thought_open,
+                experts=batch.experts(row),
             )
             for row in range(len(texts))
         ]
@@ -94,6 +100,8 @@ class _DecodeBatch:
         # once it is finished.
         self.columns = options.max_response_tokens + 1
         self.uniform = nn.functional.pad(uniform_numbers(options, total), (0, 1)).to(self.device).view(-1)
+        self.met: ExpertsMet | None = None
+        """Where the experts of each token are asked for."""
         self.begun: list[Prompt] = []
         """The prompts that were computed, without their images."""
         self.next: Prompt | None = None
@@ -135,6 +143,12 @@ class _DecodeBatch:
             self._admit()
         self._collect()
 
+    def experts(self, row: int) -> bytes:
+        """The experts that the tokens of a finished row met; empty where they were not asked for."""
+        if self.met is None:
+            return b""
+        return self.met.of_row(row // self.options.group_size, row * self.columns, len(self.responses[row]))
+
     def _choose(self) -> Tensor:
         """Draw the next token [R] of each row, and note which rows it finishes."""
         options = self.options
@@ -174,6 +188,8 @@ class _DecodeBatch:
     def _decode(self, tokens: Tensor) -> None:
         self.logits = self.step(tokens, self.position, *self.cache.open_column())
         self.position += 1
+        if self.met:
+            self.met.add_step(self.place - 1)
 
     def _admit(self) -> None:
         """Prefill waiting groups while there is room for whole groups.
@@ -204,6 +220,8 @@ class _DecodeBatch:
         positions = rotary_positions(self.model, ids, images)
         computed = PromptCache()
         hidden = hidden_states(self.model, ids, positions, images, past_key_values=computed, use_cache=True)
+        if self.met:
+            self.met.add_prompts(lengths)
         last = hidden[torch.arange(len(prompts)), torch.tensor(lengths) - 1]  # [N, width]
         logits = self.model.lm_head(last).repeat_interleave(size, 0)
         self.cache.add(computed, lengths, size)

@@ -1,6 +1,7 @@
 """A fresh model of `[model.shape]` with a tokenizer of single characters, and with a processor where it has a vision tower.
 
-All three are ordinary Hugging Face ones, of the classes Qwen2 and Qwen2.5-VL, so that what is saved is read as any other model.
+All three are ordinary Hugging Face ones, of the classes Qwen2, Qwen3-MoE, Qwen2-MoE and Qwen2.5-VL, so that what is saved is read
+as any other model.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import torch
 
 from luspo_cli.config.model import ShapeConfig, VisionShapeConfig
 from luspo_cli.errors import RunError
-from luspo_cli.policy import attention
+from luspo_cli.policy import attention, experts
 from luspo_cli.policy.loading import LoadedModel
 from luspo_cli.policy.model_shape import ENTRIES, vision_config
 from luspo_cli.policy.reading import VISION_ATTENTION, vision_processor
@@ -92,9 +93,33 @@ def _decoder_config(shape: ShapeConfig) -> dict[str, Any]:
 def _text_model(shape: ShapeConfig) -> Any:
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
-    config = Qwen2Config(**_decoder_config(shape), tie_word_embeddings=shape.tied_head, initializer_range=SPREAD)
+    ends: dict[str, Any] = {"tie_word_embeddings": shape.tied_head, "initializer_range": SPREAD}
+    if shape.experts.number:
+        return _experts_model(shape, ends)
+    config = Qwen2Config(**_decoder_config(shape), **ends)
     config._attn_implementation = attention.NAME
     return Qwen2ForCausalLM(config)
+
+
+def _experts_model(shape: ShapeConfig, ends: dict[str, Any]) -> Any:
+    import transformers
+
+    experts.register()
+    decoder = {
+        **_decoder_config(shape),
+        **ends,
+        "num_experts": shape.experts.number,
+        "num_experts_per_tok": shape.experts.per_token,
+        "moe_intermediate_size": shape.experts.feed_forward,
+        "mlp_only_layers": list(range(shape.experts.dense_layers)),
+        "norm_topk_prob": True,  # as in the published Qwen3-MoE models
+    }
+    shared = shape.experts.shared_feed_forward
+    family = "Qwen2Moe" if shared else "Qwen3Moe"
+    decoder |= {"shared_expert_intermediate_size": shared} if shared else {"head_dim": shape.head_size}
+    config = getattr(transformers, f"{family}Config")(**decoder)
+    config._attn_implementation, config._experts_implementation = attention.NAME, experts.NAME
+    return getattr(transformers, f"{family}ForCausalLM")(config)
 
 
 def _vision_model(shape: ShapeConfig, tokenizer: Any) -> Any:

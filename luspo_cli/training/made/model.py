@@ -44,7 +44,7 @@ def made_model(config: TrainRun, problems: Sequence[Problem] = ()) -> Path:
     wanted = {
         "task": made.name if made else from_file.NAME,
         "recipe": made.recipe if made else from_file.RECIPE,
-        "shape": config.model.shape.model_dump(),
+        "shape": config.model.shape.model_dump(exclude=None if config.model.shape.experts.number else {"experts"}),
         "warmup": config.warmup.model_dump(exclude={"gate"}),
         "profile": config.data.profile,
         "seed": config.run.seed,

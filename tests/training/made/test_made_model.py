@@ -283,3 +283,28 @@ def test_a_cache_that_cannot_be_written(
         RunError, match=r"cannot write the made model in .*: Not a directory; mend that, or set LUSPO_CACHE"
     ):
         made_model(small_run())
+
+
+@pytest.mark.parametrize("shared", [0, 40])
+@pytest.mark.parametrize("dense", [0, 1])
+def test_a_made_model_of_experts_has_the_counted_weights_and_is_read_as_any_other(
+    tmp_path: Path, shared: int, dense: int
+) -> None:
+    from luspo_cli.config.model import ModelConfig
+    from luspo_cli.policy.loading import load_model
+    from luspo_cli.policy.model_shape import read_shape
+
+    experts = {"number": 4, "feed_forward": 24, "shared_feed_forward": shared, "dense_layers": dense}
+    shape = ShapeConfig.model_validate({"width": 48, "feed_forward": 56, "experts": experts})
+    made = new_model(shape, TERMS.characters, 3)
+    made.model.save_pretrained(tmp_path)
+    made.tokenizer.save_pretrained(tmp_path)
+    read = load_model(ModelConfig(path=str(tmp_path)))
+    assert type(read.model).__name__ == ("Qwen2MoeForCausalLM" if shared else "Qwen3MoeForCausalLM")
+    assert read.has_experts
+    number = sum(weight.numel() for weight in made.model.parameters())
+    assert shape.parameters() == number
+    stored = read_shape(tmp_path / "config.json")
+    assert (stored.parameters(), stored.experts) == (number, shape.experts)
+    for name, weight in read.model.named_parameters():
+        assert torch.equal(weight, made.model.get_parameter(name)), name
