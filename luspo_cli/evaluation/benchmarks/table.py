@@ -32,7 +32,8 @@ SUITES: dict[str, tuple[str, ...]] = {
 def load_benchmark(name: str) -> Benchmark:
     """Return the benchmark called `name` (any case), or described by the file `name`; raises UsageError if there is none."""
     if name.endswith(".toml"):
-        from luspo_cli.evaluation.own_benchmark import OwnBenchmark, read_description
+        from luspo_cli.evaluation.benchmark_description import read_description
+        from luspo_cli.evaluation.own_benchmark import OwnBenchmark
 
         return OwnBenchmark(read_description(Path(name)), Path(name))
     key = name.strip().lower()
