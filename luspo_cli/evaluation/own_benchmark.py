@@ -38,12 +38,8 @@ class OwnBenchmark(TextBenchmark):
 
     def __init__(self, description: Description, file: Path) -> None:
         """`file` is where the description was read: paths are relative to it."""
-        from luspo_cli.evaluation.benchmarks.table import BENCHMARKS
-
         self._description, self._toml = description, file
         self.name = description.name or file.stem
-        if self.name.lower() in BENCHMARKS:
-            raise UsageError(f"{file}: '{self.name}' is one of luspo's own benchmarks: give it another name = ...")
         self.version, self.licence = description.version, description.licence or "not stated"
         template = description.prompt.made()
         self.prompts: Mapping[str, PromptTemplate] = {template.name: template}

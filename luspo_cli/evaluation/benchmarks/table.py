@@ -35,7 +35,10 @@ def load_benchmark(name: str) -> Benchmark:
         from luspo_cli.evaluation.benchmark_description import read_description
         from luspo_cli.evaluation.own_benchmark import OwnBenchmark
 
-        return OwnBenchmark(read_description(Path(name)), Path(name))
+        own = OwnBenchmark(read_description(Path(name)), Path(name))
+        if own.name.lower() in BENCHMARKS:
+            raise UsageError(f"{name}: '{own.name}' is one of luspo's own benchmarks: give it another name = ...")
+        return own
     key = name.strip().lower()
     if key not in BENCHMARKS:
         known = ", ".join(BENCHMARKS)
