@@ -110,7 +110,18 @@ def _last_file(folder: Path, last: int) -> tuple[Path, int] | None:
     """The newest stored step after training began and up to `last`, with its number."""
     numbers = ((file, file.stem.removeprefix("step-")) for file in folder.glob("step-*.parquet"))
     found = [(file, int(number)) for file, number in numbers if number.isdigit() and 0 < int(number) <= last]
-    return max(found, key=lambda pair: pair[1], default=None)
+    newest = max(found, key=lambda pair: pair[1], default=None)
+    return newest if newest and _tells_lengths(newest[0]) else None
+
+
+def _tells_lengths(file: Path) -> bool:
+    """Whether the file has the column, which verl's rollouts lack; True for one that cannot be read, which `_read` says."""
+    import pyarrow.parquet as pq
+
+    try:
+        return "response_length" in pq.read_schema(file).names
+    except (OSError, ValueError):
+        return True
 
 
 def _read(file: Path, step: int) -> Answers:

@@ -155,7 +155,10 @@ def last_groups(files: Mapping[int, Path]) -> tuple[ShownGroup, ...]:
         "response_length",
         "stop_reason",
     ]
-    rows = read_columns(file, names).to_pylist()
+    table = read_columns(file, names)
+    if "response_length" not in table.column_names:  # a run that verl trained
+        return ()
+    rows = table.to_pylist()
     groups = [[rows[place] for place in group] for group in groups_of([row["problem_id"] for row in rows])]
     groups.sort(key=lambda group: len({row["status"] == "correct" for row in group}) == 1)  # stable: mixed ones first
     shown = []

@@ -131,6 +131,8 @@ def _of_rollouts(run: RunHistory, *, kept: bool) -> tuple[list[Cells], int]:
     for place in evenly(len(files), STEPS):
         step = list(files)[place]
         columns = read_columns(files[step], STORED).to_pydict()
+        if "response_length" not in columns:  # a run that verl trained
+            continue
         table = np.array([columns[name] for name in ("in_batch", "response_length", "advantage")], dtype=np.float64)
         lengths, advantages = table[1:, table[0] > 0]  # None has become NaN
         if not np.isfinite([lengths, advantages]).all():
