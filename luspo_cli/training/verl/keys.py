@@ -140,6 +140,8 @@ FATES: Mapping[str, Fate] = {
         stop_after_bad_steps=Fate(idle="verl leaves out an update with a gradient that is not finite, and goes on"),
         noise_floor_every=Fate(idle="verl does not measure ratio/noise_floor"),
         exact_gradient_shares_every=Fate(refused="verl does not measure shares of the gradient"),
+        router_replay=Fate(refused=f"in verl.overrides set Megatron's own key, {ACTOR}.megatron.router_replay.mode"),
+        router_aux_coefficient=Fate(refused="verl adds no balancing loss of ours; Megatron has keys of its own for one"),
         sampler_correction=Fate(
             "algorithm.rollout_correction.rollout_is",
             note="sequence-product is `sequence` there; `sequence` (the geometric mean) is refused, verl has none",

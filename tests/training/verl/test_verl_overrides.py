@@ -99,6 +99,7 @@ OTHER_TEXT = {
     "data.profile": "pays",
     "verl.rollout": "sglang",
     "reward.function": ("score.py:score",),
+    "update.router_replay": "old",
 }
 
 
