@@ -1,4 +1,4 @@
-"""From the rewards of one group to its advantages, in plain Python floats.
+"""From the rewards of one group to its advantages, in plain Python floats; `advantages_of` for the groups of a batch.
 
 A group whose rewards are all equal, float noise included, carries no signal and gets exactly 0.0 everywhere; so does a
 group of one, which has nothing to be compared with (verl gives it its raw reward instead: mean 0, std 1). The standard
@@ -51,8 +51,36 @@ def leave_one_out(rewards: Sequence[float]) -> list[float]:
     return [scale * (reward - mean) for reward in rewards]
 
 
+def max_rl(rewards: Sequence[float]) -> list[float]:
+    """A_i = (r_i − mean(r)) / mean(r) (MaxRL, arXiv 2602.02710), made for rewards that are not negative.
+
+    0 everywhere where the mean is not above 0: no response succeeded, and a negative mean would turn every sign around.
+    """
+    mean = statistics.fmean(rewards) if has_signal(rewards) else 0.0
+    return [(reward - mean) / mean if mean > SAME_REWARD else 0.0 for reward in rewards]
+
+
+BATCH_STD = "group_mean_batch_std"
+"""The kind whose standard deviation is over the rewards of all groups."""
+
+
+def advantages_of(kind: str, groups: Sequence[Sequence[float]]) -> list[list[float]]:
+    """Advantages of kind `kind` for the rewards of every group of a batch, [groups][rollouts].
+
+    group_mean_batch_std: A_i = (r_i − mean of the group) / (std + 1e-6), std with Bessel's correction over all rewards of the
+    batch (TRL's scale_rewards="batch", which adds 1e-4).
+    """
+    if kind != BATCH_STD:
+        return [ADVANTAGES[kind](rewards) for rewards in groups]
+    everything = [reward for rewards in groups for reward in rewards]
+    scale = statistics.stdev(everything) + STD_EPSILON if len(everything) > 1 else 1.0
+    return [[advantage / scale for advantage in group_mean(rewards)] for rewards in groups]
+
+
 ADVANTAGES: Mapping[str, Callable[[Sequence[float]], list[float]]] = {
     "group_mean_std": group_mean_std,
     "group_mean": group_mean,
     "leave_one_out": leave_one_out,
+    "max_rl": max_rl,
 }
+"""Kind → function of one group's rewards; `advantages_of` knows the one kind that looks at the whole batch."""

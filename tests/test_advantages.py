@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from luspo_cli.advantages import ADVANTAGES, group_mean, group_mean_std, has_signal, leave_one_out
+from luspo_cli.advantages import ADVANTAGES, advantages_of, group_mean, group_mean_std, has_signal, leave_one_out
 
 
 def test_by_hand() -> None:
@@ -50,6 +50,9 @@ def test_a_group_without_signal_gets_exact_zeros(kind: str, rewards: list[float]
 def test_a_mixed_group_is_centred_and_keeps_its_order(kind: str, rewards: list[float]) -> None:
     assert has_signal(rewards)
     advantages = ADVANTAGES[kind](rewards)
+    if kind == "max_rl" and math.fsum(rewards) <= 0:  # no success: dividing by such a mean would turn the signs around
+        assert advantages == [0.0] * len(rewards)
+        return
     assert math.fsum(advantages) == pytest.approx(0.0, abs=1e-12)
     order = sorted(range(len(rewards)), key=rewards.__getitem__)
     assert [advantages[i] for i in order] == sorted(advantages)
@@ -73,3 +76,20 @@ def test_scaling_rewards_scales_only_what_is_not_divided_by_the_std() -> None:
 def test_a_reward_that_is_no_number_is_refused(bad: float) -> None:
     with pytest.raises(ValueError, match="not a finite number"):
         group_mean_std([1.0, bad])
+
+
+def test_max_rl_by_hand() -> None:
+    """Rewards 1, 0, 0, 0: mean 1/4, so 3/4 and -1/4 over it; without a success, or with a negative mean, nothing."""
+    assert ADVANTAGES["max_rl"]([1.0, 0.0, 0.0, 0.0]) == pytest.approx([3.0, -1.0, -1.0, -1.0])
+    assert ADVANTAGES["max_rl"]([0.0, 0.0]) == [0.0, 0.0]
+    assert ADVANTAGES["max_rl"]([0.5, -1.0, 0.0]) == [0.0, 0.0, 0.0]
+
+
+def test_the_std_of_a_batch_is_over_all_its_groups() -> None:
+    """Rewards 1, 0 and 1, 1: mean 3/4, std 1/2; the second group has no signal of its own and counts in the std."""
+    found = advantages_of("group_mean_batch_std", [[1.0, 0.0], [1.0, 1.0]])
+    assert found[0] == pytest.approx([0.5 / (0.5 + 1e-6), -0.5 / (0.5 + 1e-6)], rel=1e-12)
+    assert found[1] == [0.0, 0.0]
+    assert advantages_of("group_mean_batch_std", [[2.0]]) == [[0.0]]
+    for kind, one in ADVANTAGES.items():
+        assert advantages_of(kind, [[1.0, 0.0], [0.0, 1.0, 1.0]]) == [one([1.0, 0.0]), one([0.0, 1.0, 1.0])]

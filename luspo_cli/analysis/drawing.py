@@ -35,6 +35,13 @@ STYLES: dict[str, tuple[str, Any]] = {
     "sapo": ("#000000", (0, (5, 1.5))),
     "gmpo": ("#000000", (0, (1, 1))),
     "fspo": ("#009E73", (0, (5, 1.2, 1, 1.2))),
+    "dapo_prompt_mean": ("#CC79A7", (0, (5, 1.5))),
+    "balanced": ("#009E73", "solid"),
+    "length_power": ("#D55E00", (0, (5, 1.5))),
+    "dppo": ("#0072B2", (0, (1, 1))),
+    "dppo_kl": ("#0072B2", (0, (5, 1.5))),
+    "vespo": ("#56B4E9", (0, (1, 1))),
+    "reinforce": ("#000000", "solid"),
 }
 SPARE_STYLES: tuple[tuple[str, Any], ...] = (
     ("#009E73", (0, (1, 1))),

@@ -1,8 +1,9 @@
 """The [objective] section: a name fixes advantage, ratio, surrogate and aggregation, so a name means one formula.
 
-Only the clip range (SAPO: its temperatures), the scale that it is on, the dual clip and the KL and entropy terms stay free under
-a name; any other mix must call itself `custom` and spell out all four parts. A key that the chosen surrogate would not read is
-refused rather than ignored. The papers and sections behind each row of `NAMED_OBJECTIVES` are in docs/objectives.md.
+Only what the surrogate and the aggregation read stays free under a name (a clip range, the scale that it is on, temperatures, the
+exponent of the length), and the dual clip and the KL and entropy terms; any other mix must call itself `custom` and spell out
+all four parts. A key that the chosen parts would not read is refused rather than ignored. The papers and sections behind
+each row of `NAMED_OBJECTIVES` are in docs/objectives.md.
 
 Standard library only: a host that brings its own torch can import this without our other dependencies.
 """
@@ -18,14 +19,21 @@ from typing import Any, Literal, get_args
 from luspo_cli.config.plain import PlainSection
 from luspo_cli.errors import nearest
 
-Advantage = Literal["group_mean_std", "group_mean", "leave_one_out"]
+Advantage = Literal["group_mean_std", "group_mean", "leave_one_out", "group_mean_batch_std", "max_rl"]
 Ratio = Literal["token", "sequence", "sequence-product"]
-Surrogate = Literal["clip", "cispo", "sapo", "gmpo"]
-Aggregation = Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm"]
+Surrogate = Literal["clip", "cispo", "sapo", "gmpo", "dppo-tv", "dppo-kl", "vespo", "reinforce"]
+Aggregation = Literal[
+    "token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm", "length-power", "prompt-mean",
+    "sign-balanced",
+]  # fmt: skip
+LengthNormalise = Literal["none", "batch", "delta-l"]
 ClipOn = Literal["mean", "root", "sum"]
 ClipBand = Literal["fixed", "balanced"]
 KlEstimator = Literal["k1", "k2", "k3"]
-ObjectiveName = Literal["grpo", "dr_grpo", "dapo", "gspo", "luspo", "fspo", "cispo", "sapo", "gmpo", "custom"]
+ObjectiveName = Literal[
+    "grpo", "dr_grpo", "dapo", "dapo_prompt_mean", "balanced", "gspo", "luspo", "length_power", "fspo", "cispo", "sapo", "gmpo",
+    "dppo", "dppo_kl", "vespo", "reinforce", "custom",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +50,11 @@ class NamedObjective:
     sapo_temperature_negative: float | None = None
     clip_on: ClipOn | None = None
     """The scale of the clip range where the name fixes it."""
+    length_exponent: float | None = None
+    vespo_k_positive: float | None = None
+    vespo_k_negative: float | None = None
+    vespo_lambda_positive: float | None = None
+    vespo_lambda_negative: float | None = None
 
 
 NAMED_OBJECTIVES: Mapping[str, NamedObjective] = MappingProxyType(
@@ -49,8 +62,15 @@ NAMED_OBJECTIVES: Mapping[str, NamedObjective] = MappingProxyType(
         "grpo": NamedObjective("group_mean_std", "token", "clip", "seq-mean-token-mean", 0.2, 0.2),
         "dr_grpo": NamedObjective("group_mean", "token", "clip", "seq-mean-token-sum-norm", 0.2, 0.2),
         "dapo": NamedObjective("group_mean_std", "token", "clip", "token-mean", 0.2, 0.28),
+        "dapo_prompt_mean": NamedObjective("group_mean_std", "token", "clip", "prompt-mean", 0.2, 0.28),
+        # The advantage and the clip range are dapo's: of the paper we know the aggregation alone (docs/objectives.md).
+        "balanced": NamedObjective("group_mean_std", "token", "clip", "sign-balanced", 0.2, 0.28),
         "gspo": NamedObjective("group_mean_std", "sequence", "clip", "seq-mean-token-mean", 3e-4, 4e-4),
         "luspo": NamedObjective("group_mean_std", "sequence", "clip", "seq-mean-token-sum", 2e-3, 2.5e-3),
+        # Ours: luspo at exponent 1, gspo at 0 with gspo's clip range.
+        "length_power": NamedObjective(
+            "group_mean_std", "sequence", "clip", "length-power", 2e-3, 2.5e-3, length_exponent=1.0
+        ),
         # The root of the length is FSPO's; 0.03 is second-hand (docs/objectives.md).
         "fspo": NamedObjective(
             "group_mean_std", "sequence-product", "clip", "seq-mean-token-mean", 0.03, 0.03, clip_on="root"
@@ -59,6 +79,19 @@ NAMED_OBJECTIVES: Mapping[str, NamedObjective] = MappingProxyType(
         "cispo": NamedObjective("group_mean_std", "token", "cispo", "token-mean", 1.0, 4.0),
         "sapo": NamedObjective("group_mean_std", "token", "sapo", "seq-mean-token-mean", None, None, 1.0, 1.05),
         "gmpo": NamedObjective("group_mean_std", "token", "gmpo", "seq-mean-token-mean", 0.4, 0.4),
+        "dppo": NamedObjective("group_mean", "token", "dppo-tv", "seq-mean-token-sum-norm", 0.15, 0.15),
+        "dppo_kl": NamedObjective("group_mean", "token", "dppo-kl", "seq-mean-token-sum-norm", 0.05, 0.05),
+        "vespo": NamedObjective(
+            "group_mean_std",
+            "sequence-product",
+            "vespo",
+            "token-mean",
+            vespo_k_positive=2.0,
+            vespo_k_negative=3.0,
+            vespo_lambda_positive=3.0,
+            vespo_lambda_negative=2.0,
+        ),
+        "reinforce": NamedObjective("leave_one_out", "token", "reinforce", "seq-mean-token-sum"),
     }
 )
 
@@ -68,6 +101,9 @@ LENGTH_POWERS: Mapping[str, float] = MappingProxyType({"mean": 0.0, "root": 0.5,
 _PARTS: Mapping[str, Any] = {"advantage": Advantage, "ratio": Ratio, "surrogate": Surrogate, "aggregation": Aggregation}
 _CLIP_KEYS = ("clip_low", "clip_high")
 _SAPO_KEYS = ("sapo_temperature_positive", "sapo_temperature_negative")
+_VESPO_KEYS = ("vespo_k_positive", "vespo_k_negative", "vespo_lambda_positive", "vespo_lambda_negative")
+_READ_KEYS: Mapping[str, tuple[str, ...]] = {"sapo": _SAPO_KEYS, "vespo": _VESPO_KEYS, "reinforce": ()}
+"""Keys that a surrogate must have, other than a clip range."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +140,22 @@ class ObjectiveConfig(PlainSection):
     """SAPO's gate temperature where the advantage is positive. None: the name's value."""
     sapo_temperature_negative: float | None = None
     """SAPO's gate temperature elsewhere. None: the name's value."""
+    vespo_k_positive: float | None = None
+    """VESPO's exponent of the ratio where the advantage is not negative. None: the name's value."""
+    vespo_k_negative: float | None = None
+    """VESPO's exponent of the ratio where the advantage is negative. None: the name's value."""
+    vespo_lambda_positive: float | None = None
+    """VESPO's rate of decay where the advantage is not negative. None: the name's value."""
+    vespo_lambda_negative: float | None = None
+    """VESPO's rate of decay where the advantage is negative. None: the name's value."""
+    ratio_cap: float | None = None
+    """Largest importance ratio that multiplies a token's gradient under dppo; None: no cap."""
+    length_exponent: float | None = None
+    """p of aggregation length-power: a sequence's mean over tokens counts |y|^p times; 0 is gspo's aggregation, 1 luspo's.
+    None: the name's value."""
+    length_normalise: LengthNormalise | None = None
+    """Of length-power. none: |y|^p as it is; batch: |y|^p over its mean in the mini-batch, so that the weights have mean 1;
+    delta-l: ΔL normalisation, whose weights of the token sums, |y|^(p-1), add up to 1 over the response limit. None: none."""
     kl_coefficient: float = 0.0
     """Weight of the KL term towards the reference model; 0: no such term and no reference model."""
     kl_estimator: KlEstimator | None = None
@@ -120,14 +172,55 @@ class ObjectiveConfig(PlainSection):
                 "surrogate 'gmpo' clips each token before it takes the geometric mean: set ratio to 'token', "
                 "or use surrogate 'clip' for a sequence ratio"
             )
+        if self.surrogate == "reinforce" and self.ratio != "token":
+            raise ValueError("surrogate 'reinforce' has no importance ratio, only reports it: set ratio to 'token'")
+        if self.surrogate in ("dppo-tv", "dppo-kl") and self.ratio != "token":
+            raise ValueError(f"surrogate '{self.surrogate}' masks single tokens: set ratio to 'token'")
         self._fill_clip_form(named)
         self._fill_free_keys(named)
+        self._fill_length_power(named)
         self._check_extra_terms()
 
     @property
     def clips(self) -> bool:
         """Whether the surrogate reads `clip_low` and `clip_high`."""
-        return self.surrogate != "sapo"
+        return self.surrogate not in _READ_KEYS
+
+    @property
+    def one_a_sequence(self) -> bool:
+        """Whether the loss is one number a sequence; otherwise one a token."""
+        return self.surrogate == "gmpo" or (self.by_sequence and self.surrogate in ("clip", "sapo"))
+
+    @property
+    def pulls_whole(self) -> bool:
+        """Whether a token moves its sequence's ratio whole, as one factor of a product, and the loss with it."""
+        return self.one_a_sequence and self.ratio == "sequence-product"
+
+    @property
+    def needs_group_ids(self) -> bool:
+        """Whether the weight of a token depends on the other responses to its prompt: who is not told them cannot compute it."""
+        return self.aggregation in ("prompt-mean", "sign-balanced")
+
+    @property
+    def plain_aggregation(self) -> str:
+        """The aggregation without a power of the length that gives the same weights, where there is one; else its own."""
+        if self.aggregation != "length-power":
+            return str(self.aggregation)
+        ends = {
+            ("none", 0.0): "seq-mean-token-mean",
+            ("batch", 0.0): "seq-mean-token-mean",
+            ("none", 1.0): "seq-mean-token-sum",
+            ("batch", 1.0): "token-mean",
+            ("delta-l", 1.0): "seq-mean-token-sum-norm",
+        }
+        return ends.get((str(self.length_normalise), self.length_exponent or 0.0), "length-power")
+
+    @property
+    def length_power_sum(self) -> float | None:
+        """q where the weights are divided by Σ|y|^q over the sequences of the mini-batch; None where they are not."""
+        if self.aggregation != "length-power" or self.length_normalise == "none" or self.length_exponent is None:
+            return None
+        return self.length_exponent - (self.length_normalise == "delta-l")
 
     @property
     def by_sequence(self) -> bool:
@@ -138,6 +231,11 @@ class ObjectiveConfig(PlainSection):
     def clips_log_ratio(self) -> bool:
         """Whether `clip_low` and `clip_high` are distances from log ratio 0; otherwise from ratio 1."""
         return self.surrogate == "gmpo" or self.clip_on in ("root", "sum")
+
+    @property
+    def clips_divergence(self) -> bool:
+        """Whether `clip_low` and `clip_high` are distances between probabilities or policies, as under dppo."""
+        return self.surrogate in ("dppo-tv", "dppo-kl")
 
     def _set(self, key: str, value: object) -> None:
         object.__setattr__(self, key, value)  # the one moment at which a frozen config may change: its own construction
@@ -160,7 +258,7 @@ class ObjectiveConfig(PlainSection):
 
     def _fill_clip_form(self, named: NamedObjective | None) -> None:
         read, fixed = self.by_sequence and self.surrogate == "clip", named.clip_on if named else None
-        if self.ratio == "sequence-product" and not read:
+        if self.ratio == "sequence-product" and not read and self.surrogate != "vespo":
             raise ValueError(
                 f"surrogate '{self.surrogate}' has no bound that grows with the length, as the ratio 'sequence-product' does:"
                 " use surrogate 'clip', or ratio 'sequence'"
@@ -181,23 +279,27 @@ class ObjectiveConfig(PlainSection):
                 f"{self.name} fixes clip_on = '{fixed}' and cannot take '{self.clip_on}': leave the key out, or use luspo,"
                 " gspo or custom"
             )
+        if self.surrogate == "vespo" and self.ratio != "sequence-product":
+            raise ValueError(
+                "surrogate 'vespo' is a function of the whole sequence's ratio: set ratio to 'sequence-product'"
+            )
         if self.ratio == "sequence-product" and self.clip_on == "mean":
             raise ValueError("ratio 'sequence-product' is clipped on the log scale: set clip_on to 'root' or 'sum'")
 
     def _fill_free_keys(self, named: NamedObjective | None) -> None:
-        read, unread = (_CLIP_KEYS, _SAPO_KEYS) if self.clips else (_SAPO_KEYS, _CLIP_KEYS)
-        for key in unread:
-            if getattr(self, key) is not None:
-                raise ValueError(
-                    f"surrogate '{self.surrogate}' does not read {key}: remove it, it reads {' and '.join(read)}"
-                )
+        read = _READ_KEYS.get(str(self.surrogate), _CLIP_KEYS)
+        for key in (*_CLIP_KEYS, *_SAPO_KEYS, *_VESPO_KEYS):
+            if key not in read and getattr(self, key) is not None:
+                reads = f"it reads {' and '.join(read)}" if read else "it reads none"
+                raise ValueError(f"surrogate '{self.surrogate}' does not read {key}: remove it, {reads}")
         for key in read:
             if getattr(self, key) is None:
                 if named is None:
                     raise ValueError(f"objective 'custom' with surrogate '{self.surrogate}' must set {key}")
                 self._set(key, getattr(named, key))
             _require_positive(key, getattr(self, key))
-        if self.clips and not self.clips_log_ratio and self.clip_low is not None and self.clip_low > 1:
+        on_ratio = self.clips and not self.clips_log_ratio and not self.clips_divergence
+        if on_ratio and self.clip_low is not None and self.clip_low > 1:
             raise ValueError(
                 f"clip_low = {self.clip_low} puts the lower bound below 0, where no ratio is: use at most 1"
             )
@@ -208,6 +310,32 @@ class ObjectiveConfig(PlainSection):
                 )
             if not (math.isfinite(self.dual_clip) and self.dual_clip > 1):
                 raise ValueError(f"dual_clip = {self.dual_clip} must be a ratio above 1, for example 3.0")
+
+        if self.ratio_cap is not None:
+            if not self.clips_divergence:
+                raise ValueError(f"surrogate '{self.surrogate}' does not read ratio_cap: remove it, only dppo reads it")
+            if not (math.isfinite(self.ratio_cap) and self.ratio_cap > 1):
+                raise ValueError(f"ratio_cap = {self.ratio_cap} must be a ratio above 1, for example 20.0")
+
+    def _fill_length_power(self, named: NamedObjective | None) -> None:
+        choices = get_args(LengthNormalise)
+        if self.length_normalise is not None and self.length_normalise not in choices:
+            raise ValueError(f"length_normalise = {self.length_normalise!r} is not one of {', '.join(choices)}")
+        if self.aggregation != "length-power":
+            for key in ("length_exponent", "length_normalise"):
+                if getattr(self, key) is not None:
+                    raise ValueError(
+                        f"aggregation '{self.aggregation}' does not read {key}: remove it, or use length_power"
+                    )
+            return
+        if self.length_exponent is None:
+            if named is None:
+                raise ValueError("objective 'custom' with aggregation 'length-power' must set length_exponent")
+            self._set("length_exponent", named.length_exponent)
+        if not math.isfinite(self.length_exponent or 0.0):
+            raise ValueError(f"length_exponent = {self.length_exponent} must be a finite number")
+        if self.length_normalise is None:
+            self._set("length_normalise", "none")
 
     def _check_extra_terms(self) -> None:
         for key in ("kl_coefficient", "entropy_coefficient"):

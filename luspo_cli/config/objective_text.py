@@ -23,6 +23,13 @@ PAPERS = {
     "cispo": "MiniMax-M1, arXiv 2506.13585, equations 4 and 5; ScaleRL, arXiv 2510.13786, for the cap",
     "sapo": "Soft Adaptive Policy Optimization, arXiv 2511.20347, equations 5 and 6",
     "gmpo": "Geometric-Mean Policy Optimization, arXiv 2507.20673",
+    "dapo_prompt_mean": "DAPO, arXiv 2503.14476, section 3.3 as written: the token mean of each prompt's group",
+    "balanced": "Balanced Aggregation, arXiv 2605.04077: its abstract and reviews; advantage and clip range are dapo's",
+    "length_power": "none: gspo and luspo (arXiv 2602.05261) as one curve; delta-l after ΔL Normalization, arXiv 2509.07558",
+    "dppo": "Rethinking the Trust Region in LLM RL, arXiv 2602.04879, the binary TV mask; values of its authors' script for verl",
+    "dppo_kl": "Rethinking the Trust Region in LLM RL, arXiv 2602.04879, the binary KL mask; values of its authors' script",
+    "vespo": "Variational Sequence-Level Soft Policy Optimization, arXiv 2602.10693, as TRL has it",
+    "reinforce": "Williams 1992; the baseline of the other responses is that of RLOO, arXiv 2402.14740",
     "custom": "none: your own assembly",
 }
 
@@ -30,8 +37,11 @@ _ADVANTAGE_WORDS = {
     "group_mean_std": "reward minus the group's mean, divided by its standard deviation",
     "group_mean": "reward minus the group's mean",
     "leave_one_out": "reward minus the mean of the group's other rewards",
+    "group_mean_batch_std": "reward minus the group's mean, divided by the standard deviation over the whole batch",
+    "max_rl": "reward minus the group's mean, divided by that mean; 0 where the mean is not above 0",
 }
 _RATIO_WORDS = {
+    "none": "none; that of a token is reported",
     "token": "one importance ratio a token",
     "sequence": "one importance ratio a sequence, the geometric mean of its token ratios",
     "sequence-product": "one importance ratio a sequence, the product of its token ratios",
@@ -41,17 +51,27 @@ _SURROGATE_WORDS = {
     "cispo": "log-prob weighted by the capped ratio, which carries no gradient itself; every token keeps its gradient",
     "sapo": "a sigmoid gate on the ratio instead of a clip",
     "gmpo": "geometric mean of token ratios, each clipped before the mean is taken",
+    "dppo-tv": "no gradient once the token's probability has moved by more than the range in the advantage's direction",
+    "dppo-kl": "no gradient once the token's binary KL divergence has left the range in the advantage's direction",
+    "vespo": "log-prob weighted by a smooth function of the whole sequence's ratio, which carries no gradient itself",
+    "reinforce": "log-prob times advantage: no importance ratio, nothing is cut",
 }
 _AGGREGATION_WORDS = {
     "token-mean": "mean over all tokens of the batch",
     "seq-mean-token-mean": "mean over the tokens of a sequence, then mean over sequences",
     "seq-mean-token-sum": "sum over the tokens of a sequence, then mean over sequences",
     "seq-mean-token-sum-norm": "sum over the tokens of a sequence, divided by a constant, then mean over sequences",
+    "length-power": "mean over the tokens of a sequence times a power of its length, then over sequences",
+    "prompt-mean": "mean over all tokens of a prompt's responses, then mean over prompts",
+    "sign-balanced": "mean over the tokens of a prompt's responses with one sign of the advantage, times their share of its"
+    " responses, summed over the signs, then mean over prompts",
 }
 _ADVANTAGE_EQUATIONS = {
     "group_mean_std": "A_i = (R_i − mean(R)) / (std(R) + 1e-6)",
     "group_mean": "A_i = R_i − mean(R)",
     "leave_one_out": "A_i = R_i − mean(R without R_i)",
+    "group_mean_batch_std": "A_i = (R_i − mean(R)) / (std(R of all groups) + 1e-6)",
+    "max_rl": "A_i = (R_i − mean(R)) / mean(R), 0 where mean(R) ≤ 0",
 }
 _RATIO_EQUATIONS = {
     "token": "r_it = π(y_it) / π_old(y_it)",
@@ -76,7 +96,21 @@ _SUMS = {
     "seq-mean-token-mean": ("(1/N) Σ_i (1/|y_i|) Σ_t ", "(1/N) Σ_i "),
     "seq-mean-token-sum": ("(1/N) Σ_i Σ_t ", "(1/N) Σ_i |y_i| · "),
     "seq-mean-token-sum-norm": ("(1/N) Σ_i (1/L) Σ_t ", "(1/N) Σ_i (|y_i|/L) · "),
+    "prompt-mean": ("(1/B) Σ_g (1/M_g) Σ_{i∈g} Σ_t ", "(1/B) Σ_g (1/M_g) Σ_{i∈g} |y_i| · "),
+    "sign-balanced": (
+        "(1/B) Σ_g Σ_± (N_g±/N_g) (1/M_g±) Σ_{i∈g±} Σ_t ",
+        "(1/B) Σ_g Σ_± (N_g±/N_g) (1/M_g±) Σ_{i∈g±} |y_i| · ",
+    ),
 }
+
+
+def _sums(config: ObjectiveConfig) -> tuple[str, str]:
+    if config.aggregation != "length-power":
+        return _SUMS[config.aggregation or ""]
+    power, below = _number(config.length_exponent), _number((config.length_exponent or 0.0) - 1)
+    whole = {"none": "1/N", "batch": f"1/Σ_j |y_j|^{power}", "delta-l": f"1/(L Σ_j |y_j|^{below})"}
+    front = f"({whole[config.length_normalise or '']}) Σ_i "
+    return f"{front}|y_i|^{below} Σ_t ", f"{front}|y_i|^{power} · "
 
 
 DEFAULT_OBJECTIVES = "grpo,gspo,luspo"
@@ -105,6 +139,8 @@ class ObjectiveText:
     """Settings of TRL's GRPOConfig that give the same loss, or what comes nearest."""
     verl: str
     """Overrides of verl that give the same loss, or what comes nearest."""
+    needs_group_ids: bool
+    """Whether a loss that is not told which responses answer one prompt, such as one of verl's, cannot be this one."""
 
     def lines(self) -> list[tuple[str, str]]:
         """Title and text of all but the name, in the order in which every command shows them."""
@@ -149,7 +185,7 @@ def describe(config: ObjectiveConfig) -> ObjectiveText:
     return ObjectiveText(
         name=config.name,
         advantage=_ADVANTAGE_WORDS[config.advantage or ""],
-        ratio=_RATIO_WORDS[config.ratio or ""],
+        ratio=_RATIO_WORDS["none" if config.surrogate == "reinforce" else config.ratio or ""],
         surrogate=_SURROGATE_WORDS[config.surrogate or ""],
         aggregation=_AGGREGATION_WORDS[config.aggregation or ""],
         clip_range=_clip_range(config),
@@ -158,6 +194,7 @@ def describe(config: ObjectiveConfig) -> ObjectiveText:
         paper=PAPERS[config.name],
         trl=trl_text(trl_settings(config)),
         verl=verl_text(verl_settings(config)),
+        needs_group_ids=config.needs_group_ids,
     )
 
 
@@ -167,9 +204,18 @@ def _number(value: float | None) -> str:
 
 def _clip_range(config: ObjectiveConfig) -> str:
     if config.surrogate == "sapo":
-        positive, negative = config.sapo_temperature_positive, config.sapo_temperature_negative
-        return f"none; gate temperature {_number(positive)} where A > 0, {_number(negative)} elsewhere"
+        positive, negative = _number(config.sapo_temperature_positive), _number(config.sapo_temperature_negative)
+        return f"none; gate temperature {positive} where A > 0, {negative} elsewhere"
+    if config.surrogate == "vespo":
+        positive, negative = _vespo_numbers(config)
+        return f"none; k, λ = {positive} where A ≥ 0, {negative} elsewhere"
+    if config.surrogate == "reinforce":
+        return "none"
     low, high = _number(config.clip_low), _number(config.clip_high)
+    if config.clips_divergence:
+        what = "probability" if config.surrogate == "dppo-tv" else "binary KL"
+        bounded = "" if config.ratio_cap is None else f", ratio capped at {_number(config.ratio_cap)}"
+        return f"{what} down {low}, up {high}{bounded}"
     if config.surrogate == "gmpo":
         return f"log ratio −{low} to {high}"
     text = f"1 − {low} to 1 + {high}"
@@ -197,18 +243,44 @@ def _equation(config: ObjectiveConfig) -> str:
             value = f"max({value}, {_number(config.dual_clip)} A_i if A_i < 0)"
     elif config.surrogate == "cispo":
         value = f"sg(clip({ratio}, 1−{low}, 1+{high})) A_i log π(y_it)"
+    elif config.clips_divergence:
+        capped = "r_it" if config.ratio_cap is None else f"min(r_it, {_number(config.ratio_cap)})"
+        value = f"m_it sg({capped}) A_i log π(y_it)"
+    elif config.surrogate == "vespo":
+        value = "sg(φ_i) A_i log π(y_it)"
+    elif config.surrogate == "reinforce":
+        value = "A_i log π(y_it)"
     elif config.surrogate == "sapo":
         value = f"(4/τ_i) σ(τ_i ({ratio} − 1)) A_i"
     else:
         value = "g_i A_i"
-    same_for_all_tokens = config.surrogate == "gmpo" or (config.by_sequence and config.surrogate != "cispo")
-    token_sum, sequence_sum = _SUMS[config.aggregation or ""]
-    equation = f"L = −{sequence_sum if same_for_all_tokens else token_sum}{value}"
+    token_sum, sequence_sum = _sums(config)
+    equation = f"L = −{sequence_sum if config.one_a_sequence else token_sum}{value}"
     if config.kl_coefficient > 0:
         equation += f" + {_number(config.kl_coefficient)} · {token_sum}{config.kl_estimator}_it"
     if config.entropy_coefficient > 0:
         equation += f" − {_number(config.entropy_coefficient)} · {token_sum}H_it"
     return equation
+
+
+def _vespo_numbers(config: ObjectiveConfig) -> tuple[str, str]:
+    """k and λ where the advantage is not negative, and elsewhere."""
+    above, below = (
+        f"{_number(getattr(config, f'vespo_k_{sign}'))}, {_number(getattr(config, f'vespo_lambda_{sign}'))}"
+        for sign in ("positive", "negative")
+    )
+    return above, below
+
+
+def _mask_definition(config: ObjectiveConfig) -> tuple[str, str]:
+    low, high = _number(config.clip_low), _number(config.clip_high)
+    distance = "|p_it − q_it|"
+    if config.surrogate == "dppo-kl":
+        distance = "q_it log(q_it/p_it) + (1−q_it) log((1−q_it)/(1−p_it))"
+    return (
+        f"m_it = 0 if D_it > {high}, p_it > q_it, A_i > 0 or if D_it > {low}, p_it < q_it, A_i < 0, else 1",
+        f"D_it = {distance}, p_it = π(y_it), q_it = π_old(y_it), sg(x) = x without gradient",
+    )
 
 
 def _mass(config: ObjectiveConfig) -> str:
@@ -219,7 +291,9 @@ def _mass(config: ObjectiveConfig) -> str:
 
 def _definitions(config: ObjectiveConfig) -> tuple[str, ...]:
     lines = [_ADVANTAGE_EQUATIONS[config.advantage or ""], _RATIO_EQUATIONS[config.ratio or ""]]
-    if config.surrogate == "sapo":
+    if config.surrogate == "reinforce":
+        lines.pop()
+    elif config.surrogate == "sapo":
         positive, negative = _number(config.sapo_temperature_positive), _number(config.sapo_temperature_negative)
         lines.append(f"τ_i = {positive} if A_i > 0 else {negative}, σ(x) = 1 / (1 + exp(−x))")
     elif config.surrogate == "gmpo":
@@ -234,11 +308,24 @@ def _definitions(config: ObjectiveConfig) -> tuple[str, ...]:
         )
     elif config.surrogate == "cispo":
         lines.append("sg(x) = x without gradient")
+    elif config.clips_divergence:
+        lines.extend(_mask_definition(config))
+    elif config.surrogate == "vespo":
+        positive, negative = _vespo_numbers(config)
+        lines.append(
+            f"φ_i = ρ_i^k exp(λ (1 − ρ_i)), k, λ = {positive} if A_i ≥ 0 else {negative}, sg(x) = x without gradient"
+        )
     symbols = ["|y_i| response tokens of sequence i", "N sequences of the mini-batch"]
     if config.aggregation == "token-mean":
         symbols = [symbols[0], "M response tokens of the mini-batch"]
     elif config.aggregation == "seq-mean-token-sum-norm":
         symbols.append("L the response limit")
+    elif config.aggregation == "length-power" and config.length_normalise == "delta-l":
+        symbols = [symbols[0], "L the response limit"]
+    elif config.needs_group_ids:
+        symbols = [symbols[0], "B groups g of responses to one prompt", "M_g response tokens of a group"]
+        if config.aggregation == "sign-balanced":
+            symbols = [*symbols[:2], "N_g its responses", "N_g±, M_g± responses and tokens with that sign of A_i"]
     lines.append(", ".join(symbols))
     if config.kl_coefficient > 0:
         estimators = {"k1": "ℓ", "k2": "ℓ²/2", "k3": "exp(−ℓ) − 1 + ℓ"}

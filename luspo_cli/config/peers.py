@@ -26,6 +26,8 @@ _TRL_LOSS_TYPES = {
     "seq-mean-token-sum": "luspo",
     "seq-mean-token-sum-norm": "dr_grpo",
 }
+_TRL_SCALES = {"group_mean_std": "group", "group_mean_batch_std": "batch"}
+_VERL_LOSS_MODES = {"gmpo": "geo_mean", "dppo-tv": "dppo_tv", "dppo-kl": "dppo_kl", "reinforce": "gpg"}
 _VERL_KL = {"k1": "kl", "k2": "mse", "k3": "low_var_kl"}
 
 
@@ -47,18 +49,19 @@ def trl_settings(config: ObjectiveConfig, response_limit: int | None = None) -> 
     """TRL's options for the objective's loss; `response_limit`: of `seq-mean-token-sum-norm`, its `max_completion_length`."""
     if missing := _missing_in_trl(config):
         return PeerSettings(missing=missing)
-    values: dict[str, Value] = {"scale_rewards": "group" if config.advantage == "group_mean_std" else "none"}
+    values: dict[str, Value] = {"scale_rewards": _TRL_SCALES.get(config.advantage or "", "none")}
+    aggregation = config.plain_aggregation
     differences: list[str] = []
     low, high = config.clip_low or 0.0, config.clip_high or 0.0
     if config.surrogate == "gmpo":
         values |= {"epsilon": low, "epsilon_high": high}
-    else:
+    elif config.surrogate != "vespo":
         values["importance_sampling_level"] = config.ratio or ""
     if config.surrogate == "clip":
-        values |= {"loss_type": _TRL_LOSS_TYPES[config.aggregation or ""], "epsilon": low, "epsilon_high": high}
+        values |= {"loss_type": _TRL_LOSS_TYPES[aggregation], "epsilon": low, "epsilon_high": high}
         if config.dual_clip is not None:
             values["delta"] = config.dual_clip
-        if config.aggregation == "seq-mean-token-sum-norm":
+        if aggregation == "seq-mean-token-sum-norm":
             values["max_completion_length"] = RESPONSE_LIMIT if response_limit is None else response_limit
     elif config.surrogate == "cispo":
         values |= {"loss_type": "cispo", "epsilon_high": 1 + high}  # there it is the cap itself
@@ -70,6 +73,11 @@ def trl_settings(config: ObjectiveConfig, response_limit: int | None = None) -> 
             "sapo_temperature_pos": config.sapo_temperature_positive or 0.0,
             "sapo_temperature_neg": config.sapo_temperature_negative or 0.0,
         }
+    elif config.surrogate == "vespo":
+        values |= {"loss_type": "vespo", "importance_sampling_level": "token"}
+        for key in ("k", "lambda"):
+            values |= {f"vespo_{key}_pos": getattr(config, f"vespo_{key}_positive")}
+            values |= {f"vespo_{key}_neg": getattr(config, f"vespo_{key}_negative")}
     if config.kl_coefficient > 0:
         values["beta"] = config.kl_coefficient
         if config.surrogate != "gmpo":
@@ -80,7 +88,7 @@ def trl_settings(config: ObjectiveConfig, response_limit: int | None = None) -> 
         differences.append("no entropy term")
     elif config.entropy_coefficient > 0:
         values["entropy_coef"] = config.entropy_coefficient
-        if config.aggregation != "token-mean":
+        if aggregation != "token-mean":
             differences.append("its entropy term is a mean over the tokens of each micro-batch")
     return PeerSettings(
         values, tuple(differences), config_class="GMPOConfig" if config.surrogate == "gmpo" else "GRPOConfig"
@@ -92,19 +100,21 @@ def verl_settings(config: ObjectiveConfig, response_limit: int | None = None) ->
     if missing := _missing_in_verl(config):
         return PeerSettings(missing=missing)
     values, terms = verl_terms(config)
-    mode = _verl_loss_mode(config)
-    values |= {f"{ACTOR}.policy_loss.loss_mode": mode, f"{ACTOR}.loss_agg_mode": config.aggregation or ""}
+    mode, aggregation = _verl_loss_mode(config), config.plain_aggregation
+    values |= {f"{ACTOR}.policy_loss.loss_mode": mode, f"{ACTOR}.loss_agg_mode": aggregation}
     differences: list[str] = []
-    if config.aggregation == "seq-mean-token-sum-norm":
+    if aggregation == "seq-mean-token-sum-norm":
         values[f"{ACTOR}.loss_scale_factor"] = RESPONSE_LIMIT if response_limit is None else response_limit
     if mode == "sapo":
         values[f"{ACTOR}.tau_pos"] = config.sapo_temperature_positive or 0.0
         values[f"{ACTOR}.tau_neg"] = config.sapo_temperature_negative or 0.0
-    else:
+    elif config.clips:
         values[f"{ACTOR}.clip_ratio_low"] = config.clip_low or 0.0
         values[f"{ACTOR}.clip_ratio_high"] = config.clip_high or 0.0
     if mode == "vanilla":
         values[f"{ACTOR}.clip_ratio_c"] = config.dual_clip or NO_DUAL_CLIP
+    elif config.clips_divergence:
+        values[f"{ACTOR}.clip_ratio_c"] = config.ratio_cap or NO_DUAL_CLIP
     elif mode == "gspo" and config.dual_clip is not None:
         differences.append("no dual clip")
     if mode == "geo_mean":
@@ -154,9 +164,15 @@ def _plain(value: Value) -> str:
 
 
 def _missing_in_both(config: ObjectiveConfig) -> str:
+    if config.needs_group_ids:
+        return "its loss is not told which responses answer one prompt"
+    if config.plain_aggregation == "length-power":
+        return "its aggregations have no power of the length"
+    if config.advantage == "max_rl":
+        return "it has no advantage that is divided by the group's mean"
     if config.clip_band == "balanced":
         return "its clip range is fixed"
-    if config.by_sequence and config.clips_log_ratio:
+    if config.by_sequence and config.surrogate == "clip" and config.clips_log_ratio:
         return "its clip range is on the ratio alone, not on a log scale that takes the length in"
     return ""
 
@@ -166,28 +182,37 @@ def _missing_in_trl(config: ObjectiveConfig) -> str:
         return missing
     if config.advantage == "leave_one_out":
         return "GRPOTrainer has no leave-one-out baseline"
+    if config.clips_divergence:
+        return "it clips ratios, and no divergence"
+    if config.surrogate == "reinforce":
+        return "each of its losses has an importance ratio"
     averages = {
         "gmpo": ("seq-mean-token-mean", "its GMPOTrainer averages over sequences only"),
         "cispo": ("token-mean", "its cispo averages over tokens only"),
+        "vespo": ("token-mean", "its vespo averages over tokens only"),
         "sapo": ("seq-mean-token-mean", "its sapo averages over the tokens of a sequence, then over sequences"),
     }
-    aggregation, reason = averages.get(config.surrogate or "", (config.aggregation, ""))
-    return "" if config.aggregation == aggregation else reason
+    aggregation, reason = averages.get(config.surrogate or "", (config.plain_aggregation, ""))
+    return "" if config.plain_aggregation == aggregation else reason
 
 
 def _verl_loss_mode(config: ObjectiveConfig) -> str:
     if config.surrogate == "clip":
         return "gspo" if config.by_sequence else "vanilla"
-    return "geo_mean" if config.surrogate == "gmpo" else config.surrogate or ""
+    return _VERL_LOSS_MODES.get(config.surrogate or "", config.surrogate or "")
 
 
 def _missing_in_verl(config: ObjectiveConfig) -> str:
     if missing := _missing_in_both(config):
         return missing
+    if config.advantage == "group_mean_batch_std":
+        return "its adv_estimator grpo divides by the group's standard deviation or by none"
+    if config.surrogate == "vespo":
+        return "it has no such loss"
     mode = _verl_loss_mode(config)
     if config.by_sequence and config.surrogate != "clip":
         return f"its {mode} has token ratios only"
-    if mode in ("sapo", "geo_mean") and config.aggregation != "seq-mean-token-mean":
+    if mode in ("sapo", "geo_mean") and config.plain_aggregation != "seq-mean-token-mean":
         return f"its {mode} ignores loss_agg_mode and averages over sequences"
     return ""
 

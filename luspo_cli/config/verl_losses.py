@@ -9,7 +9,8 @@ would be missing on some node in silence:
     luspo_gspo_on_sum                  ... with `clip_on`, where the name has not fixed it
     luspo_grpo_dual_clip               ... with a dual clip at verl's `clip_ratio_c`, which is read under no other name
 
-Not expressible, for verl calls the loss with one micro-batch: a balanced clip range.
+Not expressible: a balanced clip range, since verl calls the loss with one micro-batch; aggregations that ask which responses
+answer one prompt, since it does not say; and numbers that its configuration has no key for (`_not_carried`).
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ class VerlLoss:
         if self.reads_temperatures:
             if temperatures is not None:
                 values |= {"sapo_temperature_positive": temperatures[0], "sapo_temperature_negative": temperatures[1]}
-        elif clip is not None:
+        elif clip is not None and self.reads_clip:
             values |= {"clip_low": clip[0], "clip_high": clip[1]}
         if self.dual_clip:
             values["dual_clip"] = dual_clip
@@ -70,6 +71,11 @@ class VerlLoss:
     def aggregation(self) -> Aggregation | None:
         """The one that the name fixes; None for `custom`."""
         return None if self.name == "custom" else NAMED_OBJECTIVES[self.name].aggregation
+
+    @property
+    def reads_clip(self) -> bool:
+        """Whether it has a clip range."""
+        return (self.surrogate or NAMED_OBJECTIVES[self.name].surrogate) not in ("sapo", "vespo", "reinforce")
 
     @property
     def reads_temperatures(self) -> bool:
@@ -84,6 +90,8 @@ def verl_loss_name(config: ObjectiveConfig) -> str:
             "objective.clip_band 'balanced' looks at a whole mini-batch and verl shows a loss one micro-batch at a time: "
             "use 'fixed', or the luspo engine"
         )
+    if reason := _not_carried(config):
+        raise ValueError(f"{reason}: use the luspo engine")
     fixed = _fixed_clip_on(config)
     loss = VerlLoss(
         config.name,
@@ -107,7 +115,7 @@ def verl_plugin_settings(config: ObjectiveConfig, response_limit: int | None = N
             "tau_pos": config.sapo_temperature_positive or 0.0,
             "tau_neg": config.sapo_temperature_negative or 0.0,
         }
-    else:
+    elif config.clips:
         numbers |= {"clip_ratio_low": config.clip_low or 0.0, "clip_ratio_high": config.clip_high or 0.0}
     if config.dual_clip is not None:
         numbers["clip_ratio_c"] = config.dual_clip
@@ -116,6 +124,25 @@ def verl_plugin_settings(config: ObjectiveConfig, response_limit: int | None = N
     before, after = verl_terms(config)
     loss = {f"{ACTOR}.policy_loss.loss_mode": name, f"{ACTOR}.loss_agg_mode": config.aggregation or ""}
     return PeerSettings({**before, **loss, **{f"{ACTOR}.{key}": value for key, value in numbers.items()}, **after})
+
+
+def _not_carried(config: ObjectiveConfig) -> str:
+    """What of the objective neither verl's call of a loss nor its configuration carries; "" where all of it arrives."""
+    if config.needs_group_ids:
+        return f"verl does not tell a loss which responses answer one prompt, as {config.aggregation} asks"
+    if config.aggregation == "length-power":
+        return "verl has no key for objective.length_exponent"
+    if config.ratio_cap is not None:
+        return "verl has no key for objective.ratio_cap"
+    if config.surrogate == "vespo":
+        usual, keys = NAMED_OBJECTIVES["vespo"], ("k_positive", "k_negative", "lambda_positive", "lambda_negative")
+        if config.name != "vespo" or any(
+            getattr(config, f"vespo_{key}") != getattr(usual, f"vespo_{key}") for key in keys
+        ):
+            return "verl has no key for VESPO's exponents, so it can have those of the name vespo alone"
+    if config.advantage in ("group_mean_batch_std", "max_rl"):
+        return f"verl has no such advantage as {config.advantage}"
+    return ""
 
 
 def _fixed_clip_on(config: ObjectiveConfig) -> str | None:
@@ -145,6 +172,8 @@ def _exists(loss: VerlLoss) -> bool:
             loss.aggregation or "token-mean", clip=(0.2, 0.2), dual_clip=3.0, temperatures=(1.0, 1.0)
         )
     except ValueError:
+        return False
+    if _not_carried(config):
         return False
     return loss.clip_on is None or config.clip_on != _fixed_clip_on(config)
 

@@ -199,6 +199,15 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
         "expected_length_pressure/cispo": Metric("tokens", "The same for cispo."),
         "expected_length_pressure/sapo": Metric("tokens", "The same for sapo."),
         "expected_length_pressure/gmpo": Metric("tokens", "The same for gmpo."),
+        "expected_length_pressure/dapo_prompt_mean": Metric("tokens", "The same for dapo_prompt_mean."),
+        "expected_length_pressure/balanced": Metric("tokens", "The same for the objective balanced."),
+        "expected_length_pressure/length_power": Metric("tokens", "The same for length_power, at exponent 1."),
+        "expected_length_pressure/dppo": Metric("tokens", "The same for dppo."),
+        "expected_length_pressure/dppo_kl": Metric("tokens", "The same for dppo_kl."),
+        "expected_length_pressure/vespo": Metric(
+            "tokens", "The same for vespo; that its ratio damps or lifts a whole response is left out."
+        ),
+        "expected_length_pressure/reinforce": Metric("tokens", "The same for reinforce, which cuts nothing."),
         "gradient_share/right": Metric(
             "1",
             "Gradient norm of right responses over that of right plus that of wrong, estimated at the logits; mean over updates.",

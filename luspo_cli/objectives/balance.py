@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 
 from luspo_cli.config.objective import ObjectiveConfig
-from luspo_cli.objectives.aggregation import pull_on_tokens, token_weights
+from luspo_cli.objectives.aggregation import BatchSize, pull_on_tokens, token_weights
 from luspo_cli.objectives.ratio import clip_position, sequence_ratio
 from luspo_cli.objectives.surrogate import Bound
 
@@ -49,8 +49,9 @@ def cut_points(
     amounts: torch.Tensor,
     advantages: torch.Tensor,
     row_counts: torch.Tensor | None = None,
+    divisors: torch.Tensor | None = None,
 ) -> CutPoints:
-    """The points of sequences with token log-ratios [..., B, T] and advantages [..., B]."""
+    """The points of sequences with token log-ratios [..., B, T] and advantages [..., B]; `divisors` of `BatchSize`."""
     low, high = config.clip_low or 0.0, config.clip_high or 0.0
     product = config.ratio == "sequence-product"
     if config.clips_log_ratio:
@@ -62,7 +63,7 @@ def cut_points(
     size = torch.where(below | above, distance.abs(), 1.0)
     point = torch.where(below, (size / low).log(), (high / size).log())
     # Masses are compared with each other only, so that the counts of the batch do not matter.
-    weights = token_weights(amounts, config.aggregation, 1.0, 1.0, 1, torch.float64)  # type: ignore[arg-type]
+    weights = token_weights(amounts, config, BatchSize(1.0, 1.0, 1, 1.0, divisors), torch.float64)
     mass = torch.where(below | above, advantages.abs() * pull_on_tokens(weights, amounts, product), 0.0)
     if row_counts is not None:
         mass = mass * row_counts

@@ -27,7 +27,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 
-from luspo_cli.config.objective import NAMED_OBJECTIVES
+from luspo_cli.config.objective import NAMED_OBJECTIVES, resolve
 from luspo_cli.errors import nearest
 
 MINIMUM_KEYS = frozenset({"ratio/min"})
@@ -93,6 +93,8 @@ def length_pressure(advantages: Sequence[float], lengths: Sequence[int], weighti
         raise ValueError(
             f"unknown weighting '{weighting}'{nearest(weighting, NAMED_OBJECTIVES)}: give an objective's name"
         )
+    if resolve(weighting).needs_group_ids:
+        raise ValueError(f"the weights of {weighting} follow from the groups, which length_pressure is not told")
     per_length = NAMED_OBJECTIVES[weighting].aggregation == "seq-mean-token-mean"
     rows = [(float(a), int(n)) for a, n in zip(advantages, lengths, strict=True) if n > 0]
     if not rows:

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from luspo_cli.config.objective import ObjectiveConfig, resolve
-from luspo_cli.objectives.aggregation import Counts, count, token_weights
+from luspo_cli.objectives.aggregation import Counts, batch_size, token_weights
 from luspo_cli.objectives.balance import balanced_shift, cut_points, shifted
 from luspo_cli.objectives.diagnostics import as_floats, ratio_range, unit_mean
 from luspo_cli.objectives.kl import kl_estimate, kl_k3
@@ -31,8 +31,11 @@ from luspo_cli.objectives.surrogate import (
     SurrogateLoss,
     cispo_surrogate,
     clip_surrogate,
+    dppo_surrogate,
     gmpo_surrogate,
+    reinforce_surrogate,
     sapo_surrogate,
+    vespo_surrogate,
 )
 
 
@@ -69,6 +72,7 @@ def policy_loss(
     token_counts: torch.Tensor | None = None,
     row_counts: torch.Tensor | None = None,
     clip_shift: float | None = None,
+    group_ids: torch.Tensor | None = None,
 ) -> PolicyLoss:
     """The loss of `objective` over a batch; gradient flows to `logprobs` and `entropy` only.
 
@@ -91,6 +95,8 @@ def policy_loss(
         row_counts: [B], not negative: a row stands for so many equal rows; fractions (probabilities) are taken as they are.
         clip_shift: b of a balanced clip range for the whole mini-batch (`balance`); required beside `counts`, and otherwise
             found from the rows.
+        group_ids: [B] integers from 0, equal for the responses to one prompt; required by objectives that `needs_group_ids`,
+            unused by the others. A part of a mini-batch has the ids that its `counts.groups` was made with.
 
     Raises:
         ValueError: for shapes that do not match, an unknown name, or a missing input of a term that is switched on.
@@ -104,7 +110,8 @@ def policy_loss(
         "rollout_weights": rollout_weights,
         "token_counts": token_counts,
     }
-    _check_inputs(config, logprobs, per_token, {"advantages": advantages, "row_counts": row_counts})
+    per_row = {"advantages": advantages, "row_counts": row_counts, "group_ids": group_ids}
+    _check_inputs(config, logprobs, per_token, per_row)
     if config.clip_band == "balanced" and counts is not None and clip_shift is None:
         raise ValueError(
             "clip_band is 'balanced' and these rows are a part: pass clip_shift, that of the whole mini-batch"
@@ -116,7 +123,8 @@ def policy_loss(
     row_mask = mask.any(dim=-1, keepdim=True)  # [..., B, 1]
     amounts = mask if token_counts is None else torch.where(mask, token_counts.to(dtype), 0)
     repeats = None if row_counts is None else row_counts.to(dtype)
-    sequences, tokens = (counts.sequences, counts.tokens) if counts is not None else count(amounts, repeats)
+    size = batch_size(config, amounts, repeats, advantages.detach(), group_ids, max_response_length, counts)
+    sequences, tokens = size.sequences, size.tokens
     # How many sequences and how many tokens of the batch an element stands for.
     of_sequences, of_tokens = row_mask, amounts
     if repeats is not None:
@@ -128,13 +136,14 @@ def policy_loss(
     ratio = _ratio(config, log_ratio, amounts)
     of_units, units = (of_sequences, sequences) if config.by_sequence else (of_tokens, tokens)
 
-    weights = token_weights(amounts, config.aggregation, sequences, tokens, max_response_length, dtype)  # type: ignore[arg-type]
+    weights = token_weights(amounts, config, size, dtype)
     row_weights = weights
     if repeats is not None:
         weights = weights * repeats[..., None]
     shift: float | torch.Tensor = clip_shift or 0.0
     if config.clip_band == "balanced" and clip_shift is None:
-        shift = balanced_shift(cut_points(config, log_ratio, amounts, advantages, repeats)).to(dtype)[..., None, None]
+        points = cut_points(config, log_ratio, amounts, advantages, repeats, size.divisors)
+        shift = balanced_shift(points).to(dtype)[..., None, None]
     surrogate = _surrogate(config, ratio, log_ratio, logprobs, advantage, amounts, shift)
     policy_weights = weights
     if rollout_weights is not None:
@@ -174,22 +183,24 @@ def policy_loss(
 @torch.no_grad()
 def row_outcomes(
     objective: str | ObjectiveConfig,
+    logprobs: torch.Tensor,
     log_ratio: torch.Tensor,
     advantages: torch.Tensor,
     response_mask: torch.Tensor,
     counts: Counts,
     max_response_length: int,
+    group_ids: torch.Tensor | None = None,
 ) -> RowValues:
-    """The `rows` that `policy_loss` would give for token log-ratios [B, T]: what `objective` does with them, without its loss.
+    """The `rows` that `policy_loss` would give for log-probs and token log-ratios [B, T]: what `objective` does with them.
 
-    A balanced clip range is taken as configured.
+    Without its loss; a balanced clip range is taken as configured.
     """
     config, mask = _configured(objective, None, None), response_mask != 0
-    log_ratio = torch.where(mask, log_ratio, 0)
-    n, m, limit, dtype = counts.sequences, counts.tokens, max_response_length, log_ratio.dtype
-    weights = token_weights(mask, config.aggregation, n, m, limit, dtype)  # type: ignore[arg-type]
+    log_ratio, logprobs = torch.where(mask, log_ratio, 0), torch.where(mask, logprobs, 0)
+    size = batch_size(config, mask, None, advantages, group_ids, max_response_length, counts)
+    weights = token_weights(mask, config, size, log_ratio.dtype)
     ratio = _ratio(config, log_ratio, mask)
-    surrogate = _surrogate(config, ratio, log_ratio, log_ratio, advantages.to(log_ratio.dtype)[:, None], mask, 0.0)
+    surrogate = _surrogate(config, ratio, log_ratio, logprobs, advantages.to(log_ratio.dtype)[:, None], mask, 0.0)
     return row_values(config, surrogate, log_ratio, weights, mask, counts.sequences)
 
 
@@ -231,6 +242,17 @@ def _surrogate(
         return cispo_surrogate(ratio, logprobs, advantage, low, high)  # type: ignore[arg-type]
     if config.surrogate == "gmpo":
         return gmpo_surrogate(log_ratio, amounts, advantage, low, high)  # type: ignore[arg-type]
+    if config.clips_divergence:
+        kl = config.surrogate == "dppo-kl"
+        return dppo_surrogate(log_ratio, logprobs, advantage, low, high, config.ratio_cap, kl)  # type: ignore[arg-type]
+    if config.surrogate == "reinforce":
+        return reinforce_surrogate(logprobs, advantage)
+    if config.surrogate == "vespo":
+        above, below = (
+            (getattr(config, f"vespo_k_{sign}"), getattr(config, f"vespo_lambda_{sign}"))
+            for sign in ("positive", "negative")
+        )
+        return vespo_surrogate(log_ratio, amounts, logprobs, advantage, above, below)
     positive, negative = config.sapo_temperature_positive, config.sapo_temperature_negative
     return sapo_surrogate(ratio, advantage, positive, negative)  # type: ignore[arg-type]
 

@@ -59,6 +59,6 @@ def row_values(
         clip_low=share(surrogate.clipped_low),
         clip_high=share(surrogate.clipped_high),
         dual_clip=share(surrogate.dual_clipped),
-        weight=pull_on_tokens(token_weights, amounts, config.ratio == "sequence-product") * number,
+        weight=pull_on_tokens(token_weights, amounts, config.pulls_whole) * number,
         log_ratio=log_ratio,
     )

@@ -8,11 +8,18 @@ whose gradient was removed.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
 
-from luspo_cli.objectives.ratio import MAX_SEQUENCE_LOG_RATIO, ClipPosition, masked_mean
+from luspo_cli.objectives.ratio import (
+    MAX_SEQUENCE_LOG_RATIO,
+    MAX_TOKEN_LOG_RATIO,
+    ClipPosition,
+    masked_mean,
+    token_ratio,
+)
 
 Bound = float | torch.Tensor
 """A distance of a clip bound; a tensor that broadcasts against [..., B, 1] holds one for each of several batches."""
@@ -62,6 +69,65 @@ def cispo_surrogate(
     weight = ratio.detach()
     bounded = weight.clamp(1 - clip_low, 1 + clip_high)
     return SurrogateLoss(-bounded * advantages * logprobs, weight < 1 - clip_low, weight > 1 + clip_high)
+
+
+def dppo_surrogate(
+    log_ratio: torch.Tensor,
+    logprobs: torch.Tensor,
+    advantages: torch.Tensor,
+    clip_low: float,
+    clip_high: float,
+    cap: float | None,
+    kl: bool,
+) -> SurrogateLoss:
+    """−sg(min(r, cap))·A·log π, and 0 for a token that has moved too far in its advantage's direction (DPPO, arXiv 2602.04879).
+
+    How far is the divergence of two coins, this token or any other: |π − π_old|, or with `kl` KL(π_old ‖ π) in nats. The bound
+    is clip_high where π has grown and A > 0, clip_low where it has fallen and A < 0. Both bounds read probabilities, not ratios.
+    """
+    now = logprobs.detach().exp()
+    before = (logprobs - log_ratio).detach().exp()
+    moved = now - before
+    size = moved.abs()
+    if kl:
+        # The small term, as in the authors' code, keeps the logarithm finite where a probability is 1.
+        others, others_before = ((1 - part).clamp(min=0) + 1e-8 for part in (now, before))
+        size = before * -log_ratio.detach() + (1 - before) * (others_before / others).log()
+    clipped_high = (size > clip_high) & (moved > 0) & (advantages > 0)
+    clipped_low = (size > clip_low) & (moved < 0) & (advantages < 0)
+    weight = token_ratio(log_ratio.detach())
+    if cap is not None:
+        weight = weight.clamp(max=cap)
+    loss = -weight * advantages * logprobs
+    return SurrogateLoss(loss.masked_fill(clipped_low | clipped_high, 0), clipped_low, clipped_high)
+
+
+def vespo_surrogate(
+    log_ratio: torch.Tensor,
+    amounts: torch.Tensor,
+    logprobs: torch.Tensor,
+    advantages: torch.Tensor,
+    positive: tuple[float, float],
+    negative: tuple[float, float],
+) -> SurrogateLoss:
+    """−sg(φ(ρ))·A·log π with φ(ρ) = ρ^k·exp(λ(1−ρ)) of the product ρ of the row's token ratios (VESPO, arXiv 2602.10693).
+
+    (k, λ) is `positive` where A ≥ 0 and `negative` elsewhere. Clamps as TRL has them from the authors' code: token log-ratios at
+    ±20, their sum at log 1e-8 and 20.
+    """
+    bounded = log_ratio.detach().clamp(-MAX_TOKEN_LOG_RATIO, MAX_TOKEN_LOG_RATIO)
+    log_product = (bounded * amounts).sum(dim=-1, keepdim=True).clamp(math.log(1e-8), 20.0)
+    power, rate = (
+        torch.where(advantages >= 0, plus, minus).to(logprobs.dtype)
+        for plus, minus in zip(positive, negative, strict=True)
+    )
+    weight = (power * log_product + rate * (1 - log_product.exp())).exp()
+    return SurrogateLoss(-weight * advantages * logprobs, None, None)
+
+
+def reinforce_surrogate(logprobs: torch.Tensor, advantages: torch.Tensor) -> SurrogateLoss:
+    """−A·log π: no importance ratio and no bound (Williams 1992)."""
+    return SurrogateLoss(-advantages * logprobs, None, None)
 
 
 def sapo_surrogate(

@@ -38,6 +38,8 @@ class Row:
     """`Prompt.image_inputs`, the same object in all rows of a group; None also where another process holds them."""
     images_of: str = ""
     """The problem whose images it needs; empty where it needs none."""
+    group: int = 0
+    """Which group of its mini-batch it is of, from 0."""
 
     @property
     def width(self) -> int:
@@ -52,6 +54,7 @@ class PolicyBatch:
     prompt_lengths: Tensor  # [B]
     response_mask: Tensor  # [B, R] bool, true on response tokens; column j is the response's token j
     advantages: Tensor  # [B]
+    group_ids: Tensor  # [B]
     images: BatchImages | None = None
     """None where no row has an image."""
     rollout_logprobs: Tensor | None = None
@@ -70,6 +73,11 @@ class MiniBatch:
     """Rows with at least one response token."""
     response_tokens: int
 
+    @property
+    def rows(self) -> list[Row]:
+        """All of them, whatever their advantage."""
+        return [row for rows in (*self.with_advantage, *self.without_advantage) for row in rows]
+
 
 def split_mini_batches(groups: Sequence[ScoredGroup], number: int, tokens_per_micro_batch: int) -> list[MiniBatch]:
     """Split groups, in their order, into `number` mini-batches of equally many groups."""
@@ -80,17 +88,17 @@ def split_mini_batches(groups: Sequence[ScoredGroup], number: int, tokens_per_mi
     return [_mini_batch(part, tokens_per_micro_batch) for part in parts]
 
 
-def rows_of(group: ScoredGroup) -> list[Row]:
-    """The rows of one group, with the image inputs of its prompt where it has images and this process holds them."""
+def rows_of(group: ScoredGroup, number: int = 0) -> list[Row]:
+    """The rows of group `number` of a mini-batch, with the image inputs of its prompt where it has images and they are here."""
     own = group.prompt.image_inputs if group.prompt else None
     images_of = group.problem.id if group.problem.images else ""
     if images_of and group.prompt is None:
         raise ValueError(_WITHOUT_IMAGES.format(images_of))
-    return [Row(r, a, own, images_of) for r, a in zip(group.rollouts, group.advantages, strict=True)]
+    return [Row(r, a, own, images_of, number) for r, a in zip(group.rollouts, group.advantages, strict=True)]
 
 
 def _mini_batch(groups: Sequence[ScoredGroup], budget: int) -> MiniBatch:
-    rows = [row for group in groups for row in rows_of(group)]
+    rows = [row for number, group in enumerate(groups) for row in rows_of(group, number)]
     return MiniBatch(
         with_advantage=split_micro_batches([row for row in rows if row.advantage != 0.0], budget),
         without_advantage=split_micro_batches([row for row in rows if row.advantage == 0.0], budget),
@@ -177,6 +185,7 @@ def policy_batch(rows: Sequence[Row], device: torch.device | str = "cpu", paddin
         prompt_lengths=torch.tensor(prompt_lengths, device=device),
         response_mask=torch.from_numpy(mask).to(device),
         advantages=torch.tensor([row.advantage for row in rows], dtype=torch.float32, device=device),
+        group_ids=torch.tensor([row.group for row in rows], device=device),
         images=images,
         rollout_logprobs=_rollout_logprobs(rollouts, response_width, device),
         joined=join_rows(prompts, lengths, padding, device) if images is None else None,

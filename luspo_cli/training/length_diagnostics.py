@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from luspo_cli.advantages import ADVANTAGES
+from luspo_cli.advantages import advantages_of
 from luspo_cli.config.objective import NAMED_OBJECTIVES, resolve
 from luspo_cli.config.run import TrainRun
 from luspo_cli.metrics.by_length import Array, TrainedRows, kept_length_pressure, length_profile, profile_record
@@ -71,4 +71,5 @@ def _gradient_shares(groups: Sequence[ScoredGroup], rows: GatheredRows, updates:
 
 
 def _advantages(groups: Sequence[ScoredGroup], estimator: str) -> Array:
-    return np.array([a for group in groups for a in ADVANTAGES[estimator]([reward.total for reward in group.rewards])])
+    found = advantages_of(estimator, [[reward.total for reward in group.rewards] for group in groups])
+    return np.array([advantage for group in found for advantage in group])

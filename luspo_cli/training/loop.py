@@ -33,7 +33,7 @@ from luspo_cli.training.image_delivery import deliver_images
 from luspo_cli.training.length_diagnostics import diagnose
 from luspo_cli.training.noise_floor import noise_floor, untrained_difference
 from luspo_cli.training.optimizer import learning_rate
-from luspo_cli.training.sampling import StepSampler
+from luspo_cli.training.sampling import StepSampler, settled
 from luspo_cli.training.update import Updater
 
 
@@ -80,7 +80,7 @@ def train(
         place = config.fork.step + step  # of problems, draws and learning rate: a fork goes on in its parent's count
         given = stages.first_rollouts if step == 1 else ()
         sampler = StepSampler(config, place, stages.sampler, stages.rubric, stages.to_prompt, ranks, given)
-        groups = sample_step(stages.problems, place, config.rollout, sampler.sample)
+        groups = settled(sample_step(stages.problems, place, config.rollout, sampler.sample), config)
         rewards = [reward for group in groups.sampled for reward in group.rewards]
         stages.rubric.look(f"step {step}", rewards, aloud=ranks.is_first)
         every = config.update.noise_floor_every

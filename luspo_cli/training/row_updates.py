@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from luspo_cli.config.objective import ObjectiveConfig
-from luspo_cli.objectives import Counts, row_outcomes
+from luspo_cli.objectives import counts_of, row_outcomes
 from luspo_cli.objectives.row_values import RowValues
 from luspo_cli.policy.packing import Row
 from luspo_cli.processes.ranks import Ranks
@@ -27,8 +27,8 @@ from luspo_cli.records import RowUpdate, ScoredGroup
 Array = NDArray[np.float64]
 ELEMENTS = 2**20
 """Padded tokens whose outcomes under other objectives are computed at once."""
-_Pass = tuple[int, list[int], Tensor, Tensor]
-"""Mini-batch, places of the rows in the batch, [B, 6 + T] numbers and token log-ratios, [B] advantages."""
+_Pass = tuple[int, list[int], Tensor, Tensor, Tensor]
+"""Mini-batch, places of the rows in the batch, [B, 6 + T] numbers and token log-ratios, [B] advantages, [B, T] log-probs."""
 _OF_ROW = len(RowValues._fields)
 _OUTCOMES = 4
 
@@ -62,6 +62,8 @@ class RowUpdates:
 
     def __init__(self, groups: Sequence[ScoredGroup]) -> None:
         self._rollouts = [rollout for group in groups for rollout in group.rollouts]
+        self._groups = [number for number, group in enumerate(groups) for _ in group.rollouts]
+        self._advantages = [advantage for group in groups for advantage in group.advantages]
         self._places = {id(rollout): place for place, rollout in enumerate(self._rollouts)}
         self._passes: list[_Pass] = []
         self._changed: list[tuple[list[int], Tensor]] = []
@@ -77,9 +79,10 @@ class RowUpdates:
         advantages: Tensor,
         values: RowValues,
         squared_norms: Tensor,
+        logprobs: Tensor,
         experts_changed: Tensor | None = None,
     ) -> None:
-        """Take in one pass, of whose `rows` are the `values`, `advantages` and squared norms of the gradient at the logits.
+        """Take in one pass: its `rows`, their advantages, values, squared gradient norms at the logits and log-probs [B, T].
 
         `experts_changed` [B, T]: of each token the layers whose experts changed, in a model of experts.
         """
@@ -88,10 +91,11 @@ class RowUpdates:
         present = [i for i, row in enumerate(rows) if row.rollout.response_length]
         numbers = torch.stack([*values[:-1], squared_norms.to(values.log_ratio.dtype)], dim=-1)
         numbers = torch.cat([numbers, values.log_ratio], dim=-1)
+        logprobs = logprobs.detach().to(numbers.dtype)
         if len(present) < len(rows):
-            numbers, advantages = numbers[present], advantages[present]
+            numbers, advantages, logprobs = numbers[present], advantages[present], logprobs[present]
         places = [self._places[id(rows[i].rollout)] for i in present]
-        self._passes.append((mini_batch, places, numbers, advantages))
+        self._passes.append((mini_batch, places, numbers, advantages, logprobs))
         if experts_changed is not None:
             self._changed.append((places, experts_changed[present]))
         self.seconds += time.perf_counter() - began
@@ -106,11 +110,11 @@ class RowUpdates:
         """
         began = time.perf_counter()
         others = others or {}
-        places = [place for _, places, _, _ in self._passes for place in places]
+        places = [place for _, places, *_ in self._passes for place in places]
         numbers = np.full((len(places), 1 + _OF_ROW), np.nan)
         tokens: dict[int, list[float]] = {}
         row = 0
-        for mini_batch, of_pass, tensor, _ in self._passes:
+        for mini_batch, of_pass, tensor, *_ in self._passes:
             found = (tensor if with_tokens else tensor[:, :_OF_ROW]).double().cpu().numpy()
             numbers[row : row + len(found), 0] = mini_batch
             numbers[row : row + len(found), 1:] = found[:, :_OF_ROW]
@@ -143,21 +147,21 @@ class RowUpdates:
     def _outcomes(self, others: Mapping[str, ObjectiveConfig], limit: int) -> Array:
         """[objectives, 4, rows] of this process; small passes are joined, since each operation has a price of its own."""
         if not others:
-            return np.zeros((0, _OUTCOMES, sum(len(places) for _, places, _, _ in self._passes)))
+            return np.zeros((0, _OUTCOMES, sum(len(places) for _, places, *_ in self._passes)))
         lengths = [rollout.response_length for rollout in self._rollouts]
-        counts = Counts(sum(length > 0 for length in lengths), sum(lengths))
+        counts = {name: counts_of(other, lengths, self._advantages, self._groups) for name, other in others.items()}
         parts: list[Any] = [np.zeros((len(others), _OUTCOMES, 0))]
         for passes in self._together():
-            width = max(tensor.shape[1] for _, _, tensor, _ in passes)
-            log_ratio = torch.cat([pad(tensor, (0, width - tensor.shape[1])) for _, _, tensor, _ in passes])[
-                :, _OF_ROW:
-            ]
-            advantages = torch.cat([advantages for _, _, _, advantages in passes])
-            own = torch.tensor(
-                [lengths[place] for _, places, _, _ in passes for place in places], device=log_ratio.device
-            )
+            log_ratio = _joined([tensor[:, _OF_ROW:] for _, _, tensor, *_ in passes])
+            logprobs, advantages = _joined([one[4] for one in passes]), torch.cat([one[3] for one in passes])
+            places = [place for _, places, *_ in passes for place in places]
+            own = torch.tensor([lengths[place] for place in places], device=log_ratio.device)
+            ids = torch.tensor([self._groups[place] for place in places], device=log_ratio.device)
             mask = torch.arange(log_ratio.shape[1], device=log_ratio.device) < own[:, None]
-            rows = [row_outcomes(other, log_ratio, advantages, mask, counts, limit) for other in others.values()]
+            rows = [
+                row_outcomes(other, logprobs, log_ratio, advantages, mask, counts[name], limit, ids)
+                for name, other in others.items()
+            ]
             found = [torch.stack([row.clip_low, row.clip_high, row.kept, row.weight]) for row in rows]
             parts.append(torch.stack(found).double().cpu().numpy())
         return np.concatenate(parts, axis=-1)
@@ -172,3 +176,9 @@ class RowUpdates:
                 size, width = len(one[1]), one[2].shape[1]
             runs[-1].append(one)
         return runs
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    """Rows [B, T] of all parts, as wide as the widest."""
+    width = max(part.shape[1] for part in parts)
+    return torch.cat([pad(part, (0, width - part.shape[1])) for part in parts])

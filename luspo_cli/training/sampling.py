@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from luspo_cli.advantages import ADVANTAGES
+from luspo_cli.advantages import BATCH_STD, advantages_of
 from luspo_cli.config.run import TrainRun
 from luspo_cli.policy.loading import context_of
 from luspo_cli.processes.ranks import Ranks
@@ -21,6 +21,7 @@ from luspo_cli.rewards.rubric import Rubric
 from luspo_cli.rollout.given import GivenRollouts
 from luspo_cli.rollout.sampler import PromptsOnRequest, Sampler, SamplingOptions
 from luspo_cli.runs.draws import FIRST_STEP
+from luspo_cli.training.dynamic_sampling import StepGroups
 
 SEED_STRIDE = 1_000_000_007
 ROUND_STRIDE = 618_033_989_000_003
@@ -127,11 +128,28 @@ def _without_images(group: Sequence[Rollout]) -> Prompt:
 
 def with_advantages(problems: Sequence[Problem], scored: Scored, config: TrainRun) -> list[ScoredGroup]:
     """Every group with its prompt, rewards and advantages, in order."""
-    estimator = ADVANTAGES[str(config.objective.advantage)]
+    rewards = scored.rewards
+    found = advantages_of(str(config.objective.advantage), [[reward.total for reward in group] for group in rewards])
     return [
-        ScoredGroup(problem, tuple(group), rewards, tuple(estimator([reward.total for reward in rewards])), prompt)
-        for problem, prompt, group, rewards in zip(problems, scored.prompts, scored.groups, scored.rewards, strict=True)
+        ScoredGroup(problem, tuple(group), rewards, tuple(advantages), prompt)
+        for problem, prompt, group, rewards, advantages in zip(
+            problems, scored.prompts, scored.groups, rewards, found, strict=True
+        )
     ]
+
+
+def settled(groups: StepGroups, config: TrainRun) -> StepGroups:
+    """The step's groups with advantages that know the whole batch: after several rounds a batch's std is not that of a round."""
+    kind = str(config.objective.advantage)
+    if kind != BATCH_STD or groups.rounds == 1:
+        return groups
+    found = advantages_of(kind, [[reward.total for reward in group.rewards] for group in groups.batch])
+    batch = [replace(group, advantages=tuple(own)) for group, own in zip(groups.batch, found, strict=True)]
+    of_rollouts = {id(group.rollouts): group.advantages for group in batch}
+    sampled = [
+        replace(group, advantages=of_rollouts.get(id(group.rollouts), group.advantages)) for group in groups.sampled
+    ]
+    return replace(groups, batch=batch, sampled=sampled)
 
 
 def training_draws(config: TrainRun) -> SamplingOptions:

@@ -22,7 +22,8 @@ from torch import Tensor
 
 from luspo_cli.config.run import TrainRun
 from luspo_cli.errors import RunError
-from luspo_cli.objectives import Counts, policy_loss
+from luspo_cli.objectives import Counts, counts_of, policy_loss
+from luspo_cli.objectives.aggregation import batch_size
 from luspo_cli.objectives.balance import CutPoints, balanced_shift, cut_points, shifted
 from luspo_cli.objectives.diagnostics import combine_diagnostics
 from luspo_cli.objectives.ratio import token_log_ratio
@@ -99,8 +100,8 @@ class Updater:
         between = time.perf_counter()
         objective, classes, steps = self.config.objective, self._classes(groups) if exact_shares else {}, []
         for number, (batch, old_of_batch) in enumerate(zip(mini_batches, old_logprobs, strict=True)):
-            shift = self._clip_shift(number, batch, old_of_batch)
-            counts, loads = Counts(batch.sequences, batch.response_tokens), self._loads(number, batch)
+            counts, loads = self._counts(batch), self._loads(number, batch)
+            shift = self._clip_shift(number, batch, old_of_batch, counts)
             pieces, diagnostics = self._pieces(batch), []
             # Classes come first: what the last round leaves in the weights is the gradient of every row.
             for class_name, only in (*classes.items(), (None, None)):
@@ -131,6 +132,7 @@ class Updater:
                             rollout_weights=self._rollout_weights(tensors, old, measured),
                             row_counts=None if only is None else _marks(piece.rows, only, logprobs),
                             clip_shift=shift,
+                            group_ids=tensors.group_ids,
                         )
                         if loads is not None and only is None:
                             assert self._choices is not None
@@ -147,7 +149,7 @@ class Updater:
                         if self._choices:
                             ratios = result.rows.log_ratio
                             changed = self._choices.add((number, i), piece.rows, tensors, routed, ratios)
-                        self.rows.add(number, piece.rows, tensors.advantages, result.rows, norms, changed)
+                        self.rows.add(number, piece.rows, tensors.advantages, result.rows, norms, logprobs, changed)
                 if class_name is not None:
                     self._keep_class_norm(class_name, began)
             steps.append(self._finish_step(batch, diagnostics) | self._balanced_bounds(shift))
@@ -215,6 +217,12 @@ class Updater:
         found: tuple[Any, ...] = self.policy(tensors, **asked, routing=self._choices.asked(place, piece.rows, tensors))
         return found
 
+    def _counts(self, batch: MiniBatch) -> Counts:
+        """Those of all its rows, whoever computes them: every process knows the whole mini-batch."""
+        rows = batch.rows
+        lengths, advantages = [row.rollout.response_length for row in rows], [row.advantage for row in rows]
+        return counts_of(self.config.objective, lengths, advantages, [row.group for row in rows])
+
     @torch.no_grad()
     def _old_logprobs(self, number: int, batch: MiniBatch) -> list[Tensor]:
         found = []
@@ -239,7 +247,9 @@ class Updater:
         return shares_of([part for parts in self.ranks.gather(own) for part in parts])
 
     @torch.no_grad()
-    def _clip_shift(self, number: int, batch: MiniBatch, old_of_batch: Sequence[Tensor] | None) -> float | None:
+    def _clip_shift(
+        self, number: int, batch: MiniBatch, old_of_batch: Sequence[Tensor] | None, counts: Counts
+    ) -> float | None:
         """b of a balanced clip range from the whole mini-batch, before its first backward pass; None where the range is fixed.
 
         It takes one more pass, without gradients; the first mini-batch, whose ratios are all 1, needs none.
@@ -254,7 +264,9 @@ class Updater:
             logprobs = self._pass((number, i), piece, tensors)[0]
             if not piece.filler:
                 mask = tensors.response_mask
-                points = cut_points(objective, token_log_ratio(logprobs, old, mask), mask, tensors.advantages)
+                size = batch_size(objective, mask, None, tensors.advantages, tensors.group_ids, 1, counts)
+                log_ratio = token_log_ratio(logprobs, old, mask)
+                points = cut_points(objective, log_ratio, mask, tensors.advantages, divisors=size.divisors)
                 own.append(torch.stack([part.double() for part in points]).cpu())
         found = [part for parts in self.ranks.gather(own) for part in parts]
         if not found:

@@ -12,8 +12,11 @@ from luspo_cli.config.verl_losses import VERL_LOSSES, verl_loss_name, verl_plugi
 
 CUSTOM = {"advantage": "group_mean", "aggregation": "token-mean"}
 CLIP = {"clip_low": 0.02, "clip_high": 0.03}
+NOT_CARRIED = ("dapo_prompt_mean", "balanced", "length_power")
 CONFIGS = [
-    *(resolve(name) for name in NAMED_OBJECTIVES),
+    *(resolve(name) for name in NAMED_OBJECTIVES if name not in NOT_CARRIED),
+    resolve("custom", ratio="token", surrogate="dppo-kl", **CLIP, **CUSTOM),
+    resolve("custom", ratio="token", surrogate="reinforce", **CUSTOM),
     resolve("luspo", clip_high=3e-3),
     resolve("gspo", clip_on="sum", dual_clip=2.0),
     resolve("luspo", clip_on="root"),
@@ -76,3 +79,21 @@ def test_a_balanced_clip_range_has_no_name() -> None:
     with pytest.raises(ValueError, match="one micro-batch at a time"):
         verl_loss_name(config)
     assert "clip_band" in verl_plugin_settings(config).missing
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        (resolve("dapo_prompt_mean"), "does not tell a loss which responses answer one prompt, as prompt-mean asks"),
+        (resolve("balanced"), "as sign-balanced asks"),
+        (resolve("length_power", length_exponent=0.5), r"no key for objective\.length_exponent"),
+        (resolve("dppo", ratio_cap=5.0), r"no key for objective\.ratio_cap"),
+        (resolve("vespo", vespo_k_positive=1.0), "no key for VESPO's exponents"),
+        (resolve("custom", ratio="token", surrogate="clip", **CLIP, **(CUSTOM | {"advantage": "max_rl"})), "max_rl"),
+    ],
+)
+def test_what_verl_does_not_carry_is_refused(config: ObjectiveConfig, reason: str) -> None:
+    with pytest.raises(ValueError, match=f"{reason}.*: use the luspo engine"):
+        verl_loss_name(config)
+    assert verl_plugin_settings(config).missing
+    assert not any(loss.name in NOT_CARRIED for loss in VERL_LOSSES.values())

@@ -20,7 +20,13 @@ FORMULAS = {
     "cispo": ("token", "cispo", lambda n, N, M, L: 1 / M),
     "sapo": ("token", "sapo", lambda n, N, M, L: 1 / (N * n)),
     "gmpo": ("token", "gmpo", lambda n, N, M, L: 1 / (N * n)),
+    "length_power": ("sequence", "clip", lambda n, N, M, L: 1 / N),
+    "dppo": ("token", "dppo", lambda n, N, M, L: 1 / (N * L)),
+    "dppo_kl": ("token", "dppo", lambda n, N, M, L: 1 / (N * L)),
+    "vespo": ("token", "vespo", lambda n, N, M, L: 1 / M),
+    "reinforce": ("token", "reinforce", lambda n, N, M, L: 1 / N),
 }
+"""Objectives whose weight of a token follows from its row and the batch; those that ask for groups are in group_oracle."""
 CLIPS = {
     "grpo": (0.2, 0.2),
     "dr_grpo": (0.2, 0.2),
@@ -31,6 +37,11 @@ CLIPS = {
     "cispo": (1.0, 4.0),
     "sapo": (None, None),
     "gmpo": (0.4, 0.4),
+    "length_power": (2e-3, 2.5e-3),
+    "dppo": (0.15, 0.15),
+    "dppo_kl": (0.05, 0.05),
+    "vespo": (None, None),
+    "reinforce": (None, None),
 }
 SAPO_TEMPERATURES = (1.0, 1.05)
 
@@ -49,6 +60,22 @@ def clipped_value(ratio: float, advantage: float, low: float, high: float) -> fl
     return min(ratio * advantage, min(max(ratio, 1 - low), 1 + high) * advantage)
 
 
+def divergence(name: str, new: float, old: float) -> float:
+    """Of two coins, this token or any other, in nats for dppo_kl."""
+    p, q = math.exp(new), math.exp(old)
+    if name == "dppo":
+        return abs(p - q)
+    return q * math.log(q / p) + (1 - q) * math.log((1 - q + 1e-8) / (max(1 - p, 0.0) + 1e-8))
+
+
+def too_far(name: str, new: float, old: float, advantage: float, low: float, high: float) -> str:
+    """Which bound of dppo has taken the token out: "low", "high" or ""."""
+    distance = divergence(name, new, old)
+    if advantage > 0 and new > old and distance > high:
+        return "high"
+    return "low" if advantage < 0 and new < old and distance > low else ""
+
+
 def sequence_value(name: str, batch: Batch, i: int, t: int, low: float, high: float, frozen: Batch) -> float:
     """The quantity to maximise of token t of row i; `frozen` is the point at which stopped gradients are held."""
     level, surrogate, _ = FORMULAS[name]
@@ -63,6 +90,16 @@ def sequence_value(name: str, batch: Batch, i: int, t: int, low: float, high: fl
                 step = max(step, -low)
             total += step
         return advantage * math.exp(total / len(new))
+    if surrogate == "reinforce":
+        return advantage * new[t]
+    if surrogate == "vespo":
+        power, rate = (2.0, 3.0) if advantage >= 0 else (3.0, 2.0)
+        product = math.exp(math.fsum(a - b for a, b in zip(frozen.new[i], old, strict=True)))
+        return product**power * math.exp(rate * (1 - product)) * advantage * new[t]
+    if surrogate == "dppo":
+        held = frozen.new[i][t]
+        kept = not too_far(name, held, old[t], advantage, low, high)
+        return kept * math.exp(held - old[t]) * advantage * new[t]
     if level == "product":
         total, root = math.fsum(a - b for a, b in zip(new, old, strict=True)), math.sqrt(len(new))
         bounded = min(max(total, -low * root), high * root)

@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 
-from luspo_cli.config.objective import ObjectiveConfig
+from luspo_cli.config.objective import ObjectiveConfig, resolve
 from luspo_cli.objectives import Counts, policy_loss
-from luspo_cli.objectives.aggregation import token_weights
+from luspo_cli.objectives.aggregation import BatchSize, token_weights
 from luspo_cli.objectives.kl import kl_k1, kl_k2, kl_k3
 from luspo_cli.objectives.ratio import sequence_ratio, token_log_ratio, token_ratio
 from luspo_cli.objectives.surrogate import cispo_surrogate, clip_surrogate, gmpo_surrogate, sapo_surrogate
@@ -120,7 +120,9 @@ def test_weights_of_each_aggregation() -> None:
         "seq-mean-token-sum-norm": (1 / 20, 1 / 20),
     }
     for aggregation, (first, second) in expected.items():
-        weights = token_weights(mask, aggregation, 2, 5, 10, torch.float64)
+        parts = {"advantage": "group_mean", "ratio": "token", "surrogate": "clip", "clip_low": 0.2, "clip_high": 0.2}
+        config = resolve("custom", aggregation=aggregation, **parts)
+        weights = token_weights(mask, config, BatchSize(2, 5, 10), torch.float64)
         torch.testing.assert_close(weights, doubles([[first] * 4, [second, 0, 0, 0], [0] * 4]))
 
 

@@ -35,6 +35,13 @@ PUBLISHED = {
     "cispo": ("group_mean_std", "token", "cispo", "token-mean", 1.0, 4.0),
     "sapo": ("group_mean_std", "token", "sapo", "seq-mean-token-mean", None, None),
     "gmpo": ("group_mean_std", "token", "gmpo", "seq-mean-token-mean", 0.4, 0.4),
+    "dapo_prompt_mean": ("group_mean_std", "token", "clip", "prompt-mean", 0.2, 0.28),
+    "balanced": ("group_mean_std", "token", "clip", "sign-balanced", 0.2, 0.28),
+    "length_power": ("group_mean_std", "sequence", "clip", "length-power", 0.002, 0.0025),
+    "dppo": ("group_mean", "token", "dppo-tv", "seq-mean-token-sum-norm", 0.15, 0.15),
+    "dppo_kl": ("group_mean", "token", "dppo-kl", "seq-mean-token-sum-norm", 0.05, 0.05),
+    "vespo": ("group_mean_std", "sequence-product", "vespo", "token-mean", None, None),
+    "reinforce": ("leave_one_out", "token", "reinforce", "seq-mean-token-sum", None, None),
 }
 
 
@@ -121,6 +128,16 @@ def test_a_strict_model_refuses(table: dict[str, Any]) -> None:
         ({"name": "luspo", "clip_on": "mean", "clip_low": 1.5}, "lower bound below 0"),
         ({**CUSTOM, "ratio": "sequence-product"}, "set clip_on to 'root' or 'sum'"),
         ({**CUSTOM, "ratio": "sequence-product", "surrogate": "cispo"}, "no bound that grows with the length"),
+        ({**CUSTOM, "surrogate": "vespo", "clip_low": None, "clip_high": None}, "set ratio to 'sequence-product'"),
+        ({**CUSTOM, "surrogate": "dppo-tv"}, "masks single tokens: set ratio to 'token'"),
+        ({**CUSTOM, "surrogate": "reinforce"}, "has no importance ratio"),
+        ({**CUSTOM, "aggregation": "length-power"}, "must set length_exponent"),
+        ({"name": "vespo", "clip_low": 0.1}, "does not read clip_low: remove it, it reads vespo_k_positive"),
+        ({"name": "reinforce", "clip_low": 0.1}, "does not read clip_low: remove it, it reads none"),
+        ({"name": "dppo", "ratio_cap": 1.0}, "ratio_cap = 1.0 must be a ratio above 1"),
+        ({"name": "length_power", "length_exponent": float("nan")}, "must be a finite number"),
+        ({"name": "length_power", "length_normalise": "mean"}, "is not one of none, batch, delta-l"),
+        ({"name": "vespo", "vespo_k_positive": 0.0}, "vespo_k_positive = 0.0 must be a positive number"),
         ({**CUSTOM, "surrogate": "sapo", "clip_low": None, "clip_high": None}, "must set sapo_temperature_positive"),
     ],
 )
@@ -161,6 +178,11 @@ FREE_KEYS: dict[str, Any] = {
     "dual_clip": 1.02,
     "sapo_temperature_positive": 3.0,
     "sapo_temperature_negative": 3.0,
+    "ratio_cap": 1.01,
+    "vespo_k_positive": 5.0,
+    "vespo_lambda_negative": 5.0,
+    "length_exponent": 0.5,
+    "length_normalise": "batch",
     "kl_coefficient": 0.5,
     "entropy_coefficient": 0.5,
 }
@@ -171,11 +193,16 @@ FREE_KEYS: dict[str, Any] = {
 def test_every_key_changes_the_loss_or_is_refused(name: str, key: str) -> None:
     logprobs, old, advantages, mask = as_tensors(make_batch(3, [2, 7, 4, 5, 3, 6], 0.2))
     extra = {"ref_logprobs": old - 0.3, "entropy": torch.ones_like(old)}
-    reads_clip, reads_temperatures = name != "sapo", name == "sapo"
+    reads_clip, reads_temperatures = name not in ("sapo", "vespo", "reinforce"), name == "sapo"
     read = {
         "clip_low": reads_clip,
         "clip_high": reads_clip,
-        "dual_clip": name in ("grpo", "dr_grpo", "dapo", "gspo", "luspo", "fspo"),
+        "dual_clip": name in ("grpo", "dr_grpo", "dapo", "gspo", "luspo", "length_power", "fspo"),
+        "ratio_cap": name in ("dppo", "dppo_kl"),
+        "vespo_k_positive": name == "vespo",
+        "vespo_lambda_negative": name == "vespo",
+        "length_exponent": name == "length_power",
+        "length_normalise": name == "length_power",
         "sapo_temperature_positive": reads_temperatures,
         "sapo_temperature_negative": reads_temperatures,
     }
@@ -183,7 +210,8 @@ def test_every_key_changes_the_loss_or_is_refused(name: str, key: str) -> None:
         with pytest.raises(ValueError, match=f"does not read {key}"):
             resolve(name, **{key: FREE_KEYS[key]})
         return
-    changed = resolve(name, **{key: FREE_KEYS[key]})
+    # A KL divergence of a token's coin grows with the square of what it moved.
+    changed = resolve(name, **{key: 1e-3 if (name, key) == ("dppo_kl", "clip_high") else FREE_KEYS[key]})
     arguments = (logprobs, old, advantages, mask)
     plain = policy_loss(name, *arguments, max_response_length=LIMIT, **extra).loss.item()
     assert policy_loss(changed, *arguments, max_response_length=LIMIT, **extra).loss.item() != plain

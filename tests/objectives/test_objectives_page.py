@@ -20,7 +20,10 @@ from luspo_cli.errors import UsageError
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "objectives.md").read_text(encoding="utf-8")
 ENTRIES = dict(re.findall(r"^## `(\w+)`\n(.*?)(?=^## )", PAGE, flags=re.MULTILINE | re.DOTALL))
-VALUES = ("clip_low", "clip_high", "sapo_temperature_positive", "sapo_temperature_negative")
+VALUES = (
+    "clip_low", "clip_high", "sapo_temperature_positive", "sapo_temperature_negative", "length_exponent",
+    "vespo_k_positive", "vespo_k_negative", "vespo_lambda_positive", "vespo_lambda_negative",
+)  # fmt: skip
 
 app = typer.Typer()
 app.command()(objectives_cli)
@@ -68,6 +71,13 @@ EQUATIONS = {
     "cispo": "L = −(1/M) Σ_i Σ_t sg(clip(r_it, 1−1, 1+4)) A_i log π(y_it)",
     "sapo": "L = −(1/N) Σ_i (1/|y_i|) Σ_t (4/τ_i) σ(τ_i (r_it − 1)) A_i",
     "gmpo": "L = −(1/N) Σ_i g_i A_i",
+    "dapo_prompt_mean": "L = −(1/B) Σ_g (1/M_g) Σ_{i∈g} Σ_t min(r_it A_i, clip(r_it, 1−0.2, 1+0.28) A_i)",
+    "balanced": ("L = −(1/B) Σ_g Σ_± (N_g±/N_g) (1/M_g±) Σ_{i∈g±} Σ_t min(r_it A_i, clip(r_it, 1−0.2, 1+0.28) A_i)"),
+    "length_power": "L = −(1/N) Σ_i |y_i|^1 · min(s_i A_i, clip(s_i, 1−0.002, 1+0.0025) A_i)",
+    "dppo": "L = −(1/N) Σ_i (1/L) Σ_t m_it sg(r_it) A_i log π(y_it)",
+    "dppo_kl": "L = −(1/N) Σ_i (1/L) Σ_t m_it sg(r_it) A_i log π(y_it)",
+    "vespo": "L = −(1/M) Σ_i Σ_t sg(φ_i) A_i log π(y_it)",
+    "reinforce": "L = −(1/N) Σ_i Σ_t A_i log π(y_it)",
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from group_oracle import GROUP_CLIPS, GROUP_FORMULAS
 from loop_oracle import CLIPS, FORMULAS, Batch, oracle_gradient, oracle_loss
 from ragged_batches import LIMIT, as_tensors, make_batch, pad
 
@@ -19,8 +20,9 @@ def flat_gradient(logprobs: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 
 def test_oracle_covers_every_name() -> None:
-    assert set(FORMULAS) == set(NAMED_OBJECTIVES)
-    for name, clip in CLIPS.items():
+    assert set(FORMULAS) | set(GROUP_FORMULAS) == set(NAMED_OBJECTIVES)
+    assert all(NAMED_OBJECTIVES[name].length_exponent in (None, 1.0) for name in FORMULAS)  # what its weight here is of
+    for name, clip in (CLIPS | GROUP_CLIPS).items():
         assert (NAMED_OBJECTIVES[name].clip_low, NAMED_OBJECTIVES[name].clip_high) == clip
 
 

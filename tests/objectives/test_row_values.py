@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from loop_oracle import CLIPS, FORMULAS
+from loop_oracle import CLIPS, FORMULAS, too_far
 from ragged_batches import LIMIT, as_tensors, make_batch
 
 from luspo_cli.objectives import Counts, policy_loss
@@ -52,8 +52,12 @@ def test_equal_loops_over_the_tokens(name: str, spread: float) -> None:
     for i, length in enumerate(LENGTHS):
         steps = [new - before for new, before in zip(batch.new[i], batch.old[i], strict=True)]
         mean = sum(steps) / max(length, 1)
-        if surrogate in ("cispo", "sapo"):
+        if surrogate in ("cispo", "sapo", "vespo", "reinforce"):
             below = above = 0.0
+        elif surrogate == "dppo":
+            pairs = zip(batch.new[i], batch.old[i], strict=True)
+            sides = [too_far(name, new, before, batch.advantages[i], low, high) for new, before in pairs]
+            below, above = (sides.count(side) / max(length, 1) for side in ("low", "high"))
         else:
             # fspo clips the mean times the root of the length, on the log scale.
             units = {"sequence": [mean], "product": [mean * math.sqrt(length)]}.get(level, steps)
@@ -67,7 +71,7 @@ def test_equal_loops_over_the_tokens(name: str, spread: float) -> None:
         assert (rows.clip_low[i].item(), rows.clip_high[i].item()) == pytest.approx((below, above))
         expected = weight(length, number, tokens, LIMIT) * number if length else 0.0
         assert rows.weight[i].item() == pytest.approx(expected * (length if level == "product" else 1), rel=1e-12)
-    assert (cut > 0) == (surrogate in ("clip", "gmpo") and (spread > 0.1 or level == "sequence"))
+    assert (cut > 0) == (surrogate in ("clip", "gmpo", "dppo") and (spread > 0.1 or level == "sequence"))
     assert not rows.log_ratio.requires_grad
 
 

@@ -41,6 +41,22 @@ def objectives(settings: Callable[[ObjectiveConfig], PeerSettings]) -> dict[str,
             sapo_temperature_positive=temperatures[0],
             sapo_temperature_negative=temperatures[1],
         )
+    for surrogate, aggregation in product(
+        ("dppo-tv", "dppo-kl", "reinforce"),
+        ("token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm"),
+    ):
+        bounds = {} if surrogate == "reinforce" else {"clip_low": 0.03, "clip_high": 0.05, "ratio_cap": 1.2}
+        parts = {"advantage": "group_mean", "ratio": "token", "surrogate": surrogate, "aggregation": aggregation}
+        found[f"{surrogate} {aggregation}"] = resolve("custom", **parts, **bounds)
+    for normalise, exponent in (("none", 0.0), ("none", 1.0), ("batch", 0.0), ("batch", 1.0), ("delta-l", 1.0)):
+        found[f"length power {exponent} {normalise}"] = resolve(
+            "length_power", length_exponent=exponent, length_normalise=normalise
+        )
+    found["vespo with other exponents"] = resolve("vespo", vespo_k_positive=1.5, vespo_lambda_negative=0.7)
+    found["std of the batch"] = resolve(
+        "custom", advantage="group_mean_batch_std", ratio="token", surrogate="clip", aggregation="token-mean",
+        clip_low=0.2, clip_high=0.28,
+    )  # fmt: skip
     for name in ("grpo", "dr_grpo", "dapo"):
         found[f"{name} with a dual clip"] = resolve(name, dual_clip=1.5)
     for name, clip_on in product(("gspo", "luspo"), ("root", "sum")):
@@ -152,7 +168,7 @@ def compare(
             assert one.abs().max() > 0
             assert not one[~batch.mask].any()
             worst = max(worst, float((one - two).abs().max() / one.abs().max()))
-    if config.surrogate in ("clip", "gmpo"):
+    if config.surrogate in ("clip", "gmpo", "dppo-tv", "dppo-kl"):
         assert all(0.01 < share < 0.6 for share in clipped.values()), clipped  # or nothing was compared
     assert worst <= tolerance
     return worst

@@ -48,6 +48,7 @@ def trl_loss(trainer: type, settings: Any, batch: Batch) -> torch.Tensor:
         off_policy_mask_threshold=None,
         aux_loss_enabled=False,
         use_vllm=False,
+        get_gamma_weights=getattr(trainer, "get_gamma_weights", None),
         current_gradient_accumulation_steps=1,
         _metrics=defaultdict(lambda: defaultdict(list)),
         _get_per_token_logps_and_entropies=lambda *_, **__: (batch.logprobs, batch.entropy, None),

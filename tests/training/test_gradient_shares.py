@@ -65,7 +65,8 @@ def test_a_rows_norm_at_the_logits_is_autograds(name: str) -> None:
     old = (logprobs + 2e-3 * torch.randn(4, 6, generator=generator)).detach()
     logprobs.retain_grad()
     advantages = torch.tensor([1.0, -0.5, 0.3, -2.0])
-    policy_loss(name, logprobs, old, advantages, mask, max_response_length=6).loss.backward()
+    ids = torch.tensor([0, 0, 1, 1])
+    policy_loss(name, logprobs, old, advantages, mask, max_response_length=6, group_ids=ids).loss.backward()
     found = squared_norms(logprobs, logits.detach().softmax(-1).square().sum(-1))
     assert logits.grad is not None
     torch.testing.assert_close(found, logits.grad.square().sum((-2, -1)), rtol=1e-10, atol=1e-18)

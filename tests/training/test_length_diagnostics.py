@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from doubles.runs import records, train
-from luspo_cli.advantages import group_mean, group_mean_std
+from luspo_cli.advantages import ADVANTAGES
 from luspo_cli.config.objective import NAMED_OBJECTIVES
 from luspo_cli.config.run import TrainRun
 from luspo_cli.metrics.by_length import kept_length_pressure, length_profile, profile_record, trained_rows
@@ -27,7 +27,7 @@ MakeGroups = Callable[..., list[ScoredGroup]]
 
 def diagnosed(make_updater: Callable[..., Any], make_groups: MakeGroups, objective: str, *sets: str) -> dict[str, Any]:
     """The numbers of two mini-batches of which the first one moves the policy far."""
-    estimator = group_mean if objective == "dr_grpo" else group_mean_std
+    estimator = ADVANTAGES[NAMED_OBJECTIVES[objective].advantage]
     groups = [
         replace(group, rewards=tuple(replace(reward, total=r) for reward, r in zip(group.rewards, right, strict=True)))
         for group, right in zip(make_groups(LENGTHS, [estimator(right) for right in RIGHT]), RIGHT, strict=True)

@@ -15,10 +15,11 @@ from luspo_cli.errors import RunError
 from luspo_cli.policy.policy import Policy
 from luspo_cli.records import Prompt, ScoredGroup
 from luspo_cli.runs.rollouts import store_rollouts
+from luspo_cli.training.dynamic_sampling import StepGroups
 from luspo_cli.training.loop import in_order
 from luspo_cli.training.noise_floor import NoiseWatch
 from luspo_cli.training.optimizer import make_optimizer
-from luspo_cli.training.sampling import Scored, with_advantages
+from luspo_cli.training.sampling import Scored, settled, with_advantages
 
 
 @pytest.mark.parametrize(
@@ -99,3 +100,23 @@ def test_rollouts_that_do_not_fit_on_the_disk(
     ):
         store_rollouts(tmp_path, 3, groups, groups)
     assert os.listdir(tmp_path) == []
+
+
+def test_the_std_of_a_batch_is_that_of_the_groups_that_are_trained(
+    make_groups: Callable[..., list[ScoredGroup]],
+) -> None:
+    """Of three sampled groups the last two are the batch: rewards 1, 0, 0 and 1, 1, 0, whose std is 0.5477."""
+    groups = make_groups([[2, 3, 4], [1, 1, 1], [2, 2, 2]], [[1.0, 1.0, 1.0], [1.0, 0.0, 0.0], [1.0, 1.0, 0.0]])
+    parts = {"advantage": "group_mean_batch_std", "ratio": "token", "surrogate": "clip", "aggregation": "token-mean"}
+    sets = [f"objective.{key}={value}" for key, value in (parts | {"clip_low": 0.2, "clip_high": 0.2}).items()]
+    config = resolve_train(preset="tiny", objective="custom", sets=sets)
+    found = settled(StepGroups(groups, groups[1:], 2), config)
+    assert found.batch[0].advantages == pytest.approx(
+        [2 / 3 / 0.547723, -1 / 3 / 0.547723, -1 / 3 / 0.547723], rel=1e-4
+    )
+    assert [group.advantages for group in found.sampled] == [
+        groups[0].advantages,
+        found.batch[0].advantages,
+        found.batch[1].advantages,
+    ]
+    assert settled(StepGroups(groups, groups[1:], 1), config).batch[0].advantages == groups[1].advantages

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from luspo_cli.advantages import ADVANTAGES
+from luspo_cli.advantages import ADVANTAGES, BATCH_STD, STD_EPSILON, group_mean
 from luspo_cli.analysis.axis import windows_of
 from luspo_cli.config.lab import LabRun
 from luspo_cli.experiments.lab.responses import DTYPE, Logits, ResponseModel, Responses
@@ -106,6 +106,8 @@ def _run(config: LabRun, seeds: int) -> LabHistory:
         lengths.append(model.mean_length(learner.logits))
         responses = draw(model, learner.logits, generators)
         advantages = group_advantages(responses.right, table)
+        if config.objective.advantage == BATCH_STD:
+            advantages = advantages / (responses.right.to(DTYPE).std(dim=1, keepdim=True) + STD_EPSILON)
         updated = learner.update(responses, advantages, generators)
         steps.append(measured(responses) | updated | learner.by_length(responses, advantages))
     columns = {key: torch.stack([step[key] for step in steps], -1) for key in steps[0]}
@@ -127,7 +129,9 @@ def advantage_table(config: LabRun) -> Tensor:
 
     Rewards are 0 or 1, so the training's own function of one group's rewards gives every case there can be.
     """
-    size, advantage = config.rollout.group_size, ADVANTAGES[config.objective.advantage or ""]
+    kind = config.objective.advantage or ""
+    # What a batch's std divides by is the batch's own, and comes after.
+    size, advantage = config.rollout.group_size, group_mean if kind == BATCH_STD else ADVANTAGES[kind]
     table = torch.zeros(size + 1, 2, dtype=DTYPE)
     for right in range(size + 1):
         values = advantage([1.0] * right + [0.0] * (size - right))
@@ -232,6 +236,7 @@ class Learner:
             max_response_length=self.config.rollout.max_response_tokens,
             ref_logprobs=reference,
             token_counts=counts,
+            group_ids=self._group_ids(advantages),
         )
         self.rows.append(result.rows)
         self.optimizer.zero_grad()
@@ -256,6 +261,11 @@ class Learner:
             "gradient_norm": norm,
             "update_norm": _norms(moved),
         }
+
+    def _group_ids(self, advantages: Tensor) -> Tensor:
+        """[S, B]: rows lie group after group."""
+        groups = torch.arange(advantages.shape[1]) // self.config.rollout.group_size
+        return groups.expand(advantages.shape)
 
     def _squared_wrong(self, own: Responses, log_ratio: Tensor) -> Tensor:
         """Mean square of the log-ratio of the first answer token over the responses that end with another answer, [S]."""

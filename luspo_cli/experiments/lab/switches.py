@@ -60,8 +60,9 @@ def _without_bounds(config: LabRun, base: LabHistory, *, low: bool, high: bool) 
     # A balanced range has no side of its own: without one the other would cut nothing either.
     if not objective.clips or (objective.clip_band == "balanced" and not (low and high)):
         return None
-    # In log space there is no least value; a ratio is never below 0.
-    bounds = {"clip_low": UNREACHED if objective.clips_log_ratio else 1.0} if low else {}
+    # A ratio is never below 0; in log space, and of a divergence, there is no bound that is met by nothing.
+    on_ratio = not (objective.clips_log_ratio or objective.clips_divergence)
+    bounds = {"clip_low": 1.0 if on_ratio else UNREACHED} if low else {}
     if high:
         bounds["clip_high"] = UNREACHED
     if objective.clip_band == "balanced":
