@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 
 from luspo_cli.advantages import ADVANTAGES
 from luspo_cli.config.layers import resolve_train
-from luspo_cli.config.objective import NAMED_OBJECTIVES
+from luspo_cli.config.objective import NAMED_OBJECTIVES, resolve
 from luspo_cli.config.peers import ACTOR, verl_settings
 from luspo_cli.config.run import TrainRun
 from luspo_cli.config.verl_losses import verl_plugin_settings
@@ -61,7 +61,8 @@ FURTHER = {
 
 
 def cases() -> Iterator[tuple[str, TrainRun]]:
-    for name, (objective, *sets) in {**{name: (name,) for name in NAMED_OBJECTIVES}, **FURTHER}.items():
+    carried = [name for name in NAMED_OBJECTIVES if not verl_plugin_settings(resolve(name)).missing]
+    for name, (objective, *sets) in {**{name: (name,) for name in carried}, **FURTHER}.items():
         yield name, resolve_train(preset="tiny", objective=objective, sets=[*SETTINGS, *sets])
 
 
