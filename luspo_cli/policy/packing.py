@@ -21,6 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from luspo_cli.config.objective import ObjectiveConfig
+from luspo_cli.objectives import Counts, counts_of
 from luspo_cli.policy.images import BatchImages, batch_images
 from luspo_cli.policy.joined_rows import JoinedRows, join_rows
 from luspo_cli.records import Rollout, ScoredGroup
@@ -73,10 +75,11 @@ class MiniBatch:
     """Rows with at least one response token."""
     response_tokens: int
 
-    @property
-    def rows(self) -> list[Row]:
-        """All of them, whatever their advantage."""
-        return [row for rows in (*self.with_advantage, *self.without_advantage) for row in rows]
+    def counts(self, objective: ObjectiveConfig) -> Counts:
+        """What the loss of a part is divided by: of all rows, whoever computes them, since every process knows them all."""
+        rows = [row for rows in (*self.with_advantage, *self.without_advantage) for row in rows]
+        lengths = [row.rollout.response_length for row in rows]
+        return counts_of(objective, lengths, [row.advantage for row in rows], [row.group for row in rows])
 
 
 def split_mini_batches(groups: Sequence[ScoredGroup], number: int, tokens_per_micro_batch: int) -> list[MiniBatch]:

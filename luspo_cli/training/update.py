@@ -22,7 +22,7 @@ from torch import Tensor
 
 from luspo_cli.config.run import TrainRun
 from luspo_cli.errors import RunError
-from luspo_cli.objectives import Counts, counts_of, policy_loss
+from luspo_cli.objectives import policy_loss
 from luspo_cli.objectives.aggregation import batch_size
 from luspo_cli.objectives.balance import CutPoints, balanced_shift, cut_points, shifted
 from luspo_cli.objectives.diagnostics import combine_diagnostics
@@ -100,8 +100,8 @@ class Updater:
         between = time.perf_counter()
         objective, classes, steps = self.config.objective, self._classes(groups) if exact_shares else {}, []
         for number, (batch, old_of_batch) in enumerate(zip(mini_batches, old_logprobs, strict=True)):
-            counts, loads = self._counts(batch), self._loads(number, batch)
-            shift = self._clip_shift(number, batch, old_of_batch, counts)
+            counts, loads = batch.counts(objective), self._loads(number, batch)
+            shift = self._clip_shift(number, batch, old_of_batch)
             pieces, diagnostics = self._pieces(batch), []
             # Classes come first: what the last round leaves in the weights is the gradient of every row.
             for class_name, only in (*classes.items(), (None, None)):
@@ -217,12 +217,6 @@ class Updater:
         found: tuple[Any, ...] = self.policy(tensors, **asked, routing=self._choices.asked(place, piece.rows, tensors))
         return found
 
-    def _counts(self, batch: MiniBatch) -> Counts:
-        """Those of all its rows, whoever computes them: every process knows the whole mini-batch."""
-        rows = batch.rows
-        lengths, advantages = [row.rollout.response_length for row in rows], [row.advantage for row in rows]
-        return counts_of(self.config.objective, lengths, advantages, [row.group for row in rows])
-
     @torch.no_grad()
     def _old_logprobs(self, number: int, batch: MiniBatch) -> list[Tensor]:
         found = []
@@ -247,17 +241,15 @@ class Updater:
         return shares_of([part for parts in self.ranks.gather(own) for part in parts])
 
     @torch.no_grad()
-    def _clip_shift(
-        self, number: int, batch: MiniBatch, old_of_batch: Sequence[Tensor] | None, counts: Counts
-    ) -> float | None:
+    def _clip_shift(self, number: int, batch: MiniBatch, old_of_batch: Sequence[Tensor] | None) -> float | None:
         """b of a balanced clip range from the whole mini-batch, before its first backward pass; None where the range is fixed.
 
         It takes one more pass, without gradients; the first mini-batch, whose ratios are all 1, needs none.
         """
-        objective = self.config.objective
+        objective, own = self.config.objective, []
         if objective.clip_band != "balanced":
             return None
-        own = []
+        counts = batch.counts(objective)
         pieces = zip(self._pieces(batch), old_of_batch, strict=True) if old_of_batch is not None else ()
         for i, (piece, old) in enumerate(pieces):
             tensors = policy_batch(piece.rows, self.accelerator.device)
