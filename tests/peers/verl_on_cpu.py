@@ -7,6 +7,7 @@ of the device is 0.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -92,3 +93,10 @@ class CpuPlatform(PlatformBase):
 
     def cudart(self) -> None:
         return None
+
+
+if "vllm" in sys.modules:
+    # Its kernels for the CPU keep a packed copy of a weight and drop the weight, and verl's pushes write into the weight.
+    import vllm._custom_ops
+
+    vllm._custom_ops._supports_onednn = False
