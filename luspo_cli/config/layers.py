@@ -118,7 +118,7 @@ def _refuse_unread(
             f" '{config.data.train}', which makes every batch anew"
         )
     if config.run.engine != "verl":
-        _refuse_for_verl(layers, origins)
+        _refuse_for_verl(config, layers, origins)
     sections = [layer.get("evaluation", {}) for layer, _ in layers]
     off = max((place for place, section in enumerate(sections) if "every" in section), default=-1)
     for section in sections[off + 1 :] if not config.evaluation.every else ():
@@ -130,10 +130,13 @@ def _refuse_unread(
             )
 
 
-def _refuse_for_verl(layers: Sequence[tuple[Mapping[str, Any], str]], origins: Mapping[str, str]) -> None:
+def _refuse_for_verl(
+    config: TrainRun, layers: Sequence[tuple[Mapping[str, Any], str]], origins: Mapping[str, str]
+) -> None:
     """UsageError for what only verl reads, but in a preset: there it is the other form of the same run."""
     for layer, origin in layers:
-        for key in layer.get("verl", {}) if not origin.startswith("presets/") else ():
+        # A file may hold the whole of a configuration: what stands there as it is by default asks for nothing.
+        for key in config.verl.changed(*layer.get("verl", {})) if not origin.startswith("presets/") else ():
             raise UsageError(
                 f"{origins[f'verl.{key}']}: verl.{key} is for verl alone: give --engine verl too, or leave it out"
             )

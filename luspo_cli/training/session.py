@@ -15,11 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from luspo_cli.config.run import TrainRun
-from luspo_cli.policy.loading import load_model
 from luspo_cli.policy.lora import load_adapter
 from luspo_cli.processes.accelerate import rubric_workers
 from luspo_cli.processes.ranks import Ranks, joined
-from luspo_cli.processes.sharding import gets_weights
 from luspo_cli.processes.signals import stop_on_signals
 from luspo_cli.rewards.rubric import Rubric
 from luspo_cli.runs.checkpoints import Checkpoint, policy_folder, remove_unasked
@@ -33,6 +31,7 @@ from luspo_cli.training.noise_floor import NoiseWatch
 from luspo_cli.training.preflight import Prepared, prepare
 from luspo_cli.training.provenance import as_records, record_provenance
 from luspo_cli.training.stages import make_stages
+from luspo_cli.training.start import load_from
 
 logger = logging.getLogger(__name__)
 
@@ -104,8 +103,7 @@ def _go_on_from(checkpoint: Checkpoint, prepared: Prepared, ranks: Ranks) -> Any
     reference = prepared.loaded.model if config.objective.kl_coefficient > 0 else None
     del prepared.loaded  # first: these weights would stay in memory beside the checkpoint's
     with ranks.phase():
-        model, numbers = config.model.model_copy(update={"path": str(folder)}), not gets_weights(config.model, ranks)
-        prepared.loaded = load_model(model, config.rollout.chat_template, config.data, numbers)
+        prepared.loaded = load_from(config, folder, ranks)
     return reference
 
 

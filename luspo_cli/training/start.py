@@ -37,12 +37,17 @@ def load_start(config: TrainRun, starting: Path | None, parent: Checkpoint | Non
     """The model that the run starts from, with new adapters where they are asked for, or with its parent's."""
     if config.model.lora.rank:
         require_peft()
-    model = config.model.model_copy(update={"path": str(starting)}) if starting else config.model
-    numbers = not gets_weights(config.model, ranks)
-    loaded = load_model(model, config.rollout.chat_template, config.data, numbers)
+    loaded = load_from(config, starting, ranks)
     if config.model.lora.rank:
         number = add_adapters(loaded.model, config.model, config.run.seed, str(starting or config.model.path))
         if parent:
             load_adapter(loaded.model, policy_folder(parent.path))
         logger.info(f"training {number:,} weights of adapters; the base model stays as it is")
     return loaded
+
+
+def load_from(config: TrainRun, folder: Path | None, ranks: Ranks) -> LoadedModel:
+    """The model of `folder`, else of `model.path`; without its weights on a process that is handed its share of them later."""
+    model = config.model.model_copy(update={"path": str(folder)}) if folder else config.model
+    without_weights = gets_weights(config.model, ranks)
+    return load_model(model, config.rollout.chat_template, config.data, not without_weights)
