@@ -101,8 +101,8 @@ LENGTH_POWERS: Mapping[str, float] = MappingProxyType({"mean": 0.0, "root": 0.5,
 _PARTS: Mapping[str, Any] = {"advantage": Advantage, "ratio": Ratio, "surrogate": Surrogate, "aggregation": Aggregation}
 _CLIP_KEYS = ("clip_low", "clip_high")
 _SAPO_KEYS = ("sapo_temperature_positive", "sapo_temperature_negative")
-_VESPO_KEYS = ("vespo_k_positive", "vespo_k_negative", "vespo_lambda_positive", "vespo_lambda_negative")
-_READ_KEYS: Mapping[str, tuple[str, ...]] = {"sapo": _SAPO_KEYS, "vespo": _VESPO_KEYS, "reinforce": ()}
+VESPO_KEYS = ("vespo_k_positive", "vespo_k_negative", "vespo_lambda_positive", "vespo_lambda_negative")
+_READ_KEYS: Mapping[str, tuple[str, ...]] = {"sapo": _SAPO_KEYS, "vespo": VESPO_KEYS, "reinforce": ()}
 """Keys that a surrogate must have, other than a clip range."""
 
 
@@ -288,7 +288,7 @@ class ObjectiveConfig(PlainSection):
 
     def _fill_free_keys(self, named: NamedObjective | None) -> None:
         read = _READ_KEYS.get(str(self.surrogate), _CLIP_KEYS)
-        for key in (*_CLIP_KEYS, *_SAPO_KEYS, *_VESPO_KEYS):
+        for key in (*_CLIP_KEYS, *_SAPO_KEYS, *VESPO_KEYS):
             if key not in read and getattr(self, key) is not None:
                 reads = f"it reads {' and '.join(read)}" if read else "it reads none"
                 raise ValueError(f"surrogate '{self.surrogate}' does not read {key}: remove it, {reads}")

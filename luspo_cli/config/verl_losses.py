@@ -23,6 +23,7 @@ from typing import Any, get_args
 
 from luspo_cli.config.objective import (
     NAMED_OBJECTIVES,
+    VESPO_KEYS,
     Aggregation,
     ClipOn,
     ObjectiveConfig,
@@ -135,10 +136,8 @@ def _not_carried(config: ObjectiveConfig) -> str:
     if config.ratio_cap is not None:
         return "verl has no key for objective.ratio_cap"
     if config.surrogate == "vespo":
-        usual, keys = NAMED_OBJECTIVES["vespo"], ("k_positive", "k_negative", "lambda_positive", "lambda_negative")
-        if config.name != "vespo" or any(
-            getattr(config, f"vespo_{key}") != getattr(usual, f"vespo_{key}") for key in keys
-        ):
+        usual = NAMED_OBJECTIVES["vespo"]
+        if config.name != "vespo" or any(getattr(config, key) != getattr(usual, key) for key in VESPO_KEYS):
             return "verl has no key for VESPO's exponents, so it can have those of the name vespo alone"
     if config.advantage in ("group_mean_batch_std", "max_rl"):
         return f"verl has no such advantage as {config.advantage}"

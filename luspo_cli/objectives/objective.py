@@ -248,11 +248,9 @@ def _surrogate(
     if config.surrogate == "reinforce":
         return reinforce_surrogate(logprobs, advantage)
     if config.surrogate == "vespo":
-        above, below = (
-            (getattr(config, f"vespo_k_{sign}"), getattr(config, f"vespo_lambda_{sign}"))
-            for sign in ("positive", "negative")
-        )
-        return vespo_surrogate(log_ratio, amounts, logprobs, advantage, above, below)
+        above = config.vespo_k_positive, config.vespo_lambda_positive
+        below = config.vespo_k_negative, config.vespo_lambda_negative
+        return vespo_surrogate(log_ratio, amounts, logprobs, advantage, above, below)  # type: ignore[arg-type]
     positive, negative = config.sapo_temperature_positive, config.sapo_temperature_negative
     return sapo_surrogate(ratio, advantage, positive, negative)  # type: ignore[arg-type]
 

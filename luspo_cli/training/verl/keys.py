@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from luspo_cli.config.layers import all_keys
+from luspo_cli.config.objective import NAMED_OBJECTIVES, VESPO_KEYS
 from luspo_cli.config.peers import ACTOR
 from luspo_cli.config.run import MADE, TrainRun
 from luspo_cli.config.stored import flatten
@@ -54,6 +55,10 @@ FATES: Mapping[str, Fate] = {
         dual_clip=Fate(f"{ACTOR}.clip_ratio_c"),
         sapo_temperature_positive=Fate(f"{ACTOR}.tau_pos"),
         sapo_temperature_negative=Fate(f"{ACTOR}.tau_neg"),
+        **{key: Fate(refused="the plug-in has those of the name vespo alone") for key in VESPO_KEYS},
+        ratio_cap=Fate(refused="verl has no key for it"),
+        length_exponent=Fate(refused="verl has no key for it"),
+        length_normalise=Fate(refused="verl has no key for it"),
         kl_coefficient=Fate(f"{ACTOR}.use_kl_loss, {ACTOR}.kl_loss_coef"),
         kl_estimator=Fate(f"{ACTOR}.kl_loss_type"),
         entropy_coefficient=Fate(f"{ACTOR}.entropy_coeff"),
@@ -229,8 +234,11 @@ def _changed(config: TrainRun) -> Iterator[tuple[str, Any]]:
         **dict(all_keys()),
         "model.compute_dtype": "bfloat16",
         "objective.clip_band": "fixed",
+        **{f"objective.{key}": getattr(NAMED_OBJECTIVES["vespo"], key) for key in VESPO_KEYS},
         "reward.accuracy_weight": 1.0,
     }
     for key, value in flatten(config.model_dump()).items():
-        if key in defaults and value != defaults[key] and not (key == "objective.clip_band" and value is None):
+        # None of these: the objective does not read the key.
+        unread = value is None and (key == "objective.clip_band" or key.startswith("objective.vespo_"))
+        if key in defaults and value != defaults[key] and not unread:
             yield key, value

@@ -43,6 +43,8 @@ CHANGES: dict[str, Any] = {
     "objective.dual_clip": 3.0,
     "objective.clip_low": 0.001,
     "objective.clip_high": 0.001,
+    "objective.ratio_cap": 5.0,
+    "objective.length_normalise": "batch",
     "objective.kl_coefficient": 0.1,
     "objective.entropy_coefficient": 0.1,
     "model.path": "Qwen/Qwen2.5-3B",
@@ -73,6 +75,14 @@ CHANGES: dict[str, Any] = {
 BESIDE: dict[str, dict[str, Any]] = {
     "objective.sapo_temperature_positive": {"objective.name": "sapo"},
     "objective.sapo_temperature_negative": {"objective.name": "sapo"},
+    **{
+        f"objective.vespo_{key}_{sign}": {"objective.name": "vespo"}
+        for key in ("k", "lambda")
+        for sign in ("positive", "negative")
+    },
+    "objective.ratio_cap": {"objective.name": "dppo"},
+    "objective.length_exponent": {"objective.name": "length_power"},
+    "objective.length_normalise": {"objective.name": "length_power"},
     "objective.kl_estimator": {"objective.kl_coefficient": 0.1},
     "model.lora.alpha": {"model.lora.rank": 8},
     "model.lora.targets": {"model.lora.rank": 8},
