@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import pytest
 from luspo_cli.config.layers import resolve_train
 from luspo_cli.config.run import TrainRun
 from luspo_cli.metrics.names import METRICS
+from luspo_cli.rewards.rubric import Rubric
+from luspo_cli.training.verl.dumped import DumpedRollouts
 from luspo_cli.training.verl.translation import SUPPLIED, Before, Translator
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -101,6 +104,33 @@ def test_the_rest_is_as_it_is() -> None:
     assert (first["objective/clip_low_fraction"], first["policy/kl_old"]) == (0.25, 0.01)
     assert "objective/policy_term" not in first
     assert records(config("objective.kl_coefficient=0.1"))[0]["objective/policy_term"] == -0.125
+
+
+def test_a_real_log_and_its_dumped_rollouts() -> None:
+    """What verl's whole trainer wrote without a GPU: 4 problems with 8 responses of at most 64 tokens a step."""
+    folder = ROOT / "tests" / "fixtures" / "verl_run"
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    run = config("rollout.problems=4", "rollout.group_size=8", "rollout.max_response_tokens=64")
+    translator, before, tokens = Translator(run, {}), Before(), 0
+    with Rubric(run.reward, 64) as rubric:
+        dumped = DumpedRollouts(run, folder / "rollouts", [], rubric, thought_open=False)
+        for step, line in enumerate(lines, start=1):
+            row, rows_of_step = line["data"], dumped.rows(step)
+            assert line["step"] == step
+            assert rows_of_step is not None
+            groups = dumped.groups(rows_of_step)
+            assert [len(group.rollouts) for group, _ in groups] == [8] * 4
+            assert all(abs(sum(group.advantages)) < 1e-9 for group, _ in groups)
+            scores = [row["score"] for _, own in groups for row in own]
+            record, before = translator.record(step, row, before, dumped.metrics(groups))
+            assert record["reward/total/mean"] == pytest.approx(sum(scores) / 32)
+            tokens += round(32 * row["response_length/mean"])
+            assert record["tokens/total"] == tokens
+            # A model of bytes, nearly uniform over its 260 tokens or fewer: between 3 and log 260 nats a token, not a sequence.
+            assert 3 < record["policy/entropy"] < math.log(260)
+            assert record["objective/clip_low_fraction"] == row["actor/objective/clip_low_fraction"]
+            assert record["time/total"] >= record["time/rollout"] + record["time/update"]
+    assert dumped.rows(len(lines) + 1) is None
 
 
 def test_the_page_shows_every_number() -> None:
