@@ -69,7 +69,10 @@ def test_joined_rows_give_the_numbers_and_gradients_of_padded_ones(
     assert batch.joined is not None
     assert (len(batch.joined.blocks) > 1) == (worth == 0)
     found = []
-    for of in (batch, PolicyBatch(batch.tokens, batch.prompt_lengths, batch.response_mask, batch.advantages)):
+    for of in (
+        batch,
+        PolicyBatch(batch.tokens, batch.prompt_lengths, batch.response_mask, batch.advantages, batch.group_ids),
+    ):
         model = make_model(dtype="float64")
         logprobs, entropy = Policy(model, 0.7)(of, with_entropy=True)
         ((logprobs + 0.1 * entropy) * weights).sum().backward()
