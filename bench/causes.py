@@ -10,6 +10,7 @@ network; then accuracy on held-out problems and what was clipped. The figure dra
 from __future__ import annotations
 
 import argparse
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
+from luspo_cli.analysis.axis import LENGTH
 from luspo_cli.analysis.comparison import Comparison, compare_runs
 from luspo_cli.analysis.drawing import STYLES, design, log_ticks, write_figure
 from luspo_cli.analysis.history import RunHistory, read_runs
@@ -59,6 +61,8 @@ class Cell:
     exact: dict[str, Estimate]
     predicted: dict[str, float]
     """The exact model fitted to the runs' steps 1 to 3 (`luspo lab --from`)."""
+    step_1: float
+    """Mean length in the runs' first step, which the untrained policy wrote."""
     network: Comparison
 
 
@@ -74,6 +78,7 @@ def read_cell(folder: Path, seeds: int) -> Cell:
         exact["gspo"].estimates["length_start"].mean,
         {name: found.estimates["length_final"] for name, found in exact.items()},
         {row.objective: row.final for row in predict(runs).rows},
+        statistics.fmean(float(run.column(LENGTH).dropna().iloc[0]) for run in runs),
         compare_runs(runs),
     )
 
@@ -93,7 +98,7 @@ def table(cells: Sequence[Cell]) -> str:
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     second = [
-        "| clip | seeds | start | GSPO: held-out accuracy | clipped low / high | LUSPO: held-out accuracy | clipped low / high |",
+        "| clip | seeds | step 1 | GSPO: held-out accuracy | cut low / high | LUSPO: held-out accuracy | cut low / high |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for cell in cells:
@@ -107,7 +112,6 @@ def table(cells: Sequence[Cell]) -> str:
         mean_difference = f"{pair.estimate.mean:+.1f} ± {pair.estimate.half_width or 0:.1f}"
         difference = f"{mean_difference}, {pair.positive} of {pair.estimate.n} longer, p = {pair.p:.2g}"
         lines.append(f"| {cell.title} | {' | '.join(shown)} | {difference} |")
-        starts = [run.values["length_start"] for run in cell.network.runs]
         details = [
             text
             for name in OBJECTIVES
@@ -116,8 +120,7 @@ def table(cells: Sequence[Cell]) -> str:
                 f"{100 * mean(own[name]['clip_low_fraction']):.1f} / {100 * mean(own[name]['clip_high_fraction']):.1f} %",
             )
         ]
-        start = sum(value for value in starts if value is not None) / len(starts)
-        second.append(f"| {cell.title} | {pair.estimate.n} | {start:.1f} | {' | '.join(details)} |")
+        second.append(f"| {cell.title} | {pair.estimate.n} | {cell.step_1:.1f} | {' | '.join(details)} |")
     return "\n".join([*lines, "", *second])
 
 
@@ -138,10 +141,9 @@ def draw(cells: Sequence[Cell], seeds: int) -> Figure:
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2, sharey=True, sharex=True)
     runs = [run for cell in cells for run in cell.network.runs]
-    starts = [value for run in runs if (value := run.values["length_start"]) is not None]
     for ax, heading, start in (
         (left, f"exact model, {seeds} seeds", cells[0].exact_start),
-        (right, "network (tiny), single runs and means", sum(starts) / len(starts)),
+        (right, "network (tiny), single runs and means", statistics.fmean(cell.step_1 for cell in cells)),
     ):
         ax.set_title(heading, fontsize="medium")
         ax.axvline(start, color="#555555", linewidth=0.9, linestyle=(0, (4, 3)))

@@ -6,7 +6,8 @@ A run is cut into windows of so many steps. Of each window but the last, a predi
 the mean length of the next window less that of this one; windows do not overlap, since neighbouring steps say the same. Sign:
 share of windows in which both have one sign, among those in which the predictor is not 0 (0.5 is a coin). Rank: Spearman's
 correlation over a run's windows. Both are means over runs with the 95 % interval over runs (Student; their number in brackets).
-Whole run: in how many runs the mean predictor has the sign of the last window's length less the first one's, and the rank
+Whole run: in how many runs, of those in which it is not 0, the mean predictor has the sign of the last window's length less the
+first one's, and the rank
 correlation of the two over runs. A predictor that only some runs recorded, or that never left 0, stands there too: what is
 missing is a dash, and the second column says in how many runs it was.
 """
@@ -111,11 +112,12 @@ def row(name: str, runs: Sequence[tuple[list[float], dict[str, list[float | None
         if (rank := _rank(pairs)) is not None:
             ranks.append(rank)
         whole.append((statistics.fmean(x for x, _ in pairs), lengths[-1] - lengths[0]))
-    agree = sum((x > 0) == (y > 0) for x, y in whole if x != 0)
+    with_sign = [(x, y) for x, y in whole if x != 0]
+    agree = sum((x > 0) == (y > 0) for x, y in with_sign)
     over_runs = _rank(whole)
     cells = [
         name, f"{len(whole)} of {len(runs)}", _with_interval(estimate(signs)), _with_interval(estimate(ranks)),
-        f"{agree} of {len(whole)}", "–" if over_runs is None else f"{over_runs:+.2f}",
+        f"{agree} of {len(with_sign)}", "–" if over_runs is None else f"{over_runs:+.2f}",
     ]  # fmt: skip
     return f"| {' | '.join(cells)} |"
 

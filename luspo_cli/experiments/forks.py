@@ -46,6 +46,9 @@ def train_forks(
     cannot be forked; Interrupted where a signal ended it.
     """
     parent, fork = _parent(run, step)
+    for place in (folder.absolute(), *folder.absolute().parents):
+        if (place / "config.json").is_file():
+            raise UsageError(f"--out {folder}: {place} is the folder of a run; name another one for the forks")
     configurations = {
         folder / f"{variant.folder}-replicate{replicate}": fork_configuration(
             parent, fork, variant, replicate, steps, sets=sets, preset=preset

@@ -216,6 +216,15 @@ def test_what_cannot_be_forked_is_refused_before_anything_is_written(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("below", ["", "forks"])
+def test_forks_do_not_go_into_a_run(luspo: Callable[..., Any], parent: Path, below: str) -> None:
+    before = sorted(parent.rglob("*"))
+    status, _, error = luspo("fork", str(parent), "--step", "2", "--out", str(parent / below))
+    assert status == 2
+    assert f"{parent} is the folder of a run; name another one for the forks" in error
+    assert sorted(parent.rglob("*")) == before
+
+
 def test_a_folder_that_is_no_run_is_refused(luspo: Callable[..., Any], tmp_path: Path) -> None:
     status, _, error = luspo("fork", str(tmp_path), "--step", "2")
     assert status == 2
