@@ -156,7 +156,9 @@ def _answer(command: Sequence[str], text: str, timeout_s: float) -> Any:
     except ValueError:
         pass
     said = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-    raise UsageError(f"{command[0]}: {said[-1] if said else f'exit status {done.returncode}'}")
+    raise UsageError(
+        f"{command[0]}: {said[-1] if said else f'no answer as a Python would give it (exit status {done.returncode})'}"
+    )
 
 
 def _numbers(version: str) -> tuple[int, ...]:
