@@ -18,11 +18,10 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from luspo_cli.analysis.axis import LENGTH
 from luspo_cli.analysis.comparison import Comparison, compare_runs
-from luspo_cli.analysis.drawing import STYLES, design, log_ticks, write_figure
+from luspo_cli.analysis.drawing import STYLES, design, set_log_ticks, write_figure
 from luspo_cli.analysis.history import RunHistory, read_runs
 from luspo_cli.config.lab import resolve_lab
 from luspo_cli.errors import KnownError
@@ -168,9 +167,7 @@ def draw(cells: Sequence[Cell], seeds: int) -> Figure:
     seen += [found.mean for cell in cells for found in cell.exact.values()]
     low, high = min(seen) / 1.3, max(seen) * 1.3
     left.set_xlim(low, high)
-    left.xaxis.set_major_locator(FixedLocator(log_ticks(low, high)))
-    left.xaxis.set_minor_locator(NullLocator())
-    left.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+    set_log_ticks(left.xaxis, low, high)
     figure.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=2)
     figure.supxlabel(
         "point: mean, bar: 95 % interval over seeds (Student); diamond: exact model fitted to steps 1 to 3; dashed: start",

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from luspo_cli.analysis.history import RunHistory
 from luspo_cli.errors import UsageError
+from luspo_cli.runs.stored_rollouts import steps_in
 
 HELD_OUT, ROLLOUTS = "evals/held-out", "rollouts"
 KINDS = {HELD_OUT: "held-out answers", ROLLOUTS: "training rollouts"}
@@ -108,9 +109,8 @@ def outcome_values(answers: Answers) -> dict[str, float | None]:
 
 def _last_file(folder: Path, last: int) -> tuple[Path, int] | None:
     """The newest stored step after training began and up to `last`, with its number."""
-    numbers = ((file, file.stem.removeprefix("step-")) for file in folder.glob("step-*.parquet"))
-    found = [(file, int(number)) for file, number in numbers if number.isdigit() and 0 < int(number) <= last]
-    newest = max(found, key=lambda pair: pair[1], default=None)
+    found = [(file, step) for step, file in steps_in(folder).items() if 0 < step <= last]
+    newest = found[-1] if found else None
     return newest if newest and _tells_lengths(newest[0]) else None
 
 

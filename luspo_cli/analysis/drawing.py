@@ -15,6 +15,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
@@ -103,11 +104,16 @@ def length_scale(ax: Axes) -> bool:
     low, high = ax.get_ylim()
     widen = math.sqrt(max(1.0, LEAST_RATIO * low / high))
     low, high = low / widen, high * widen
-    ax.yaxis.set_major_locator(FixedLocator(log_ticks(low, high)))
-    ax.yaxis.set_minor_locator(NullLocator())
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+    set_log_ticks(ax.yaxis, low, high)
     ax.set_ylim(low, high)
     return True
+
+
+def set_log_ticks(axis: Axis, low: float, high: float) -> None:
+    """Round ticks with plain numbers on a logarithmic axis from `low` to `high`."""
+    axis.set_major_locator(FixedLocator(log_ticks(low, high)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
 
 
 def log_ticks(low: float, high: float) -> list[float]:

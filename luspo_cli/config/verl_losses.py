@@ -33,6 +33,9 @@ from luspo_cli.config.objective import (
 )
 from luspo_cli.config.peers import ACTOR, RESPONSE_LIMIT, PeerSettings, Value, verl_terms
 
+OLDEST_VERL = (0, 9, 1)
+"""Releases before 0.9.1 call a loss otherwise, and their own gspo ignores `loss_agg_mode`."""
+
 
 @dataclass(frozen=True, slots=True)
 class VerlLoss:

@@ -8,6 +8,7 @@ that the benchmark is made of stands in its results, and a stored result is scor
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -164,12 +165,7 @@ class OwnBenchmark(TextBenchmark):
             raise UsageError(f"{file} gives the id '{repeated}' to two rows; give each row its own id.")
         self._check_golds(problems, file)
         taken = set(ids)
-        return [
-            one if set(one.aliases).isdisjoint(taken) else BenchmarkProblem(
-                one.id, one.question, one.gold, one.raw_gold, one.images, one.extra
-            )
-            for one in problems
-        ]  # fmt: skip
+        return [one if set(one.aliases).isdisjoint(taken) else replace(one, aliases=()) for one in problems]
 
     def _row(self, row: Row, number: int, file: Path) -> BenchmarkProblem:
         columns, place = self._description.columns, f"Row {number} of {file}"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from luspo_cli.files import replacing, said_in_one_sentence
-from luspo_cli.records import FunctionScore, Reward, Rollout, RowUpdate, ScoredGroup
+from luspo_cli.records import FunctionScore, Problem, Reward, Rollout, RowUpdate, ScoredGroup
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,15 +64,7 @@ def store_rollouts(
     of_rollouts = dict(zip((id(rollout) for group in batch for rollout in group.rollouts), updates or (), strict=False))
     rows = [
         {
-            "problem_id": rollout.problem_id,
-            "prompt": "\n\n".join(message.content for message in group.problem.prompt),
-            "answer": group.problem.answer,
-            "response": rollout.response,
-            "extracted": reward.verdict.extracted,
-            "status": reward.verdict.status,
-            "reason": str(reward.verdict.reason),
-            "read_from": str(reward.verdict.read_from),
-            "decided_by": str(reward.verdict.decided_by),
+            **judged_columns(group.problem, rollout, reward),
             "reward": reward.total,
             "reward_accuracy": reward.accuracy,
             "reward_format": reward.format,
@@ -93,6 +85,22 @@ def store_rollouts(
     ]
     functions = [f"reward_{name}" for group in groups[:1] for name in group.rewards[0].functions]
     store_rows(folder, step, rows, functions if updates is None else [*functions, *_of_update(None)])
+
+
+def judged_columns(problem: Problem, rollout: Rollout, reward: Reward) -> dict[str, Any]:
+    """The columns of a response, its problem and its verdict, which every trainer's rollouts have."""
+    verdict = reward.verdict
+    return {
+        "problem_id": rollout.problem_id,
+        "prompt": "\n\n".join(message.content for message in problem.prompt),
+        "answer": problem.answer,
+        "response": rollout.response,
+        "extracted": verdict.extracted,
+        "status": verdict.status,
+        "reason": str(verdict.reason),
+        "read_from": str(verdict.read_from),
+        "decided_by": str(verdict.decided_by),
+    }
 
 
 def store_held_out(folder: Path, step: int, answers: Sequence[HeldOutAnswer]) -> None:

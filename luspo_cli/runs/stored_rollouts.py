@@ -20,7 +20,12 @@ if TYPE_CHECKING:
 
 def stored_steps(run: Path) -> dict[int, Path]:
     """Step → file of the rollouts that the run folder stores, by step; empty where it stores none."""
-    named = [(file, file.stem.removeprefix("step-")) for file in (run / "rollouts").glob("step-*.parquet")]
+    return steps_in(run / "rollouts")
+
+
+def steps_in(folder: Path) -> dict[int, Path]:
+    """Step → file of the responses in a folder of them, by step."""
+    named = [(file, file.stem.removeprefix("step-")) for file in folder.glob("step-*.parquet")]
     return dict(sorted((int(step), file) for file, step in named if step.isdecimal()))
 
 

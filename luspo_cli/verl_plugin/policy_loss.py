@@ -21,11 +21,9 @@ from typing import Any
 import torch
 
 from luspo_cli.config.objective import ObjectiveConfig
-from luspo_cli.config.verl_losses import VERL_LOSSES, VerlLoss
+from luspo_cli.config.verl_losses import OLDEST_VERL, VERL_LOSSES, VerlLoss
 from luspo_cli.objectives import Counts, policy_loss
 
-OLDEST_VERL = (0, 9, 1)
-"""Releases before 0.9.1 call a loss otherwise, and their own gspo ignores `loss_agg_mode`."""
 METRICS = (
     "objective/clip_low_fraction",
     "objective/clip_high_fraction",

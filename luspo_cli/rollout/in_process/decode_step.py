@@ -104,9 +104,8 @@ class DecodeStep:
         ]
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter(
-                    "ignore"
-                )  # each size that is compared in Python, and that torch will part with this one day
+                # Of each size that is compared in Python, and that torch will part with tracing one day.
+                warnings.simplefilter("ignore")
                 recording = torch.jit.trace(step, (*own, *small), check_trace=False)
             written = [state.clone() for state in states]
             with torch.jit.optimized_execution(False):

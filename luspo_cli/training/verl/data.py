@@ -52,7 +52,7 @@ def write_problems(file: Path, problems: Sequence[Problem], split: str, config: 
 def _rows(problems: Sequence[Problem], start: int, split: str, bounds: dict[str, int]) -> Iterator[dict[str, Any]]:
     for index, problem in enumerate(problems, start=start):
         yield {
-            "data_source": problem.data_source or "luspo",
+            "data_source": source_of(problem),
             "prompt": [{"role": turn.role, "content": turn.content} for turn in problem.prompt],
             "ability": "math",
             "reward_model": {"style": "rule", "ground_truth": problem.answer},
@@ -64,6 +64,11 @@ def _rows(problems: Sequence[Problem], start: int, split: str, bounds: dict[str,
             },
             "images": [{"bytes": image_bytes(image), **bounds} for image in problem.images],
         }
+
+
+def source_of(problem: Problem) -> str:
+    """What verl's `data_source` is of a problem."""
+    return problem.data_source or "luspo"
 
 
 def image_bytes(image: Any) -> bytes:

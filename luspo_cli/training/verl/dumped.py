@@ -11,13 +11,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from luspo_cli.advantages import ADVANTAGES
+from luspo_cli.advantages import advantages_of
 from luspo_cli.config.run import TrainRun
 from luspo_cli.data.prompts import IMAGE_MARK
 from luspo_cli.metrics.rollout_metrics import reward_metrics
 from luspo_cli.records import Message, Problem, Rollout, ScoredGroup, StopReason
 from luspo_cli.rewards.rubric import Rubric
-from luspo_cli.runs.rollouts import store_rows
+from luspo_cli.runs.rollouts import judged_columns, store_rows
 
 GRADED = (
     "reward/accuracy/mean", "reward/format/mean", "reward/no_answer_fraction", "reward/verification_timeouts",
@@ -66,10 +66,13 @@ class DumpedRollouts:
             for problem, own in zip(problems, members.values(), strict=True)
         ]
         rewards = self._rubric.score_groups(problems, rollouts)
-        advantage = ADVANTAGES[self._config.objective.advantage or ""]
+        paid = [[float(row["score"]) for row in own] for own in members.values()]
+        advantages = advantages_of(self._config.objective.advantage or "", paid)
         return [
-            (ScoredGroup(problem, of_group, scored, tuple(advantage([float(row["score"]) for row in own]))), own)
-            for problem, of_group, scored, own in zip(problems, rollouts, rewards, members.values(), strict=True)
+            (ScoredGroup(problem, of_group, scored, tuple(of_rows)), own)
+            for problem, of_group, scored, of_rows, own in zip(
+                problems, rollouts, rewards, advantages, members.values(), strict=True
+            )
         ]
 
     def metrics(self, groups: Sequence[tuple[ScoredGroup, list[Row]]]) -> dict[str, Any]:
@@ -81,15 +84,7 @@ class DumpedRollouts:
         """Write rollouts/step-NNNNNN.parquet with the columns that are known."""
         rows = [
             {
-                "problem_id": group.problem.id,
-                "prompt": "\n\n".join(message.content for message in group.problem.prompt),
-                "answer": group.problem.answer,
-                "response": rollout.response,
-                "extracted": reward.verdict.extracted,
-                "status": reward.verdict.status,
-                "reason": str(reward.verdict.reason),
-                "read_from": str(reward.verdict.read_from),
-                "decided_by": str(reward.verdict.decided_by),
+                **judged_columns(group.problem, rollout, reward),
                 "reward": float(row["score"]),
                 "reward_accuracy": reward.accuracy,
                 "reward_format": reward.format,

@@ -15,6 +15,7 @@ from typing import Any
 
 from luspo_cli.config.peers import ACTOR
 from luspo_cli.config.run import TrainRun
+from luspo_cli.config.verl_losses import OLDEST_VERL
 from luspo_cli.errors import UsageError
 from luspo_cli.policy.model_files import find_model, is_hub_id
 from luspo_cli.training.verl.overrides import VerlCommand
@@ -22,7 +23,6 @@ from luspo_cli.training.verl.overrides import VerlCommand
 DEFAULT_PYTHON = Path(".venv-verl") / "bin" / "python"
 """Where `make peers` puts verl's environment."""
 TESTED = "0.9.1"
-OLDEST = (0, 9, 1)
 ASK_TIMEOUT_S = 300.0
 NODES_TIMEOUT_S = 600.0
 _ROLLOUT_PACKAGES = {"vllm": "vllm", "sglang": "sglang", "trtllm": "tensorrt_llm"}
@@ -101,7 +101,7 @@ def ask_verl(python: str, config: TrainRun, command: VerlCommand) -> dict[str, A
     versions: dict[str, Any] = found["packages"]
     if versions["verl"] is None:
         raise UsageError(f"{python} has no verl: pip install verl=={TESTED} there, or give another --verl-python")
-    if _numbers(versions["verl"]) < OLDEST:
+    if _numbers(versions["verl"]) < OLDEST_VERL:
         raise UsageError(
             f"verl {versions['verl']} of {python} is too old: releases before {TESTED} run GSPO where loss_agg_mode says LUSPO,"
             f" and say nothing; pip install verl=={TESTED}"

@@ -19,6 +19,7 @@ from types import MappingProxyType
 from typing import Any
 
 from luspo_cli.config.run import TrainRun
+from luspo_cli.training.verl.data import source_of
 
 Row = Mapping[str, Any]
 _VALIDATION = re.compile(r"val-(?:core|aux)/(?P<source>.*)/acc/mean@\d+")
@@ -176,6 +177,6 @@ def sources_of(problems: Sequence[Any]) -> dict[str, int]:
     """Data source → number of problems, as the parquet for verl names them."""
     found: dict[str, int] = {}
     for problem in problems:
-        name = problem.data_source or "luspo"
+        name = source_of(problem)
         found[name] = found.get(name, 0) + 1
     return found
