@@ -156,9 +156,17 @@ def as_dicts(cells: Mapping[str, Cell]) -> dict[str, dict[str, float | None]]:
 
 
 def by_group(problems: Sequence[BenchmarkProblem], graded: Graded, key: str) -> dict[str, dict[str, Any]]:
-    """Return problems, right answers (a mean over samples, maybe a fraction) and accuracy by value of `extra[key]`."""
+    """Return problems, right answers (a mean over samples, maybe a fraction) and accuracy by value of `extra[key]`.
+
+    A problem whose value is a tuple counts once in each of its values.
+    """
+
+    def values_of(problem: BenchmarkProblem) -> Iterable[str]:
+        found = problem.extra[key]
+        return found if isinstance(found, tuple) else (str(found),)
+
     having = [problem for problem in problems if problem.extra.get(key) is not None]
     return {
         group: {"problems": cell.total, "correct": float(cell.correct), "accuracy": cell.accuracy}
-        for group, cell in accuracy_by(having, graded, lambda problem: (str(problem.extra[key]),)).items()
+        for group, cell in accuracy_by(having, graded, values_of).items()
     }

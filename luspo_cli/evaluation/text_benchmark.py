@@ -23,7 +23,7 @@ from luspo_cli.grading.maths.decide import answer_key
 from luspo_cli.grading.prompts import mark_of_prompt
 from luspo_cli.grading.verdict import NO_ANSWER, NeedsSymbolic, ReadFrom, Verdict
 
-_IDS = ("unique_id", "id", "extra_info.index", "extra_info.id", "index")
+_IDS = ("unique_id", "id", "problem_idx", "extra_info.index", "extra_info.id", "index")
 
 
 BOXED_PROMPTS = {"qwen-boxed": QWEN_BOXED, "verl": BOXED_SUFFIX, "dapo": DAPO}
@@ -109,8 +109,10 @@ class TextBenchmark(Benchmark):
         return answer_key(extracted)
 
     def normalise_gold(self, raw: Any, place: str) -> str:
-        """Return the gold answer as it is compared; raises UsageError where it is none."""
-        raise NotImplementedError
+        """Return the gold as it is, since comparison normalises both sides alike; raises UsageError where there is none."""
+        if isinstance(raw, bool) or not isinstance(raw, str | int | float) or not str(raw).strip():
+            raise UsageError(f"{place} has no gold answer; give the complete benchmark with --data.")
+        return str(raw).strip()
 
     def details(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """Return what the metrics need of a row."""

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from luspo_cli.errors import UsageError
 from luspo_cli.evaluation.benchmark import BenchmarkProblem
 from luspo_cli.evaluation.scores import by_group
 from luspo_cli.evaluation.text_benchmark import TextBenchmark
@@ -27,12 +26,6 @@ class Math500(TextBenchmark):
     licence = "MIT (problems of MATH, through openai/prm800k); copy: Apache-2.0"
     hub_ids = ("HuggingFaceH4/MATH-500::test",)
     files = ("test.jsonl", "math500_test.json", "math500.parquet", "test.parquet")
-
-    def normalise_gold(self, raw: Any, place: str) -> str:
-        """Return the gold as it is: its comparison normalises both sides alike."""
-        if not isinstance(raw, str | int | float) or not str(raw).strip():
-            raise UsageError(f"{place} has no gold answer; give the complete benchmark with --data.")
-        return str(raw).strip()
 
     def details(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """Return level and subject."""

@@ -11,6 +11,9 @@ from luspo_cli.evaluation.benchmark import Benchmark
 BENCHMARKS: dict[str, tuple[str, str]] = {
     "aime24": ("luspo_cli.evaluation.benchmarks.aime24", "AIME24"),
     "aime25": ("luspo_cli.evaluation.benchmarks.aime25", "AIME25"),
+    "aime26": ("luspo_cli.evaluation.benchmarks.matharena", "AIME26"),
+    "hmmt-feb26": ("luspo_cli.evaluation.benchmarks.matharena", "HMMT_FEB26"),
+    "brumo25": ("luspo_cli.evaluation.benchmarks.matharena", "BRUMO25"),
     "amc23": ("luspo_cli.evaluation.benchmarks.amc23", "AMC23"),
     "amc23-83": ("luspo_cli.evaluation.benchmarks.amc23", "AMC23_83"),
     "math500": ("luspo_cli.evaluation.benchmarks.math500", "MATH500"),
