@@ -137,6 +137,8 @@ class Reward:
     """Right or wrong, why, and where the answer was read."""
     functions: Mapping[str, FunctionScore] = field(default_factory=dict)
     """By name, in the order of `reward.function`; of one that failed `score` is what was paid all the same."""
+    lengths: Mapping[str, float] = field(default_factory=dict)
+    """The length terms that are asked for, by name; `gr3` is a factor."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from luspo_cli.analysis.history import RunHistory
+from luspo_cli.config.reward import LENGTH_TERMS
 from luspo_cli.errors import UsageError
 from luspo_cli.files import replace_file
 from luspo_cli.runs.stored_rollouts import read_columns, stored_steps
@@ -30,6 +31,7 @@ DETAILS = (
     "reward_accuracy",
     "reward_format",
     "reward_overlong",
+    *(f"reward_{name}" for name in LENGTH_TERMS),
     "advantage",
     "in_batch",
     "mini_batch",

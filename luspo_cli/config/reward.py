@@ -17,8 +17,15 @@ from luspo_cli.function_path import parse_function_path
 TAKEN_NAMES = (
     "total", "accuracy", "format", "overlong", "no_answer_fraction",
     "verification_timeouts", "verification_crashes", "read_from", "decided_by",
+    "kimi_length", "lazy_length", "cosine_length", "gr3",
 )  # fmt: skip
 """What stands behind reward/ in luspo's own metrics."""
+LENGTH_TERMS = ("kimi_length", "lazy_length", "cosine_length", "gr3")
+"""Terms that a response has only where they are asked for (rewards/lengths.py); a stored rollout has them as reward_NAME."""
+LENGTH_KEYS = ("kimi_length_weight", "lazy_length_weight", "cosine_length_weight", "gr3_alpha")
+"""What switches each of them on."""
+BESIDE_ACCURACY = ("format_weight", "overlong_buffer", *LENGTH_KEYS)
+"""Keys that, where they are not 0, make the reward something else than accuracy."""
 _METRIC_NAME = re.compile(r"[A-Za-z_][\w.-]*")
 
 
@@ -54,7 +61,7 @@ class RewardFunction(PlainSection):
 
 @dataclass(frozen=True)
 class RewardConfig(PlainSection):
-    """reward = accuracy_weight * accuracy + format_weight * format + overlong_weight * overlong + functions of one's own."""
+    """reward = gr3 * (accuracy_weight * accuracy + format_weight * format + functions of one's own) + weighted length terms."""
 
     verifier: Literal["math", "exact", "function"] = "math"
     """`math`: extract the final answer and compare with math-verify in a killable worker; `exact`: the response must be
@@ -75,13 +82,29 @@ class RewardConfig(PlainSection):
     """Tokens before the response limit over which DAPO's soft overlong penalty grows from 0 to -1 (DAPO, section 3.4); 0: off."""
     overlong_weight: float = 1.0
     """DAPO's penalty factor."""
+    kimi_length_weight: float = 0.0
+    """Weight of Kimi k1.5's length reward, relative to the shortest and longest response of the group (docs/data.md); 0: off."""
+    lazy_length_weight: float = 0.0
+    """Weight of Short-RL's lazy length penalty: right responses alone, beyond a tolerance over the group's shortest right one."""
+    lazy_length_tolerance: int = 0
+    """Tokens over the shortest right response of the group that cost nothing yet."""
+    cosine_length_weight: float = 0.0
+    """Weight of the cosine reward; as in its paper it stands in the place of accuracy, with reward.accuracy_weight = 0."""
+    cosine_length_correct: tuple[float, float] = (2.0, 1.0)
+    """Of a right response of length 0, and of one as long as the limit."""
+    cosine_length_wrong: tuple[float, float] = (-10.0, 0.0)
+    """Of a wrong response, likewise."""
+    cosine_length_at_limit: float = -10.0
+    """Of a response that reached the limit, right or wrong."""
+    gr3_alpha: float = 0.0
+    """GR3's strength: what the task pays times 1 / (1 + alpha * length / mean length of the group); 0: off."""
     timeout_s: float = 5.0
     """Seconds one verification may take before its worker is killed and the answer counts as wrong."""
     workers: int = 0
     """Verification processes; 0: one a core, at most 8. Each of several training processes has its own."""
 
     def __post_init__(self) -> None:
-        for key in ("overlong_buffer", "workers"):
+        for key in ("overlong_buffer", "workers", "lazy_length_tolerance", "gr3_alpha"):
             if getattr(self, key) < 0:
                 raise ValueError(f"reward.{key} = {getattr(self, key)} must be 0 or more")
         for key in ("timeout_s", "function_seconds"):
@@ -96,9 +119,9 @@ class RewardConfig(PlainSection):
             )
         if self.verifier == "function" and not self.function:
             raise ValueError("reward.verifier = 'function' needs reward.function, path/to/file.py:name")
-        for key, usual in (("function_seconds", 10.0), ("function_failed_score", 0.0)):
-            if not self.function and getattr(self, key) != usual:
-                raise ValueError(f"reward.{key} changes nothing without reward.function: set that too")
+        for key, needs in _OF_ANOTHER.items():
+            if not getattr(self, needs) and getattr(self, key) != type(self).__dataclass_fields__[key].default:
+                raise ValueError(f"reward.{key} changes nothing without reward.{needs}: set that too")
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
@@ -106,13 +129,27 @@ class RewardConfig(PlainSection):
         return {"type": "function-before", "function": {"type": "no-info", "function": _as_tables}, "schema": schema}
 
 
+_OF_ANOTHER = {
+    "function_seconds": "function",
+    "function_failed_score": "function",
+    "lazy_length_tolerance": "lazy_length_weight",
+    "cosine_length_correct": "cosine_length_weight",
+    "cosine_length_wrong": "cosine_length_weight",
+    "cosine_length_at_limit": "cosine_length_weight",
+}
+"""Keys that say nothing while another one is off."""
+
+
 def _as_tables(values: Any) -> Any:
-    """A section as it is written, with `function` as a list of tables."""
-    if not isinstance(values, Mapping) or "function" not in values:
+    """A section as it is written, with `function` as a list of tables, and pairs as pairs."""
+    if not isinstance(values, Mapping):
         return values
-    given = values["function"]
-    several = given if isinstance(given, list | tuple) else [given] if given else []
-    return {**values, "function": tuple({"function": one} if isinstance(one, str) else one for one in several)}
+    found = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    if "function" not in found:
+        return found
+    given = found["function"]
+    several = given if isinstance(given, tuple) else [given] if given else []
+    return {**found, "function": tuple({"function": one} if isinstance(one, str) else one for one in several)}
 
 
 def _set(section: object, key: str, value: object) -> None:

@@ -110,7 +110,8 @@ class TrainRun(Section):
         if reward.overlong_weight != 1.0 and not reward.overlong_buffer:
             yield "reward.overlong_weight changes nothing while reward.overlong_buffer is 0: set the buffer too"
         yield from self._correction_faults()
-        if self.rollout.dynamic_sampling and not reward.accuracy_weight and reward.verifier != "function":
+        pays = reward.accuracy_weight or reward.cosine_length_weight or reward.verifier == "function"
+        if self.rollout.dynamic_sampling and not pays:
             yield (
                 "rollout.dynamic_sampling looks for groups with right and wrong answers, and reward.accuracy_weight is 0: set"
                 " one of them otherwise"

@@ -44,6 +44,13 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
         "reward/accuracy/mean": Metric("1", "Share of rollouts with a correct answer: accuracy on the training batch."),
         "reward/format/mean": Metric("1", "Mean format reward, unweighted."),
         "reward/overlong/mean": Metric("1", "Mean overlong penalty, unweighted, from -1 to 0."),
+        "reward/kimi_length/mean": Metric(
+            "1",
+            "Mean of Kimi k1.5's length reward, unweighted, from -0.5 to 0.5; this and the next ones only where asked for.",
+        ),
+        "reward/lazy_length/mean": Metric("1", "Mean lazy length penalty, unweighted, from -0.5 to 0.5."),
+        "reward/cosine_length/mean": Metric("1", "Mean cosine reward, unweighted."),
+        "reward/gr3/mean": Metric("1", "Mean factor of GR3, from 0 to 1."),
         "reward/no_answer_fraction": Metric("1", "Share of rollouts in which no final answer was found."),
         "reward/verification_timeouts": Metric(
             "rollouts", "Rollouts whose check ran past its time limit; scored wrong."

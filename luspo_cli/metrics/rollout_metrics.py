@@ -62,6 +62,10 @@ def reward_metrics(groups: Sequence[ScoredGroup]) -> dict[str, float | None]:
         "reward/accuracy/mean": statistics.fmean(reward.accuracy for reward in rewards),
         "reward/format/mean": statistics.fmean(reward.format for reward in rewards),
         "reward/overlong/mean": statistics.fmean(reward.overlong for reward in rewards),
+        **{
+            f"reward/{name}/mean": statistics.fmean(reward.lengths[name] for reward in rewards)
+            for name in rewards[0].lengths
+        },
         "reward/no_answer_fraction": reasons.count(Reason.NO_ANSWER) / len(reasons),
         "reward/verification_timeouts": reasons.count(Reason.TIMEOUT),
         "reward/verification_crashes": reasons.count(Reason.CRASHED),

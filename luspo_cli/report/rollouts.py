@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from luspo_cli.analysis.history import RunHistory
+from luspo_cli.config.reward import LENGTH_TERMS
 from luspo_cli.report.selection import ChosenStep
 from luspo_cli.report.tokens import TokenTexts, find_tokenizer
 from luspo_cli.runs.stored_rollouts import read_columns
@@ -21,8 +22,8 @@ PLAIN = (
     "response", "response_length", "stop_reason", "status", "extracted", "reason", "read_from", "in_batch", "mini_batch",
 )  # fmt: skip
 ROUNDED = (
-    "reward", "reward_accuracy", "reward_format", "reward_overlong", "advantage", "sequence_ratio", "clip_low_fraction",
-    "clip_high_fraction", "dual_clip_fraction", "loss_weight",
+    "reward", "reward_accuracy", "reward_format", "reward_overlong", *(f"reward_{name}" for name in LENGTH_TERMS), "advantage",
+    "sequence_ratio", "clip_low_fraction", "clip_high_fraction", "dual_clip_fraction", "loss_weight",
 )  # fmt: skip
 LOG_RATIOS = "token_log_ratios"
 MARKS = ("sequence_ratio", "clip_low_fraction", "clip_high_fraction", "loss_weight")

@@ -1,4 +1,4 @@
-"""From a rollout to its reward: the weighted sum of accuracy, format, overlong and own functions, with the breakdown kept.
+"""From a rollout to its reward: the weighted sum of accuracy, format, length terms and own functions, with the breakdown kept.
 
 Decided here: a truncated rollout is judged like any other. If it wrote a complete final answer before the limit cut it,
 that answer counts; cut inside its box or its thought, it has no answer. What it pays for its length is the overlong
@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Self
 
-from luspo_cli.config.reward import RewardConfig
+from luspo_cli.config.reward import LENGTH_KEYS, RewardConfig
 from luspo_cli.errors import UsageError
 from luspo_cli.grading.answers import AnswerMark
 from luspo_cli.grading.grader import Grader, Response
@@ -22,6 +22,7 @@ from luspo_cli.grading.verdict import Verdict
 from luspo_cli.records import FunctionScore, Problem, Reward, Rollout
 from luspo_cli.rewards.exact import score_exact
 from luspo_cli.rewards.functions import FailedCalls, RewardFunctions, Written
+from luspo_cli.rewards.lengths import length_terms
 from luspo_cli.rewards.shaping import format_reward, overlong_penalty
 
 
@@ -54,7 +55,7 @@ class Rubric:
         self._functions.close()
 
     def score(self, problems: Sequence[Problem], rollouts: Sequence[Rollout]) -> list[Reward]:
-        """Return one reward a rollout; `problems[i]` is rollout i's. To a function of one's own each is a group by itself."""
+        """Return one reward a rollout; `problems[i]` is rollout i's. Each is a group by itself where a group is asked about."""
         pairs = list(zip(problems, rollouts, strict=True))
         return [reward for (reward,) in self.score_groups(problems, [(rollout,) for _, rollout in pairs])]
 
@@ -69,8 +70,11 @@ class Rubric:
         written = [[Written.of(rollout) for rollout in group] for group in groups]
         scores = [own for group in self._functions.score_groups(problems, written) for own in group]
         verdicts = self._judge([problem for problem, _ in pairs], [rollout for _, rollout in pairs], scores)
+        lengths = iter(self._length_terms(groups, verdicts))
         rewards = iter(
-            self._reward(one.response, one.response_length, one.truncated, one.thought_open, verdict, own)
+            self._reward(
+                one.response, one.response_length, one.truncated, one.thought_open, verdict, own, next(lengths)
+            )
             for (_, one), verdict, own in zip(pairs, verdicts, scores, strict=True)
         )
         return [tuple(next(rewards) for _ in group) for group in groups]
@@ -87,15 +91,15 @@ class Rubric:
     ) -> Reward:
         """Return the reward of one decoded response; `length` in tokens, for the overlong term only.
 
-        Functions of one's own take whole problems: with them it is `score`.
+        Functions of one's own take whole problems, and length terms whole groups: with them it is `score_groups`.
         """
-        if self._functions.names:
-            raise ValueError("reward.function scores rollouts of problems: use Rubric.score")
+        if self._functions.names or any(getattr(self._config, key) for key in LENGTH_KEYS):
+            raise ValueError("reward.function and length terms score groups of rollouts: use Rubric.score_groups")
         if self._config.verifier == "exact":
             verdict = score_exact(response, gold, ended=not truncated)
         else:
             (verdict,) = self._grader.judge([Response(response, gold, mark, thought_open)])
-        return self._reward(response, length, truncated, thought_open, verdict, {})
+        return self._reward(response, length, truncated, thought_open, verdict, {}, {})
 
     def check_golds(self, problems: Sequence[Problem]) -> list[str]:
         """Return the ids of problems whose gold answer no response can match: empty, or not readable as mathematics."""
@@ -137,6 +141,15 @@ class Rubric:
         ]
         return self._grader.judge(responses)
 
+    def _length_terms(self, groups: Sequence[Sequence[Rollout]], verdicts: Sequence[Verdict]) -> list[dict[str, float]]:
+        """The length terms of every rollout, group after group."""
+        of_rollouts, found = iter(verdicts), []
+        for group in groups:
+            lengths, cut = [one.response_length for one in group], [one.truncated for one in group]
+            correct = [next(of_rollouts).correct for _ in group]
+            found += length_terms(self._config, self._limit, lengths, cut, correct)
+        return found
+
     def _reward(
         self,
         response: str,
@@ -145,18 +158,23 @@ class Rubric:
         thought_open: bool,
         verdict: Verdict,
         functions: Mapping[str, FunctionScore],
+        lengths: Mapping[str, float],
     ) -> Reward:
         config = self._config
         accuracy = float(verdict.correct)
         form = format_reward(response, config.format, thought_open=thought_open)
         overlong = overlong_penalty(length, self._limit, config.overlong_buffer, truncated=truncated)
-        paid = config.accuracy_weight or 0.0
-        terms = paid * accuracy + config.format_weight * form + config.overlong_weight * overlong
+        task = (config.accuracy_weight or 0.0) * accuracy + config.format_weight * form
+        task += self._functions.total(functions) if functions else 0.0
+        added = {name: value for name, value in lengths.items() if name != "gr3"}
         return Reward(
-            total=terms + (self._functions.total(functions) if functions else 0.0),
+            total=lengths.get("gr3", 1.0) * task
+            + config.overlong_weight * overlong
+            + sum(getattr(config, f"{name}_weight") * value for name, value in added.items()),
             accuracy=accuracy,
             format=form,
             overlong=overlong,
             verdict=verdict,
             functions=functions,
+            lengths=lengths,
         )

@@ -69,6 +69,7 @@ def store_rollouts(
             "reward_accuracy": reward.accuracy,
             "reward_format": reward.format,
             "reward_overlong": reward.overlong,
+            **{f"reward_{name}": value for name, value in reward.lengths.items()},
             **_of_functions(reward.functions),
             "advantage": advantage,
             "in_batch": id(group.rollouts) in in_batch,

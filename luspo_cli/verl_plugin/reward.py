@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any
 
-from luspo_cli.config.reward import RewardConfig
+from luspo_cli.config.reward import LENGTH_KEYS, RewardConfig
 from luspo_cli.errors import UsageError, nearest
 from luspo_cli.grading.answers import AnswerMark
 from luspo_cli.grading.grader import MOST_WORKERS
@@ -36,6 +36,10 @@ _ELSEWHERE = {
     ),
     "overlong_buffer": "verl does not tell a reward function the length: use reward.reward_manager.name=dapo",
     "overlong_weight": "verl does not tell a reward function the length: use reward.reward_manager.name=dapo",
+    **dict.fromkeys(
+        (*LENGTH_KEYS, "lazy_length_tolerance", *(f"cosine_length_{key}" for key in ("correct", "wrong", "at_limit"))),
+        "verl calls a reward function once a response, without its length and its group",
+    ),
     "workers": "a call judges one response; verl's reward.num_workers is how many run side by side",
 }
 

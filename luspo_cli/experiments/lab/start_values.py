@@ -14,6 +14,7 @@ from typing import Any, Literal
 from luspo_cli.analysis.axis import LENGTH
 from luspo_cli.analysis.history import RunHistory
 from luspo_cli.analysis.measures import ACCURACY
+from luspo_cli.config.reward import BESIDE_ACCURACY
 from luspo_cli.errors import UsageError
 from luspo_cli.experiments.lab.experiment import CLIP_HIGH, CLIP_LOW, KL_OLD
 from luspo_cli.experiments.lab.measurements import (
@@ -189,7 +190,7 @@ def _notes(run: RunHistory, stored: Sequence[StoredStep], size: UpdateSize, coup
         yield "the size of an update is not recorded; the lab's own is used"
     elif size.source == "clip fractions":
         yield "the size of an update is read in the clip fractions alone"
-    if any(_setting(run, "reward", key) for key in ("format_weight", "overlong_buffer")):
+    if any(_setting(run, "reward", key) for key in BESIDE_ACCURACY):
         yield "the reward has terms beside accuracy, which the lab's has not"
     if _setting(run, "data", "profile") in ("pays", "costs"):
         yield "how strongly length pays is not fitted; the lab's own data.length_gain is used"

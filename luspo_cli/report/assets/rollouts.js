@@ -314,6 +314,7 @@ function card(columns, row, place, limit, unit) {
   add("accuracy", get("reward_accuracy"));
   add("format", get("reward_format"));
   add("overlong", get("reward_overlong"));
+  for (const name of ["kimi_length", "lazy_length", "cosine_length", "gr3"]) add(name.replace("_", " "), get(`reward_${name}`));
   add("weight", get("loss_weight"));
   add("sequence ratio", typeof get("sequence_ratio") === "number" ? get("sequence_ratio").toFixed(5) : null);
   add("mini-batch", get("mini_batch"));

@@ -12,6 +12,7 @@ from typing import Any
 from luspo_cli.config.layers import all_keys
 from luspo_cli.config.objective import NAMED_OBJECTIVES, VESPO_KEYS
 from luspo_cli.config.peers import ACTOR
+from luspo_cli.config.reward import LENGTH_KEYS
 from luspo_cli.config.run import MADE, TrainRun
 from luspo_cli.config.stored import flatten
 from luspo_cli.errors import UsageError
@@ -120,6 +121,15 @@ FATES: Mapping[str, Fate] = {
         format_weight=Fate(f"{REWARD_KWARGS}.format_weight"),
         overlong_buffer=Fate("reward.reward_manager.name=dapo, +reward.reward_kwargs.overlong_buffer_cfg.len"),
         overlong_weight=Fate("+reward.reward_kwargs.overlong_buffer_cfg.penalty_factor"),
+        **{
+            key: Fate(refused="verl's reward function is called once a response, without its length and its group")
+            for key in LENGTH_KEYS
+        },
+        lazy_length_tolerance=Fate(idle="of reward.lazy_length_weight"),
+        **{
+            f"cosine_length_{key}": Fate(idle="of reward.cosine_length_weight")
+            for key in ("correct", "wrong", "at_limit")
+        },
         timeout_s=Fate(f"{REWARD_KWARGS}.timeout_s"),
         workers=Fate("reward.num_workers", note="0: verl's 8"),
     ),

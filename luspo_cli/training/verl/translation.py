@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+from luspo_cli.config.reward import BESIDE_ACCURACY
 from luspo_cli.config.run import TrainRun
 from luspo_cli.training.verl.data import source_of
 
@@ -142,7 +143,7 @@ class Translator:
     def _accuracy(self, reward: float | None) -> float | None:
         """Accuracy where it is the reward's only term."""
         terms = self._config.reward
-        if reward is None or not terms.accuracy_weight or terms.format_weight or terms.overlong_buffer:
+        if reward is None or not terms.accuracy_weight or any(getattr(terms, key) for key in BESIDE_ACCURACY):
             return None
         return reward / terms.accuracy_weight
 
