@@ -151,6 +151,21 @@ class ScoredGroup:
     advantages: tuple[float, ...]  # [G]
     prompt: Prompt | None = None
     """What the rollouts answer, as it was sampled from; None where a test or a tool has no need of it."""
+    masked: tuple[float, ...] = ()
+    """Rewards of rollouts that were taken out of the group and stay in its baseline."""
+
+    def without_truncated(self) -> ScoredGroup:
+        """The group without the rollouts that the limit cut, whose rewards go into `masked`; all other advantages stay."""
+        kept = [place for place, rollout in enumerate(self.rollouts) if not rollout.truncated]
+        return replace(
+            self,
+            rollouts=tuple(self.rollouts[place] for place in kept),
+            rewards=tuple(self.rewards[place] for place in kept),
+            advantages=tuple(self.advantages[place] for place in kept),
+            masked=tuple(
+                reward.total for reward, rollout in zip(self.rewards, self.rollouts, strict=True) if rollout.truncated
+            ),
+        )
 
     def without_images(self) -> ScoredGroup:
         """The same group without what its images take in memory."""

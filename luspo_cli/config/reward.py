@@ -96,6 +96,11 @@ class RewardConfig(PlainSection):
     """Of a wrong response, likewise."""
     cosine_length_at_limit: float = -10.0
     """Of a response that reached the limit, right or wrong."""
+    truncated: Literal["keep", "mask", "penalise"] = "keep"
+    """A response that the limit cut: `keep`: judged and trained as any other; `mask`: out of the loss and of all counts of the
+    update, while its reward stays in its group's baseline; `penalise`: paid truncated_reward in the place of every term."""
+    truncated_reward: float = 0.0
+    """What a cut response is paid with truncated = "penalise"; 0: as a wrong one, the plain truncation penalty."""
     gr3_alpha: float = 0.0
     """GR3's strength: what the task pays times 1 / (1 + alpha * length / mean length of the group); 0: off."""
     timeout_s: float = 5.0
@@ -112,6 +117,10 @@ class RewardConfig(PlainSection):
                 raise ValueError(f"reward.{key} = {getattr(self, key)} must be a positive number of seconds")
         if self.accuracy_weight is None:
             _set(self, "accuracy_weight", 0.0 if self.function else 1.0)
+        if self.truncated != "penalise" and self.truncated_reward != 0:
+            raise ValueError(
+                'reward.truncated_reward changes nothing without reward.truncated = "penalise": set that too'
+            )
         names = [one.name for one in self.function]
         if repeated := next((name for name in names if names.count(name) > 1), None):
             raise ValueError(

@@ -165,6 +165,9 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
         "update/learning_rate": Metric("1", "Learning rate of the step's last update."),
         "update/rows_trained": Metric("rollouts", "Rollouts that took part in a backward pass."),
         "update/rows_skipped": Metric("rollouts", "Rollouts set aside because their advantage was zero."),
+        "update/rows_masked": Metric(
+            "rollouts", "Rollouts of the batch left out because the limit cut them; only with reward.truncated mask."
+        ),
         "update/skipped_steps": Metric("updates", "Updates left out because the gradient was not finite."),
         "time/rollout": Metric("s", "Seconds spent sampling; of several processes the slowest one's."),
         "time/prompts": Metric(

@@ -1,9 +1,9 @@
 """From a rollout to its reward: the weighted sum of accuracy, format, length terms and own functions, with the breakdown kept.
 
 Decided here: a truncated rollout is judged like any other. If it wrote a complete final answer before the limit cut it,
-that answer counts; cut inside its box or its thought, it has no answer. What it pays for its length is the overlong
-term's business. The made tasks (`verifier = "exact"`) differ: there the end of the sequence is part of the answer. The
-problem's own prompt says where the answer is looked for first, as in `luspo eval` (docs/grading.md).
+that answer counts; cut inside its box or its thought, it has no answer. What it is paid is decided by the terms, or by
+`reward.truncated = "penalise"` in their place. The made tasks (`verifier = "exact"`) differ: there the end of the sequence is
+part of the answer. The problem's own prompt says where the answer is looked for first, as in `luspo eval` (docs/grading.md).
 Whoever wants the plain function of one response takes `score_text`.
 """
 
@@ -166,9 +166,12 @@ class Rubric:
         overlong = overlong_penalty(length, self._limit, config.overlong_buffer, truncated=truncated)
         task = (config.accuracy_weight or 0.0) * accuracy + config.format_weight * form
         task += self._functions.total(functions) if functions else 0.0
+        punished = truncated and config.truncated == "penalise"
         added = {name: value for name, value in lengths.items() if name != "gr3"}
         return Reward(
-            total=lengths.get("gr3", 1.0) * task
+            total=config.truncated_reward
+            if punished
+            else lengths.get("gr3", 1.0) * task
             + config.overlong_weight * overlong
             + sum(getattr(config, f"{name}_weight") * value for name, value in added.items()),
             accuracy=accuracy,

@@ -60,7 +60,7 @@ def store_rollouts(
     `batch` is what the update got of `groups`, and `updates` what it did with the batch's rollouts, group after group; without
     them (an update that failed) the columns that tell of it are left out.
     """
-    in_batch = {id(group.rollouts) for group in batch}  # a group may have let go of its images since
+    in_batch = {id(rollout) for group in batch for rollout in group.rollouts}  # of groups some rollouts may be masked
     of_rollouts = dict(zip((id(rollout) for group in batch for rollout in group.rollouts), updates or (), strict=False))
     rows = [
         {
@@ -72,7 +72,7 @@ def store_rollouts(
             **{f"reward_{name}": value for name, value in reward.lengths.items()},
             **_of_functions(reward.functions),
             "advantage": advantage,
-            "in_batch": id(group.rollouts) in in_batch,
+            "in_batch": id(rollout) in in_batch,
             "response_length": rollout.response_length,
             "stop_reason": str(rollout.stop_reason),
             "thought_open": rollout.thought_open,

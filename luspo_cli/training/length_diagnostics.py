@@ -71,5 +71,6 @@ def _gradient_shares(groups: Sequence[ScoredGroup], rows: GatheredRows, updates:
 
 
 def _advantages(groups: Sequence[ScoredGroup], estimator: str) -> Array:
-    found = advantages_of(estimator, [[reward.total for reward in group.rewards] for group in groups])
-    return np.array([advantage for group in found for advantage in group])
+    rewards = [[*(reward.total for reward in group.rewards), *group.masked] for group in groups]
+    found = zip(groups, advantages_of(estimator, rewards), strict=True)
+    return np.array([advantage for group, own in found for advantage in own[: len(group.rollouts)]])

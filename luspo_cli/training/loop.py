@@ -66,7 +66,7 @@ def train(
     stop_requested: Callable[[], bool],
 ) -> int:
     """Run steps `first_step`+1 to `run.steps`; returns the last finished step, earlier than the last one if asked to stop."""
-    ranks = stages.ranks
+    ranks, masks = stages.ranks, config.reward.truncated == "mask"
     tokens_total = ranks.broadcast(folder.last_tokens_total() if ranks.is_first else 0)
     stages.refresh_sampler()
     if first_step == 0 and not ranks.broadcast(ranks.is_first and 0 in folder.evaluated_steps()):
@@ -123,6 +123,7 @@ def train(
             **(groups.metrics() if config.rollout.dynamic_sampling else {}),
             **diagnosed,
             **updated,
+            **({"update/rows_masked": sum(len(group.masked) for group in batch)} if masks else {}),
             **noise,
             **{key: value for key, value in evaluation.items() if metric_of(key)},
             "time/rollout": sampler.rollout_s,

@@ -139,7 +139,17 @@ def with_advantages(problems: Sequence[Problem], scored: Scored, config: TrainRu
 
 
 def settled(groups: StepGroups, config: TrainRun) -> StepGroups:
-    """The step's groups with advantages that know the whole batch: after several rounds a batch's std is not that of a round."""
+    """The step's groups as the update gets them: with advantages that know the whole batch, without what is masked.
+
+    After several rounds a batch's std is not that of a round. Masked are truncated rollouts, with `reward.truncated = "mask"`.
+    """
+    groups = _over_the_batch(groups, config)
+    if config.reward.truncated != "mask":
+        return groups
+    return replace(groups, batch=[group.without_truncated() for group in groups.batch])
+
+
+def _over_the_batch(groups: StepGroups, config: TrainRun) -> StepGroups:
     kind = str(config.objective.advantage)
     if kind != BATCH_STD or groups.rounds == 1:
         return groups

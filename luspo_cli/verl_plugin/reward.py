@@ -37,7 +37,13 @@ _ELSEWHERE = {
     "overlong_buffer": "verl does not tell a reward function the length: use reward.reward_manager.name=dapo",
     "overlong_weight": "verl does not tell a reward function the length: use reward.reward_manager.name=dapo",
     **dict.fromkeys(
-        (*LENGTH_KEYS, "lazy_length_tolerance", *(f"cosine_length_{key}" for key in ("correct", "wrong", "at_limit"))),
+        (
+            "truncated",
+            "truncated_reward",
+            *LENGTH_KEYS,
+            "lazy_length_tolerance",
+            *(f"cosine_length_{key}" for key in ("correct", "wrong", "at_limit")),
+        ),
         "verl calls a reward function once a response, without its length and its group",
     ),
     "workers": "a call judges one response; verl's reward.num_workers is how many run side by side",

@@ -23,6 +23,8 @@ from luspo_cli.errors import UsageError
         (["run.steps=100000000000"], "run.steps"),
         (["reward.overlong_weight=2.0"], "reward.overlong_buffer"),
         (["reward.gr3_alpha=-0.1"], "reward.gr3_alpha = -0.1 must be 0 or more"),
+        (["reward.truncated_reward=-1"], "truncated_reward changes nothing without reward.truncated"),
+        (["reward.truncated=drop"], "reward.truncated"),
         (["reward.lazy_length_tolerance=5"], "lazy_length_tolerance changes nothing without reward.lazy_length_weight"),
         (["reward.cosine_length_wrong=[-1, 0]"], "cosine_length_wrong changes nothing without"),
         (["reward.cosine_length_weight=1", "reward.cosine_length_wrong=[-1]"], "cosine_length_wrong"),

@@ -125,6 +125,8 @@ FATES: Mapping[str, Fate] = {
             key: Fate(refused="verl's reward function is called once a response, without its length and its group")
             for key in LENGTH_KEYS
         },
+        truncated=Fate(refused="verl does not tell a reward function whether the limit cut a response"),
+        truncated_reward=Fate(idle="of reward.truncated = 'penalise'"),
         lazy_length_tolerance=Fate(idle="of reward.lazy_length_weight"),
         **{
             f"cosine_length_{key}": Fate(idle="of reward.cosine_length_weight")

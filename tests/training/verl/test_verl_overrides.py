@@ -162,6 +162,7 @@ UNREACHED = {
     "rollout.stop_after_steps_without_signal",
     "reward.function_seconds",
     "reward.function_failed_score",
+    "reward.truncated_reward",
     "reward.lazy_length_tolerance",
     *(f"reward.cosine_length_{key}" for key in ("correct", "wrong", "at_limit")),
 }
