@@ -110,6 +110,7 @@ OTHER_TEXT = {
     "verl.rollout": "sglang",
     "reward.function": ("score.py:score",),
     "update.router_replay": "old",
+    "reward.truncated": "mask",
 }
 
 
