@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 from luspo_cli import __version__
 from luspo_cli.commands import (
@@ -19,6 +19,7 @@ from luspo_cli.commands import (
     lab,
     merge,
     objectives,
+    objectives_show,
     plot_length,
     prepare_data,
     train,
@@ -40,6 +41,13 @@ class Command(TyperCommand):
         left = super().parse_args(ctx, args)
         ctx.params = {name: _expanded(value) for name, value in ctx.params.items()}
         return left
+
+
+class ListedByDefault(TyperGroup):
+    """`luspo objectives` with words that are no command of its own lists: `luspo objectives`, `luspo objectives luspo --json`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, args if args and args[0] in (*self.commands, "--help") else ["list", *args])
 
 
 def _expanded(value: Any) -> Any:
@@ -81,5 +89,13 @@ app.command("lab", cls=Command, epilog=_epilog(lab.LAB_EXAMPLES))(lab.lab_cli)
 app.command("inspect", cls=Command, epilog=_epilog(inspect.INSPECT_EXAMPLES))(inspect.inspect_cli)
 app.command("merge", cls=Command, epilog=_epilog(merge.MERGE_EXAMPLES))(merge.merge_cli)
 app.command("plot-length", cls=Command, epilog=_epilog(plot_length.PLOT_LENGTH_EXAMPLES))(plot_length.plot_length_cli)
-app.command("objectives", cls=Command, epilog=_epilog(objectives.OBJECTIVES_EXAMPLES))(objectives.objectives_cli)
+objectives_app = typer.Typer(cls=ListedByDefault, rich_markup_mode="markdown")
+objectives_app.command("list", cls=Command, epilog=_epilog(objectives.OBJECTIVES_EXAMPLES))(objectives.objectives_cli)
+objectives_app.command("show", cls=Command, epilog=_epilog(objectives_show.SHOW_EXAMPLES))(objectives_show.show_cli)
+app.add_typer(
+    objectives_app,
+    name="objectives",
+    help=objectives.ABOUT,
+    epilog=_epilog([*objectives.OBJECTIVES_EXAMPLES, *objectives_show.SHOW_EXAMPLES]),
+)
 app.command("export-verl", cls=Command, epilog=_epilog(export_verl.EXPORT_VERL_EXAMPLES))(export_verl.export_verl_cli)

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "cli.md"
 COLUMNS = 100
@@ -32,14 +34,20 @@ def help_texts() -> dict[str, str]:
     from luspo_cli.app import app
 
     runner = CliRunner()
-    names = list(getattr(get_command(app), "commands", {}))
     texts = {}
-    for words in ([], *([name] for name in names)):
+    for words in _commands(get_command(app)):
         result = runner.invoke(app, [*words, "--help"], prog_name="luspo", terminal_width=COLUMNS)
         if result.exit_code:
             raise SystemExit(f"luspo {' '.join(words)} --help failed: {result.output}")
         texts[" ".join(["luspo", *words])] = "\n".join(line.rstrip() for line in result.output.splitlines()).strip("\n")
     return texts
+
+
+def _commands(command: Any, words: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """The words of a command and of all below it, in the order of registration."""
+    yield words
+    for name, below in getattr(command, "commands", {}).items():
+        yield from _commands(below, (*words, name))
 
 
 def document() -> str:

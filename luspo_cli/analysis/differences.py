@@ -14,8 +14,8 @@ from itertools import groupby
 from typing import Any
 
 from luspo_cli.analysis.history import RunHistory
-from luspo_cli.analysis.variants import in_which, shortened, show
-from luspo_cli.config.stored import flatten
+from luspo_cli.analysis.variants import in_which, shortened
+from luspo_cli.config.stored import flatten, show
 
 COMPARED = ("luspo", "code", "packages", "data", "functions")
 """Parts of provenance.json that should be equal; hardware and, for a made model, the weights differ by nature."""

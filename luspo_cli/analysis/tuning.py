@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from luspo_cli.analysis.history import RunHistory
 from luspo_cli.analysis.measures import RunSummary
-from luspo_cli.analysis.variants import Variant, reading_order, show
-from luspo_cli.config.stored import flatten
+from luspo_cli.analysis.variants import Variant, reading_order
+from luspo_cli.config.stored import flatten, show
 from luspo_cli.errors import UsageError
 from luspo_cli.metrics.intervals import Estimate, estimate
 

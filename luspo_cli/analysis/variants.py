@@ -6,7 +6,6 @@ differ anywhere else become variants with a label of their own, for example `lus
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 from luspo_cli.analysis.history import RunHistory
 from luspo_cli.config.objective import NAMED_OBJECTIVES
 from luspo_cli.config.objective_text import clip_form
-from luspo_cli.config.stored import flatten
+from luspo_cli.config.stored import flatten, show
 
 SEED = "run.seed"
 STEPS = "run.steps"
@@ -130,11 +129,6 @@ def in_which(values: Mapping[str, str]) -> list[str]:
     for run, value in values.items():
         by_value.setdefault(value, []).append(run)
     return [f"{shortened(value)} in {', '.join(runs)}" for value, runs in by_value.items()]
-
-
-def show(value: Any) -> str:
-    """Return a configuration value as it is typed after `--set key=`."""
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 def shortened(value: str) -> str:

@@ -16,6 +16,7 @@ from typer import Argument, Option
 from luspo_cli.config.objective import resolve
 from luspo_cli.config.objective_text import ObjectiveText, chosen_names, describe
 
+ABOUT = "The objectives: list them (what `luspo objectives` does without a command), and say which loss ran."
 OBJECTIVES_EXAMPLES = ["luspo objectives", "luspo objectives luspo gspo", "luspo objectives --json"]
 
 
@@ -41,6 +42,8 @@ def print_objectives(texts: list[ObjectiveText]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from luspo_cli.commands.display.details import print_details
+
     console = Console()
     overview = Table("name", "advantage", "ratio", "surrogate", "aggregation", "clip range", title="Objectives")
     for text in texts:
@@ -50,11 +53,5 @@ def print_objectives(texts: list[ObjectiveText]) -> None:
         )
     console.print(overview)
     for text in texts:
-        details = Table.grid(padding=(0, 2))
-        details.add_column(style="bold", no_wrap=True)
-        details.add_column()
-        for line in text.lines():
-            details.add_row(*line)
         console.print()
-        console.print(text.name, style="bold underline", highlight=False)
-        console.print(details, highlight=False)
+        print_details(console, text.name, text.lines())

@@ -43,3 +43,8 @@ def differing_keys(left: Mapping[str, Any], right: Mapping[str, Any]) -> list[tu
         if one.get(key) != other.get(key) and not (filled and {} in (one.get(key), other.get(key))):
             found.append((key, one.get(key), other.get(key)))
     return found
+
+
+def show(value: Any) -> str:
+    """Return a configuration value as it is typed after `--set key=`."""
+    return value if isinstance(value, str) else json.dumps(value)

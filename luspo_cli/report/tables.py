@@ -13,16 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from luspo_cli.analysis.history import RunHistory
-from luspo_cli.analysis.variants import Variant, differing_values, expected_to_differ, show
-from luspo_cli.config.objective import ObjectiveConfig
-from luspo_cli.config.objective_text import describe
-from luspo_cli.config.stored import flatten, with_defaults
-
-OF_THE_UPDATE = (
-    "rollout.problems", "rollout.group_size", "rollout.max_response_tokens", "rollout.temperature", "update.mini_batches",
-    "update.optimizer", "update.learning_rate", "update.betas", "update.gradient_clip", "update.sampler_correction",
-)  # fmt: skip
-"""Numbers that the formula is executed with, beside the objective's own."""
+from luspo_cli.analysis.variants import Variant, differing_values, expected_to_differ
+from luspo_cli.config.executed import executed
+from luspo_cli.config.stored import flatten, show, with_defaults
 
 
 def parts_of(rendered: RenderableType) -> list[dict[str, Any]]:
@@ -53,21 +46,13 @@ def formulas(variants: Sequence[Variant]) -> list[dict[str, Any]]:
 
 def _formula(variant: Variant) -> dict[str, Any] | None:
     stored = with_defaults(variant.runs[0].config)
-    section = stored.get("objective")
-    if not isinstance(section, Mapping):
+    if not isinstance(stored.get("objective"), Mapping):
         return None
     try:
-        text = describe(ObjectiveConfig(**section))
+        found = executed(stored)
     except (TypeError, ValueError) as error:
         return {"label": variant.label, "equation": None, "rows": [["not known to this version", str(error)]]}
-    rows = [[title, said] for title, said in text.lines() if title != "equation"]
-    leaves = flatten(stored)
-    rows += [[key, show(leaves[key])] for key in OF_THE_UPDATE if key in leaves]
-    counts = [leaves.get(key) for key in ("rollout.problems", "rollout.group_size", "update.mini_batches")]
-    match counts:
-        case [int(problems), int(size), int(parts)]:
-            rows.append(["N, sequences of a mini-batch", f"{problems * size / parts:g}"])
-    return {"label": variant.label, "equation": text.equation, "rows": rows}
+    return {"label": variant.label, "equation": found.equation, "rows": [list(row) for row in found.rows]}
 
 
 def _flat(rendered: RenderableType) -> Iterator[RenderableType]:

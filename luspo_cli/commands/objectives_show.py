@@ -1,0 +1,83 @@
+"""`luspo objectives show`: which loss ran, or would run, with every number."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer import Argument, Option
+
+from luspo_cli.config.executed import executed
+from luspo_cli.config.objective import NAMED_OBJECTIVES, resolve
+from luspo_cli.errors import UsageError, nearest
+
+SHOW_EXAMPLES = [
+    "luspo objectives show runs/tiny-luspo-seed0",
+    "luspo objectives show luspo --preset tiny",
+    "luspo objectives show gspo --json",
+]
+
+
+def show_cli(
+    target: Annotated[str, Argument(metavar="RUN_OR_NAME", help="A run folder, or an objective's name.")],
+    preset: Annotated[str | None, Option(help="With a name: the preset whose numbers it would run with.")] = None,
+    as_json: Annotated[bool, Option("--json", help="Print one JSON object, for programs.")] = False,
+) -> None:
+    """Say which loss ran, or would: the equation as executed, with every number it is executed with."""
+    path = Path(target)
+    if path.is_dir():
+        if preset is not None:
+            raise UsageError(f"--preset goes with an objective's name: {target} is a run and has its own numbers")
+        shown = _of_run(path)
+    else:
+        shown = _of_name(target, preset)
+    if as_json:
+        typer.echo(json.dumps(shown, indent=2))
+    else:
+        from rich.console import Console
+
+        from luspo_cli.commands.display.details import print_details
+
+        print_details(Console(), shown["title"], [("equation", shown["equation"]), *shown["rows"]])
+
+
+def _of_run(path: Path) -> dict[str, Any]:
+    from luspo_cli.config.stored import with_defaults
+    from luspo_cli.files import require_object
+
+    stored = require_object(path / "config.json", "name a run folder, or an objective")
+    if not isinstance(stored.get("objective"), dict):
+        raise UsageError(f"{path / 'config.json'} has no [objective]: name the folder of a run, or an objective")
+    return _as_executed(f"{stored['objective'].get('name')} as run in {path}", with_defaults(stored))
+
+
+def _of_name(name: str, preset: str | None) -> dict[str, Any]:
+    if name not in NAMED_OBJECTIVES and name != "custom":
+        raise UsageError(
+            f"{name} is neither a folder nor an objective{nearest(name, NAMED_OBJECTIVES)}: name a run folder, or one of"
+            f" {', '.join(NAMED_OBJECTIVES)}"
+        )
+    if preset is not None:
+        from luspo_cli.config.layers import resolve_train
+
+        config = resolve_train(preset=preset, objective=name)
+        return _as_executed(f"{name} with preset {preset}", config.model_dump(mode="json"))
+    try:
+        section = dataclasses.asdict(resolve(name))
+    except ValueError as error:
+        raise UsageError(f"{error}; a run or a preset that sets them can be shown") from None
+    return _as_executed(
+        f"{name} with its own numbers; --preset or a run has those of a batch too", {"objective": section}
+    )
+
+
+def _as_executed(title: str, stored: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        found = executed(stored)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{title}: an objective that this version does not know: {error}") from None
+    return {"title": title, "config": stored["objective"], **dataclasses.asdict(found)}
