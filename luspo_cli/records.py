@@ -151,6 +151,9 @@ class ScoredGroup:
     advantages: tuple[float, ...]  # [G]
     prompt: Prompt | None = None
     """What the rollouts answer, as it was sampled from; None where a test or a tool has no need of it."""
+    old_logprobs: tuple[tuple[float, ...], ...] | None = None
+    """[G][R] of the policy that sampled, empty of a rollout that the update does not compute; None where they are not known yet:
+    then the update computes them."""
     masked: tuple[float, ...] = ()
     """Rewards of rollouts that were taken out of the group and stay in its baseline."""
 

@@ -63,6 +63,9 @@ class RolloutConfig(Section):
     top_p: float = Field(default=1.0, gt=0, le=1)
     top_k: int = Field(default=0, ge=0)
     """0: off."""
+    lag: int = Field(default=0, ge=0, le=1000)
+    """A batch sampled at step t trains at step t + lag, under old log-probs of the policy that sampled it; 0: at once. The first
+    `lag` steps train nothing, the last `lag` batches are never trained; what waits is part of the checkpoint."""
     dynamic_sampling: bool = False
     """Sample further problems until `problems` groups are mixed, some responses right and some wrong (DAPO, arXiv 2503.14476,
     section 3.2)."""

@@ -110,6 +110,7 @@ class TrainRun(Section):
         if reward.overlong_weight != 1.0 and not reward.overlong_buffer:
             yield "reward.overlong_weight changes nothing while reward.overlong_buffer is 0: set the buffer too"
         yield from self._correction_faults()
+        yield from self._lag_faults()
         pays = reward.accuracy_weight or reward.cosine_length_weight or reward.verifier == "function"
         if self.rollout.dynamic_sampling and not pays:
             yield (
@@ -132,6 +133,31 @@ class TrainRun(Section):
             yield "evaluation.every needs data.held_out: a file or folder from luspo prepare-data"
         if self.model.path == MADE:
             yield from self._shape_faults()
+
+    def _lag_faults(self) -> Iterator[str]:
+        lag = self.rollout.lag
+        if not lag:
+            return
+        if lag >= self.run.steps:
+            yield f"rollout.lag ({lag}) must be smaller than run.steps ({self.run.steps}): no batch would be trained"
+        if self.data.train.startswith(MADE_PICTURES) and (reason := self.lag_refused(has_images=True)):
+            yield reason
+        if self.update.router_replay != "none":
+            yield (
+                f"update.router_replay = '{self.update.router_replay}' needs the experts that were met when a batch was sampled,"
+                " which do not wait with it: set rollout.lag = 0, or update.router_replay = 'none'"
+            )
+        if self.fork.checkpoint:
+            yield (
+                "a fork trains its parent's rollouts at once and leaves out the batches that wait in its parent's checkpoint: set"
+                " rollout.lag = 0"
+            )
+
+    def lag_refused(self, *, has_images: bool) -> str | None:
+        """Say why batches cannot wait to be trained."""
+        if not self.rollout.lag or not has_images:
+            return None
+        return "rollout.lag keeps batches in the checkpoint, and images are not kept there: set rollout.lag = 0 for such problems"
 
     def _correction_faults(self) -> Iterator[str]:
         objective, rollout = self.objective, self.rollout

@@ -122,7 +122,9 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
         ),
         "policy/entropy": Metric("nats", "Mean entropy of the policy's next-token distribution over response tokens."),
         "policy/kl_old": Metric(
-            "nats", "Estimated KL divergence per response token from the policy before the step's first update."
+            "nats",
+            "Estimated KL divergence per response token from the policy before the step's first update, or with rollout.lag from"
+            " the one that sampled.",
         ),
         "policy/kl_ref": Metric(
             "nats", "Estimated KL divergence per response token to the reference; only with a KL term."
@@ -167,6 +169,9 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
         "update/rows_skipped": Metric("rollouts", "Rollouts set aside because their advantage was zero."),
         "update/rows_masked": Metric(
             "rollouts", "Rollouts of the batch left out because the limit cut them; only with reward.truncated mask."
+        ),
+        "update/lag": Metric(
+            "steps", "How many steps ago the trained batch was sampled; null while none is due. Only with rollout.lag."
         ),
         "update/skipped_steps": Metric("updates", "Updates left out because the gradient was not finite."),
         "time/rollout": Metric("s", "Seconds spent sampling; of several processes the slowest one's."),

@@ -42,6 +42,8 @@ class Row:
     """The problem whose images it needs; empty where it needs none."""
     group: int = 0
     """Which group of its mini-batch it is of, from 0."""
+    old_logprobs: tuple[float, ...] | None = None
+    """[R] as in `ScoredGroup.old_logprobs`."""
 
     @property
     def width(self) -> int:
@@ -97,7 +99,9 @@ def rows_of(group: ScoredGroup, number: int = 0) -> list[Row]:
     images_of = group.problem.id if group.problem.images else ""
     if images_of and group.prompt is None:
         raise ValueError(_WITHOUT_IMAGES.format(images_of))
-    return [Row(r, a, own, images_of, number) for r, a in zip(group.rollouts, group.advantages, strict=True)]
+    old = group.old_logprobs or [None] * len(group.rollouts)
+    rows = zip(group.rollouts, group.advantages, old, strict=True)
+    return [Row(rollout, advantage, own, images_of, number, known) for rollout, advantage, known in rows]
 
 
 def _mini_batch(groups: Sequence[ScoredGroup], budget: int) -> MiniBatch:
@@ -195,10 +199,22 @@ def policy_batch(rows: Sequence[Row], device: torch.device | str = "cpu", paddin
     )
 
 
+def known_old_logprobs(rows: Sequence[Row], device: torch.device | str = "cpu") -> Tensor | None:
+    """[B, R] old log-probs that came with the rows, 0 behind each one's end; None where the update has to compute them."""
+    if any(row.old_logprobs is None for row in rows):
+        return None
+    width = max(row.rollout.response_length for row in rows)
+    return _padded([row.old_logprobs or () for row in rows], width, 0.0, device)
+
+
 def _rollout_logprobs(rollouts: Sequence[Rollout], width: int, device: torch.device | str) -> Tensor | None:
     if not any(rollout.rollout_logprobs for rollout in rollouts):
         return None
-    found = np.full((len(rollouts), width), np.nan, dtype=np.float32)
-    for i, rollout in enumerate(rollouts):
-        found[i, : len(rollout.rollout_logprobs)] = rollout.rollout_logprobs
+    return _padded([rollout.rollout_logprobs for rollout in rollouts], width, np.nan, device)
+
+
+def _padded(rows: Sequence[Sequence[float]], width: int, filling: float, device: torch.device | str) -> Tensor:
+    found = np.full((len(rows), width), filling, dtype=np.float32)
+    for i, row in enumerate(rows):
+        found[i, : len(row)] = row
     return torch.from_numpy(found).to(device)

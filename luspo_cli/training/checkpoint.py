@@ -8,7 +8,7 @@ Random numbers need no saving: every draw of the engine is a function of seed, s
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,16 @@ from luspo_cli.runs.checkpoints import (
     ADAPTER,
     MANIFEST,
     MODEL,
+    Checkpoint,
     checkpoint_path,
     digest,
     find_checkpoints,
     outdated,
     remove_partial,
 )
-from luspo_cli.training.optimizer import save_optimizer
+from luspo_cli.runs.waiting import WaitingBatch, read_waiting, store_waiting
+from luspo_cli.training.lag import LagQueue
+from luspo_cli.training.optimizer import load_optimizer, save_optimizer
 
 Gathered = tuple[Mapping[str, torch.Tensor], Mapping[int, Mapping[str, torch.Tensor]]]
 
@@ -40,10 +43,12 @@ def save_checkpoint(
     names: list[str],
     keep: int,
     gathered: Gathered | None = None,
+    waiting: Sequence[WaitingBatch] = (),
 ) -> Path:
     """Write the checkpoint of `step`, then remove all but the newest `keep`. RunError on a full disk.
 
     `gathered`: the whole weights and the whole optimizer state, where `model` and `optimizer` hold this process's share of them.
+    `waiting`: batches that are not trained yet.
     """
     final = checkpoint_path(checkpoints, step)
     remove_partial(checkpoints)
@@ -54,12 +59,21 @@ def save_checkpoint(
             (folder / "trainer").mkdir()
             save_policy(folder, model, tokenizer, gathered[0] if gathered else None)
             save_optimizer(folder / "trainer", gathered[1] if gathered else optimizer.state_dict()["state"], names)
+            store_waiting(folder / "trainer", waiting)
             write_json(folder / "trainer" / "state.json", {"step": step})
             files = {str(f.relative_to(folder)): digest(f) for f in sorted(folder.rglob("*")) if f.is_file()}
             write_json(folder / MANIFEST, {"step": step, "files": files})
         for old in outdated(checkpoints, step, keep):  # the new name is on the disk by now
             shutil.rmtree(old.path)
     return final
+
+
+def restore(checkpoint: Checkpoint | None, optimizer: torch.optim.Optimizer, names: list[str], lag: int) -> LagQueue:
+    """Give the optimizer the state of the checkpoint that the run begins at, if any; returns the batches that wait there."""
+    if checkpoint is None:
+        return LagQueue(lag)
+    load_optimizer(checkpoint.trainer, optimizer, names)
+    return LagQueue(lag, read_waiting(checkpoint.trainer) if lag else ())
 
 
 def save_policy(checkpoint: Path, model: Any, tokenizer: Any, state: Mapping[str, torch.Tensor] | None = None) -> None:

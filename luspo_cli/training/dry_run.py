@@ -107,7 +107,7 @@ def make_plan(
         work={
             "steps": config.run.steps,
             "rollouts_per_step": rows,
-            "optimizer_steps": config.run.steps * update.mini_batches,
+            "optimizer_steps": (config.run.steps - rollout.lag) * update.mini_batches,
             "rollouts_per_optimizer_step": rows / update.mini_batches,
             "response_tokens_at_most": config.run.steps
             * rows
@@ -223,7 +223,8 @@ def _data(config: TrainRun) -> tuple[list[str], str | None]:
     if unreadable:
         return unreadable, None
     training, held_out = read
-    return [], held_out_warning(training, held_out, config.data.train, config.data.held_out)
+    refused = config.lag_refused(has_images=any(problem.images for problem in training))
+    return [refused] if refused else [], held_out_warning(training, held_out, config.data.train, config.data.held_out)
 
 
 def _model(config: TrainRun) -> tuple[Path | None, ShapeConfig, ChosenSampler]:

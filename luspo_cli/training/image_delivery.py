@@ -7,7 +7,7 @@ made of them. What no row needs, as those of groups without signal, is not sent 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from luspo_cli.policy.packing import Row
@@ -28,7 +28,7 @@ def deliver_images(
         return list(groups)
     budget = updater.config.update.tokens_per_micro_batch
     measured = _problems(measured_rows(groups, budget) if noise_is_measured else [])
-    wanted = [measured | _problems(updater.computed_rows(groups, rank)) for rank in range(ranks.size)]
+    wanted = [measured | _problems(piece.rows for piece in updater.passes(groups, rank)) for rank in range(ranks.size)]
     held = {
         group.problem.id: group.prompt
         for group in groups
@@ -44,6 +44,6 @@ def deliver_images(
     ]
 
 
-def _problems(batches: Sequence[Sequence[Row]]) -> set[str]:
+def _problems(batches: Iterable[Sequence[Row]]) -> set[str]:
     """The problems whose images these rows need."""
     return {row.images_of for rows in batches for row in rows if row.images_of}

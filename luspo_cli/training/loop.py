@@ -2,7 +2,7 @@
 
     batch source ──problems──▶ sampler ──groups of rollouts──▶ rubric ──rewards──▶ advantages
                                   ▲                                                    │ scored groups
-                                  └───────────── weights ◀── updater ◀─────────────────┘
+                                  └────── weights ◀── updater ◀── queue (rollout.lag) ◀┘
                                                      └──▶ metrics.jsonl, rollouts/, checkpoints/, evals/
 
 Each stage consumes what the one before it returns and waits for nothing else. A step's draws depend on (seed, step) alone, so a
@@ -11,30 +11,33 @@ resumed run takes up at any checkpoint and ends with the same weights, bit for b
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from luspo_cli.config.run import TrainRun
+from luspo_cli.config.run import RunConfig, TrainRun
 from luspo_cli.data.batches import BatchSource
 from luspo_cli.metrics.names import BY_LENGTH, METRICS, metric_of, unknown_metrics
 from luspo_cli.metrics.rollout_metrics import length_metrics, reward_metrics
 from luspo_cli.processes.ranks import ALONE, Ranks
-from luspo_cli.records import Problem, Prompt, Rollout
+from luspo_cli.records import Problem, Prompt, Rollout, RowUpdate
 from luspo_cli.rewards.rubric import Rubric
 from luspo_cli.rollout.sampler import Sampler
 from luspo_cli.runs.folder import RunFolder
 from luspo_cli.runs.rollouts import HeldOutAnswer, store_held_out, store_rollouts
-from luspo_cli.training.dynamic_sampling import sample_step
 from luspo_cli.training.held_out import HeldOut
 from luspo_cli.training.image_delivery import deliver_images
+from luspo_cli.training.lag import LagQueue, with_old_logprobs
 from luspo_cli.training.length_diagnostics import diagnose
 from luspo_cli.training.noise_floor import noise_floor, untrained_difference
 from luspo_cli.training.optimizer import learning_rate
-from luspo_cli.training.sampling import StepSampler, settled
+from luspo_cli.training.sampling import StepSampler
 from luspo_cli.training.update import Updater
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +54,8 @@ class Stages:
     """Bring the policy's weights into the sampler."""
     save: Callable[[int], Any]
     """Write the checkpoint of a step."""
+    queue: LagQueue = field(default_factory=lambda: LagQueue(0))
+    """What was sampled and is not trained yet."""
     first_rollouts: Sequence[Sequence[Rollout]] = ()
     """[groups][rollouts] that step 1 trains on in the place of draws of its own: what a fork was handed."""
     ranks: Ranks = ALONE
@@ -66,7 +71,11 @@ def train(
     stop_requested: Callable[[], bool],
 ) -> int:
     """Run steps `first_step`+1 to `run.steps`; returns the last finished step, earlier than the last one if asked to stop."""
-    ranks, masks = stages.ranks, config.reward.truncated == "mask"
+    ranks, masks, lag = stages.ranks, config.reward.truncated == "mask", config.rollout.lag
+    if first_step < lag and ranks.is_first:
+        logger.info(
+            f"rollout.lag = {lag}: a batch trains {lag} steps after it was sampled, steps 1 to {lag} train nothing"
+        )
     tokens_total = ranks.broadcast(folder.last_tokens_total() if ranks.is_first else 0)
     stages.refresh_sampler()
     if first_step == 0 and not ranks.broadcast(ranks.is_first and 0 in folder.evaluated_steps()):
@@ -80,7 +89,7 @@ def train(
         place = config.fork.step + step  # of problems, draws and learning rate: a fork goes on in its parent's count
         given = stages.first_rollouts if step == 1 else ()
         sampler = StepSampler(config, place, stages.sampler, stages.rubric, stages.to_prompt, ranks, given)
-        groups = settled(sample_step(stages.problems, place, config.rollout, sampler.sample), config)
+        groups = sampler.groups(stages.problems)
         rewards = [reward for group in groups.sampled for reward in group.rewards]
         stages.rubric.look(f"step {step}", rewards, aloud=ranks.is_first)
         every = config.update.noise_floor_every
@@ -94,18 +103,30 @@ def train(
                 "ratio/noise_floor": noise_floor(policy, batch, budget),
                 **untrained_difference(policy, batch, budget),
             }
-        stores = bool(config.run.rollouts_every) and (step == 1 or step % config.run.rollouts_every == 0)
-        schedule = config.fork.schedule_steps or config.run.steps
-        try:
-            shares_every = config.update.exact_gradient_shares_every
-            exact = bool(shares_every) and step % shares_every == 1 % shares_every
-            updated = stages.updater.update(batch, learning_rate(place - 1, schedule, config.update), exact)
-        except Exception:
-            if stores and ranks.is_first:
-                with suppress(Exception):  # what stopped the update is what must be said
-                    store_rollouts(folder.rollouts, step, groups.sampled, batch)
-            raise
-        diagnosed, row_updates = diagnose(stages.updater.rows, ranks, batch, config, with_tokens=stores)
+        knowing = time.perf_counter()
+        if lag:
+            batch = with_old_logprobs(stages.updater, batch)
+        known = time.perf_counter() - knowing
+        due = stages.queue.exchange(step, groups.sampled, batch)
+        stores = due is not None and _is_stored(due.step, config.run)
+        updated: dict[str, Any] = {"update/rows_trained": 0, "update/rows_skipped": 0, "time/logprobs": 0.0}
+        row_updates: list[RowUpdate | None] = []
+        if due is not None:
+            schedule = config.fork.schedule_steps or config.run.steps
+            try:
+                shares_every = config.update.exact_gradient_shares_every
+                exact = bool(shares_every) and step % shares_every == 1 % shares_every
+                updated = stages.updater.update(due.batch, learning_rate(place - 1, schedule, config.update), exact)
+            except Exception:
+                if stores and ranks.is_first:
+                    with suppress(Exception):  # what stopped the update is what must be said
+                        store_rollouts(folder.rollouts, due.step, due.sampled, due.batch)
+                raise
+            diagnosed, row_updates = diagnose(stages.updater.rows, ranks, due.batch, config, with_tokens=stores)
+            updated |= diagnosed
+        if lag:
+            updated |= {"update/lag": step - due.step if due else None}
+            updated["time/logprobs"] += known
         pushing = time.perf_counter()
         stages.refresh_sampler()
         pushed = time.perf_counter() - pushing
@@ -121,9 +142,8 @@ def train(
             **length_metrics(rollouts),
             **reward_metrics(groups.sampled),
             **(groups.metrics() if config.rollout.dynamic_sampling else {}),
-            **diagnosed,
             **updated,
-            **({"update/rows_masked": sum(len(group.masked) for group in batch)} if masks else {}),
+            **({"update/rows_masked": sum(len(group.masked) for group in due.batch)} if masks and due else {}),
             **noise,
             **{key: value for key, value in evaluation.items() if metric_of(key)},
             "time/rollout": sampler.rollout_s,
@@ -138,8 +158,8 @@ def train(
                 if evaluation:
                     store_held_out(folder.held_out_answers, step, answers)
                     folder.append_evaluation(step, evaluation)
-                if stores:
-                    store_rollouts(folder.rollouts, step, groups.sampled, batch, row_updates)
+                if stores and due:
+                    store_rollouts(folder.rollouts, due.step, due.sampled, due.batch, row_updates)
                 metrics["time/total"] = time.perf_counter() - started
                 folder.append_metrics(in_order(metrics))
         stop = ranks.any(stop_requested())  # one process is asked, all of them stop after the same step
@@ -161,6 +181,10 @@ def in_order(metrics: dict[str, Any]) -> dict[str, Any]:
         raise AssertionError(f"metrics without an entry in metrics/names.py: {unknown}")
     own = [name for name in metrics if name not in METRICS and name != BY_LENGTH]
     return {name: metrics[name] for name in (*METRICS, *own, BY_LENGTH) if name in metrics}
+
+
+def _is_stored(step: int, run: RunConfig) -> bool:
+    return bool(run.rollouts_every) and (step == 1 or step % run.rollouts_every == 0)
 
 
 def _evaluate(config: TrainRun, stages: Stages, step: int) -> tuple[dict[str, Any], list[HeldOutAnswer]]:

@@ -89,6 +89,8 @@ def prepare(
         loaded = load_start(config, starting, parent, ranks)
         problems = problems_of(config, loaded, found)
         check_stages(config, loaded, problems.longest, problems.longest_held_out, ranks.size)
+        if reason := config.lag_refused(has_images=problems.some_images):
+            raise UsageError(reason)
         prepared = Prepared(config, loaded, problems, parent)
         if ranks.is_first:
             origin, changes, new = _origin(config, path, starting, ranks, goes_on, allow_changed)

@@ -49,6 +49,11 @@ class RunProblems:
     longest_held_out: LongestPrompt | None
     """With its images or blind."""
 
+    @property
+    def some_images(self) -> bool:
+        """Whether one of the training problems has an image."""
+        return any(problem.images for problem in self.from_file or self.source.batch(0))
+
     def check_golds(self, rubric: Rubric) -> None:
         """UsageError for an own reward that cannot be called, and a gold answer that cannot be read: it would score all wrong."""
         rubric.check_functions([*(self.from_file or self.source.batch(0)), *self.held_out])

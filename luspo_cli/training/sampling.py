@@ -14,6 +14,7 @@ from typing import Any
 
 from luspo_cli.advantages import BATCH_STD, advantages_of
 from luspo_cli.config.run import TrainRun
+from luspo_cli.data.batches import BatchSource
 from luspo_cli.policy.loading import context_of
 from luspo_cli.processes.ranks import Ranks
 from luspo_cli.records import Problem, Prompt, Reward, Rollout, ScoredGroup
@@ -21,7 +22,7 @@ from luspo_cli.rewards.rubric import Rubric
 from luspo_cli.rollout.given import GivenRollouts
 from luspo_cli.rollout.sampler import PromptsOnRequest, Sampler, SamplingOptions
 from luspo_cli.runs.draws import FIRST_STEP
-from luspo_cli.training.dynamic_sampling import StepGroups
+from luspo_cli.training.dynamic_sampling import StepGroups, sample_step
 
 SEED_STRIDE = 1_000_000_007
 ROUND_STRIDE = 618_033_989_000_003
@@ -60,6 +61,10 @@ class StepSampler:
         self._config, self._step, self._given = config, step, list(given)
         self._sampler, self._rubric, self._to_prompt, self._ranks = sampler, rubric, to_prompt, ranks
         self.rollout_s = self.reward_s = self.prompts_s = 0.0
+
+    def groups(self, source: BatchSource) -> StepGroups:
+        """The groups of the step as the update gets them."""
+        return settled(sample_step(source, self._step, self._config.rollout, self.sample), self._config)
 
     def sample(self, problems: Sequence[Problem], round_number: int) -> list[ScoredGroup]:
         """The scored groups of these problems; `round_number` counts from 0, and each round has draws of its own."""

@@ -20,10 +20,10 @@ from luspo_cli.rewards.rubric import Rubric
 from luspo_cli.rollout.samplers import SamplerModel, choose_sampler, make_sampler
 from luspo_cli.runs.checkpoints import Checkpoint
 from luspo_cli.runs.folder import RunFolder
-from luspo_cli.training.checkpoint import save_checkpoint
+from luspo_cli.training.checkpoint import restore, save_checkpoint
 from luspo_cli.training.fork import handed_rollouts, make_held_out
 from luspo_cli.training.loop import Stages
-from luspo_cli.training.optimizer import load_optimizer, make_optimizer
+from luspo_cli.training.optimizer import make_optimizer
 from luspo_cli.training.problems import RunProblems
 from luspo_cli.training.sampling import longest_row, training_draws
 from luspo_cli.training.update import Updater
@@ -80,8 +80,7 @@ def make_stages(
             if isinstance(whole, Policy):
                 shard(whole, accelerator.device)
     names, optimizer = make_optimizer(policy, config.update)
-    if checkpoint:
-        load_optimizer(checkpoint.trainer, optimizer, names)
+    queue = restore(checkpoint, optimizer, names, config.rollout.lag)
     prepared, optimizer = prepare(accelerator, policy, optimizer, sharded)
     if has_reference and adapted:
         reference = BasePolicy(prepared, policy.model)
@@ -92,7 +91,10 @@ def make_stages(
         with ranks.phase():
             if ranks.is_first:
                 folder.check_still_here()
-                save_checkpoint(folder.checkpoints, step, policy.model, talker, optimizer, names, keep, gathered)
+                waiting = queue.waiting
+                save_checkpoint(
+                    folder.checkpoints, step, policy.model, talker, optimizer, names, keep, gathered, waiting
+                )
 
     return Stages(
         problems=problems.source,
@@ -103,6 +105,7 @@ def make_stages(
         held_out=make_held_out(config, problems, to_prompt, rubric, prepared, folder),
         refresh_sampler=lambda: sampler.load_weights(policy.model),
         save=save,
+        queue=queue,
         first_rollouts=handed_rollouts(config, folder, ranks),
         ranks=ranks,
     )

@@ -2,10 +2,10 @@
 
 Decisions, each with a test: a mini-batch's counts are known before its first micro-batch, so the sum of the micro-batch losses
 is the mini-batch's loss however it was split; old log-probs come from the same weights through the same micro-batches as the
-new ones, so that before the first step every ratio is exactly 1, and the first mini-batch needs none; rows without advantage
-take part in the counts and nowhere else; a step whose loss or gradient is not finite moves nothing and is counted. Several
-processes compute a share of every mini-batch's rows each (policy/packing.py) under the same counts; what decides about a step is
-put together first, so all of them move or none.
+new ones, so that before the first step every ratio is exactly 1, and the first mini-batch needs none (a batch that waited brings
+its own); rows without advantage take part in the counts and nowhere else; a step whose loss or gradient is not finite moves
+nothing and is counted. Several processes compute a share of every mini-batch's rows each (policy/packing.py) under the same
+counts; what decides about a step is put together first, so all of them move or none.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from luspo_cli.policy.packing import (
     Piece,
     PolicyBatch,
     Row,
+    known_old_logprobs,
     own_pieces,
     policy_batch,
     split_mini_batches,
@@ -83,9 +84,9 @@ class Updater:
         """Run the batch's mini-batches; returns the step's objective, ratio, policy, update and time metrics.
 
         `exact_shares`: measure the gradient of each class of rows too, before each mini-batch's own (`rows.class_norms`).
-        All processes of a run call this together, with the same groups, of whose images each needs those of its `computed_rows`
-        alone. RunError after `update.stop_after_bad_steps` steps in a
-        row that were not finite, or where a correction lacks the sampler's log-probs.
+        All processes of a run call this together, with the same groups, of whose images each needs those of its `passes`
+        alone. RunError after `update.stop_after_bad_steps` steps in a row that were not finite, or where a correction lacks the
+        sampler's log-probs.
         """
         settings = self.config.update
         for parameters in self.optimizer.param_groups:
@@ -95,8 +96,9 @@ class Updater:
         inner = getattr(self.policy, "module", self.policy)  # inside DDP's wrapper
         self._choices = ExpertChoices(inner.model, settings) if inner.routers else None
         start = time.perf_counter()
-        # Before any step moves the weights. The first mini-batch needs none: its own log-probs are the old ones.
-        old_logprobs = [None, *(self._old_logprobs(i, batch) for i, batch in enumerate(mini_batches) if i)]
+        # Before any step moves the weights. Of the first mini-batch its own are the old ones, unless the batch waited.
+        known = any(group.old_logprobs is not None for group in groups)
+        old_logprobs = [self._old_logprobs(i, batch) if i or known else None for i, batch in enumerate(mini_batches)]
         between = time.perf_counter()
         objective, classes, steps = self.config.objective, self._classes(groups) if exact_shares else {}, []
         for number, (batch, old_of_batch) in enumerate(zip(mini_batches, old_logprobs, strict=True)):
@@ -189,11 +191,11 @@ class Updater:
         others = others or self.config.update.router_aux_coefficient > 0
         return others or not self.config.update.skip_rows_without_advantage
 
-    def computed_rows(self, groups: Sequence[ScoredGroup], rank: int) -> list[tuple[Row, ...]]:
+    def passes(self, groups: Sequence[ScoredGroup], rank: int) -> list[Piece]:
         """What process `rank` computes in an update with these groups, pass by pass."""
         settings = self.config.update
         batches = split_mini_batches(groups, settings.mini_batches, settings.tokens_per_micro_batch)
-        return [piece.rows for batch in batches for piece in self._pieces(batch, rank)]
+        return [piece for batch in batches for piece in self._pieces(batch, rank)]
 
     def _pieces(self, batch: MiniBatch, rank: int | None = None) -> list[Piece]:
         """What a process, by default this one, computes of it, in as many passes as every other process."""
@@ -221,6 +223,9 @@ class Updater:
     def _old_logprobs(self, number: int, batch: MiniBatch) -> list[Tensor]:
         found = []
         for i, piece in enumerate(self._pieces(batch)):
+            if (known := known_old_logprobs(piece.rows, self.accelerator.device)) is not None:
+                found.append(known)
+                continue
             tensors = policy_batch(piece.rows, self.accelerator.device)
             logprobs, _, routed = self._pass((number, i), piece, tensors)
             found.append(logprobs)

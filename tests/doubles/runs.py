@@ -108,7 +108,9 @@ def assert_same_records(one: Path, other: Path) -> None:
     for found, wanted in zip(records(one), records(other), strict=True):
         assert found.keys() == wanted.keys()
         for key, value in wanted.items():
-            if key.startswith(("response", "reward", "group", "tokens", "step", "evaluation", "update/rows")):
+            if key.startswith(
+                ("response", "reward", "group", "tokens", "step", "evaluation", "update/rows", "update/lag")
+            ):
                 assert found[key] == value, (wanted["step"], key)
             elif key == "by_length":
                 assert found[key].keys() == value.keys()

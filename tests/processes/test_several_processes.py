@@ -72,6 +72,17 @@ def test_a_run_goes_on_with_other_numbers_of_processes(
     assert names[0] == names[1]
 
 
+def test_batches_that_wait_are_those_of_one_process(small_run: Callable[..., TrainRun], tmp_path: Path) -> None:
+    """Two processes up to a checkpoint with waiting batches, then one: the lagged run of one process."""
+    config = small_run("rollout.lag=1", "reward.truncated=mask", "run.steps=4")
+    train(config, tmp_path / "whole")
+    assert train_together(config, tmp_path / "run", 2, crash_after=2)[-1] == "RunError stopped by the test"
+    assert (tmp_path / "run/checkpoints/step-000002/trainer/waiting.json").is_file()
+    train(config, tmp_path / "run", "resume")
+    assert [record["update/lag"] for record in records(tmp_path / "run")] == [None, 1, 1, 1]
+    assert_close(tmp_path / "whole", tmp_path / "run", 4)
+
+
 def test_each_process_scores_its_own_share_with_rewards_of_ones_own(
     small_run: Callable[..., TrainRun], tmp_path: Path
 ) -> None:

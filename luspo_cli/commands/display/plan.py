@@ -30,6 +30,11 @@ def _lines(plan: Plan) -> Iterator[str]:
         f" {work['optimizer_steps']:,} optimizer steps of {work['rollouts_per_optimizer_step']:,.0f} rollouts,"
         f" at most {work['response_tokens_at_most']:,} response tokens"
     )
+    if lag := plan.configuration["rollout"]["lag"]:
+        yield (
+            f"\nlag  a batch trains {lag} steps after it was sampled, under old log-probs of the policy that sampled it: steps 1"
+            f" to {lag} train nothing, and the last {lag} batches are never trained"
+        )
     for one in plan.rewards:
         yield (
             f"\nreward  {one['name']} (weight {one['weight']:g}): {one['function']}, called once a {one['called']} as"

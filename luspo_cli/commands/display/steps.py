@@ -41,6 +41,12 @@ def clipped_fraction(record: Record) -> float:
     return clip
 
 
+def trained(record: Record) -> str:
+    """What a line says of the step's update."""
+    waits = record.get("update/lag", 0) is None
+    return "trains nothing yet" if waits else f"clipped {clipped_fraction(record):.2f}"
+
+
 def _of(key: str) -> Callable[[Record], float | None]:
     return lambda record: record.get(key)
 
@@ -96,7 +102,7 @@ class StepLines:
         print(
             f"step {record['step']:>4}/{self._pace.steps}  length {record['response_length/mean']:7.1f}"
             f"  accuracy {record['reward/accuracy/mean']:.3f}  truncated {record['response/truncated_fraction']:.2f}"
-            f"  clipped {clipped_fraction(record):.2f}  {record['time/total']:.1f} s  left {self._pace.left(record)}{held_out}",
+            f"  {trained(record)}  {record['time/total']:.1f} s  left {self._pace.left(record)}{held_out}",
             file=sys.stderr,
             flush=True,
         )

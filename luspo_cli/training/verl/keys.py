@@ -95,6 +95,7 @@ FATES: Mapping[str, Fate] = {
         temperature=Fate(f"{ROLLOUT}.temperature"),
         top_p=Fate(f"{ROLLOUT}.top_p"),
         top_k=Fate(f"{ROLLOUT}.top_k", note="0 is -1 there"),
+        lag=Fate(refused="verl's trainer trains each batch in the step that sampled it"),
         dynamic_sampling=Fate(
             refused="verl's filter of groups has no bound on its rounds, and reports the kept groups' lengths alone"
         ),
