@@ -75,6 +75,7 @@ def load_sampling_model(
     from transformers.utils import logging
 
     from luspo_cli.policy.loading import context_of, load_model
+    from luspo_cli.rollout.in_process.agreement import require_agreement
     from luspo_cli.rollout.in_process.packed import bfloat16_copy
     from luspo_cli.rollout.in_process.sampler import InProcessSampler
 
@@ -91,6 +92,7 @@ def load_sampling_model(
             f"'{path}' comes with Python code of its own, which is not run unasked; read it, then add --trust-remote-code."
         ) from None
     model = loaded.model.requires_grad_(False).eval()
+    require_agreement(model, path)
     if torch.cuda.is_available():
         for weight in model.parameters():  # not the whole module: that would round the rotary frequencies as well
             weight.data = weight.data.to(getattr(torch, dtype))

@@ -21,6 +21,7 @@ from luspo_cli.errors import UsageError
 from luspo_cli.files import replacing_folder, said_in_one_sentence
 from luspo_cli.policy.images import tower_is_frozen, with_features
 from luspo_cli.policy.inputs import placeholder_in, prompt_inputs, prompt_length
+from luspo_cli.policy.logprobs import head_logits
 from luspo_cli.policy.model_files import base_of, find_model, is_hub_id, of_base
 from luspo_cli.policy.reading import (
     IMAGE_PROCESSOR,
@@ -212,7 +213,7 @@ def _refuse_altered_logits(model: Any, path: str) -> None:
         logits = model(input_ids=torch.zeros(1, 2, dtype=torch.long), use_cache=False).logits
     finally:
         model.model = layers
-    if not torch.allclose(logits.float(), model.lm_head(states).float(), rtol=1e-4, atol=1e-5):
+    if not torch.allclose(logits.float(), head_logits(model, states).float(), rtol=1e-4, atol=1e-5):
         raise UsageError(
             f"model '{path}' changes its hidden states or logits around the vocabulary head, which log-probs and rollouts here"
             " would leave out; choose another model"

@@ -16,15 +16,38 @@ CHUNK_LOGITS = 2**26
 """Logits of one chunk: 256 MB in float32."""
 
 
+def logit_cap(model: Any) -> float | None:
+    """The bound c of a model whose logits are c * tanh(logits / c), Gemma's `final_logit_softcapping`; None without one."""
+    config = getattr(model, "config", None)
+    found: float | None = getattr(config and config.get_text_config(), "final_logit_softcapping", None)
+    return found
+
+
+def head_logits(model: Any, hidden: Tensor) -> Tensor:
+    """Logits [..., V] of hidden states [..., width], as the model itself makes them; for few tokens."""
+    logits: Tensor = model.lm_head(hidden)
+    cap = logit_cap(model)
+    return logits if cap is None else (logits / cap).tanh() * cap
+
+
 def token_logprobs(
-    hidden: Tensor, head: Tensor, targets: Tensor, temperature: float, with_entropy: bool, with_collision: bool = False
+    hidden: Tensor,
+    head: Tensor,
+    targets: Tensor,
+    temperature: float,
+    with_entropy: bool,
+    with_collision: bool = False,
+    cap: float | None = None,
 ) -> tuple[Tensor, ...]:
     """Return log-probs [N] of `targets` and the entropy [N] (nats) at `temperature`; zeros where it is not asked for.
 
     hidden: [N, width] in the compute type; head: [vocabulary, width]; targets: [N]. Both results are float32 and carry
     gradient to `hidden` and `head`. `with_collision`: a third result, Σ p² over the vocabulary [N], without gradient.
+    `cap`: as `logit_cap` has it.
     """
-    found: tuple[Tensor, ...] = _TokenLogprobs.apply(hidden, head, targets, temperature, with_entropy, with_collision)
+    found: tuple[Tensor, ...] = _TokenLogprobs.apply(
+        hidden, head, targets, temperature, with_entropy, with_collision, cap
+    )
     return found if with_collision else found[:2]
 
 
@@ -33,9 +56,11 @@ def _chunks(tokens: int, vocabulary: int) -> list[slice]:
     return [slice(start, start + size) for start in range(0, tokens, size)]
 
 
-def _logits(hidden: Tensor, head: Tensor, temperature: float) -> Tensor:
+def _logits(hidden: Tensor, head: Tensor, temperature: float, cap: float | None) -> Tensor:
     """Float32 logits of a chunk, a private copy that the caller may overwrite."""
     logits = torch.nn.functional.linear(hidden, head).float()
+    if cap is not None:
+        logits.div_(cap).tanh_().mul_(cap)
     return logits if temperature == 1.0 else logits.div_(temperature)
 
 
@@ -49,13 +74,14 @@ class _TokenLogprobs(torch.autograd.Function):
         temperature: float,
         with_entropy: bool,
         with_collision: bool,
+        cap: float | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         weight = head.to(hidden.dtype)
         logprobs = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
         entropy, normaliser, collision = (torch.zeros_like(logprobs) for _ in range(3))
         with torch.autocast(hidden.device.type, enabled=False):
             for part in _chunks(len(targets), len(head)):
-                logits = _logits(hidden[part], weight, temperature)
+                logits = _logits(hidden[part], weight, temperature, cap)
                 peak = logits.amax(-1, keepdim=True)
                 weights = (logits - peak).exp_()
                 total = weights.sum(-1)
@@ -67,7 +93,7 @@ class _TokenLogprobs(torch.autograd.Function):
                 if with_collision:
                     collision[part] = torch.bmm(weights[:, None], weights[:, :, None])[:, 0, 0] / total.square()
         ctx.save_for_backward(hidden, head, targets, normaliser, entropy)
-        ctx.temperature, ctx.with_entropy = temperature, with_entropy
+        ctx.temperature, ctx.with_entropy, ctx.cap = temperature, with_entropy, cap
         ctx.mark_non_differentiable(collision)
         return logprobs, entropy, collision
 
@@ -81,7 +107,10 @@ class _TokenLogprobs(torch.autograd.Function):
         entropy_counts = ctx.with_entropy and bool(from_entropy.any())
         with torch.autocast(hidden.device.type, enabled=False):
             for part in _chunks(len(targets), len(head)):
-                log_softmax = _logits(hidden[part], weight, ctx.temperature).sub_(normaliser[part, None])
+                log_softmax = _logits(hidden[part], weight, ctx.temperature, ctx.cap)
+                # The slope of c * tanh(x / c) is 1 - (its value / c)^2.
+                slope = None if ctx.cap is None else 1 - (log_softmax * (ctx.temperature / ctx.cap)).square_()
+                log_softmax.sub_(normaliser[part, None])
                 # d logprob / d logits = onehot - p;  d entropy / d logits = -p (log p + entropy)
                 if entropy_counts:
                     probabilities = log_softmax.exp()
@@ -92,8 +121,10 @@ class _TokenLogprobs(torch.autograd.Function):
                 gradient.scatter_add_(-1, targets[part, None], from_logprobs[part, None])
                 if ctx.temperature != 1.0:
                     gradient.div_(ctx.temperature)
+                if slope is not None:
+                    gradient.mul_(slope)
                 gradient = gradient.to(hidden.dtype)
                 torch.mm(gradient, weight, out=hidden_gradient[part])
                 if head_gradient is not None:
                     head_gradient += gradient.t().mm(hidden[part])
-        return hidden_gradient, None if head_gradient is None else head_gradient.to(head.dtype), None, None, None, None
+        return hidden_gradient, None if head_gradient is None else head_gradient.to(head.dtype), *(None,) * 5

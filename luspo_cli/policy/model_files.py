@@ -9,7 +9,7 @@ from typing import Any
 from luspo_cli.config.model import ModelConfig
 from luspo_cli.errors import UsageError
 from luspo_cli.files import read_object, require_object
-from luspo_cli.policy.supported import unsupported
+from luspo_cli.policy.supported import is_measured, unsupported
 
 ADAPTER_CONFIG = "adapter_config.json"
 """What makes a folder a peft folder: adapters that belong to a base model elsewhere."""
@@ -44,6 +44,17 @@ def unread_revision(path: str, revision: str) -> str | None:
     if revision == "main" or is_hub_id(path):
         return None
     return f"model.revision = '{revision}' applies to hub ids only, and model.path = '{path}' is not one: remove model.revision"
+
+
+def unmeasured(file: Path) -> str | None:
+    """Say what the start does with a model of a type whose log-probs nobody compared yet; `file`: its config.json."""
+    kind = (read_object(file) or {}).get("model_type")
+    if kind is None or is_measured(kind):
+        return None
+    return (
+        f"models of type {kind} were not measured (docs/models.md): at the start a few tokens of it are compared with plain"
+        " transformers, and it is refused where they differ"
+    )
 
 
 def find_model(path: str, revision: str = "main") -> str | None:

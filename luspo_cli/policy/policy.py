@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from luspo_cli.policy.images import hidden_states, rotary_positions
-from luspo_cli.policy.logprobs import token_logprobs
+from luspo_cli.policy.logprobs import logit_cap, token_logprobs
 from luspo_cli.policy.packing import PolicyBatch
 from luspo_cli.policy.routing import Replay, Routed, RoutingAsked, read_routers, routers, summed_probabilities, taken
 
@@ -80,7 +80,8 @@ class Policy(nn.Module):
         if self._joins and batch.joined is not None:
             read = batch.joined.places.view(-1)[read]
         states = hidden.index_select(0, read).to(compute_dtype)
-        found = token_logprobs(states, head, targets, self.temperature, with_entropy, with_collision)
+        cap = logit_cap(self.model)
+        found = token_logprobs(states, head, targets, self.temperature, with_entropy, with_collision, cap)
         flat = rows * mask.shape[1] + columns
         shape = (mask.numel(),)
         results: tuple[Any, ...] = tuple(

@@ -18,6 +18,22 @@ FACTORS = ("logits_scaling", "logit_scale", "lm_head_multiplier", "output_multip
 """Configuration entries by which some models multiply or divide their logits; 1 changes nothing."""
 CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap", "attn_logit_softcapping")
 """Entries by which some models bound their logits or attention scores through a tanh."""
+COMPUTED_CAPS = ("final_logit_softcapping", "attn_logit_softcapping")
+"""Those of them that the engine computes, for the model types of `CAPPED`."""
+CAPPED = ("gemma2", "gemma3_text", "vaultgemma")
+WINDOWED = (
+    "exaone4", "gemma2", "gemma3_text", "ministral", "mistral", "mixtral", "olmo3", "phi3", "qwen2", "qwen3", "smollm3",
+    "starcoder2", "vaultgemma",
+)  # fmt: skip
+"""Model types that hand their window to the attention function, measured against transformers with rows longer than it."""
+MEASURED = (
+    "apertus", "arcee", "cohere", "deepseek_v2", "deepseek_v3", "ernie4_5", "exaone4", "gemma", "gemma2", "gemma3_text",
+    "glm", "glm4", "granite", "helium", "hunyuan_v1_dense", "llama", "ministral", "mistral", "mixtral", "nemotron", "olmo",
+    "olmo2", "olmo3", "opt", "phi3", "phimoe", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "seed_oss", "smollm3", "stablelm",
+    "starcoder2", "vaultgemma",
+)  # fmt: skip
+"""Model types whose log-probs were compared with transformers' own (docs/models.md); of another one each model is, when it is
+loaded (rollout/in_process/agreement.py)."""
 POSITIVE = ("rope_theta", "rope_local_base_freq", "rotary_emb_base", "factor")
 """Entries that the positions of tokens are divided by or raised to."""
 VISION_MODELS = {
@@ -55,16 +71,30 @@ def unsupported(config: Mapping[str, Any], path: str) -> str | None:
         return f"the weights of model '{path}' are quantised ({method}), which cannot be trained; take the unquantised model"
     for name in FACTORS + CAPS:
         value = text.get(name)
-        if value is not None and not (name in FACTORS and value == 1):
+        computed = value == 1 if name in FACTORS else name in COMPUTED_CAPS and text.get("model_type") in CAPPED
+        if value is not None and not computed:
             return (
                 f"model '{path}' computes with {name} = {value}, which log-probs and rollouts here would leave out;"
                 " choose another model"
             )
     if bad := _no_number(config):
         return f"the config.json of model '{path}' has {bad}, which no model can compute with; mend it, or take a complete copy"
-    if not causal_only(text):
+    kinds = text.get("layer_types")
+    for kind in kinds if isinstance(kinds, list | tuple) else ():
+        if kind not in ("full_attention", "sliding_attention"):
+            return (
+                f"model '{path}' has layers of type {kind}, and only full and sliding-window attention can be computed here;"
+                " choose another model"
+            )
+    if text.get("use_bidirectional_attention"):
         return (
-            f"model '{path}' uses sliding-window or linear attention, which is not supported yet; choose another model"
+            f"model '{path}' attends to later tokens (use_bidirectional_attention), so it does not write text; choose"
+            " another model"
+        )
+    if not causal_only(text) and text.get("model_type") not in WINDOWED:
+        return (
+            f"model '{path}' uses sliding-window attention, which is computed for the types {', '.join(WINDOWED)} alone;"
+            " choose one of those, or a model without a window"
         )
     return _of_its_type(config, path)
 
@@ -83,7 +113,7 @@ def _no_number(entries: Mapping[str, Any]) -> str | None:
 
 
 def causal_only(text: Mapping[str, Any]) -> bool:
-    """Whether every layer attends to all earlier positions: what our attention and the in-process sampler assume.
+    """Whether every layer attends to all earlier positions.
 
     `text`: the configuration of the language model.
     """
@@ -92,6 +122,11 @@ def causal_only(text: Mapping[str, Any]) -> bool:
         return all(kind == "full_attention" for kind in kinds)
     # Mistral, Phi-3 and Starcoder2 list no layers: one window, where it is set, holds for all of them.
     return not (text.get("sliding_window") and text.get("use_sliding_window", True))
+
+
+def is_measured(kind: object) -> bool:
+    """Whether log-probs of this model type were compared with transformers', so that its models are taken as they are."""
+    return kind in MEASURED or kind in VISION_MODELS
 
 
 def image_token_ids(config: Any) -> tuple[int, ...]:

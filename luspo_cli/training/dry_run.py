@@ -19,7 +19,15 @@ from luspo_cli.config.run import MADE, TrainRun
 from luspo_cli.data.overlap import held_out_warning
 from luspo_cli.errors import UsageError
 from luspo_cli.machine import MOST_PER_CORE, has_cuda, memory_bytes, usable_cores
-from luspo_cli.policy.model_files import base_of, config_file, find_model, is_adapter, of_base, unread_revision
+from luspo_cli.policy.model_files import (
+    base_of,
+    config_file,
+    find_model,
+    is_adapter,
+    of_base,
+    unmeasured,
+    unread_revision,
+)
 from luspo_cli.policy.model_shape import read_shape
 from luspo_cli.records import Problem
 from luspo_cli.rollout.samplers import (
@@ -117,7 +125,7 @@ def make_plan(
         rewards=rewards,
         sampler={"name": sampler.name, "reason": sampler.reason},
         missing=[reason for reason in missing if reason],
-        warnings=[*warnings, *([overlap] if overlap else [])],
+        warnings=[*warnings, *(said for said in (overlap, file and unmeasured(file)) if said)],
         about=list(about),
     )
 

@@ -13,6 +13,7 @@ from luspo_cli.policy.model_files import read_adapter_config
 from luspo_cli.processes.ranks import ALONE, Ranks
 from luspo_cli.processes.sharding import gets_weights
 from luspo_cli.records import Problem
+from luspo_cli.rollout.in_process.agreement import require_agreement
 from luspo_cli.runs.checkpoints import Checkpoint, policy_folder
 from luspo_cli.training.made.model import made_model
 
@@ -50,4 +51,7 @@ def load_from(config: TrainRun, folder: Path | None, ranks: Ranks) -> LoadedMode
     """The model of `folder`, else of `model.path`; without its weights on a process that is handed its share of them later."""
     model = config.model.model_copy(update={"path": str(folder)}) if folder else config.model
     without_weights = gets_weights(config.model, ranks)
-    return load_model(model, config.rollout.chat_template, config.data, not without_weights)
+    loaded = load_model(model, config.rollout.chat_template, config.data, not without_weights)
+    if not without_weights:
+        require_agreement(loaded.model, config.model.path)
+    return loaded

@@ -62,6 +62,31 @@ def test_folding_heads_equals_repeating_the_cache(heads: int, key_heads: int) ->
     assert torch.allclose(folded, repeated, atol=1e-12)
 
 
+def capped_oracle(query: Tensor, key: Tensor, value: Tensor, allowed: Tensor, softcap: float) -> Tensor:
+    shared = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(shared, 1), value.repeat_interleave(shared, 1)
+    scores = softcap * torch.tanh(query @ key.transpose(2, 3) * 0.3 / softcap)
+    return (scores.masked_fill(~allowed[:, None], -math.inf).softmax(-1) @ value).transpose(1, 2)
+
+
+@pytest.mark.parametrize("softcap", [None, 0.5])
+@pytest.mark.parametrize("window", [1, 3, 7, 20, None])
+def test_a_window_is_a_number_of_tokens_itself_included(window: int | None, softcap: float | None) -> None:
+    """Row by row, and the last token of each row as a decode step whose columns begin at different places."""
+    query, key, value = tensors(3, 4, 2, 7, 7)
+    allowed = torch.tensor([[0 <= i - j < (window or 7) for j in range(7)] for i in range(7)]).expand(3, 7, 7)
+    expected = (
+        oracle(query, key, value, allowed, 0.3)
+        if softcap is None
+        else capped_oracle(query, key, value, allowed, softcap)
+    )
+    found, _ = attention(nn.Module(), query, key, value, None, 0.3, sliding_window=window, softcap=softcap)
+    assert torch.allclose(found, expected, atol=1e-6)  # the capped scores' softmax is float32
+    mask = decode_mask(torch.ones(3, 7, dtype=torch.bool), torch.float64)
+    last, _ = attention(nn.Module(), query[:, :, -1:], key, value, mask, 0.3, sliding_window=window, softcap=softcap)
+    assert torch.allclose(last, expected[:, -1:], atol=1e-6)
+
+
 def test_a_model_with_our_attention_computes_what_the_stock_one_computes(make_model: Callable[..., Any]) -> None:
     tokens = torch.arange(2, 20).view(2, 9)
     ours, stock = make_model(dtype="float64"), make_model(dtype="float64", attention="eager")

@@ -65,12 +65,11 @@ def test_a_file_cut_short(folder: Path, file: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_sliding_window_attention_is_refused(folder: Path) -> None:
+def test_linear_attention_is_refused(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
-    config |= {"use_sliding_window": True, "max_window_layers": 0, "layer_types": ["sliding_attention"] * 2}
-    config["sliding_window"] = 8
+    config |= {"layer_types": ["linear_attention", "full_attention"]}
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UsageError, match="sliding-window"):
+    with pytest.raises(UsageError, match="has layers of type linear_attention"):
         load_model(ModelConfig(path=str(folder)))
 
 
@@ -79,7 +78,6 @@ SMALL = {
     "num_key_value_heads": 2, "max_position_embeddings": 64, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": None,
 }  # fmt: skip
 OF_OTHER_SHAPE: dict[str, dict[str, Any]] = {
-    "Gemma2": {"head_dim": 8},
     "FalconH1": {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8},
     "GPT2": {"n_embd": 32, "n_layer": 2, "n_head": 4},
 }
@@ -101,8 +99,8 @@ def saved(folder: Path, family: str, tokenizer: Any, **changes: Any) -> ModelCon
     [
         ("Granite", {"logits_scaling": 8.0}, "logits_scaling = 8.0"),
         ("Cohere", {}, "logit_scale = 0.0625"),
-        ("Gemma2", {}, "final_logit_softcapping = 30.0"),
-        ("Gemma2", {"final_logit_softcapping": None}, "attn_logit_softcapping = 50.0"),
+        ("Llama", {"final_logit_softcapping": 30.0}, "final_logit_softcapping = 30.0"),
+        ("Qwen2", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping = 50.0"),
         ("FalconH1", {"lm_head_multiplier": 0.5}, "lm_head_multiplier = 0.5"),
     ],
 )
@@ -126,10 +124,11 @@ def test_a_factor_of_one_alters_nothing(
         assert torch.equal(head, model(input_ids=tokens, use_cache=False).logits)
 
 
-@pytest.mark.parametrize("family", ["Mistral", "Phi3", "Starcoder2"])
-def test_a_window_over_all_layers_is_refused(tmp_path: Path, made_tokenizer: Any, family: str) -> None:
-    with pytest.raises(UsageError, match="sliding-window"):
-        load_model(saved(tmp_path, family, made_tokenizer, sliding_window=8))
+def test_a_window_that_a_type_does_not_hand_to_its_attention_is_refused(tmp_path: Path, made_tokenizer: Any) -> None:
+    entries = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "sliding_window": 8}
+    window = {"use_sliding_window": True, "layer_types": ["sliding_attention"] * 2}
+    with pytest.raises(UsageError, match="uses sliding-window attention, which is computed for the types exaone4,"):
+        load_model(saved(tmp_path, "Qwen2Moe", made_tokenizer, **entries, **window))
 
 
 @pytest.mark.parametrize(

@@ -27,17 +27,25 @@ def inputs() -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     return hidden, head, targets, torch.randn(TOKENS, generator=generator), torch.randn(TOKENS, generator=generator)
 
 
-def oracle(hidden: Tensor, head: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    log_softmax = (hidden.double() @ head.double().T / temperature).log_softmax(-1)
+def oracle(
+    hidden: Tensor, head: Tensor, targets: Tensor, temperature: float, cap: float | None = None
+) -> tuple[Tensor, Tensor]:
+    logits = hidden.double() @ head.double().T
+    logits = logits if cap is None else cap * torch.tanh(logits / cap)
+    log_softmax = (logits / temperature).log_softmax(-1)
     return log_softmax.gather(1, targets[:, None])[:, 0], -(log_softmax.exp() * log_softmax).sum(-1)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6, 1.7])
 @pytest.mark.parametrize("entropy_weight", [0.0, 0.4])
-def test_value_and_gradient(chunk: int, temperature: float, entropy_weight: float) -> None:
+@pytest.mark.parametrize("cap", [None, 1.5])
+def test_value_and_gradient(chunk: int, temperature: float, entropy_weight: float, cap: float | None) -> None:
     hidden, head, targets, on_logprobs, on_entropy = inputs()
     results = []
-    for function in (oracle, lambda h, w, t, temp: token_logprobs(h, w, t, temp, True)):
+    for function in (
+        lambda h, w, t, temp: oracle(h, w, t, temp, cap),
+        lambda h, w, t, temp: token_logprobs(h, w, t, temp, True, cap=cap),
+    ):
         h, w = hidden.clone().requires_grad_(), head.clone().requires_grad_()
         logprobs, entropy = function(h, w, targets, temperature)
         loss = (on_logprobs * logprobs).sum() + entropy_weight * (on_entropy * entropy).sum()

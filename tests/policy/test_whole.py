@@ -156,7 +156,7 @@ def test_the_names_and_shapes_of_plain_decoders_are_transformers_own(tmp_path: P
             "is a vision model of type gemma3; supported are qwen2_5_vl",
         ),
         ({"final_logit_softcapping": 30.0}, "computes with final_logit_softcapping = 30.0"),
-        ({"layer_types": ["linear_attention", "full_attention"]}, "sliding-window or linear attention"),
+        ({"layer_types": ["linear_attention", "full_attention"]}, "has layers of type linear_attention"),
     ],
 )
 def test_a_configuration_of_a_model_that_is_not_supported(folder: Path, entries: dict[str, Any], sentence: str) -> None:

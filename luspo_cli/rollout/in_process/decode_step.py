@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from luspo_cli.policy.logprobs import head_logits
+from luspo_cli.policy.supported import causal_only
 from luspo_cli.rollout.in_process.cache import Columns, decode_mask
 
 DENSE = ("llama", "mistral", "qwen2", "qwen3")
@@ -69,8 +71,7 @@ class DecodeStep:
             past_key_values=Columns(states[:layers], states[layers:]),
             use_cache=True,
         ).last_hidden_state
-        logits: Tensor = self.model.lm_head(hidden[:, -1])
-        return logits
+        return head_logits(self.model, hidden[:, -1])
 
     def _weights(self) -> list[Tensor]:
         return [holder[key] for holder, key in self._places]
@@ -125,6 +126,8 @@ class DecodeStep:
 def _is_recordable(model: Any) -> bool:
     weight = next(model.parameters())
     if weight.device.type != "cpu" or weight.dtype != torch.float32 or model.config.model_type not in DENSE:
+        return False
+    if not causal_only(model.config.to_dict()):  # which columns a window leaves out would be a constant
         return False
     rotary = getattr(model.model, "rotary_emb", None)
     if any(kind in str(getattr(rotary, "rope_type", "")) for kind in SCALED_BY_LENGTH):

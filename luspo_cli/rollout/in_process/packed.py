@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from luspo_cli.policy.lora import is_adapted, merged_weight
+from luspo_cli.policy.lora import Float32Embedding, is_adapted, merged_weight
 from luspo_cli.processes.sharding import whole_weight
 
 
@@ -64,7 +64,7 @@ def _convert(layer: Any, made: dict[int, Any], pack: bool) -> None:
     for weight in layer.parameters(recurse=False):
         shared = weight.dtype == torch.bfloat16 and not weight.requires_grad
         made[id(weight)] = weight if shared else nn.Parameter(weight.detach().to(torch.bfloat16), requires_grad=False)
-    if isinstance(layer, nn.Embedding) and type(layer) is not nn.Embedding:  # one that returns float32
+    if isinstance(layer, Float32Embedding):
         made[id(layer)] = nn.Embedding.from_pretrained(made[id(layer.weight)])
     for inner in layer.children():
         _convert(inner, made, pack)

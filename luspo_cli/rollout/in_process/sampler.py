@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from luspo_cli.policy.images import batch_images, hidden_states, rotary_positions
+from luspo_cli.policy.logprobs import head_logits
 from luspo_cli.policy.routing import read_routers
 from luspo_cli.policy.supported import image_token_ids
 from luspo_cli.records import Prompt, Rollout, StopReason
@@ -223,7 +224,7 @@ class _DecodeBatch:
         if self.met:
             self.met.add_prompts(lengths)
         last = hidden[torch.arange(len(prompts)), torch.tensor(lengths) - 1]  # [N, width]
-        logits = self.model.lm_head(last).repeat_interleave(size, 0)
+        logits = head_logits(self.model, last).repeat_interleave(size, 0)
         self.cache.add(computed, lengths, size)
         first = len(self.begun) * size
         rows = torch.arange(first, first + len(prompts) * size, device=self.device)
