@@ -22,6 +22,7 @@ from luspo_cli.commands import (
     objectives_show,
     plot_length,
     prepare_data,
+    push,
     train,
 )
 
@@ -88,6 +89,7 @@ app.command("fork", cls=Command, epilog=_epilog(fork.FORK_EXAMPLES))(fork.fork_c
 app.command("lab", cls=Command, epilog=_epilog(lab.LAB_EXAMPLES))(lab.lab_cli)
 app.command("inspect", cls=Command, epilog=_epilog(inspect.INSPECT_EXAMPLES))(inspect.inspect_cli)
 app.command("merge", cls=Command, epilog=_epilog(merge.MERGE_EXAMPLES))(merge.merge_cli)
+app.command("push", cls=Command, epilog=_epilog(push.PUSH_EXAMPLES))(push.push_cli)
 app.command("plot-length", cls=Command, epilog=_epilog(plot_length.PLOT_LENGTH_EXAMPLES))(plot_length.plot_length_cli)
 objectives_app = typer.Typer(cls=ListedByDefault, rich_markup_mode="markdown")
 objectives_app.command("list", cls=Command, epilog=_epilog(objectives.OBJECTIVES_EXAMPLES))(objectives.objectives_cli)
