@@ -113,8 +113,7 @@ def _ends(run: RunHistory, step: int) -> Iterator[str]:
     upto = run.table.loc[:step]
     rows = []
     for metric, said in ENDS:
-        known = upto[metric].dropna() if metric in upto else []
-        if len(known):
+        if metric in upto and len(known := upto[metric].dropna()):
             rows.append((said, f"{known.iloc[0]:.4g}", f"{known.iloc[-1]:.4g}"))
     if rows:
         yield _table(("", f"step {int(upto.index[0])}", f"step {int(upto.index[-1])}"), rows)
@@ -215,10 +214,11 @@ def _of_held_out(run: RunHistory, step: int) -> Iterator[str]:
     if not known:
         yield "No held-out accuracy was measured while it trained."
         return
-    first, last = ([row.get(end) for end in INTERVAL] for row in (known[0], known[-1]))
+    first, last = known[0], known[-1]
+    low, high = INTERVAL
     if known[0]["step"] != 0 or len(known) < 2:
         yield "Held-out accuracy was not measured both before and after the training, so no gain is shown."
-    elif None in (*first, *last) or (last[0] <= first[1] and first[0] <= last[1]):
+    elif first.keys() & last.keys() >= {low, high} and last[low] <= first[high] and first[low] <= last[high]:
         yield "The intervals of held-out accuracy before and after the training overlap: it shows no change in accuracy."
 
 

@@ -91,8 +91,9 @@ def plan_push(run: Path, model: Path, step: int, repository: str, branch: str | 
     files["luspo/config.json"] = (json.dumps(public_settings(history.config), indent=1) + "\n").encode()
     files["luspo/metrics.jsonl"] = (run / "metrics.jsonl").read_bytes()
     files[CARD] = card.encode()
-    for name in (CARD, "luspo/config.json"):
-        _refuse_private(name, {"": bytes(files[name]).decode()}, run)  # type: ignore[arg-type]  # they were made above
+    for name, content in files.items():
+        if name in (CARD, "luspo/config.json") and isinstance(content, bytes):
+            _refuse_private(name, {"": content.decode()}, run)
     return Upload(repository, branch, private, step, history.objective, dict(sorted(files.items())))
 
 

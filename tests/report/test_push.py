@@ -26,7 +26,7 @@ WEIGHTS = b"\x02\x00\x00\x00\x00\x00\x00\x00{}"
 PROVENANCE = {
     "luspo": "0.1.0", "code": {"commit": "c0ffee", "uncommitted": "d1ff"}, "python": "3.11.7", "seed": 3,
     "packages": {"torch": "2.13.0", "vllm": None}, "hardware": {"processor": "a processor", "gpus": ["a GPU"]},
-    "data": {"train": {"path": "/home/somebody/data/train.parquet", "sha256": "ab12"}},
+    "data": {"train": {"path": "/srv/somebody/data/train.parquet", "sha256": "ab12"}},
     "model": {"path": "owner/base", "commit": "beef", "weights": None}, "configuration": "cd34",
 }  # fmt: skip
 
@@ -36,7 +36,7 @@ def run_with_checkpoint(below: Path, *, base: str = "owner/base", adapter_of: st
     run = write_run(below, "mine", "luspo", 3, rollouts={4: [{"response": "secret"}]})
     config = json.loads((run / "config.json").read_text())
     config |= {"model": {"path": base}, "rollout": {"group_size": 4}}
-    config["data"] = {"train": "/home/somebody/data/train.parquet"}
+    config["data"] = {"train": "/srv/somebody/data/train.parquet"}
     (run / "config.json").write_text(json.dumps(config))
     (run / "provenance.json").write_text(json.dumps(PROVENANCE))
     (run / "evals").mkdir()
