@@ -13,26 +13,36 @@ from typer import Argument, Option
 
 from luspo_cli.config.executed import executed
 from luspo_cli.config.objective import NAMED_OBJECTIVES, resolve
+from luspo_cli.config.other_trainers.files import read_peer_loss
 from luspo_cli.errors import UsageError, nearest
 
 SHOW_EXAMPLES = [
     "luspo objectives show runs/tiny-luspo-seed0",
     "luspo objectives show luspo --preset tiny",
     "luspo objectives show gspo --json",
+    "luspo objectives show trl_config.yaml",
+    "luspo objectives show run_verl.sh",
 ]
 
 
 def show_cli(
-    target: Annotated[str, Argument(metavar="RUN_OR_NAME", help="A run folder, or an objective's name.")],
+    target: Annotated[
+        str,
+        Argument(
+            metavar="RUN_OR_NAME",
+            help="A run folder, an objective's name, or a file with another trainer's settings: TRL's GRPOConfig as YAML or JSON,"
+            " verl's overrides as YAML, lines or a shell script.",
+        ),
+    ],
     preset: Annotated[str | None, Option(help="With a name: the preset whose numbers it would run with.")] = None,
     as_json: Annotated[bool, Option("--json", help="Print one JSON object, for programs.")] = False,
 ) -> None:
-    """Say which loss ran, or would: the equation as executed, with every number it is executed with."""
+    """Say which loss ran, or would: the equation as executed, with every number; of TRL's and verl's settings too."""
     path = Path(target)
-    if path.is_dir():
+    if path.is_dir() or path.is_file():
         if preset is not None:
-            raise UsageError(f"--preset goes with an objective's name: {target} is a run and has its own numbers")
-        shown = _of_run(path)
+            raise UsageError(f"--preset goes with an objective's name: {target} has its own numbers")
+        shown = _of_run(path) if path.is_dir() else read_peer_loss(path).answer()
     else:
         shown = _of_name(target, preset)
     if as_json:
@@ -42,7 +52,9 @@ def show_cli(
 
         from luspo_cli.commands.display.details import print_details
 
-        print_details(Console(), shown["title"], [("equation", shown["equation"]), *shown["rows"]])
+        print_details(
+            Console(), shown["title"], [("equation", shown["equation"] or "none in our words"), *shown["rows"]]
+        )
 
 
 def _of_run(path: Path) -> dict[str, Any]:
@@ -58,8 +70,8 @@ def _of_run(path: Path) -> dict[str, Any]:
 def _of_name(name: str, preset: str | None) -> dict[str, Any]:
     if name not in NAMED_OBJECTIVES and name != "custom":
         raise UsageError(
-            f"{name} is neither a folder nor an objective{nearest(name, NAMED_OBJECTIVES)}: name a run folder, or one of"
-            f" {', '.join(NAMED_OBJECTIVES)}"
+            f"{name} is neither a folder, nor a file, nor an objective{nearest(name, NAMED_OBJECTIVES)}: name a run folder, a"
+            f" file with settings of TRL or verl, or one of {', '.join(NAMED_OBJECTIVES)}"
         )
     if preset is not None:
         from luspo_cli.config.layers import resolve_train

@@ -12,7 +12,7 @@ from luspo_cli.config.stored import flatten, show
 
 OF_THE_UPDATE = (
     "rollout.problems", "rollout.group_size", "rollout.max_response_tokens", "rollout.temperature", "rollout.lag",
-    "update.mini_batches", "update.optimizer", "update.learning_rate", "update.betas", "update.gradient_clip",
+    "reward.truncated", "update.mini_batches", "update.optimizer", "update.learning_rate", "update.betas", "update.gradient_clip",
     "update.sampler_correction", "update.sampler_correction_cap", "run.engine", "verl.loss", "verl.overrides",
 )  # fmt: skip
 """Numbers that the formula is executed with, beside the objective's own."""
@@ -32,6 +32,8 @@ class Counts:
     """Optimizer steps that follow one batch of responses, all epochs together."""
     epochs: float = 1
     """How often each response is trained on."""
+    masked: bool = False
+    """Whether truncated sequences are taken out of the counts."""
     lag: int = 0
     """Steps between sampling and training."""
 
@@ -65,6 +67,7 @@ def counts_of_run(leaves: Mapping[str, Any]) -> Counts:
         groups=problems / parts,
         response_limit=limit,
         updates=parts,
+        masked=leaves.get("reward.truncated") == "mask",
         lag=leaves.get("rollout.lag") or 0,
     )
 
@@ -72,7 +75,8 @@ def counts_of_run(leaves: Mapping[str, Any]) -> Counts:
 def count_rows(config: ObjectiveConfig, counts: Counts) -> Iterator[tuple[str, str]]:
     """The denominators of the aggregation as numbers, and how far the weights are from those that drew the responses."""
     if counts.sequences is not None:
-        yield "N, sequences of a mini-batch", f"{counts.sequences:g}"
+        less = ", less those that the limit cut" if counts.masked else ""
+        yield "N, sequences of a mini-batch", f"{counts.sequences:g}{less}"
     if config.needs_group_ids and counts.groups is not None:
         yield "B, groups of a mini-batch", f"{counts.groups:g}"
     if counts.response_limit is not None:
@@ -105,4 +109,6 @@ def _says_something(key: str, leaves: Mapping[str, Any]) -> bool:
         return leaves.get("update.sampler_correction", "none") != "none"
     if key in ("run.engine", "verl.loss", "verl.overrides"):
         return leaves.get("run.engine") == "verl" and bool(leaves.get(key))
+    if key == "reward.truncated":
+        return leaves.get(key, "keep") != "keep"
     return key in leaves and (key != "rollout.lag" or bool(leaves[key]))

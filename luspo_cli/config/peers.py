@@ -20,15 +20,15 @@ RESPONSE_LIMIT = "<the response limit>"
 NO_DUAL_CLIP = 1e9
 """verl's vanilla loss always has a dual clip, 3.0 unless set; a very large one is none."""
 
-_TRL_LOSS_TYPES = {
+TRL_LOSS_TYPES = {
     "token-mean": "dapo",
     "seq-mean-token-mean": "grpo",
     "seq-mean-token-sum": "luspo",
     "seq-mean-token-sum-norm": "dr_grpo",
 }
-_TRL_SCALES = {"group_mean_std": "group", "group_mean_batch_std": "batch"}
-_VERL_LOSS_MODES = {"gmpo": "geo_mean", "dppo-tv": "dppo_tv", "dppo-kl": "dppo_kl", "reinforce": "gpg"}
-_VERL_KL = {"k1": "kl", "k2": "mse", "k3": "low_var_kl"}
+TRL_SCALES = {"group_mean_std": "group", "group_mean_batch_std": "batch"}
+VERL_LOSS_MODES = {"gmpo": "geo_mean", "dppo-tv": "dppo_tv", "dppo-kl": "dppo_kl", "reinforce": "gpg"}
+VERL_KL = {"k1": "kl", "k2": "mse", "k3": "low_var_kl"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ def trl_settings(config: ObjectiveConfig, response_limit: int | None = None) -> 
     """TRL's options for the objective's loss; `response_limit`: of `seq-mean-token-sum-norm`, its `max_completion_length`."""
     if missing := _missing_in_trl(config):
         return PeerSettings(missing=missing)
-    values: dict[str, Value] = {"scale_rewards": _TRL_SCALES.get(config.advantage or "", "none")}
+    values: dict[str, Value] = {"scale_rewards": TRL_SCALES.get(config.advantage or "", "none")}
     aggregation = config.plain_aggregation
     differences: list[str] = []
     low, high = config.clip_low or 0.0, config.clip_high or 0.0
@@ -58,7 +58,7 @@ def trl_settings(config: ObjectiveConfig, response_limit: int | None = None) -> 
     elif config.surrogate != "vespo":
         values["importance_sampling_level"] = config.ratio or ""
     if config.surrogate == "clip":
-        values |= {"loss_type": _TRL_LOSS_TYPES[aggregation], "epsilon": low, "epsilon_high": high}
+        values |= {"loss_type": TRL_LOSS_TYPES[aggregation], "epsilon": low, "epsilon_high": high}
         if config.dual_clip is not None:
             values["delta"] = config.dual_clip
         if aggregation == "seq-mean-token-sum-norm":
@@ -132,7 +132,7 @@ def verl_terms(config: ObjectiveConfig) -> tuple[dict[str, Value], dict[str, Val
         terms |= {
             f"{ACTOR}.use_kl_loss": True,
             f"{ACTOR}.kl_loss_coef": config.kl_coefficient,
-            f"{ACTOR}.kl_loss_type": _VERL_KL[config.kl_estimator or "k3"],
+            f"{ACTOR}.kl_loss_type": VERL_KL[config.kl_estimator or "k3"],
         }
     if config.entropy_coefficient > 0:
         terms[f"{ACTOR}.entropy_coeff"] = config.entropy_coefficient
@@ -199,7 +199,7 @@ def _missing_in_trl(config: ObjectiveConfig) -> str:
 def _verl_loss_mode(config: ObjectiveConfig) -> str:
     if config.surrogate == "clip":
         return "gspo" if config.by_sequence else "vanilla"
-    return _VERL_LOSS_MODES.get(config.surrogate or "", config.surrogate or "")
+    return VERL_LOSS_MODES.get(config.surrogate or "", config.surrogate or "")
 
 
 def _missing_in_verl(config: ObjectiveConfig) -> str:

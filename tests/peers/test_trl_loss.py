@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +13,8 @@ import torch
 from peer_cases import LIMIT, Batch, compare, make_batch, objectives, our_loss
 
 from luspo_cli.config.objective import ObjectiveConfig, resolve
+from luspo_cli.config.other_trainers.files import read_peer_loss
+from luspo_cli.config.other_trainers.trl_keys import LOSS_KEYS, OTHER_KEYS, SCRIPT_KEYS
 from luspo_cli.config.peers import trl_settings
 
 pytestmark = pytest.mark.trl
@@ -104,3 +107,59 @@ def test_the_loss_type_alone_keeps_the_token_ratio(tmp_path: Path) -> None:
     for seed in range(3):
         batch = make_batch(as_read, seed, torch.float64)
         assert float((our_loss(luspo, batch)[0] - loss(batch)).detach().abs()) > 1e-3
+
+
+def test_names_and_values_of_its_keys_are_those_of_our_table() -> None:
+    from dataclasses import MISSING, fields
+
+    from trl import GRPOConfig, ModelConfig
+    from trl.scripts.grpo import GRPOScriptArguments
+
+    own = {entry.name: entry for entry in fields(GRPOConfig)}
+    assert set(own) == {*LOSS_KEYS, *OTHER_KEYS}
+    assert {entry.name for kind in (ModelConfig, GRPOScriptArguments) for entry in fields(kind)} - set(
+        own
+    ) <= SCRIPT_KEYS
+    for key, value in LOSS_KEYS.items():
+        assert own[key].default is not MISSING
+        assert own[key].default == value, key
+
+
+READ = {
+    "nothing set": {},
+    "the loss type alone": {"loss_type": "luspo"},
+    "sequence ratios under a token mean": {
+        "importance_sampling_level": "sequence",
+        "epsilon": 2e-3,
+        "epsilon_high": 3e-3,
+    },
+    "a constant divisor, no std": {"loss_type": "dr_grpo", "scale_rewards": False, "max_completion_length": LIMIT},
+    "a cap": {"loss_type": "cispo", "epsilon_high": 1.3},
+    "two-sided": {"loss_type": "grpo", "delta": 1.5, "beta": "4e-2", "use_bias_correction_kl": "false"},
+    "a mean per local batch": {"loss_type": "bnpo"},
+}
+
+
+@pytest.mark.parametrize("name", READ)
+def test_the_loss_that_we_read_in_a_file_is_the_one_that_runs(name: str, tmp_path: Path) -> None:
+    """`luspo objectives show FILE` against the trainer itself, given the same values."""
+    from trl import GRPOConfig, GRPOTrainer
+
+    file = tmp_path / "trl.json"
+    file.write_text(json.dumps({"output_dir": str(tmp_path), **READ[name]}), encoding="utf-8")
+    read = read_peer_loss(file).objective
+    assert read is not None
+    typed = {key: {"4e-2": 0.04, "false": False}.get(str(value), value) for key, value in READ[name].items()}
+    chosen = GRPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to=[], **typed)
+    compare(read, lambda batch: trl_loss(GRPOTrainer, chosen, batch), 1e-12, torch.float64)
+
+
+def test_a_cap_below_one_is_what_trl_makes_of_cispo_alone(tmp_path: Path) -> None:
+    """Without `epsilon_high` the cap of CISPO is `epsilon`, 0.2, whatever the ratio: REINFORCE times 0.2."""
+    from trl import GRPOConfig, GRPOTrainer
+
+    alone = GRPOConfig(loss_type="cispo", output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to=[])
+    plain = OBJECTIVES["token clip token-mean"]
+    batch = make_batch(plain, 0, torch.float64)
+    expected = -(0.2 * batch.advantages[:, None] * batch.logprobs * batch.mask).sum() / batch.mask.sum()
+    assert torch.allclose(trl_loss(GRPOTrainer, alone, batch), expected)

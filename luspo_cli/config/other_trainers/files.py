@@ -1,0 +1,143 @@
+"""A file with another trainer's settings → its keys and values: YAML, JSON, lines of key=value, or a shell script with them.
+
+Whose they are is told by the keys: verl's are dotted or nested below its sections, TRL's are the plain ones of `GRPOConfig`.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import operator
+import re
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from luspo_cli.config.other_trainers.loss import PeerLoss
+from luspo_cli.config.other_trainers.trl import trl_loss
+from luspo_cli.config.other_trainers.trl_keys import LOSS_KEYS, OTHER_KEYS
+from luspo_cli.config.other_trainers.verl import SECTIONS, verl_loss
+from luspo_cli.config.stored import flatten
+from luspo_cli.errors import UsageError
+
+_OVERRIDE = re.compile(r"^[(\"']*[+~]{0,2}([A-Za-z_][\w/@-]*(?:\.[\w/@-]+)*)=(.*)$", re.DOTALL)
+_ASSIGNMENT = re.compile(r"^(?:export\s+)?([A-Za-z_]\w*)=(.*)$")
+_VARIABLE = re.compile(r"\$\{([A-Za-z_]\w*)(?::?-([^}]*))?\}|\$([A-Za-z_]\w*)")
+_OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.floordiv}
+
+
+def read_peer_loss(path: Path) -> PeerLoss:
+    """The loss of the settings in `path`; UsageError where they are no settings of TRL's GRPO or of verl."""
+    settings = _settings(path)
+    dotted = [key for key in settings if key.split(".")[0] in SECTIONS and "." in key]
+    plain = [key for key in settings if key in LOSS_KEYS or key in OTHER_KEYS]
+    if dotted and plain:
+        raise UsageError(
+            f"{path} has keys of verl ({dotted[0]}) and of TRL ({plain[0]}): put the settings of each into a file of its own"
+        )
+    if dotted:
+        return verl_loss(settings, str(path))
+    if plain:
+        return trl_loss(settings, str(path))
+    raise UsageError(
+        f"{path} has no setting of TRL's GRPOConfig (loss_type, epsilon, ...) or of verl (actor_rollout_ref...., algorithm....):"
+        " give a YAML or JSON file, lines of key=value, or a shell script with verl's overrides"
+    )
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{path} is not text: give a YAML or JSON file, or a script") from None
+    suffix = path.suffix.lower()
+    if suffix == ".json":
+        try:
+            return _table(json.loads(text), path)
+        except json.JSONDecodeError as error:
+            raise UsageError(f"{path} is not valid JSON: {error}") from None
+    if suffix in (".yaml", ".yml"):
+        return _table(_yaml(text, path), path)
+    return _script(text)
+
+
+def _yaml(text: str, path: Path) -> Any:
+    import yaml  # type: ignore[import-untyped]
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UsageError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def _table(content: Any, path: Path) -> dict[str, Any]:
+    """The content under dotted keys; a list of key=value is a list of overrides."""
+    if isinstance(content, list) and all(isinstance(word, str) for word in content):
+        return _overrides(content, {})
+    if not isinstance(content, Mapping):
+        raise UsageError(f"{path} holds no table of settings")
+    nested = flatten(content)
+    # A key may be written with its dots, and below a section without them.
+    return {str(key): value for key, value in nested.items()}
+
+
+def _script(text: str) -> dict[str, Any]:
+    """Overrides in a script or in lines, with the script's own variables put in."""
+    variables: dict[str, str] = {}
+    words: list[str] = []
+    joined = re.sub(r"\$\(\(.*?\)\)", lambda match: "".join(match[0].split()), text.replace("\\\n", " "))
+    for line in joined.splitlines():
+        try:
+            parts = shlex.split(line, comments=True)
+        except ValueError:  # a quote that goes on in the next line: no override that can be read
+            parts = line.split()
+        for part in parts:
+            found = _ASSIGNMENT.match(part)
+            # A line that goes on with a command sets the variable for that command alone.
+            if found and (parts[0] == "export" or len(parts) == 1):
+                variables[found[1]] = _filled(found[2], variables)
+            words.append(_filled(part, variables))
+    return _overrides(words, variables)
+
+
+def _overrides(words: list[str], variables: Mapping[str, str]) -> dict[str, Any]:
+    """Key and value of each word that is one; beside dotted keys a script's own variables are none, nor is an environment's."""
+    found: dict[str, Any] = {}
+    for word in words:
+        if (override := _OVERRIDE.match(word)) and not override[1].isupper():
+            found[override[1]] = override[2].rstrip(")").strip("\"'")
+    if any("." in key for key in found):
+        return {key: value for key, value in found.items() if key not in variables}
+    return found
+
+
+def _filled(text: str, variables: Mapping[str, str]) -> str:
+    """The text with known variables, and with sums and products of whole numbers worked out."""
+
+    def value(match: re.Match[str]) -> str:
+        name = match[1] or match[3]
+        if name in variables:
+            return variables[name]
+        return match[2] if match[2] is not None else match[0]
+
+    filled = _VARIABLE.sub(value, text)
+    return re.sub(r"\$\(\((.*?)\)\)", lambda match: _worked_out(match, variables), filled)
+
+
+def _worked_out(match: re.Match[str], variables: Mapping[str, str]) -> str:
+    expression = re.sub(r"[A-Za-z_]\w*", lambda name: variables.get(name[0], name[0]), match[1])
+    try:
+        return str(_number(ast.parse(expression.strip(), mode="eval").body))
+    except (SyntaxError, ValueError, ZeroDivisionError):
+        return match[0]
+
+
+def _number(node: ast.expr) -> int:
+    if isinstance(node, ast.Constant) and isinstance(node.value, int):
+        return node.value
+    if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
+        return int(_OPERATORS[type(node.op)](_number(node.left), _number(node.right)))
+    raise ValueError("no sum or product of whole numbers")
