@@ -29,6 +29,7 @@ TRAIN_EXAMPLES = [
     "luspo train --preset tiny --objective luspo",
     "luspo train --preset tiny --objective gspo --set run.seed=1 --set update.mini_batches=8",
     "luspo train --preset qwen2.5-7b --objective luspo --dry-run",
+    "luspo train --preset tiny --objective luspo --probe",
     "luspo train --run runs/tiny-luspo-seed0 --resume",
     "luspo train --preset qwen2.5-7b --processes 8 --set model.sharding=full",
     "luspo train --preset qwen3-30b-a3b --engine verl --ray-address auto --verl-python .venv-verl/bin/python",
@@ -69,6 +70,13 @@ def train_cli(
     dry_run: Annotated[
         bool, Option("--dry-run", help="Print configuration, objective, memory and what is missing; do nothing.")
     ] = False,
+    probe: Annotated[
+        bool,
+        Option(
+            "--probe",
+            help="Sample 32 responses of the base model first, say what their lengths and rewards imply; no run.",
+        ),
+    ] = False,
     as_json: Annotated[bool, Option("--json", help="Answer as one JSON object.")] = False,
 ) -> None:
     """Train one model with one objective; the run folder holds every number and how it was made."""
@@ -79,6 +87,13 @@ def train_cli(
             raise UsageError("--allow-changed is for going on with a run: give --resume as well")
         if resume and if_exists == "replace":
             raise UsageError("--resume goes on with the run and --if-exists replace deletes it: give one of the two")
+        if probe and (resume or dry_run or engine == "verl" or processes not in (None, 1)):
+            other = (
+                "--resume" if resume else "--dry-run" if dry_run else f"--engine {engine}" if engine else "--processes"
+            )
+            raise UsageError(
+                f"--probe asks the base model before a run, in one process of our own engine: leave out {other}"
+            )
         existing = cast(Literal["refuse", "resume", "replace"], "resume" if resume else if_exists)
         if engine not in (None, "luspo", "verl"):
             raise UsageError(f"--engine must be luspo or verl, not '{engine}'")
@@ -89,6 +104,8 @@ def train_cli(
         if engine not in (None, resolved.run.engine):
             raise UsageError(f"--engine {engine}: the run in {run} was started with --engine {resolved.run.engine}")
         by_verl = resolved.run.engine == "verl"
+        if probe and by_verl:
+            raise UsageError("--probe samples with our own engine, and run.engine is verl: add --engine luspo")
         if not by_verl and (ray_address or verl_python):
             raise UsageError(
                 f"{'--ray-address' if ray_address else '--verl-python'} is for verl: give --engine verl as well"
@@ -115,6 +132,10 @@ def train_cli(
             plan = make_plan(resolved, copies, path, existing, about_preset(preset) if preset else (), warnings)
             typer.echo(json.dumps(asdict(plan), indent=2) if as_json else plan_text(plan))
             return
+        if probe:
+            # A folder of its own is never touched: one that is there is no reason to refuse, unless it was named.
+            probe_run(resolved, path, existing if run else "replace", as_json=as_json, warnings=warnings)
+            return
         if copies > 1:
             from luspo_cli.runs.folder import RunFolder
             from luspo_cli.training.dry_run import crowded
@@ -127,6 +148,28 @@ def train_cli(
     stop_with_supervisor()
     place = (verl_python, ray_address) if by_verl else None
     train(resolved, path, existing, as_json=as_json, allow_changed=allow_changed, warnings=warnings, verl=place)
+
+
+def probe_run(
+    config: TrainRun,
+    path: Path,
+    if_exists: Literal["refuse", "resume", "replace"],
+    *,
+    as_json: bool,
+    warnings: Sequence[str],
+) -> None:
+    """Print what a few responses of the base model say about the run; messages go to stderr."""
+    from luspo_cli.commands.display.probe import probe_json, probe_text
+    from luspo_cli.processes.signals import lasting_stderr
+    from luspo_cli.runs.log import StderrHandler, messages_to
+
+    with libraries_stay():
+        from luspo_cli.training.probe import run_probe
+    with lasting_stderr(), messages_to([StderrHandler()]):
+        for sentence in warnings:
+            logger.warning(sentence)
+        found = run_probe(config, path, if_exists)
+    typer.echo(json.dumps(probe_json(found, config), indent=2) if as_json else probe_text(found, config))
 
 
 def train(
