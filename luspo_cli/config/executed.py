@@ -83,7 +83,7 @@ def count_rows(config: ObjectiveConfig, counts: Counts) -> Iterator[tuple[str, s
         yield "L, the response limit", f"{counts.response_limit:g} tokens"
         if config.aggregation == "token-mean" and counts.sequences is not None:
             most = counts.sequences * counts.response_limit
-            yield "M, tokens of a mini-batch", f"counted anew in each one, at most N L = {most:g}"
+            yield "M, tokens of a mini-batch", f"counted anew in each one, at most N L = {most:,.0f}"
     if counts.updates is not None:
         yield "off-policy by", off_policy(counts)
 

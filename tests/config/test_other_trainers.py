@@ -209,6 +209,21 @@ def test_a_script_is_read_with_its_variables(tmp_path: Path) -> None:
     assert not loss.unread
 
 
+def test_what_a_script_sets_twice_is_said(tmp_path: Path) -> None:
+    script = tmp_path / "run.sh"
+    script.write_text(
+        f'low=0.2\nif [ -n "$X" ]; then\n  low=0.3 # wider\nfi\nlimit=$((2 * (3 + (1024))))\n'
+        f"ARGS=(\n  algorithm.adv_estimator=grpo  # a comment 'here\n  {ACTOR}.clip_ratio_low=$low trainer.experiment_name=a#b\n"
+        f"  data.max_response_length=$limit {ACTOR}.clip_ratio_high=0.2)\nrun {ACTOR}.clip_ratio_high=0.28\n",
+        encoding="utf-8",
+    )
+    loss = read_peer_loss(script)
+    assert (loss.objective.clip_low, loss.objective.clip_high) == (0.3, 0.28)
+    assert loss.counts.response_limit == 2054
+    assert f"{ACTOR}.clip_ratio_high is set more than once: 0.2, then 0.28, which is read" in text(loss)
+    assert f"{ACTOR}.clip_ratio_low: the script sets low more than once, and 0.3 is what is read here" in text(loss)
+
+
 def test_forms_of_a_file(tmp_path: Path) -> None:
     nested = tmp_path / "verl.yaml"
     nested.write_text(

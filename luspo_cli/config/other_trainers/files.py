@@ -10,14 +10,15 @@ import json
 import operator
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from luspo_cli.config.other_trainers.loss import PeerLoss
 from luspo_cli.config.other_trainers.trl import trl_loss
 from luspo_cli.config.other_trainers.trl_keys import LOSS_KEYS, OTHER_KEYS
-from luspo_cli.config.other_trainers.verl import SECTIONS, verl_loss
+from luspo_cli.config.other_trainers.verl import KEYS, SECTIONS, verl_loss
 from luspo_cli.config.stored import flatten
 from luspo_cli.errors import UsageError
 
@@ -29,7 +30,7 @@ _OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.m
 
 def read_peer_loss(path: Path) -> PeerLoss:
     """The loss of the settings in `path`; UsageError where they are no settings of TRL's GRPO or of verl."""
-    settings = _settings(path)
+    settings, notes = _settings(path)
     dotted = [key for key in settings if key.split(".")[0] in SECTIONS and "." in key]
     plain = [key for key in settings if key in LOSS_KEYS or key in OTHER_KEYS]
     if dotted and plain:
@@ -37,7 +38,8 @@ def read_peer_loss(path: Path) -> PeerLoss:
             f"{path} has keys of verl ({dotted[0]}) and of TRL ({plain[0]}): put the settings of each into a file of its own"
         )
     if dotted:
-        return verl_loss(settings, str(path))
+        loss = verl_loss(settings, str(path))
+        return replace(loss, warnings=(*notes, *loss.warnings))
     if plain:
         return trl_loss(settings, str(path))
     raise UsageError(
@@ -46,7 +48,8 @@ def read_peer_loss(path: Path) -> PeerLoss:
     )
 
 
-def _settings(path: Path) -> dict[str, Any]:
+def _settings(path: Path) -> tuple[dict[str, Any], list[str]]:
+    """The settings, and what is to be known of how they were found."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -56,11 +59,11 @@ def _settings(path: Path) -> dict[str, Any]:
     suffix = path.suffix.lower()
     if suffix == ".json":
         try:
-            return _table(json.loads(text), path)
+            return _table(json.loads(text), path), []
         except json.JSONDecodeError as error:
             raise UsageError(f"{path} is not valid JSON: {error}") from None
     if suffix in (".yaml", ".yml"):
-        return _table(_yaml(text, path), path)
+        return _table(_yaml(text, path), path), []
     return _script(text)
 
 
@@ -76,7 +79,7 @@ def _yaml(text: str, path: Path) -> Any:
 def _table(content: Any, path: Path) -> dict[str, Any]:
     """The content under dotted keys; a list of key=value is a list of overrides."""
     if isinstance(content, list) and all(isinstance(word, str) for word in content):
-        return _overrides(content, {})
+        return _overrides(content)[0]
     if not isinstance(content, Mapping):
         raise UsageError(f"{path} holds no table of settings")
     nested = flatten(content)
@@ -84,34 +87,62 @@ def _table(content: Any, path: Path) -> dict[str, Any]:
     return {str(key): value for key, value in nested.items()}
 
 
-def _script(text: str) -> dict[str, Any]:
-    """Overrides in a script or in lines, with the script's own variables put in."""
+def _script(text: str) -> tuple[dict[str, Any], list[str]]:
+    """Overrides in a script or in lines, with the script's own variables put in; and what is set more than once."""
     variables: dict[str, str] = {}
-    words: list[str] = []
-    joined = re.sub(r"\$\(\(.*?\)\)", lambda match: "".join(match[0].split()), text.replace("\\\n", " "))
-    for line in joined.splitlines():
+    changed: set[str] = set()
+    words: list[tuple[str, str]] = []
+    for line in _commands(text):
         try:
-            parts = shlex.split(line, comments=True)
-        except ValueError:  # a quote that goes on in the next line: no override that can be read
+            parts = shlex.split(line)
+        except ValueError:  # a quote that goes on in the next line
             parts = line.split()
         for part in parts:
+            filled = _filled(part, variables)
             found = _ASSIGNMENT.match(part)
             # A line that goes on with a command sets the variable for that command alone.
             if found and (parts[0] == "export" or len(parts) == 1):
-                variables[found[1]] = _filled(found[2], variables)
-            words.append(_filled(part, variables))
-    return _overrides(words, variables)
+                value = _filled(found[2], variables)
+                changed |= {found[1]} if variables.get(found[1], value) != value else set()
+                variables[found[1]] = value
+            words.append((part, filled))
+    settings, notes = _overrides([filled for _, filled in words])
+    for part, filled in words:
+        key = filled.lstrip("+~").partition("=")[0]
+        names = sorted({match[1] or match[3] for match in _VARIABLE.finditer(part)} & changed)
+        if key in KEYS and key in settings and names:
+            notes.append(
+                f"{key}: the script sets {', '.join(names)} more than once, and {settings[key]} is what is read here"
+            )
+    return settings, notes
 
 
-def _overrides(words: list[str], variables: Mapping[str, str]) -> dict[str, Any]:
-    """Key and value of each word that is one; beside dotted keys a script's own variables are none, nor is an environment's."""
+def _commands(text: str) -> list[str]:
+    """The lines without comments, those that go on in the next one joined, sums and products without blanks."""
+    lines = (line if _in_quotes(line) else re.sub(r"(^|\s)#.*$", "", line) for line in text.splitlines())
+    joined = re.sub(r"\\[ \t]*\n", " ", "\n".join(lines))
+    return re.sub(r"\$\(\(.*?\){2,}", lambda match: "".join(match[0].split()), joined).splitlines()
+
+
+def _in_quotes(line: str) -> bool:
+    """Whether the first # of a line stands inside quotes."""
+    before = line.partition("#")[0]
+    return before.count("'") % 2 == 1 or before.count('"') % 2 == 1
+
+
+def _overrides(words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """Key and value of each word that is one, the last one of a key; beside dotted keys a script's other words are none."""
     found: dict[str, Any] = {}
+    notes: list[str] = []
     for word in words:
         if (override := _OVERRIDE.match(word)) and not override[1].isupper():
-            found[override[1]] = override[2].rstrip(")").strip("\"'")
+            key, value = override[1], override[2].rstrip(")").strip("\"'")
+            if key in KEYS and found.get(key, value) != value:
+                notes.append(f"{key} is set more than once: {found[key]}, then {value}, which is read")
+            found[key] = value
     if any("." in key for key in found):
-        return {key: value for key, value in found.items() if key not in variables}
-    return found
+        return {key: value for key, value in found.items() if "." in key or key in SECTIONS}, notes
+    return found, notes
 
 
 def _filled(text: str, variables: Mapping[str, str]) -> str:
@@ -124,15 +155,15 @@ def _filled(text: str, variables: Mapping[str, str]) -> str:
         return match[2] if match[2] is not None else match[0]
 
     filled = _VARIABLE.sub(value, text)
-    return re.sub(r"\$\(\((.*?)\)\)", lambda match: _worked_out(match, variables), filled)
+    return re.sub(r"\$\(\(.*?\){2,}", lambda match: _worked_out(match[0], variables), filled)
 
 
-def _worked_out(match: re.Match[str], variables: Mapping[str, str]) -> str:
-    expression = re.sub(r"[A-Za-z_]\w*", lambda name: variables.get(name[0], name[0]), match[1])
+def _worked_out(text: str, variables: Mapping[str, str]) -> str:
+    expression = re.sub(r"[A-Za-z_]\w*", lambda name: variables.get(name[0], name[0]), text[3:-2])
     try:
-        return str(_number(ast.parse(expression.strip(), mode="eval").body))
+        return str(_number(ast.parse(expression, mode="eval").body))
     except (SyntaxError, ValueError, ZeroDivisionError):
-        return match[0]
+        return text
 
 
 def _number(node: ast.expr) -> int:

@@ -54,7 +54,6 @@ KEYS: Mapping[str, Any] = {
     "actor_rollout_ref.rollout.temperature": 1.0,
     "data.train_batch_size": 1024,
     "data.max_response_length": 512,
-    f"{ACTOR}.optim.lr": 1e-6,
 }
 """What the loss and its counts depend on, with verl's own values; a test marked `verl` compares them."""
 _NUMBERS = {f"{ACTOR}.loss_scale_factor": 0.0}
@@ -256,7 +255,7 @@ def _read_keys(values: Mapping[str, Any]) -> Iterator[str]:
         f"{ACTOR}.ppo_mini_batch_size",
         f"{ACTOR}.ppo_epochs",
     )
-    yield from ("data.max_response_length", "actor_rollout_ref.rollout.temperature", f"{ACTOR}.optim.lr")
+    yield from ("data.max_response_length", "actor_rollout_ref.rollout.temperature")
 
 
 def _unread(given: Mapping[str, Any]) -> Iterator[str]:
