@@ -68,7 +68,7 @@ def _settings(path: Path) -> tuple[dict[str, Any], list[str]]:
 
 
 def _yaml(text: str, path: Path) -> Any:
-    import yaml  # type: ignore[import-untyped]
+    import yaml
 
     try:
         return yaml.safe_load(text)
