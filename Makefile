@@ -26,7 +26,7 @@ help:
 	@echo "make peers   TRL 1.16 and verl 0.9.1, each in an environment of its own (.venv-trl, .venv-verl; 1.5 GB each)"
 	@echo "make test-peers  our losses against the code of both"
 	@echo "make test-verl   of these, what needs verl: the plug-in, a Ray cluster of two nodes on this machine"
-	@echo "make run-verl-cpu  a whole run of verl without a GPU, in an environment of its own (.venv-verl-cpu; 4 GB)"
+	@echo "make run-verl-cpu  luspo train --engine verl without a GPU, in an environment of its own (.venv-verl-cpu; 4.2 GB)"
 	@echo "make wheel   build the wheel, install it outside the checkout and train one step from it"
 	@echo "make check   lint, format, types, import contracts, generated docs"
 	@echo "make fix     format and mend what the linter can"
@@ -102,7 +102,7 @@ $(VERL_CPU_VENV)/.installed: pyproject.toml constraints.txt
 
 verl-cpu: $(VERL_CPU_VENV)/.installed
 
-# 4 steps of verl's own main_ppo with our loss and grading on the made model; what it leaves lies in runs/verl-cpu.
+# 2 steps of `luspo train --engine verl` with our loss and grading on a small model; the run folder is runs/verl-cpu/run.
 run-verl-cpu: verl-cpu
 	$(VERL_CPU_VENV)/bin/python tests/peers/run_verl_on_cpu.py runs/verl-cpu
 

@@ -68,7 +68,8 @@ class ShownResponse:
     status: str
     reward: float
     advantage: float
-    length: int
+    length: int | None
+    """Tokens; None, and never truncated, where they were not counted: in a run that verl trained."""
     truncated: bool
 
 
@@ -156,8 +157,6 @@ def last_groups(files: Mapping[int, Path]) -> tuple[ShownGroup, ...]:
         "stop_reason",
     ]
     table = read_columns(file, names)
-    if "response_length" not in table.column_names:  # a run that verl trained
-        return ()
     rows = table.to_pylist()
     groups = [[rows[place] for place in group] for group in groups_of([row["problem_id"] for row in rows])]
     groups.sort(key=lambda group: len({row["status"] == "correct" for row in group}) == 1)  # stable: mixed ones first
@@ -175,10 +174,8 @@ def last_groups(files: Mapping[int, Path]) -> tuple[ShownGroup, ...]:
 
 
 def _shown(row: dict[str, Any]) -> ShownResponse:
-    truncated = row["stop_reason"] == "length"
-    return ShownResponse(
-        row["response"], row["status"], row["reward"], row["advantage"], row["response_length"], truncated
-    )
+    length, truncated = row.get("response_length"), row.get("stop_reason") == "length"
+    return ShownResponse(row["response"], row["status"], row["reward"], row["advantage"], length, truncated)
 
 
 def _trend(run: RunHistory, name: str) -> Trend | None:

@@ -43,7 +43,9 @@ def train_cli(
     sets: Annotated[
         list[str] | None, Option("--set", help="section.key=value, on top of everything; can be repeated.")
     ] = None,
-    run: Annotated[Path | None, Option(help="Run folder. [runs/PRESET-OBJECTIVE-seedK]")] = None,
+    run: Annotated[
+        Path | None, Option(help="Run folder. [runs/PRESET-OBJECTIVE-seedK, with verl followed by -verl]")
+    ] = None,
     resume: Annotated[bool, Option("--resume", help="Go on from the newest whole checkpoint of --run.")] = False,
     if_exists: Annotated[
         str, Option(help="What to do with a run folder that is there: refuse, resume or replace.")
@@ -113,7 +115,10 @@ def train_cli(
         name = preset or (config.stem if config else "run")
         path = run or Path("runs") / f"{name}-{resolved.objective.name}-seed{resolved.run.seed}{'-verl' * by_verl}"
         from luspo_cli.config.layers import about_preset, unused_of_preset
+        from luspo_cli.runs.resume import require_run
 
+        if resume:
+            require_run(path)
         unused = unused_of_preset(preset, resolved)
         warnings = [unused] if unused else []
         if by_verl and copies > 1:
@@ -121,7 +126,7 @@ def train_cli(
         if by_verl and dry_run:
             from luspo_cli.training.verl.dry_run import verl_plan_text
 
-            typer.echo(verl_plan_text(resolved, path, ray_address, verl_python, as_json=as_json))
+            typer.echo(verl_plan_text(resolved, path, existing, ray_address, verl_python, as_json=as_json))
             return
         if dry_run:
             from dataclasses import asdict

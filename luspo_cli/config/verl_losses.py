@@ -15,6 +15,7 @@ answer one prompt, since it does not say; and numbers that its configuration has
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
@@ -35,6 +36,18 @@ from luspo_cli.config.peers import ACTOR, RESPONSE_LIMIT, PeerSettings, Value, v
 
 OLDEST_VERL = (0, 9, 1)
 """Releases before 0.9.1 call a loss otherwise, and their own gspo ignores `loss_agg_mode`."""
+_VERSION = re.compile(
+    r"v?(?:\d+!)?(?P<release>\d+(?:\.\d+)*)(?P<before>[-_.]?(?:a|alpha|b|beta|c|rc|pre|preview|dev)[-_.]?\d*)?", re.I
+)
+
+
+def verl_too_old(version: str) -> bool:
+    """Whether this release of verl comes before `OLDEST_VERL`; its own pre-releases do (PEP 440), and what is no version."""
+    found = _VERSION.match(version)
+    if found is None:
+        return True
+    release = tuple(map(int, found["release"].split(".")))
+    return release < OLDEST_VERL or (found["before"] is not None and release == OLDEST_VERL)
 
 
 @dataclass(frozen=True, slots=True)

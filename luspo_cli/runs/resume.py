@@ -44,13 +44,19 @@ def open_run(folder: RunFolder, config: TrainRun, if_exists: IfExists, changed: 
     return checkpoint
 
 
-def read_configuration(run: Path) -> TrainRun:
-    """The configuration that a run was started with; UsageError where there is none that this version reads."""
+def require_run(run: Path) -> Path:
+    """The stored configuration of the run that is to go on; UsageError where no run was begun there."""
     stored = run / "config.json"
     if not stored.is_file():
         raise UsageError(
             f"there is no run to resume in {run}: it has no config.json; start it with the command that was meant to"
         )
+    return stored
+
+
+def read_configuration(run: Path) -> TrainRun:
+    """The configuration that a run was started with; UsageError where there is none that this version reads."""
+    stored = require_run(run)
     try:
         return TrainRun.model_validate_json(stored.read_bytes())
     except OSError as error:

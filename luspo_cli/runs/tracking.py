@@ -16,6 +16,7 @@ import importlib.util
 import logging
 import os
 import secrets
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ from luspo_cli.metrics.names import BY_LENGTH
 from luspo_cli.runs.folder import RunFolder
 
 STATE = "tracking.json"
+LOGIN = "; run `wandb login`, or set WANDB_MODE=offline"
 PROJECT = "luspo"
 """Project name for services that group runs; `WANDB_PROJECT` and `TRACKIO_PROJECT` choose another."""
 
@@ -142,13 +144,34 @@ def numbers_of(record: Mapping[str, Any]) -> dict[str, float]:
 logger = logging.getLogger(__name__)
 
 
-def check_writers(names: Sequence[str]) -> None:
-    """Raise UsageError where a writer's package is missing."""
+def writers_refused(names: Sequence[str]) -> str:
+    """Why a writer could not start: its package is missing, or its service knows nobody; empty where all can be tried."""
     missing = missing_packages(names)
     if missing:
-        raise UsageError(
+        return (
             f"run.track names {', '.join(missing)}, which is not installed: pip install 'luspo[track]', or leave it out"
         )
+    if "wandb" in names and not _wandb_account():
+        return "run.track names wandb, which has no API key here" + LOGIN + "; or leave it out of run.track"
+    return ""
+
+
+def check_writers(names: Sequence[str]) -> None:
+    """Raise UsageError where a writer could not start."""
+    if reason := writers_refused(names):
+        raise UsageError(reason)
+
+
+def _wandb_account() -> bool:
+    """Whether wandb finds its key, needs none, or can ask for it on the terminal."""
+    if os.environ.get("WANDB_MODE", "online") in ("offline", "disabled", "dryrun") or sys.stdin.isatty():
+        return True
+    import wandb
+
+    try:
+        return bool(wandb.login(prompt=False, verify=False))
+    except TypeError:  # an older wandb: it asks, or says so, when the run starts
+        return True
 
 
 class Tracking:
@@ -192,7 +215,7 @@ class Tracking:
         try:
             self._writers[name] = maker(series)
         except Exception as error:  # whatever a service's package raises: no network, no login, no disk
-            advice = "; run `wandb login`, or set WANDB_MODE=offline" if name == "wandb" else ""
+            advice = LOGIN if name == "wandb" else ""
             raise UsageError(
                 f"{name} could not start ({_short(error)}){advice}; or leave it out of run.track"
             ) from error

@@ -29,7 +29,6 @@ from luspo_cli.policy.model_files import (
     unread_revision,
 )
 from luspo_cli.policy.model_shape import read_shape
-from luspo_cli.records import Problem
 from luspo_cli.rollout.samplers import (
     INSTALL_VLLM,
     ChosenSampler,
@@ -39,8 +38,9 @@ from luspo_cli.rollout.samplers import (
 )
 from luspo_cli.runs.checkpoints import fork_checkpoint
 from luspo_cli.runs.folder import IfExists, RunFolder
+from luspo_cli.runs.tracking import writers_refused
 from luspo_cli.training.memory import estimate_memory, largest_image_tokens, tower_moves, trained_parameters
-from luspo_cli.training.problems import held_out_problems, own_rewards, refuse_other_engine, training_problems
+from luspo_cli.training.problems import own_rewards, readable_problems, refuse_other_engine
 
 GIB = 2**30
 
@@ -100,6 +100,7 @@ def make_plan(
         config.correction_refused(sampler.name, never_drawn=shape.vision.depth > 0),
         config.routing_refused(sampler.name, has_experts=shape.experts.number > 0),
         crowded(config, processes),
+        writers_refused(config.run.track),
         _taken(config, run, if_exists) if run else None,
     ]
     return Plan(
@@ -221,16 +222,9 @@ def _taken(config: TrainRun, run: Path, if_exists: IfExists) -> str | None:
 
 def _data(config: TrainRun) -> tuple[list[str], str | None]:
     """Why the run could not read its problems, one sentence a key, and what it would warn about."""
-    read: list[list[Problem]] = []
-    unreadable = []
-    for problems in (training_problems, held_out_problems):
-        try:
-            read.append(problems(config))
-        except UsageError as error:
-            unreadable.append(str(error))
+    training, held_out, unreadable = readable_problems(config)
     if unreadable:
         return unreadable, None
-    training, held_out = read
     refused = config.lag_refused(has_images=any(problem.images for problem in training))
     return [refused] if refused else [], held_out_warning(training, held_out, config.data.train, config.data.held_out)
 

@@ -146,6 +146,20 @@ def held_out_problems(config: TrainRun) -> list[Problem]:
     return problems[:number]
 
 
+def readable_problems(config: TrainRun) -> tuple[list[Problem], list[Problem], list[str]]:
+    """Training and held-out problems, none where they cannot be read, and why not, one sentence each."""
+    read: list[list[Problem]] = []
+    reasons: list[str] = []
+    for problems in (training_problems, held_out_problems):
+        try:
+            read.append(problems(config))
+        except UsageError as error:
+            reasons.append(str(error))
+            read.append([])
+    training, held_out = read
+    return training, held_out, reasons
+
+
 def own_rewards(config: TrainRun) -> tuple[list[dict[str, Any]], str | None]:
     """The own reward functions as they were found, imported in a worker, and why one cannot be used."""
     from luspo_cli.rewards.functions import RewardFunctions

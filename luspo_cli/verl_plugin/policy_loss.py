@@ -13,7 +13,6 @@ averaged.
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
@@ -21,7 +20,7 @@ from typing import Any
 import torch
 
 from luspo_cli.config.objective import ObjectiveConfig
-from luspo_cli.config.verl_losses import OLDEST_VERL, VERL_LOSSES, VerlLoss
+from luspo_cli.config.verl_losses import OLDEST_VERL, VERL_LOSSES, VerlLoss, verl_too_old
 from luspo_cli.objectives import Counts, policy_loss
 
 METRICS = (
@@ -51,8 +50,7 @@ def register() -> None:
 
 def version_refused(version: str) -> str:
     """Why the plug-in does not work with this verl; empty where it does."""
-    found = tuple(int(number) for number in re.findall(r"\d+", version)[:3])
-    if found >= OLDEST_VERL:
+    if not verl_too_old(version):
         return ""
     oldest = ".".join(map(str, OLDEST_VERL))
     return (

@@ -214,7 +214,7 @@ def stamping_model(folder: Path, response: str) -> Path:
     tokenizer = byte_tokenizer(response)
     stamp, end = len(tokenizer) - 1, tokenizer.eos_token_id
     model = random_qwen2(len(tokenizer), feed_forward=64, context=16_384, pad=tokenizer.pad_token_id, end=end)
-    _point(model, {token: (stamp,) for token in range(len(tokenizer)) if token != stamp}, end)
+    point(model, {token: (stamp,) for token in range(len(tokenizer)) if token != stamp}, end)
     return save(folder, model, tokenizer)
 
 
@@ -240,11 +240,11 @@ def _next_token_model(vocabulary: int, after: Mapping[int, Sequence[int]], end: 
         bos_token_id=None,
     )
     model = MistralForCausalLM(config)
-    _point(model, after, end)
+    point(model, after, end)
     return model
 
 
-def _point(model: Any, after: Mapping[int, Sequence[int]], end: int) -> None:
+def point(model: Any, after: Mapping[int, Sequence[int]], end: int) -> None:
     """Give a decoder weights that write evenly one of `after[last token]`, or `end` after a token that is no key."""
     import torch
 

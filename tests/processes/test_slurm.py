@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
-from doubles.hosts import ended, two_hosts
+from doubles.hosts import Host, ended, two_hosts
 from doubles.runs import as_arguments, assert_close, train
 from doubles.slurm import cluster, no_slurm
 from luspo_cli.config.run import TrainRun
@@ -20,8 +21,10 @@ from luspo_cli.config.run import TrainRun
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(no_slurm()), reason=no_slurm() or "SLURM")]
 
 
-def srun(tasks: int, *command: str) -> list[str]:
-    return ["srun", "-N2", f"-n{tasks}", *command]
+def start(host: Host, variables: dict[str, str], folder: Path, arguments: Sequence[str]) -> subprocess.Popen[bytes]:
+    """A step of one process on each node; what it says goes to `said.txt`."""
+    command = ["srun", "-N2", "-n2", sys.executable, "-m", "luspo_cli", *arguments]
+    return host.start(command, folder / "said.txt", {**variables, "OMP_NUM_THREADS": "1"})
 
 
 @pytest.mark.parametrize("sharding", ["none", "full"])
@@ -33,11 +36,7 @@ def test_srun_starts_the_processes_of_one_run(
     arguments = as_arguments(config, tmp_path)
     (tmp_path / "slurm").mkdir()
     with two_hosts() as hosts, cluster(hosts, tmp_path / "slurm") as variables:
-        step = hosts[0].start(
-            srun(2, sys.executable, "-m", "luspo_cli", *arguments),
-            tmp_path / "said.txt",
-            {**variables, "OMP_NUM_THREADS": "1"},
-        )
+        step = start(hosts[0], variables, tmp_path, arguments)
         ended([step], 300)
     said = (tmp_path / "said.txt").read_text()
     assert step.returncode == 0, said
@@ -52,11 +51,7 @@ def test_a_killed_task_ends_the_step_on_both_nodes(small_run: Callable[..., Trai
     arguments = as_arguments(small_run("run.steps=100000", "evaluation.every=0"), tmp_path)
     (tmp_path / "slurm").mkdir()
     with two_hosts() as hosts, cluster(hosts, tmp_path / "slurm") as variables:
-        step = hosts[0].start(
-            srun(2, sys.executable, "-m", "luspo_cli", *arguments),
-            tmp_path / "said.txt",
-            {**variables, "OMP_NUM_THREADS": "1"},
-        )
+        step = start(hosts[0], variables, tmp_path, arguments)
         metrics, deadline = tmp_path / "run/metrics.jsonl", time.monotonic() + 300
         while not metrics.exists():
             assert step.poll() is None, (tmp_path / "said.txt").read_text()

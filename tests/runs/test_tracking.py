@@ -7,6 +7,7 @@ import sqlite3
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from luspo_cli.errors import UsageError
 from luspo_cli.runs import tracking
 from luspo_cli.runs.folder import RunFolder
 from luspo_cli.runs.tracking import Series, Tracking, check_writers, numbers_of
+from luspo_cli.training.dry_run import make_plan
 
 
 class Service:
@@ -185,6 +187,18 @@ def test_a_missing_package_is_one_sentence_before_anything_is_made(
     ):
         train(small_run('run.track=["trackio"]'), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("mode", "known"), [("online", False), ("online", True), ("offline", False)])
+def test_wandb_without_a_key_is_said_by_the_plan(monkeypatch: pytest.MonkeyPatch, mode: str, known: bool) -> None:
+    monkeypatch.setenv("WANDB_MODE", mode)
+    monkeypatch.setattr(tracking, "missing_packages", lambda names: [])
+    monkeypatch.setitem(tracking.sys.modules, "wandb", SimpleNamespace(login=lambda **_: known))
+    said = [
+        one for one in make_plan(resolve_train(preset="tiny", sets=['run.track=["wandb"]'])).missing if "wandb" in one
+    ]
+    sentence = "run.track names wandb, which has no API key here; run `wandb login`, or set WANDB_MODE=offline"
+    assert said == ([] if known or mode == "offline" else [f"{sentence}; or leave it out of run.track"])
 
 
 @pytest.mark.parametrize(

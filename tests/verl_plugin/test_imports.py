@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from luspo_cli.config.verl_losses import VERL_LOSSES
+from luspo_cli.config.verl_losses import VERL_LOSSES, verl_too_old
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPENDENCIES = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
@@ -75,7 +75,7 @@ def test_check_says_why_an_older_verl_has_no_plugin() -> None:
     assert "luspo's plug-in cannot be loaded: verl 0.9.0 is too old" in found.stderr.splitlines()[-1]
 
 
-@pytest.mark.parametrize("version", ["0.7.1", "0.9.0"])
+@pytest.mark.parametrize("version", ["0.7.1", "0.9.0", "0.9.1rc1", "0.9.1.dev0"])
 def test_an_older_verl_is_said_where_verl_would_swallow_it(version: str) -> None:
     found = run(LOSS, version)
     assert found.returncode == 1
@@ -85,3 +85,12 @@ def test_an_older_verl_is_said_where_verl_would_swallow_it(version: str) -> None
 def test_the_entry_point_is_the_module_that_registers() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["entry-points"]["verl.plugins"] == {"luspo": "luspo_cli.verl_plugin.policy_loss"}
+
+
+@pytest.mark.parametrize(
+    ("version", "old"),
+    [("0.9", True), ("0.9.1", False), ("0.9.1.post1", False), ("0.9.1+cu130", False), ("v0.9.1b2", True), ("0.10.0rc1", False),
+     ("1.0.dev3", False), ("0.9.0.post9", True), ("unknown", True)],
+)  # fmt: skip
+def test_a_release_of_verl_is_older_or_not(version: str, old: bool) -> None:
+    assert verl_too_old(version) == old

@@ -84,8 +84,8 @@ def _print_group(group: ShownGroup, console: Console) -> None:
     console.print(Text(f"  answer  {shortened(group.answer)}"), soft_wrap=True)
     for one in group.responses:
         right = one.status == "correct"
-        cut = " cut" if one.truncated else ""
-        numbers = f"reward {one.reward:.3g}, advantage {one.advantage:+.2f}, {one.length} tokens{cut}"
+        length = "" if one.length is None else f", {one.length} tokens{' cut' if one.truncated else ''}"
+        numbers = f"reward {one.reward:.3g}, advantage {one.advantage:+.2f}{length}"
         mark = Text(f"  {'right' if right else 'wrong'}   ", style="green" if right else "red")
         console.print(mark + Text(f"{numbers}: {shortened(one.response)}"), soft_wrap=True)
 

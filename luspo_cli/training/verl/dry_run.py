@@ -8,6 +8,7 @@ from pathlib import Path
 
 from luspo_cli.config.run import TrainRun
 from luspo_cli.errors import UsageError
+from luspo_cli.runs.folder import IfExists, RunFolder
 from luspo_cli.training.verl.overrides import verl_files
 from luspo_cli.training.verl.plan import plan_verl
 from luspo_cli.training.verl.preflight import DEFAULT_PYTHON, find_python
@@ -19,13 +20,19 @@ NOT_ASKED = (
 )
 
 
-def verl_plan_text(config: TrainRun, run: Path, ray_address: str, python: Path | None, *, as_json: bool) -> str:
+def verl_plan_text(
+    config: TrainRun, run: Path, if_exists: IfExists, ray_address: str, python: Path | None, *, as_json: bool
+) -> str:
     """The command of the run folder `run` as a script, or everything about it as JSON."""
     plan, shown = plan_verl(config, verl_files(run), run.name, ray_address), str(python or DEFAULT_PYTHON)
-    try:
-        find_python(python)
-    except UsageError as error:
-        plan = replace(plan, missing=(*plan.missing, str(error)))
+    for check in (
+        lambda: find_python(python),
+        lambda: RunFolder(run).check(config.model_dump(mode="json"), if_exists),
+    ):
+        try:
+            check()
+        except UsageError as error:
+            plan = replace(plan, missing=(*plan.missing, str(error)))
     if not as_json:
         return script(config, plan.command, shown, "bash", [*plan.notes(), NOT_ASKED]).rstrip("\n")
     answer = {

@@ -6,11 +6,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from luspo_cli.config.layers import all_keys
-from luspo_cli.config.objective import NAMED_OBJECTIVES, VESPO_KEYS
+from luspo_cli.config.objective import VESPO_KEYS, resolve
 from luspo_cli.config.peers import ACTOR
 from luspo_cli.config.reward import LENGTH_KEYS
 from luspo_cli.config.run import MADE, TrainRun
@@ -68,7 +68,10 @@ FATES: Mapping[str, Fate] = {
         "model",
         path=Fate(f"{MODEL}.path", note="`made` is refused"),
         revision=Fate(refused="verl takes the newest revision of a hub id: give a local folder as model.path"),
-        compute_dtype=Fate(refused="verl computes in bfloat16"),
+        compute_dtype=Fate(
+            f"{MODEL}.use_remove_padding, +{ACTOR}.fsdp_config.mixed_precision.param_dtype, {ROLLOUT}.dtype",
+            note="`float32` with FSDP alone, on padded rows",
+        ),
         gradient_checkpointing=Fate(f"{MODEL}.enable_gradient_checkpointing"),
         trust_remote_code=Fate(f"{MODEL}.trust_remote_code, data.trust_remote_code"),
         freeze_vision=Fate(f"{ACTOR}.freeze_vision_tower"),
@@ -242,14 +245,10 @@ def idle_settings(config: TrainRun) -> list[str]:
 
 
 def _changed(config: TrainRun) -> Iterator[tuple[str, Any]]:
-    """Keys with another value than their default, in order; verl's default of compute_dtype is bfloat16."""
-    defaults = {
-        **dict(all_keys()),
-        "model.compute_dtype": "bfloat16",
-        "objective.clip_band": "fixed",
-        **{f"objective.{key}": getattr(NAMED_OBJECTIVES["vespo"], key) for key in VESPO_KEYS},
-        "reward.accuracy_weight": 1.0,
-    }
+    """Keys with another value than their default, in order; that of an objective's key is its name's."""
+    name = config.objective.name
+    named = {} if name == "custom" else {f"objective.{key}": value for key, value in asdict(resolve(name)).items()}
+    defaults = {**dict(all_keys()), "objective.clip_band": "fixed", **named, "reward.accuracy_weight": 1.0}
     for key, value in flatten(config.model_dump()).items():
         # None of these: the objective does not read the key.
         unread = value is None and (key == "objective.clip_band" or key.startswith("objective.vespo_"))

@@ -22,7 +22,7 @@ from luspo_cli.files import replace_file
 from luspo_cli.processes.supervise import Supervisor
 from luspo_cli.rewards.rubric import Rubric
 from luspo_cli.runs.folder import IfExists, Outcome, RunFolder
-from luspo_cli.runs.tracking import Tracking, check_writers
+from luspo_cli.runs.tracking import Tracking
 from luspo_cli.training.verl.checkpoints import latest_step, merge_checkpoints
 from luspo_cli.training.verl.dumped import DumpedRollouts
 from luspo_cli.training.verl.overrides import REWARD_KWARGS, verl_files
@@ -57,7 +57,6 @@ def run_verl(
 
     `on_step` is called with each step's record. Until verl's own environment has been asked, the run folder is as it was.
     """
-    check_writers(config.run.track)
     wanted, files = config.model_dump(mode="json"), verl_files(path)
     goes_on = RunFolder(path).check(wanted, if_exists) and if_exists == "resume"
     after_step = latest_step(files) if goes_on else 0
@@ -110,7 +109,6 @@ def _train(
     for dump in files.rollouts.glob("*.jsonl"):
         if dump.stem.isdecimal() and int(dump.stem) > after_step:
             dump.unlink()  # of steps that are computed again
-    start = output.stat().st_size if output.exists() else 0
     thought_open = bool(plan.command.settings.get(f"{REWARD_KWARGS}.thought_open"))
     dumped = (
         DumpedRollouts(config, files.rollouts, plan.problems, rubric, thought_open)
@@ -130,8 +128,8 @@ def _train(
 
         before = Before(tokens=folder.last_tokens_total())
         watch = Watch(config, folder, log, Translator(config, sources_of(plan.held_out)), dumped, report, before)
-        lines = GrowingFile(output, start)
         logger.info(f"starting verl; what it prints is in {output}")
+        lines = GrowingFile(output, output.stat().st_size)  # that sentence is in the file too
         environment = {**os.environ, HYDRA_FULL_ERROR: "1", "PYTHONUNBUFFERED": "1"}
         command = [sys.executable, "-m", "luspo_cli.processes.contained", *arguments(plan.command, python)]
         child = supervisor.start(command, environment, stream)

@@ -17,6 +17,7 @@ from luspo_cli.config.peers import ACTOR, verl_settings
 from luspo_cli.config.run import TrainRun
 from luspo_cli.config.verl_losses import verl_plugin_settings
 from luspo_cli.errors import UsageError
+from luspo_cli.training.verl.further import Verbatim, further_settings
 from luspo_cli.training.verl.keys import MODEL, OPTIM, REWARD_KWARGS, ROLLOUT, idle_settings, refuse_inexpressible
 
 MAIN = "verl.trainer.main_ppo"
@@ -26,14 +27,6 @@ NO_CLIP = 1e9
 """verl always clips the gradient; at this norm it does nothing."""
 COMPUTE_SCORE = "pkg://luspo_cli.verl_plugin.reward"
 RUNTIME_VARIABLES = "+ray_kwargs.ray_init.runtime_env.env_vars"
-_LEGACY_REWARD = ("custom_reward_function", "reward_model", "sandbox_fusion")
-_DEAD = {
-    f"{ACTOR}.grad_clip": "update.gradient_clip",
-    f"{ACTOR}.clip_ratio": "objective.clip_low and objective.clip_high",
-    "data.truncation": "data.max_prompt_tokens: longer prompts are left out",
-    "algorithm.filter_groups.max_num_gen_batches": "nothing: verl's trainer ignores it",
-}
-"""Keys that verl takes and nothing reads, and what to set instead."""
 _THOUGHT_UNKNOWN = (
     "{path} is not on this machine: where its chat template opens a thought (<think>), set"
     f" {REWARD_KWARGS}.thought_open=True in verl.overrides"
@@ -111,7 +104,7 @@ def verl_command(
     )  # fmt: skip
     for part in parts:
         settings.update(part)
-    settings.update(_own(config, settings))
+    settings.update(further_settings(config.verl.overrides, settings))
     unknown = () if thought_open is not None else (_THOUGHT_UNKNOWN.format(path=config.model.path),)
     return VerlCommand(settings, (*_remarks(config), *unknown, *idle_settings(config)))
 
@@ -187,7 +180,7 @@ def _model(config: TrainRun) -> dict[str, Any]:
     folder = Path(model.path).expanduser()
     found = {
         f"{MODEL}.path": str(folder.absolute()) if folder.is_dir() else model.path,
-        f"{MODEL}.use_remove_padding": True,
+        **_precision(config),
         f"{MODEL}.enable_gradient_checkpointing": model.gradient_checkpointing,
         f"{MODEL}.use_fused_kernels": config.verl.fused_kernels,
         f"{ACTOR}.freeze_vision_tower": model.freeze_vision,
@@ -202,6 +195,26 @@ def _model(config: TrainRun) -> dict[str, Any]:
             f"{place}.recompute_num_layers": 1,
         }
     return found
+
+
+def _precision(config: TrainRun) -> dict[str, Any]:
+    """What passes are computed in. Packed rows are for flash attention, which knows no float32: there rows are padded."""
+    if config.model.compute_dtype == "bfloat16":
+        return {f"{MODEL}.use_remove_padding": True}
+    verl = config.verl
+    if verl.strategy == "megatron" or verl.sequence_parallel > 1:
+        place = "verl.strategy = 'megatron'" if verl.strategy == "megatron" else "verl.sequence_parallel above 1"
+        raise UsageError(
+            f"model.compute_dtype = 'float32' cannot be had with --engine verl and {place}, whose kernels have none: set"
+            " model.compute_dtype = 'bfloat16'"
+        )
+    places = [ACTOR, *(["actor_rollout_ref.ref"] if config.objective.kl_coefficient > 0 else [])]
+    return {
+        f"{MODEL}.use_remove_padding": False,
+        f"+{MODEL}.override_config.attn_implementation": "sdpa",
+        **{f"+{place}.fsdp_config.mixed_precision.param_dtype": "fp32" for place in places},
+        f"{ROLLOUT}.dtype": "float32",
+    }
 
 
 def _data(config: TrainRun, files: VerlFiles) -> dict[str, Any]:
@@ -359,30 +372,6 @@ def _ray(files: VerlFiles, after_step: int, ray_address: str) -> dict[str, Any]:
         **({"+ray_kwargs.ray_init.address": ray_address} if ray_address else {}),
         f"{RUNTIME_VARIABLES}.{LOGGER_PATH}": str(files.log(after_step)),
     }
-
-
-def _own(config: TrainRun, decided: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """`verl.overrides`, as they are; UsageError for a key that is ours to decide, or that verl takes and ignores."""
-    bare = {key.lstrip("+") for key in decided}
-    for override in config.verl.overrides:
-        key, _, value = override.partition("=")
-        name = key.lstrip("+~").strip()
-        if name.split(".")[0] in _LEGACY_REWARD:
-            raise UsageError(
-                f"verl.overrides: '{name}' is a key of older releases that verl 0.9.1 takes and ignores: its rewards are under"
-                " reward., and [reward] decides them"
-            )
-        if name in _DEAD:
-            raise UsageError(f"verl.overrides: verl takes '{name}' and nothing reads it; set {_DEAD[name]}")
-        if name in bare or name == "trainer.use_legacy_worker_impl":
-            raise UsageError(
-                f"verl.overrides: '{name}' is decided by the other keys of this run: docs/verl.md says which"
-            )
-        yield key.strip(), Verbatim(value)
-
-
-class Verbatim(str):
-    """A value that is written as the user wrote it."""
 
 
 def _remarks(config: TrainRun) -> Iterator[str]:

@@ -8,7 +8,8 @@ from luspo_cli.config.objective_text import describe
 from luspo_cli.config.run import TrainRun
 from luspo_cli.errors import UsageError
 from luspo_cli.records import Problem
-from luspo_cli.training.problems import held_out_problems, training_problems
+from luspo_cli.runs.tracking import writers_refused
+from luspo_cli.training.problems import readable_problems
 from luspo_cli.training.verl.data import opens_thought, write_problems
 from luspo_cli.training.verl.overrides import VerlCommand, VerlFiles, verl_command
 from luspo_cli.training.verl.preflight import faults_of
@@ -42,15 +43,7 @@ class VerlPlan:
 
 def plan_verl(config: TrainRun, files: VerlFiles, name: str, ray_address: str = "", after_step: int = 0) -> VerlPlan:
     """Read the problems and make the command; UsageError for a setting that verl cannot be given."""
-    read: list[list[Problem]] = []
-    missing: list[str] = []
-    for problems in (training_problems, held_out_problems):
-        try:
-            read.append(problems(config))
-        except UsageError as error:
-            missing.append(str(error))
-            read.append([])
-    training, held_out = read
+    training, held_out, missing = readable_problems(config)
     command = verl_command(
         config,
         files,
@@ -60,6 +53,7 @@ def plan_verl(config: TrainRun, files: VerlFiles, name: str, ray_address: str = 
         after_step=after_step,
         ray_address=ray_address,
     )
+    missing += filter(None, [writers_refused(config.run.track)])
     missing += faults_of(config, len(training) if training else config.rollout.problems, ray_address)
     return VerlPlan(config, files, command, training, held_out, tuple(missing))
 

@@ -13,11 +13,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from luspo_cli.config.model import ShapeConfig
 from luspo_cli.config.peers import ACTOR
 from luspo_cli.config.run import TrainRun
-from luspo_cli.config.verl_losses import OLDEST_VERL
+from luspo_cli.config.verl_losses import verl_too_old
 from luspo_cli.errors import UsageError
-from luspo_cli.policy.model_files import find_model, is_hub_id
+from luspo_cli.policy.model_files import config_file, find_model, is_hub_id
+from luspo_cli.policy.model_shape import read_shape
 from luspo_cli.training.verl.overrides import VerlCommand
 
 DEFAULT_PYTHON = Path(".venv-verl") / "bin" / "python"
@@ -56,6 +58,7 @@ def faults_of(config: TrainRun, problems: int, ray_address: str) -> Iterator[str
         yield f"{verl.gpus} GPUs (verl.nodes times verl.gpus_per_node) do not divide by {shares} ({verl.gpus_per_copy})"
         return
     yield from _indivisible(config)
+    yield from _undivided_heads(config)
     longest = config.data.max_prompt_tokens + rollout.max_response_tokens
     share = verl.megatron.context_parallel if verl.strategy == "megatron" else verl.sequence_parallel
     for key, tokens in (
@@ -95,13 +98,42 @@ def _indivisible(config: TrainRun) -> Iterator[str]:
             )
 
 
+def _undivided_heads(config: TrainRun) -> Iterator[str]:
+    """Shares of attention heads and of experts that are no whole numbers: found in each worker, when the model is loaded."""
+    file = config_file(config.model.path, config.model.revision)
+    if file is None and config.model.shape == ShapeConfig():
+        return
+    shape, verl = read_shape(file) if file else config.model.shape, config.verl
+    shares = {"verl.rollout_tensor_parallel": verl.rollout_tensor_parallel}
+    if verl.strategy == "megatron":
+        shares["verl.megatron.tensor_parallel"] = verl.megatron.tensor_parallel
+    else:
+        shares["verl.sequence_parallel"] = verl.sequence_parallel
+    for key, share in shares.items():
+        if verl.gpus % share:
+            continue  # said of the GPUs
+        if shape.heads % share:
+            yield f"{key} = {share} does not divide the {shape.heads} attention heads of {config.model.path}"
+        elif shape.key_value_heads % share and share % shape.key_value_heads:
+            yield (
+                f"{key} = {share} and the {shape.key_value_heads} key-value heads of {config.model.path}: neither divides the"
+                " other"
+            )
+    experts = shape.experts.number
+    if verl.strategy == "megatron" and experts % verl.megatron.expert_parallel:
+        yield (
+            f"verl.megatron.expert_parallel = {verl.megatron.expert_parallel} does not divide the {experts} experts of"
+            f" {config.model.path}"
+        )
+
+
 def ask_verl(python: str, config: TrainRun, command: VerlCommand) -> dict[str, Any]:
     """Versions of verl's environment; UsageError for the first thing there that the run needs and is missing or wrong."""
     found = _answer([python, str(Path(__file__).with_name("ask.py"))], json.dumps(command.overrides()), ASK_TIMEOUT_S)
     versions: dict[str, Any] = found["packages"]
     if versions["verl"] is None:
         raise UsageError(f"{python} has no verl: pip install verl=={TESTED} there, or give another --verl-python")
-    if _numbers(versions["verl"]) < OLDEST_VERL:
+    if verl_too_old(versions["verl"]):
         raise UsageError(
             f"verl {versions['verl']} of {python} is too old: releases before {TESTED} run GSPO where loss_agg_mode says LUSPO,"
             f" and say nothing; pip install verl=={TESTED}"
@@ -159,7 +191,3 @@ def _answer(command: Sequence[str], text: str, timeout_s: float) -> Any:
     raise UsageError(
         f"{command[0]}: {said[-1] if said else f'no answer as a Python would give it (exit status {done.returncode})'}"
     )
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split(".")[:3] if part.isdecimal())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -127,6 +128,16 @@ def test_a_run_becomes_a_run_folder(place: Path) -> None:
         luspo_command = [sys.executable, "-m", "luspo_cli", *command]
         read = subprocess.run(luspo_command, cwd=place, capture_output=True, text=True, check=False)
         assert read.returncode == 0, (command, read.stderr)
+    assert re.search(r"made/train/0: 1 of 2 right\n.*\n.*\n +right +reward 1, advantage \+0\.71: ", read.stdout)
+
+
+def test_a_run_that_is_not_there_cannot_go_on(place: Path) -> None:
+    stand_in(place / "verl")
+    for more in ([], ["--dry-run"]):
+        status, said = ended(luspo(place, "--config", "small.toml", "--resume", *more))
+        assert status == 2
+        assert said.startswith("luspo: there is no run to resume in run: it has no config.json")
+    assert not (place / "run").exists()
 
 
 def test_a_run_that_died_goes_on_from_verls_checkpoint(place: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -200,6 +201,11 @@ def test_what_is_said_of_a_key_is_what_happens(key: str) -> None:
         (['verl.overrides=["data.truncation=left"]'], "data.max_prompt_tokens"),
         (['verl.overrides=["actor_rollout_ref.actor.policy_loss.loss_mode=luspoo"]'], "decided by the other keys"),
         (['verl.overrides=["+actor_rollout_ref.rollout.name=hf"]'], "decided by the other keys"),
+        (['verl.overrides=["actor.fsdp_config.fsdp_size=4"]'], "'actor_rollout_ref.actor.fsdp_config.fsdp_size'"),
+        (['verl.overrides=["policy_loss.loss_mode=gspo"]'], "verl's configuration has no 'policy_loss'"),
+        (['verl.overrides=["trainr.balance_batch=False"]'], "did you mean 'trainer'?"),
+        (['verl.overrides=["actor_rollout_ref.actor.policy_loss={loss_mode: gspo}"]'], "as a whole holds"),
+        (["model.compute_dtype=float32", "verl.sequence_parallel=2"], "verl.sequence_parallel above 1"),
     ],
 )
 def test_what_verl_would_ignore_or_lacks_is_refused_in_one_sentence(sets: list[str], said: str) -> None:
@@ -245,6 +251,14 @@ def test_an_epoch_never_ends_the_run_before_its_steps() -> None:
         ("qwen3-30b-a3b", ["verl.megatron.expert_parallel=3"], 17000, "experts' shares"),
         ("qwen3-30b-a3b", ["verl.megatron.tensor_parallel=3"], 17000, "the shares of verl.megatron"),
         ("qwen2.5-7b", ["model.path=./nowhere"], 17000, "is not a folder"),
+        ("qwen2.5-7b", ["verl.rollout_tensor_parallel=8"], 17000, "does not divide the 28 attention heads"),
+        ("qwen2.5-7b", ["verl.sequence_parallel=8"], 17000, "does not divide the 28 attention heads"),
+        (
+            "qwen2.5-7b",
+            ["verl.gpus_per_node=7", "rollout.problems=112", "verl.rollout_tensor_parallel=7"],
+            17000,
+            "the 4 key-value heads",
+        ),
     ],
 )
 def test_what_would_fail_after_a_whole_rollout_is_said_before(
@@ -252,6 +266,36 @@ def test_what_would_fail_after_a_whole_rollout_is_said_before(
 ) -> None:
     (fault,) = faults_of(config(*sets, preset=preset), problems, "auto")
     assert said in fault
+
+
+def test_shares_of_heads_and_experts_are_those_of_the_model_on_disk(tmp_path: Path) -> None:
+    entries = {"num_attention_heads": 12, "num_key_value_heads": 2, "num_experts": 6, "num_experts_per_tok": 2}
+    sizes = {"vocab_size": 9, "num_hidden_layers": 1, "hidden_size": 24, "intermediate_size": 8}
+    whole = {"model_type": "qwen3_moe", "moe_intermediate_size": 8, **sizes, **entries}
+    (tmp_path / "config.json").write_text(json.dumps(whole))
+    run = config(
+        f"model.path={tmp_path}",
+        "verl.megatron.tensor_parallel=8",
+        "verl.megatron.expert_parallel=4",
+        preset="qwen3-30b-a3b",
+    )
+    heads, experts = faults_of(run, 17000, "auto")
+    assert heads == f"verl.megatron.tensor_parallel = 8 does not divide the 12 attention heads of {tmp_path}"
+    assert experts == f"verl.megatron.expert_parallel = 4 does not divide the 6 experts of {tmp_path}"
+
+
+def test_float32_is_of_every_part_of_verl_that_computes() -> None:
+    found = settings(config("model.compute_dtype=float32", "objective.kl_coefficient=0.1"))
+    for part in ("actor", "ref"):
+        assert found[f"+actor_rollout_ref.{part}.fsdp_config.mixed_precision.param_dtype"] == "fp32"
+    assert found[f"{ROLLOUT}.dtype"] == "float32"
+    assert found["actor_rollout_ref.model.use_remove_padding"] is False
+    assert settings(config())["actor_rollout_ref.model.use_remove_padding"] is True
+
+
+def test_an_objective_that_verl_cannot_have_is_named() -> None:
+    with pytest.raises(UsageError, match="objective length_power cannot be had in verl"):
+        settings(config(objective="length_power"))
 
 
 def test_two_nodes_need_a_cluster_that_runs() -> None:
