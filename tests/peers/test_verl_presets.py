@@ -12,6 +12,7 @@ import pytest
 
 from luspo_cli.config.layers import resolve_train
 from luspo_cli.training.verl.ask import refusal
+from luspo_cli.training.verl.further import LEGACY_REWARD, TOP_GROUPS
 from luspo_cli.training.verl.overrides import VerlFiles, verl_command
 
 pytestmark = pytest.mark.verl
@@ -57,6 +58,9 @@ def test_other_values_are_taken_too() -> None:
     ]  # fmt: skip
     assert refusal(overrides("qwen2.5-7b", "luspo", *sets)) == ""
     assert refusal(overrides("qwen3-30b-a3b", "luspo", "update.schedule=linear")) == ""
+    assert (
+        refusal(overrides("qwen2.5-7b", "luspo", "model.compute_dtype=float32", "objective.kl_coefficient=0.1")) == ""
+    )
 
 
 def test_values_arrive_as_they_were_meant() -> None:
@@ -73,6 +77,10 @@ def test_values_arrive_as_they_were_meant() -> None:
     assert found.reward.custom_reward_function.path == "pkg://luspo_cli.verl_plugin.reward"
     assert found.reward.reward_kwargs.overlong_buffer_cfg.len == 4096
     assert list(found.trainer.logger) == ["console", "file"]
+
+
+def test_the_groups_that_an_override_may_name_are_verls() -> None:
+    assert {*TOP_GROUPS, *LEGACY_REWARD} == set(composed(overrides("qwen2.5-7b")))
 
 
 def test_megatron_is_composed_as_megatron() -> None:

@@ -13,7 +13,7 @@ TOP_GROUPS = (
     "global_profiler", "skip", "ray_kwargs",
 )  # fmt: skip
 """What verl's configuration has at its top, but groups of older releases."""
-_LEGACY_REWARD = ("custom_reward_function", "reward_model", "sandbox_fusion")
+LEGACY_REWARD = ("custom_reward_function", "reward_model", "sandbox_fusion")
 _DEAD = {
     f"{ACTOR}.grad_clip": "update.gradient_clip",
     f"{ACTOR}.clip_ratio": "objective.clip_low and objective.clip_high",
@@ -33,7 +33,7 @@ def further_settings(overrides: Sequence[str], decided: Mapping[str, Any]) -> It
     for override in overrides:
         key, _, value = override.partition("=")
         name = key.lstrip("+~").strip()
-        if name.split(".")[0] in _LEGACY_REWARD:
+        if name.split(".")[0] in LEGACY_REWARD:
             raise UsageError(
                 f"verl.overrides: '{name}' is a key of older releases that verl 0.9.1 takes and ignores: its rewards are under"
                 " reward., and [reward] decides them"
