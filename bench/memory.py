@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import Any
 
 from made_images import make_model, make_problems
+from shared.models import random_model
 
 from luspo_cli.config.layers import resolve_train
 from luspo_cli.config.model import ShapeConfig, VisionShapeConfig
 from luspo_cli.config.run import TrainRun
-from luspo_cli.policy.loading import no_progress_bars
 from luspo_cli.training.dry_run import make_plan
 
 CASES: dict[str, list[str]] = {
@@ -139,36 +139,6 @@ def measure(task: dict[str, Any]) -> None:
     gpu = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(json.dumps({"resident": resident, "gpu": gpu}))
-
-
-def random_model(folder: Path) -> None:
-    """A Qwen2 model of about 60 M random parameters with a character tokenizer, saved in bfloat16."""
-    import torch
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
-
-    no_progress_bars()
-    words = {"<pad>": 0, "<end>": 1} | {chr(i): i for i in range(32, 127)} | {"\n": 2}
-    core = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
-    core.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
-    core.decoder = decoders.Fuse()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="<end>")
-    model = Qwen2ForCausalLM(
-        Qwen2Config(
-            vocab_size=32000,
-            hidden_size=640,
-            intermediate_size=2560,
-            num_hidden_layers=6,
-            num_attention_heads=10,
-            num_key_value_heads=2,
-            tie_word_embeddings=True,
-            pad_token_id=0,
-            eos_token_id=1,
-            bos_token_id=None,
-        )
-    )
-    model.to(torch.bfloat16).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
 
 
 if __name__ == "__main__":

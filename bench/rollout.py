@@ -1,24 +1,31 @@
-"""Tokens per second of four ways to sample, one run, same prompts: ours, transformers' generate and continuous batching, vLLM.
+"""Tokens/s of four ways to sample (ours, transformers' generate and continuous batching, vLLM) and what the machine allows.
 
-    python bench/rollout.py --model FOLDER [--rows 32 64] [--tokens 200] [--vllm-python PYTHON] [--only in-process vllm]
+    python -m bench rollout --model FOLDER [--rows 32 64] [--tokens 200] [--vllm-python PYTHON] [--only in-process vllm]
+    python -m bench rollout --smoke             # a random model, the smallest sizes; vLLM only where --vllm-python is given
 
-Length is fixed (no token ends a response), so every system does the same work. Each runs in a process of its own, vLLM with the
-interpreter of another environment where `--vllm-python` names one; the start is not counted, and a few tokens come first,
-unmeasured.
+Length is fixed (no token ends a response), so every system does the same work. Each runs in a process of its own, in turns,
+vLLM with the interpreter of another environment where `--vllm-python` names one; the start is not counted, and a few tokens
+come first, unmeasured. The bound: a decode step reads all weights and each row's cache once, and multiplies each weight with
+each row; it takes no less than either at the bandwidth and the GEMM rate measured in the same run.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
-import json
-import os
-import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from results import FAILED, Values, print_table
+from shared.child import run_child, say, wait_for_device
+from shared.limits import LIMITS, measured_limits, print_limits
+from shared.models import forward_flops, parameters_of
+from shared.options import device_of, environment_of, model_of, parser_of, results_of, smallest, threads_of
 
 QUESTION = "A baker sells {} loaves a day for {} days. How many loaves is that? Think step by step."
 SYSTEMS = ("in-process", "generate", "continuous", "vllm")
@@ -31,8 +38,44 @@ Run = Callable[[Prompts, int], float]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True)
+    options = _parsed()
+    if options.child:
+        _child(options)
+        return
+    results = results_of("rollout", options)
+    with tempfile.TemporaryDirectory() as folder:
+        options.model = model_of(options, Path(folder))
+        cases: dict[str, Callable[[], Values]] = {
+            system: partial(_in_child, system, options) for system in options.only
+        }
+        cases[LIMITS] = partial(measured_limits, device_of(options), smoke=options.smoke)
+        medians = results.interleaved(cases, options.repeats)
+        columns = tuple(f"{rows} rows" for rows in options.rows)
+        bound = {f"{rows} rows": _bound(options, rows, medians[LIMITS]) for rows in options.rows}
+    shown: dict[str, Values] = {system: medians[system] for system in options.only}
+    others = [
+        found for system, found in shown.items() if system not in ("in-process", *MORE_SYSTEMS) and FAILED not in found
+    ]
+    print(f"\ntokens/s of rollouts of {options.tokens} tokens, groups of {options.group_size}, {threads_of()} threads,")
+    print(f"medians of {options.repeats}\n")
+    own = shown.get("in-process", {})
+    shown["bound"] = bound
+    print_table("tokens/s", shown, columns, digits=0)
+    print()
+    ratios: dict[str, Values] = {}
+    if others and columns[0] in own:
+        best = {column: max(found[column] for found in others) for column in columns}
+        ratios["in-process, to the best of the others"] = {column: own[column] / best[column] for column in columns}
+    if columns[0] in own:
+        ratios["in-process, share of the bound"] = {column: own[column] / bound[column] for column in columns}
+    print_table("ratio", ratios, columns)
+    print()
+    print_limits(medians[LIMITS])
+    results.print_machine()
+
+
+def _parsed() -> argparse.Namespace:
+    parser = parser_of(__doc__)
     parser.add_argument("--rows", type=int, nargs="+", default=[32, 64])
     parser.add_argument("--tokens", type=int, default=200)
     parser.add_argument("--group-size", type=int, default=8)
@@ -40,38 +83,38 @@ def main() -> None:
     parser.add_argument("--vllm-python", default=sys.executable, help="interpreter of the environment that has vllm")
     parser.add_argument("--child", choices=SYSTEMS + MORE_SYSTEMS, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.child:
-        _child(options)
-        return
-    print(f"tokens/s of rollouts of {options.tokens} tokens, groups of {options.group_size}, {_threads()} threads")
-    print(f"{'':>12}" + "".join(f"{rows:>5} rows" for rows in options.rows))
-    rates: dict[str, list[float]] = {}
-    for system in options.only:
-        rates[system] = _in_child(system, options)
-        print(f"{system:>12}" + "".join(f"{rate:>10.0f}" for rate in rates[system]), flush=True)
-    others = [found for system, found in rates.items() if system not in ("in-process", *MORE_SYSTEMS)]
-    if "in-process" in rates and others:
-        best = [max(column) for column in zip(*others, strict=True)]
-        shares = [own / other for own, other in zip(rates["in-process"], best, strict=True)]
-        print(f"{'to the best':>12}" + "".join(f"{share:>10.2f}" for share in shares))
+    if not options.child:
+        smallest(options, rows=[8, 16], tokens=8)
+        if options.smoke and options.vllm_python == sys.executable:
+            options.only = [system for system in options.only if system != "vllm"]
+    return options
 
 
-def _threads() -> int:
-    return int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
-
-
-def _in_child(system: str, options: argparse.Namespace) -> list[float]:
+def _in_child(system: str, options: argparse.Namespace) -> Values:
     """One system in a process of its own, so that none finds memory, threads or caches of another."""
     python = options.vllm_python if system == "vllm" else sys.executable
     command = [python, __file__, "--child", system, "--model", options.model, "--tokens", str(options.tokens)]
     command += ["--group-size", str(options.group_size), "--rows", *map(str, options.rows)]
-    root = str(Path(__file__).resolve().parents[1])
-    # vLLM's parallel loops read this before any of its code runs.
-    environment = {"OMP_NUM_THREADS": str(_threads()), **os.environ, "PYTHONPATH": root}
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment)
-    if done.returncode:
-        sys.exit(f"{system} failed with status {done.returncode}")
-    return [float(rate) for rate in json.loads(done.stdout.strip().splitlines()[-1])]
+    command += ["--gpu"] if options.gpu else []
+    # OMP_NUM_THREADS among it: vLLM's parallel loops read it before any of its code runs.
+    return run_child(command, limit_s=options.limit, environment=environment_of(options))
+
+
+def _bound(options: argparse.Namespace, rows: int, limits: Values) -> float:
+    """Tokens/s that no sampler of bfloat16 weights exceeds which reads weights and cache once a step and each prompt once."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    config, tokenizer = AutoConfig.from_pretrained(options.model), AutoTokenizer.from_pretrained(options.model)
+    prompts = rows // options.group_size
+    prompt = len(tokenizer.encode(QUESTION.format(3, 5)))
+    parts = parameters_of(config)
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    cached = 2 * 2 * config.num_hidden_layers * config.num_key_value_heads * size * (prompt + options.tokens / 2)
+    weights = parts["layers"] + parts["head"]
+    read = (2 * weights + rows * cached) / limits["read B/s"]
+    multiplied = 2 * weights * rows / limits["GEMM bf16 FLOP/s"]
+    prefill = forward_flops(config, [prompt] * prompts, prompts) / limits["GEMM bf16 FLOP/s"]
+    return rows * options.tokens / (prefill + options.tokens * max(read, multiplied))
 
 
 def _child(options: argparse.Namespace) -> None:
@@ -80,7 +123,7 @@ def _child(options: argparse.Namespace) -> None:
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     size = options.group_size
     longest = 128 + options.tokens
-    rates = []
+    rates = {}
     systems = {
         "in-process": _in_process,
         "plain": _in_process,
@@ -95,8 +138,8 @@ def _child(options: argparse.Namespace) -> None:
             ]
             run(prompts, WARM_UP_TOKENS)
             gc.collect()
-            rates.append(len(prompts) * options.tokens / run(prompts, options.tokens))
-    print(json.dumps(rates))
+            rates[f"{rows} rows"] = len(prompts) * options.tokens / run(prompts, options.tokens)
+    say(rates)
 
 
 def _ours(sampler: Any, group_size: int) -> Run:
@@ -107,6 +150,7 @@ def _ours(sampler: Any, group_size: int) -> Run:
         named = [Prompt(str(i), tuple(prompt)) for i, prompt in enumerate(prompts[::group_size])]
         start = time.perf_counter()
         groups = sampler.sample_groups(named, SamplingOptions(group_size, tokens))
+        wait_for_device()
         seconds = time.perf_counter() - start
         assert all(rollout.response_length == tokens for group in groups for rollout in group)
         return seconds
@@ -125,7 +169,7 @@ def _in_process(options: argparse.Namespace, tokenizer: Any, longest: int) -> It
     attention.register()
     model = AutoModelForCausalLM.from_pretrained(
         options.model, dtype=torch.bfloat16, attn_implementation=attention.NAME
-    )
+    ).to(device_of(options))
     own = model if options.child == "plain" else bfloat16_copy(model)
     yield _ours(InProcessSampler(own, tokenizer, [], max_rows=1024), options.group_size)
 
@@ -145,7 +189,11 @@ def _stock(options: argparse.Namespace) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.bfloat16, attn_implementation="sdpa").eval()
+    return (
+        AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.bfloat16, attn_implementation="sdpa")
+        .eval()
+        .to(device_of(options))
+    )
 
 
 def _generate(options: argparse.Namespace, tokenizer: Any, longest: int) -> Iterator[Run]:
@@ -157,6 +205,7 @@ def _generate(options: argparse.Namespace, tokenizer: Any, longest: int) -> Iter
         width = max(map(len, prompts))
         padded = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in prompts])
         mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+        padded, mask = padded.to(model.device), mask.to(model.device)
         settings = {"do_sample": True, "temperature": 1.0, "top_p": 1.0, "top_k": 0, "repetition_penalty": 1.0}
         start = time.perf_counter()
         with torch.inference_mode():
@@ -168,6 +217,7 @@ def _generate(options: argparse.Namespace, tokenizer: Any, longest: int) -> Iter
                 pad_token_id=0,
                 **settings,
             )
+        wait_for_device()
         seconds = time.perf_counter() - start
         assert out.shape[1] == width + tokens
         return seconds
@@ -181,7 +231,7 @@ def _continuous(options: argparse.Namespace, tokenizer: Any, longest: int) -> It
     model = _stock(options)
     # On a CPU the size of its cache must be given: room for every row at full length, in pages of 256 tokens.
     pages = -(-longest // 256) * max(options.rows) + 8
-    batching = ContinuousBatchingConfig(num_blocks=pages, max_batch_tokens=4096)
+    batching = ContinuousBatchingConfig(**({} if options.gpu else {"num_blocks": pages, "max_batch_tokens": 4096}))
 
     def run(prompts: Prompts, tokens: int) -> float:
         settings = GenerationConfig(

@@ -5,18 +5,21 @@ data. math-verify runs on a slice, since it takes minutes for all; the ratio is 
 scorer is math-verify's metric with a boxed gold, LaTeX targets for it, and LaTeX and plain targets for the response; it
 is called here with the same arguments, without verl. Run it as
 
-    python bench/scoring.py --responses 100000 --loop 1000
+    python -m bench scoring [--responses 100000] [--loop 1000] [--json FILE]
 """
 
 from __future__ import annotations
 
 import argparse
 import random
-import resource
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from pathlib import Path
+
+from results import Results, Values, print_table, with_ratio
+from shared.child import reset_peak, resident_peak_gib
 
 from luspo_cli.evaluation.benchmark import BenchmarkProblem
 from luspo_cli.evaluation.benchmarks.table import load_benchmark
@@ -24,6 +27,8 @@ from luspo_cli.evaluation.responses import Sample
 from luspo_cli.evaluation.scorer import score_samples
 
 PROBLEMS = 500
+Loop = Callable[[list[tuple[BenchmarkProblem, "Made"]], int], tuple[float, float]]
+"""Problems and how many responses → seconds and the share that was called right."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,24 +129,44 @@ def main() -> None:
     parser.add_argument("--responses", type=int, default=100_000)
     parser.add_argument("--loop", type=int, default=1_000, help="responses for math-verify in a loop; 0: leave it out")
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     problems = make_problems(random.Random(0))
-    samples = make_responses(problems, options.responses, random.Random(1))
-    start = time.perf_counter()
-    result = score_samples(load_benchmark("math500"), [p for p, _ in problems], samples, workers=options.workers)
-    ours = time.perf_counter() - start
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    reasons = ", ".join(f"{name} {count}" for name, count in result.metrics["reasons"].items())
-    print(f"{'scorer':<22}{'responses':>10}{'seconds':>10}{'per second':>12}{'right':>9}")
-    right = result.metrics["correct"] / options.responses
-    print(f"{'luspo':<22}{options.responses:>10}{ours:>10.1f}{options.responses / ours:>12.0f}{right:>9.3f}")
+    cases: dict[str, Callable[[], Values]] = {"luspo": lambda: score_all(problems, options.responses, options.workers)}
     if options.loop:
-        for title, loop in (("math-verify in a loop", math_verify_loop), ("as verl calls it", verl_loop)):
-            seconds, share = loop(problems, options.loop)
-            speed = options.loop / seconds
-            ratio = f"  luspo: {options.responses / ours / speed:.0f} times as many a second"
-            print(f"{title:<22}{options.loop:>10}{seconds:>10.1f}{speed:>12.0f}{share:>9.3f}{ratio}")
-    print(f"verdicts: {reasons}; peak memory of the main process {memory:.0f} MiB, {options.workers} workers")
+        cases["math-verify in a loop"] = lambda: loop_through(math_verify_loop, problems, options.loop)
+        cases["as verl calls it"] = lambda: loop_through(verl_loop, problems, options.loop)
+    kept = {name: getattr(options, name) for name in ("responses", "loop", "workers")}
+    results = Results("grading", options.json, **kept)
+    medians = results.interleaved(cases, options.repeats)
+    shown = with_ratio(medians, "luspo", "per second", "luspo: times as many")
+    print_table("scorer", shown, ("responses", "seconds", "per second", "right", "peak MiB", "luspo: times as many"))
+    print(f"\nverdicts: {medians['luspo']['reasons']}; peak memory of the main process, {options.workers} workers")
+    results.print_machine()
+
+
+def score_all(problems: list[tuple[BenchmarkProblem, Made]], count: int, workers: int) -> Values:
+    """All responses through luspo's scorer."""
+    samples = make_responses(problems, count, random.Random(1))
+    reset_peak()
+    start = time.perf_counter()
+    result = score_samples(load_benchmark("math500"), [problem for problem, _ in problems], samples, workers=workers)
+    seconds = time.perf_counter() - start
+    return {
+        "responses": count,
+        "seconds": seconds,
+        "per second": count / seconds,
+        "right": result.metrics["correct"] / count,
+        "peak MiB": resident_peak_gib() * 1024,
+        "reasons": ", ".join(f"{name} {number}" for name, number in result.metrics["reasons"].items()),
+    }
+
+
+def loop_through(loop: Loop, problems: list[tuple[BenchmarkProblem, Made]], count: int) -> Values:
+    """A slice of them through another scorer, one by one."""
+    seconds, share = loop(problems, count)
+    return {"responses": count, "seconds": seconds, "per second": count / seconds, "right": share}
 
 
 def math_verify_loop(problems: list[tuple[BenchmarkProblem, Made]], count: int) -> tuple[float, float]:

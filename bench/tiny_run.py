@@ -1,6 +1,6 @@
-"""What a run of the preset `tiny` takes, by phase, in one checkout and in another, run in turn on one core's worth of threads.
+"""What a run of the preset `tiny` takes, by phase, here and in another checkout, run in turn on one core's worth of threads.
 
-    python -m bench.tiny_run --base TREE [--pairs 2] [--steps 60] [--seed 0]
+    python -m bench tiny_run [--base TREE] [--repeats 3] [--steps 60] [--seed 0] [--json FILE]
 
 The phases are seconds on the clock as the run records them; `start` is what no step has: imports, the model, the check before the
 first step. The processor's seconds are the whole process's: on a machine that has other work to do they are the better measure.
@@ -12,12 +12,14 @@ import argparse
 import json
 import os
 import resource
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
+
+from results import Results, print_table
 
 PHASES = {
     "rollout": "time/rollout",
@@ -31,20 +33,27 @@ OWN = Path(__file__).resolve().parents[1]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--base", type=Path, required=True, help="a checkout to compare this one with")
-    parser.add_argument("--pairs", type=int, default=2)
+    parser.add_argument("--base", type=Path, help="a checkout to compare this one with")
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    base, own = [], []
-    for _ in range(options.pairs):
-        base.append(_run(options.base.resolve(), options.steps, options.seed))
-        own.append(_run(OWN, options.steps, options.seed))
-    print(f"tiny, {options.steps} steps, one thread, {options.pairs} pairs in turn; seconds, median over the runs")
-    print(f"{'':>18}{'base':>9}{'this':>9}{'ratio':>8}")
-    for phase in base[0]:
-        before, now = (statistics.median(run[phase] for run in runs) for runs in (base, own))
-        print(f"{phase:>18}{before:>9.2f}{now:>9.2f}{now / before if before else float('nan'):>8.2f}")
+    trees = {**({"base": options.base.resolve()} if options.base else {}), "this": OWN}
+    kept = {**{name: str(tree) for name, tree in trees.items()}, "steps": options.steps, "seed": options.seed}
+    results = Results("tiny", options.json, **kept)
+    medians = results.interleaved(
+        {name: partial(_run, tree, options.steps, options.seed) for name, tree in trees.items()}, options.repeats
+    )
+    print(f"tiny, {options.steps} steps, one thread, medians of {options.repeats} in turn; seconds\n")
+    by_phase: dict[str, dict[str, float]] = {
+        phase: {name: found[phase] for name, found in medians.items()} for phase in medians["this"]
+    }
+    for row in by_phase.values():
+        if row.get("base"):
+            row["ratio"] = row["this"] / row["base"]
+    print_table("phase", by_phase, (*trees, *(["ratio"] if options.base else [])))
+    results.print_machine()
 
 
 def _run(tree: Path, steps: int, seed: int) -> dict[str, float]:

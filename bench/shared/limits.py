@@ -1,0 +1,69 @@
+"""What the machine can do at most, measured: products of large matrices and reading memory. A child of other benchmarks:
+
+python bench/shared/limits.py [--size 4096] [--seconds 2] [--device cpu]
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from results import print_table
+
+from shared.child import Values, run_child, say, wait_for_device
+
+LIMITS = "limits"
+"""Their case among those of a benchmark."""
+READ_BYTES = 2**30
+
+
+def measured_limits(device: str, *, smoke: bool = False) -> Values:
+    """GEMM FLOP/s in bfloat16 and float32 and bytes/s of reading memory, from a process of its own."""
+    small = ["--size", "512", "--seconds", "0.2"] if smoke else []
+    return run_child([sys.executable, str(Path(__file__)), "--device", device, *small])
+
+
+def print_limits(limits: Mapping[str, Any]) -> None:
+    """A table of them."""
+    print_table("limits, 10^9", {"this machine": {key: value / 1e9 for key, value in limits.items()}}, tuple(limits), 0)
+
+
+def _best(work: Callable[[], object], seconds: float) -> float:
+    """The shortest of repeats that take `seconds` together; the first is a warm-up."""
+    work()
+    wait_for_device()
+    times, ends = [], time.perf_counter() + seconds
+    while not times or time.perf_counter() < ends:
+        began = time.perf_counter()
+        work()
+        wait_for_device()
+        times.append(time.perf_counter() - began)
+    return min(times)
+
+
+def main() -> None:
+    import torch
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", type=int, default=4096)
+    parser.add_argument("--seconds", type=float, default=2.0)
+    parser.add_argument("--device", default="cpu")
+    options = parser.parse_args()
+    found = {}
+    for name, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
+        left, right = (torch.randn(options.size, options.size, device=options.device).to(dtype) for _ in range(2))
+        seconds = _best(lambda left=left, right=right: left @ right, options.seconds)
+        found[f"GEMM {name} FLOP/s"] = 2 * options.size**3 / seconds
+    # Each thread reads its part of a block that no cache holds.
+    block = torch.ones(READ_BYTES // 4 if options.seconds >= 1 else 2**24, device=options.device)
+    seconds = _best(block.sum, options.seconds)
+    found["read B/s"] = block.numel() * 4 / seconds
+    say(found)
+
+
+if __name__ == "__main__":
+    main()

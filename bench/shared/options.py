@@ -1,0 +1,64 @@
+"""Options that the benchmarks of models share, and what follows from them."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from results import Results, usable_cores
+
+from shared.models import SIZES, random_model
+
+NOT_IN_A_NUMBER = ("repeats", "limit", "smoke", "json", "child", "only", "parts", "sides", "modes", "tricks")
+"""Options on which no measurement depends: they say which are made and how often."""
+
+
+def parser_of(documentation: str | None) -> argparse.ArgumentParser:
+    """A parser with the shared options."""
+    parser = argparse.ArgumentParser(description=documentation, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="a model folder; without it a random one of --size is made")
+    parser.add_argument("--size", choices=SIZES, default="60m", help="of the random model")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--limit", type=float, default=1800, help="seconds that one measurement may take")
+    parser.add_argument("--preload", help="an allocator's library for every process (docs/engine.md)")
+    parser.add_argument("--gpu", action="store_true", help="on the CUDA device")
+    parser.add_argument("--smoke", action="store_true", help="the smallest sizes, to see that it works")
+    parser.add_argument("--json", type=Path, help="where to keep what was measured, and to go on")
+    return parser
+
+
+def smallest(options: argparse.Namespace, **sizes: Any) -> None:
+    """With `--smoke`: these sizes, a model that nearly nothing is, one repeat."""
+    if options.smoke:
+        for name, value in {"size": "smoke", "repeats": 1, **sizes}.items():
+            setattr(options, name, value)
+
+
+def results_of(name: str, options: argparse.Namespace) -> Results:
+    """The results of a benchmark, which hold for these options alone."""
+    given = {key: value for key, value in vars(options).items() if key not in NOT_IN_A_NUMBER and "python" not in key}
+    return Results(name, options.json, **given)
+
+
+def model_of(options: argparse.Namespace, work: Path) -> str:
+    """The folder of the model, made in `work` where none is named."""
+    return options.model or str(random_model(work / "model", options.size))
+
+
+def device_of(options: argparse.Namespace) -> str:
+    return "cuda" if options.gpu else "cpu"
+
+
+def threads_of() -> int:
+    return int(os.environ.get("OMP_NUM_THREADS") or usable_cores())
+
+
+def environment_of(options: argparse.Namespace) -> Mapping[str, str]:
+    """Of every child: no network, the same threads, the allocator if one is named; a GPU only where it is asked for."""
+    found = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(threads_of()), "TOKENIZERS_PARALLELISM": "false"}
+    if options.preload:
+        found["LD_PRELOAD"] = options.preload
+    return found if options.gpu else found | {"CUDA_VISIBLE_DEVICES": ""}
