@@ -55,8 +55,8 @@ def main() -> None:
     medians = results.interleaved(
         {name: partial(_in_child, options, *case) for case, name in cases.items()}, options.repeats
     )
-    print(f"\nmedians of {options.repeats}, MiB\n")
-    print_table("", medians, ("peak", "gradients", "beyond", "loss"))
+    print(f"\nmedians of {options.repeats}\n")
+    print_table("MiB", medians, ("peak", "gradients", "beyond", "loss"))
     print()
     print_table("exponent of beyond in", _exponents(cases, medians), SIDES)
     results.print_machine()

@@ -36,7 +36,6 @@ def run_child(
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=said, text=True, env=settings, start_new_session=True
         )
-        _first_to_be_killed(process.pid)
         try:
             out, _ = process.communicate(timeout=limit_s)
         except subprocess.TimeoutExpired:
@@ -53,12 +52,6 @@ def run_child(
         sys.exit(f"{' '.join(command)} failed with status {process.returncode}:\n{words[-3000:]}")
     found: Values = json.loads(out.strip().splitlines()[-1])
     return found
-
-
-def _first_to_be_killed(pid: int) -> None:
-    """Where memory ends, the system's choice is this child and not what else runs here."""
-    with suppress(OSError):  # not Linux, or it has ended already
-        Path(f"/proc/{pid}/oom_score_adj").write_text("1000")
 
 
 def _end_all(process: subprocess.Popen[str]) -> None:

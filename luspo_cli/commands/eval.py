@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer import Argument, Option
 
-from luspo_cli.config.eval import OPTIONS, EvalRun, resolve_eval
-
 if TYPE_CHECKING:
+    from luspo_cli.config.eval import EvalRun
     from luspo_cli.evaluation.scorer import Finished
 
 EVAL_EXAMPLES = [
@@ -96,6 +95,8 @@ def eval_cli(
     if list_benchmarks:
         show_benchmarks(as_json=as_json)
         return
+    from luspo_cli.config.eval import OPTIONS, resolve_eval  # pydantic's sections take longer than the rest of `luspo --help`
+
     given = {name: context.params[name] for name in OPTIONS}
     options = {
         name: str(value) if isinstance(value, Path) else value

@@ -40,7 +40,7 @@ class InProcessSampler:
     def __init__(self, model: Any, tokenizer: Any, end_tokens: Sequence[int], max_rows: int) -> None:
         self.model = model
         self.tokenizer = tokenizer
-        self.end_tokens = torch.tensor(sorted(end_tokens))
+        self.end_tokens = torch.tensor(sorted(end_tokens), dtype=torch.long)
         self.max_rows = max_rows
         self.step = DecodeStep(model)
 
