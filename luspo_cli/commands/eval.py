@@ -95,7 +95,8 @@ def eval_cli(
     if list_benchmarks:
         show_benchmarks(as_json=as_json)
         return
-    from luspo_cli.config.eval import OPTIONS, resolve_eval  # pydantic's sections take longer than the rest of `luspo --help`
+    # Here, because pydantic's sections take longer than all else of `luspo --help`.
+    from luspo_cli.config.eval import OPTIONS, resolve_eval
 
     given = {name: context.params[name] for name in OPTIONS}
     options = {
