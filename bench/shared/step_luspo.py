@@ -36,15 +36,18 @@ class Replayed:
             for prompt, group in zip(prompts, groups, strict=True)
         ]
 
-    def load_weights(self, policy: Any) -> None:
-        self.sampler.load_weights(policy)
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.sampler, name)
 
 
 class ForcedRubric:
     """Grades as the rubric does, and then pays what was decided before."""
 
     def __init__(self, rubric: Any, pay: Callable[[int, int], float]) -> None:
-        self.rubric, self.pay, self.look = rubric, pay, rubric.look
+        self.rubric, self.pay = rubric, pay
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.rubric, name)
 
     def score_groups(
         self, problems: Sequence[Problem], groups: Sequence[Sequence[Rollout]]
