@@ -223,6 +223,10 @@ class TrainRun(Section):
             yield "[warmup] is for model.path = 'made' alone: leave it out with another model"
         if self.data.train != MADE_TERMS and self.data.profile != "neutral":
             yield "data.profile is for data.train = 'made:terms' alone: leave it out with other data"
+        if warmup.router_aux_coefficient and not self.model.shape.experts.number:
+            yield (
+                "warmup.router_aux_coefficient is for a made model of experts: leave it out, or set model.shape.experts.number"
+            )
         if not warmup.min_accuracy <= warmup.stop_accuracy <= warmup.max_accuracy:
             yield (
                 f"warmup.stop_accuracy ({warmup.stop_accuracy}) must lie between warmup.min_accuracy ({warmup.min_accuracy})"

@@ -141,7 +141,7 @@ class ExpertChoices:
         first, *others = ranks.gather(self._counted)
         for other in others:
             first.add(other)
-        found = _balance(first.load)
+        found = load_balance(first.load)
         if first.sampled:
             found["router/sampler_changed_fraction"] = first.sampled_changed / first.sampled
         if not first.compared:
@@ -157,7 +157,7 @@ class ExpertChoices:
         return {key: value for key, value in (found | _of_rows(first.rows)).items() if math.isfinite(value)}
 
 
-def _balance(counts: Tensor) -> dict[str, float]:
+def load_balance(counts: Tensor) -> dict[str, float]:
     """How evenly the experts of a layer are chosen, mean over layers."""
     total = counts.sum(-1, keepdim=True)
     if not bool((total > 0).all()):

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from doubles.models import own_experts
 from luspo_cli.policy.packing import Row, policy_batch, split_micro_batches, split_mini_batches
 from luspo_cli.policy.policy import Policy
 from luspo_cli.records import ScoredGroup
@@ -71,12 +72,15 @@ def test_forward_against_the_models_own_logits(
         assert not entropy[i, length:].any()
 
 
-def test_padding_changes_nothing(make_model: Callable[..., Any], groups: list[ScoredGroup]) -> None:
-    """Same rows with 0, 1 and 40 more columns, and each row alone: value and gradient."""
+@pytest.mark.parametrize("family", ["Qwen2", "Qwen3Moe", "Qwen2Moe"])
+def test_padding_and_micro_batches_change_nothing(
+    make_model: Callable[..., Any], groups: list[ScoredGroup], family: str
+) -> None:
+    """Same rows with 0, 1 and 40 more columns, and each row alone: value and gradient, also of experts."""
     rows = [row for row in rows_of(groups) if row.rollout.response_length]
 
     def gradients(batches: list[list[Row]], padding: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        model = make_model(dtype="float64")
+        model = make_model(dtype="float64") if family == "Qwen2" else own_experts(26, family).double()
         policy, values = Policy(model, 1.0), []
         for batch in batches:
             logprobs, _ = policy(policy_batch(batch, padding=padding))

@@ -45,7 +45,10 @@ def made_model(config: TrainRun, problems: Sequence[Problem] = ()) -> Path:
         "task": made.name if made else from_file.NAME,
         "recipe": made.recipe if made else from_file.RECIPE,
         "shape": config.model.shape.model_dump(exclude=None if config.model.shape.experts.number else {"experts"}),
-        "warmup": config.warmup.model_dump(exclude={"gate"}),
+        # Where there is no balancing loss, the model is the one that was cached before there could be one.
+        "warmup": config.warmup.model_dump(
+            exclude={"gate", *([] if config.warmup.router_aux_coefficient else ["router_aux_coefficient"])}
+        ),
         "profile": config.data.profile,
         "seed": config.run.seed,
         "response_limit": config.rollout.max_response_tokens,

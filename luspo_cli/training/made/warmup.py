@@ -11,17 +11,22 @@ import math
 import random
 import statistics
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
 
 from luspo_cli.config.run import TrainRun
+from luspo_cli.config.warmup import WarmupConfig
 from luspo_cli.policy.images import hidden_states, rotary_positions
 from luspo_cli.policy.loading import LoadedModel
 from luspo_cli.policy.packing import PolicyBatch, Row, policy_batch
+from luspo_cli.policy.routing import STORED, Routed, load, read_routers, routers, summed_probabilities, taken
 from luspo_cli.records import Problem, Rollout, StopReason
 from luspo_cli.rewards.exact import score_exact
 from luspo_cli.rollout.in_process.sampler import InProcessSampler
 from luspo_cli.rollout.sampler import SamplingOptions
+from luspo_cli.training.expert_choices import balancing_loss, load_balance, shares_of
 from luspo_cli.training.made.task import MadeTask
 
 GATE_PROBLEMS, GATE_GROUP = 64, 16
@@ -48,7 +53,7 @@ def warm_up(loaded: LoadedModel, task: MadeTask, config: TrainRun) -> dict[str, 
             parameters["lr"] = settings.learning_rate * warm_up_factor(step, steps, settings.ramp_steps)
         share = min(1.0, (step + 1) / curriculum)
         rows = demonstrations(loaded, task, profile, generator, settings.rows, share)
-        _backward(loaded, rows, task.rows_a_pass or len(rows), settings.answer_weight)
+        _backward(loaded, rows, task.rows_a_pass or len(rows), settings)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -113,8 +118,8 @@ def of_answer(targets: torch.Tensor, mark: int, end: int) -> torch.Tensor:
     return (targets == mark).cumsum(1).bool() & (targets != mark) & (targets != end) & (targets != _NOT_TRAINED)
 
 
-def _backward(loaded: LoadedModel, rows: list[Row], a_pass: int, answer_weight: float) -> None:
-    """Add the gradient of the weighted mean cross-entropy over all response tokens of the rows."""
+def _backward(loaded: LoadedModel, rows: list[Row], a_pass: int, settings: WarmupConfig) -> None:
+    """Add the gradient of the weighted mean cross-entropy over all response tokens of the rows, and of a balancing loss."""
     if a_pass < len(rows):
         rows = sorted(rows, key=lambda row: row.width)
     model, mark = loaded.model, loaded.tokenizer.convert_tokens_to_ids("#")
@@ -123,15 +128,27 @@ def _backward(loaded: LoadedModel, rows: list[Row], a_pass: int, answer_weight: 
         batch = policy_batch(rows[first : first + a_pass])
         targets = next_tokens(batch)
         answer = of_answer(targets, mark, loaded.tokenizer.eos_token_id)
-        weights = torch.where(answer, answer_weight, 1.0) * (targets != _NOT_TRAINED)
+        weights = torch.where(answer, settings.answer_weight, 1.0) * (targets != _NOT_TRAINED)
         passes.append((batch, targets.flatten(), weights.flatten()))
     total = sum(weights.sum() for _, _, weights in passes)
     for batch, targets, weights in passes:
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16), read_routers(model) as noted:
             positions = rotary_positions(model, batch.tokens, batch.images)
             logits = model.lm_head(hidden_states(model, batch.tokens, positions, batch.images, use_cache=False))
         losses = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), targets, reduction="none")
-        ((weights * losses).sum() / total).backward()
+        loss = (weights * losses).sum() / total
+        if settings.router_aux_coefficient:
+            assert len(passes) == 1  # a task of several passes has images, and no model with a tower has experts
+            loss = loss + settings.router_aux_coefficient * _balancing_loss(noted, targets)
+        loss.backward()
+
+
+def _balancing_loss(noted: list[tuple[torch.Tensor, torch.Tensor]], targets: torch.Tensor) -> torch.Tensor:
+    """Over the tokens of one pass that a response token is predicted from, of all that its routers were noted to choose."""
+    read = (targets != _NOT_TRAINED).nonzero()[:, 0]
+    probabilities, chosen = summed_probabilities(noted, read), taken(noted)
+    loads = shares_of([load(chosen[:, read], probabilities.shape[1])])
+    return balancing_loss(Routed(chosen, read, probabilities), loads, len(read))
 
 
 def _measure(loaded: LoadedModel, task: MadeTask, config: TrainRun, draw: str) -> dict[str, float]:
@@ -139,7 +156,8 @@ def _measure(loaded: LoadedModel, task: MadeTask, config: TrainRun, draw: str) -
     sampler = InProcessSampler(loaded.model, loaded.tokenizer, loaded.end_tokens, max_rows=1024)
     generator = random.Random(f"luspo {draw} {config.data.profile} {config.run.seed}")
     made = [task.problem(config.data.profile, generator, str(i), 1.0) for i in range(GATE_PROBLEMS)]
-    options = SamplingOptions(GATE_GROUP, config.rollout.max_response_tokens, seed=generator.getrandbits(62))
+    limit, with_experts = config.rollout.max_response_tokens, bool(routers(loaded.model))
+    options = SamplingOptions(GATE_GROUP, limit, seed=generator.getrandbits(62), with_experts=with_experts)
     groups = sampler.sample_groups([loaded.prompt(problem) for problem in made], options)
     right = [[_is_right(problem, rollout) for rollout in row] for problem, row in zip(made, groups, strict=True)]
     lengths = [[rollout.response_length for rollout in row] for row in groups]
@@ -151,7 +169,19 @@ def _measure(loaded: LoadedModel, task: MadeTask, config: TrainRun, draw: str) -
         "length_mean": statistics.fmean(flat),
         "length_spread": statistics.pstdev(flat) / statistics.fmean(flat),
         "length_correlation": within_group_correlation(lengths, right),
+        **(_loads(loaded.model, [rollout for row in groups for rollout in row]) if with_experts else {}),
     }
+
+
+def _loads(model: Any, rollouts: Sequence[Rollout]) -> dict[str, float]:
+    """How evenly the experts are chosen over the response tokens that were sampled."""
+    found = routers(model)
+    shape = (-1, len(found), found[0].top_k)
+    met = [
+        np.frombuffer(rollout.experts, dtype=STORED).reshape(shape)[len(rollout.prompt_tokens) - 1 :]
+        for rollout in rollouts
+    ]
+    return load_balance(load(torch.from_numpy(np.concatenate(met)).transpose(0, 1), found[0].num_experts).double())
 
 
 def _is_right(problem: Problem, rollout: Rollout) -> bool:

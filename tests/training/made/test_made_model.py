@@ -16,7 +16,7 @@ import torch
 from doubles.messages import heard
 from luspo_cli.config.model import ShapeConfig
 from luspo_cli.config.run import TrainRun
-from luspo_cli.errors import RunError
+from luspo_cli.errors import RunError, UsageError
 from luspo_cli.policy.packing import policy_batch
 from luspo_cli.records import Problem
 from luspo_cli.training.made import warmup
@@ -308,3 +308,59 @@ def test_a_made_model_of_experts_has_the_counted_weights_and_is_read_as_any_othe
     assert (stored.parameters(), stored.experts) == (number, shape.experts)
     for name, weight in read.model.named_parameters():
         assert torch.equal(weight, made.model.get_parameter(name)), name
+
+
+EXPERTS = ("model.shape.experts.number=4", "model.shape.experts.feed_forward=24")
+
+
+def test_the_warm_up_of_experts_adds_the_balancing_loss_of_its_response_tokens(
+    small_run: Callable[..., TrainRun],
+) -> None:
+    """Its gradient is the coefficient times that of E Σ f P, computed apart, token by token: 2 of 4 experts, one layer."""
+    gradients = []
+    for coefficient in (0.0, 0.5):
+        config = small_run(*EXPERTS, f"warmup.router_aux_coefficient={coefficient}")
+        loaded = new_model(config.model.shape, TERMS.characters, 0)
+        rows = demonstrations(loaded, TERMS, "neutral", random.Random(0), 8)
+        warmup._backward(loaded, rows, len(rows), config.warmup)
+        gradients.append([weight.grad.clone() for weight in loaded.model.parameters()])
+    loaded.model.zero_grad()
+    logits = []
+    for row in rows:
+        tokens, start = row.rollout.prompt_tokens + row.rollout.response_tokens, len(row.rollout.prompt_tokens)
+        with torch.autocast("cpu", torch.bfloat16):
+            found = loaded.model(torch.tensor([tokens]), output_router_logits=True, use_cache=False).router_logits
+        logits.append(found[0][start - 1 : -1].float())
+    probabilities = torch.cat(logits).softmax(-1)
+    chosen = torch.zeros_like(probabilities).scatter(1, probabilities.topk(2).indices, 0.5)
+    (0.5 * 4 * (chosen.mean(0) * probabilities.mean(0)).sum()).backward()
+    expected = [weight.grad for weight in loaded.model.parameters()]
+    router = [name for name, _ in loaded.model.named_parameters()].index("model.layers.0.mlp.gate.weight")
+    assert float(expected[router].norm()) > 0
+    for without, balanced, own in zip(*gradients, expected, strict=True):
+        assert (balanced - without - (0.0 if own is None else own)).norm() <= 0.02 * float(expected[router].norm())
+
+
+def test_a_balanced_warm_up_uses_the_experts_and_has_a_model_of_its_own(small_run: Callable[..., TrainRun]) -> None:
+    found = {}
+    for coefficient in (0.0, 1.0):
+        sets = (*EXPERTS, "warmup.steps=40", f"warmup.router_aux_coefficient={coefficient}")
+        folder = made_model(small_run(*sets))
+        found[coefficient] = folder, json.loads((folder / "warmup.json").read_text())["result"]
+    assert found[0.0][0] != found[1.0][0]
+    assert found[1.0][1]["router/load_max_over_mean"] < found[0.0][1]["router/load_max_over_mean"]
+    assert found[1.0][1]["router/load_max_over_mean"] < 1.5
+
+
+def test_a_warm_up_without_a_balancing_loss_is_cached_as_before_there_was_one(
+    small_run: Callable[..., TrainRun],
+) -> None:
+    """What a dense model is made from has gained no key, so no cached one is made again; asked of it, the loss is refused."""
+    known = (
+        "steps rows learning_rate ramp_steps answer_weight check_every stop_accuracy min_accuracy max_accuracy"
+        " min_mixed_fraction max_length_correlation min_length_spread"
+    )
+    folder = made_model(small_run())
+    assert list(json.loads((folder / "warmup.json").read_text())["made_from"]["warmup"]) == known.split()
+    with pytest.raises(UsageError, match=r"warmup\.router_aux_coefficient is for a made model of experts"):
+        small_run("warmup.router_aux_coefficient=0.1")
