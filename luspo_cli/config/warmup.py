@@ -20,8 +20,7 @@ class WarmupConfig(Section):
     answer_weight: float = Field(default=2.0, gt=0)
     """Weight of the answer's tokens in the loss; the other tokens have 1."""
     router_aux_coefficient: float = Field(default=0.0, ge=0)
-    """Of a model of experts: weight of the routers' load-balancing loss over a step's response tokens, without which few experts
-    are used; 0: there is none."""
+    """Of a model of experts: weight of the routers' load-balancing loss over a step's response tokens; 0: there is none."""
     check_every: int = Field(default=10, ge=1)
     """Steps between checks of the sampled accuracy, from the last fifth of the task's curriculum on (40 % of the steps; 15 %
     with problems of a file)."""
