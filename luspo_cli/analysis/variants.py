@@ -37,6 +37,7 @@ BOOKKEEPING = frozenset(
         "model.gradient_checkpointing",
         "model.sharding",
         "update.offload_optimizer",
+        "update.spare_memory",
     }
 )
 """Keys that change what is stored, how fast and in how much memory, and not what is learned."""

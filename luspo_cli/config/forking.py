@@ -32,6 +32,7 @@ _OF_THE_FORK = {
     "run.steps": "give --steps",
     "evaluation.blind": "a fork has no blind control",
     "update.optimizer": "the optimizer's state is that of the checkpoint",
+    "update.moments": "the optimizer's state is that of the checkpoint",
 }
 _FREE_OF_MODEL = ("model.compute_dtype", "model.gradient_checkpointing", "model.sharding")
 """Keys of the model that change how it is computed and not what its weights are."""

@@ -117,9 +117,11 @@ class TrainRun(Section):
                 "rollout.dynamic_sampling looks for groups with right and wrong answers, and reward.accuracy_weight is 0: set"
                 " one of them otherwise"
             )
-        if self.model.sharding == "full" and (update.offload_optimizer or update.optimizer != "adamw"):
+        if self.model.sharding == "full" and (
+            update.offload_optimizer or update.optimizer != "adamw" or update.moments != "float32"
+        ):
             yield (
-                "model.sharding = full shares out AdamW's moments itself: leave out update.optimizer and"
+                "model.sharding = full shares out AdamW's float32 moments: leave out update.optimizer, update.moments and"
                 " update.offload_optimizer, or set model.sharding = none"
             )
         if update.ramp_steps > (spanned := self.fork.schedule_steps or self.run.steps):

@@ -28,11 +28,18 @@ class UpdateConfig(Section):
     """AdamW's decay rates of the gradient's mean and of its square."""
     optimizer: Literal["adamw", "adamw-8bit"] = "adamw"
     """`adamw-8bit` keeps AdamW's moments in 8 bits, a quarter of the memory (arXiv 2110.02861); needs the extra `adamw-8bit`."""
+    moments: Literal["float32", "bfloat16", "8bit"] = "float32"
+    """AdamW's moments in 8, 4 or 2 bytes a trained weight, on CPUs and GPUs (luspo_cli/training/moments.py). Fewer bytes are
+    another arithmetic: weights stay close to float32 moments' and are not the same."""
     offload_optimizer: bool = False
     """On a GPU: keep AdamW's moments in the host's memory and step there; frees 8 bytes a trained weight and takes longer."""
     weight_decay: float = Field(default=0.0, ge=0)
     gradient_clip: float = Field(default=1.0, ge=0)
     """Largest norm of the gradient; 0: off."""
+    spare_memory: bool = True
+    """Hold the sampler's copy of the weights during rollouts alone, gradients during the update alone, one gradient of the head,
+    and in bfloat16 passes no activation that a short computation gives again. The numbers are the same, the head's gradient up
+    to the order of sums."""
     skip_rows_without_advantage: bool = True
     """Spare rows of groups without signal the forward and backward pass. The gradient is the same bit for bit."""
     stop_after_bad_steps: int = Field(default=3, ge=1)
@@ -62,6 +69,11 @@ class UpdateConfig(Section):
             )
         if self.router_replay == "old" and self.mini_batches == 1:
             yield "update.router_replay = 'old' changes nothing with update.mini_batches = 1, which has no old log-probs"
+        if self.moments != "float32" and self.optimizer != "adamw":
+            yield (
+                f"update.moments = '{self.moments}' goes with update.optimizer = 'adamw' alone: '{self.optimizer}' has moments"
+                " of its own"
+            )
         if self.offload_optimizer and self.optimizer != "adamw":
             yield "update.offload_optimizer goes with update.optimizer = 'adamw' alone: 8-bit moments stay on the GPU"
 

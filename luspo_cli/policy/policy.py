@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from luspo_cli.policy.images import hidden_states, rotary_positions
+from luspo_cli.policy.lean_layers import can_be_lean, lean_layers
 from luspo_cli.policy.logprobs import logit_cap, token_logprobs
 from luspo_cli.policy.packing import PolicyBatch
 from luspo_cli.policy.routing import Replay, Routed, RoutingAsked, read_routers, routers, summed_probabilities, taken
@@ -32,6 +33,9 @@ class Policy(nn.Module):
         if self.routers:
             Replay(model)
         self._joins = True
+        self.wrapped = True
+        """Whether gradients may be looked for by hooks (DDP, FSDP). Where not, the head's is added where it stays, and layers
+        keep less for the backward pass (lean_layers.py)."""
 
     def train(self, mode: bool = True) -> Policy:
         """Passes with gradients, in which nothing is random all the same.
@@ -67,7 +71,9 @@ class Policy(nn.Module):
         if images is None and placeholder is not None and bool((batch.tokens == placeholder).any()):
             raise ValueError("rows hold image tokens and their image inputs were not handed in")
         noting: AbstractContextManager[Any] = read_routers(self.model) if routing else nullcontext()
-        with noting as routed:
+        lean = not self.wrapped and torch.is_grad_enabled() and _autocast(batch.tokens) and can_be_lean(self.model)
+        keeping: AbstractContextManager[None] = lean_layers(self.model) if lean else nullcontext()
+        with noting as routed, keeping:
             hidden = self._hidden(batch, routing.experts if routing else None)  # [places or joined tokens, width]
         mask = batch.response_mask
         rows, columns = mask.nonzero(as_tuple=True)  # [N] response tokens, row by row
@@ -80,8 +86,8 @@ class Policy(nn.Module):
         if self._joins and batch.joined is not None:
             read = batch.joined.places.view(-1)[read]
         states = hidden.index_select(0, read).to(compute_dtype)
-        cap = logit_cap(self.model)
-        found = token_logprobs(states, head, targets, self.temperature, with_entropy, with_collision, cap)
+        cap, in_place = logit_cap(self.model), not self.wrapped
+        found = token_logprobs(states, head, targets, self.temperature, with_entropy, with_collision, cap, in_place)
         flat = rows * mask.shape[1] + columns
         shape = (mask.numel(),)
         results: tuple[Any, ...] = tuple(

@@ -141,6 +141,14 @@ def make_sampler(
     return VllmSampler(settings, model.tokenizer, model.end_tokens)
 
 
+def release_weights(sampler: Sampler, policy: Any) -> None:
+    """Let the weights that a sampler holds in this process beside the policy's go, until its next `load_weights`."""
+    from luspo_cli.rollout.in_process.sampler import InProcessSampler
+
+    if isinstance(sampler, InProcessSampler):  # vLLM sleeps by itself
+        sampler.release_weights(policy)
+
+
 def own_servers(servers: Sequence[str], rank: int, processes: int) -> tuple[str, ...]:
     """The servers of one process of several, which no other one pushes to; UsageError where there are too few."""
     if len(servers) < processes:

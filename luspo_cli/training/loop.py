@@ -33,7 +33,7 @@ from luspo_cli.training.image_delivery import deliver_images
 from luspo_cli.training.lag import LagQueue, with_old_logprobs
 from luspo_cli.training.length_diagnostics import diagnose
 from luspo_cli.training.noise_floor import noise_floor, untrained_difference
-from luspo_cli.training.optimizer import learning_rate
+from luspo_cli.training.optimizer import learning_rate, release_gradients
 from luspo_cli.training.sampling import StepSampler
 from luspo_cli.training.update import Updater
 
@@ -56,6 +56,8 @@ class Stages:
     """Write the checkpoint of a step."""
     queue: LagQueue = field(default_factory=lambda: LagQueue(0))
     """What was sampled and is not trained yet."""
+    release_sampler: Callable[[], None] = lambda: None
+    """Let what the sampler holds of the weights go until they are brought there again."""
     first_rollouts: Sequence[Sequence[Rollout]] = ()
     """[groups][rollouts] that step 1 trains on in the place of draws of its own: what a fork was handed."""
     ranks: Ranks = ALONE
@@ -115,6 +117,7 @@ def train(
             schedule = config.fork.schedule_steps or config.run.steps
             try:
                 shares_every = config.update.exact_gradient_shares_every
+                stages.release_sampler()
                 exact = bool(shares_every) and step % shares_every == 1 % shares_every
                 updated = stages.updater.update(due.batch, learning_rate(place - 1, schedule, config.update), exact)
             except Exception:
@@ -124,6 +127,8 @@ def train(
                 raise
             diagnosed, row_updates = diagnose(stages.updater.rows, ranks, due.batch, config, with_tokens=stores)
             updated |= diagnosed
+            if config.update.spare_memory:
+                release_gradients(stages.updater.policy, stages.updater.optimizer)
         if lag:
             updated |= {"update/lag": step - due.step if due else None}
             updated["time/logprobs"] += known

@@ -22,10 +22,10 @@ from luspo_cli.rollout.samplers import SamplerName
 
 PROGRAM_BYTES = 0.6 * 2**30
 """The interpreter with torch and transformers on a CPU; a CUDA context takes about as much."""
-CHUNK_LOGITS = 2**26
-"""Logits of one chunk of the vocabulary head (policy/logprobs.py): in the compute type, in float32, and their exponentials."""
-EIGHT_BIT_BYTES = 2 * (1 + 4 / 256)
-"""Of one weight's two moments: a byte each, and a float32 scale for every block of 256."""
+CHUNK_LOGITS = 2**23
+"""Logits of one piece of the vocabulary head (policy/logprobs.py): in the compute type, in float32, and their exponentials."""
+MOMENT_BYTES = {"float32": 8.0, "bfloat16": 4.0, "8bit": 2 * (1 + 4 / 256)}
+"""Of one weight's two moments; in 8 bits a byte each, and a float32 scale for every block of 256."""
 _TRIED = re.compile(r"Tried to allocate ([\d.]+ \w+)")
 
 
@@ -63,6 +63,8 @@ def estimate_memory(
     With the sampler `vllm` the part `vllm` is its share of a device of `device_bytes`, 0 where that is not known; it sleeps while
     the policy trains. With `vllm-server` nothing of the sampler is on this device.
 
+    With `update.spare_memory` what the sampler holds counts in the rollout alone, and gradients in the update alone (DDP's stay).
+
     Several processes share out the groups of a batch, and with `model.sharding = "full"` weights, gradients and moments; then
     each has a whole copy to sample with besides, and the weights that a pass has `gathered`.
 
@@ -73,7 +75,8 @@ def estimate_memory(
     adapters = bool(config.model.lora.rank)
     low = config.model.compute_dtype == "bfloat16"
     offloaded = config.update.offload_optimizer
-    moments = EIGHT_BIT_BYTES if config.update.optimizer == "adamw-8bit" else 8.0
+    moments = MOMENT_BYTES["8bit" if config.update.optimizer == "adamw-8bit" else config.update.moments]
+    spare = config.update.spare_memory
     size = 2 if low else 4
     table = shape.vocabulary * shape.width
     parts: dict[str, float] = {"program": PROGRAM_BYTES}
@@ -83,22 +86,29 @@ def estimate_memory(
     parts["weights"] = (size * n + 4 * trained) if adapters else 4 * ((n - tower) / share + tower)
     parts["gradients"] = 4 * trained / share
     parts["optimizer"] = 0 if offloaded else moments * trained / share
-    parts["host_optimizer"] = 12 * trained if offloaded else 0
+    parts["host_optimizer"] = (4 + moments) * trained if offloaded else 0
     # The sampler's own bfloat16 weights; an embedding that is frozen in bfloat16 is shared with it, its packed head is not.
     shared = table if adapters and not shape.tied_head else 0
     in_process = sampler == "in-process"
     parts["sampler_copy"] = 0 if not in_process else 2 * (n - shared) if low else 4 * n if sharded else 0
     parts["vllm"] = config.rollout.vllm.memory_share * (device_bytes or 0) if sampler == "vllm" else 0
-    parts["autocast_copies"] = 2 * trained if low else 0
+    # Of the layers' weights: the head has a copy of a block at a time, and an embedding none.
+    outside = table * (1 if shape.tied_head else 2)
+    copies = trained if adapters else trained - outside
+    checkpointing = config.model.gradient_checkpointing
+    plain = not (adapters or checkpointing or shape.experts.number or shape.vision.depth)
+    lean = spare and low and processes == 1 and plain  # policy/lean_layers.py
+    parts["autocast_copies"] = 2 * copies / (shape.layers if lean else 1) if low else 0
     needs_copy = config.objective.kl_coefficient > 0 and not adapters
     parts["reference"] = 4 * ((n - tower) / share + tower) if needs_copy else 0
     longest = config.data.max_prompt_tokens + config.rollout.max_response_tokens
     tokens = max(config.update.tokens_per_micro_batch, longest)
-    one_layer = tokens * (14 * shape.width + 4 * _feed_forward(shape)) * size
+    inner = _feed_forward(shape)
+    one_layer = tokens * (14 * shape.width + 4 * inner) * size
+    lean_layer = tokens * (11 * shape.width + 2 * inner) * size
     kept = tokens * shape.width * 4
-    checkpointing = config.model.gradient_checkpointing
-    parts["activations"] = shape.layers * (kept if checkpointing else one_layer)
-    parts["recomputed_layer"] = one_layer if checkpointing else 0
+    parts["activations"] = shape.layers * (kept if checkpointing else lean_layer if lean else one_layer)
+    parts["recomputed_layer"] = one_layer if checkpointing else tokens * 4 * inner * size if lean else 0
     own_problems = -(-config.rollout.problems // processes)
     block, kept_of_tower = _tower(config, shape, size, images=min(own_problems, max(1, tokens // longest)))
     parts["tower_activations"] = kept_of_tower
@@ -107,24 +117,27 @@ def estimate_memory(
     limit = config.rollout.max_response_tokens
     at_head = tokens * limit / (limit + largest_image_tokens(config, shape))
     parts["logits_chunk"] = (8 + size) * min(CHUNK_LOGITS, at_head * shape.vocabulary)
-    # It adds up over the chunks; a tied one waits for the embedding's, which comes last.
-    parts["head_gradient"] = 0 if adapters else 4 * table
+    # Where gradients are looked for by hooks it adds up beside them; a tied one waits for the embedding's, which comes last.
+    parts["head_gradient"] = 0 if adapters or (spare and processes == 1) else 4 * table
+    parts["embedding_gradient"] = 0 if adapters else 4 * table
     key_value = 2 * shape.key_value_heads * shape.head_size * size
     rows = min(config.rollout.max_rows, own_problems * config.rollout.group_size)
     parts["key_value_cache"] = rows * longest * shape.layers * key_value if in_process else 0
-    always = sum(parts[name] for name in ("program", "weights", "optimizer", "sampler_copy", "reference", "gradients"))
+    always = sum(parts[name] for name in ("program", "weights", "optimizer", "reference"))
     if sharded:  # one decoder layer, and embeddings and head, which are gathered as long as a pass takes
-        outside = table * (1 if shape.tied_head else 2)
         parts["gathered"] = 4 * (outside + (n - tower - outside) / shape.layers)
         always += parts["gathered"]
     waiting = parts["head_gradient"] if shape.tied_head else 0
     at_the_head = parts["activations"] + parts["logits_chunk"] + parts["head_gradient"]
     in_the_layers = parts["activations"] + parts["recomputed_layer"] + waiting
-    at_the_embedding = parts["head_gradient"] + waiting
+    at_the_embedding = parts["embedding_gradient"] + waiting
     in_the_pass = max(at_the_head, in_the_layers, at_the_embedding, block) + kept_of_tower
-    parts["update_peak"] = always + parts["autocast_copies"] + in_the_pass
+    of_sampler = 0 if spare else parts["sampler_copy"]
+    parts["update_peak"] = always + parts["gradients"] + of_sampler + parts["autocast_copies"] + in_the_pass
     drawn_logits = rows * shape.vocabulary * 8 if in_process else 0
-    parts["rollout_peak"] = always + parts["key_value_cache"] + drawn_logits + parts["vllm"]
+    gradients_stay = not spare or (processes > 1 and not sharded)
+    held = always + parts["sampler_copy"] + (parts["gradients"] if gradients_stay else 0)
+    parts["rollout_peak"] = held + parts["key_value_cache"] + drawn_logits + parts["vllm"]
     return parts
 
 

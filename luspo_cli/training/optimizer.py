@@ -3,7 +3,8 @@
 AdamW with weight decay on matrices only: norms and biases set a scale, and pulling a scale to zero is no regularisation. The
 state is stored by the parameters' names as safetensors, never as a pickle; what is read back is what was written, bit for bit.
 
-Two ways to make the state smaller. `adamw-8bit` is bitsandbytes' AdamW with block-wise 8-bit moments (arXiv 2110.02861): another
+Three ways to make the state smaller. `update.moments` keeps AdamW's moments in bfloat16 or in 8 bits, on any device (moments.py).
+`adamw-8bit` is bitsandbytes' AdamW with block-wise 8-bit moments (arXiv 2110.02861), a kernel for GPUs. Both are another
 arithmetic, so another run. Offloading keeps moments and a copy of the weights in the host's memory and steps there: the same
 arithmetic, on another device. torchao's 8-bit AdamW was tried and left out: it compiles its step with the machine's C++ compiler,
 which took minutes, and peft's import of it seconds more.
@@ -14,14 +15,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from luspo_cli.config.update import UpdateConfig
 from luspo_cli.errors import UsageError
 from luspo_cli.processes.sharding import shard_like
+from luspo_cli.training.moments import SMALLEST, SmallMomentsAdamW
 
+Moments = Literal["float32", "bfloat16", "8bit"]
 STATE_FILE = "optimizer.safetensors"
 COSINE_FLOOR = 0.1
 
@@ -64,25 +67,40 @@ def make_optimizer(policy: torch.nn.Module, settings: UpdateConfig) -> tuple[lis
     if settings.optimizer == "adamw-8bit":
         optimizer = _bitsandbytes().optim.AdamW8bit(groups, **options)
     elif settings.offload_optimizer:
-        optimizer = OffloadedAdamW(groups, **options)
+        optimizer = OffloadedAdamW(groups, **options, moments=settings.moments)
     else:
-        optimizer = torch.optim.AdamW(groups, **options, fused=True)
+        optimizer = _adamw(groups, **options, moments=settings.moments)
     return [name for name, _ in (*matrices, *others)], optimizer
+
+
+def _adamw(groups: list[dict[str, Any]], moments: Moments, **options: Any) -> torch.optim.Optimizer:
+    if moments == "float32":
+        return torch.optim.AdamW(groups, **options, fused=True)
+    return SmallMomentsAdamW(groups, **options, moments=moments)
+
+
+def release_gradients(policy: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Hold no gradients until the next backward pass. DDP's are parts of its own buffers, which stay."""
+    if not hasattr(policy, "no_sync"):
+        optimizer.zero_grad(set_to_none=True)
 
 
 class OffloadedAdamW(torch.optim.Optimizer):
     """AdamW whose moments and working copy of the weights are in the host's memory; `param_groups` are the device's."""
 
-    def __init__(self, groups: list[dict[str, Any]], lr: float, betas: tuple[float, float]) -> None:
+    def __init__(
+        self, groups: list[dict[str, Any]], lr: float, betas: tuple[float, float], moments: Moments = "float32"
+    ) -> None:
         super().__init__(groups, {"lr": lr, "betas": betas})
-        self._host = torch.optim.AdamW(
+        self.moments = moments
+        self._host = _adamw(
             [
                 {**group, "params": [torch.nn.Parameter(_on_host(weight)) for weight in group["params"]]}
                 for group in groups
             ],
+            moments,
             lr=lr,
             betas=betas,
-            fused=True,
         )
 
     @torch.no_grad()
@@ -116,7 +134,10 @@ def save_optimizer(folder: Path, state: Mapping[int, Mapping[str, Any]], names: 
 
 
 def load_optimizer(folder: Path, optimizer: torch.optim.Optimizer, names: list[str]) -> None:
-    """Restore what `save_optimizer` wrote in `folder`; `names` are in the optimizer's order."""
+    """Restore what `save_optimizer` wrote in `folder`; `names` are in the optimizer's order.
+
+    UsageError where the moments stored there are of another kind than the optimizer's.
+    """
     from safetensors import safe_open
 
     state: dict[int, dict[str, Any]] = {}
@@ -126,6 +147,7 @@ def load_optimizer(folder: Path, optimizer: torch.optim.Optimizer, names: list[s
         for entry in stored.keys():  # noqa: SIM118  # it is no mapping
             name, key = entry.rsplit("::", 1)
             keys.setdefault(name, []).append(key)
+        _refuse_other_moments(stored, keys, optimizer, folder)
         for index, (name, weight) in enumerate(zip(names, weights, strict=True)):
             # One tensor at a time: of a sharded one this process keeps its share alone.
             own = {key: shard_like(weight, stored.get_tensor(f"{name}::{key}")) for key in keys.get(name, ())}
@@ -133,6 +155,23 @@ def load_optimizer(folder: Path, optimizer: torch.optim.Optimizer, names: list[s
                 # bitsandbytes counts steps in a plain number.
                 state[index] = {key: int(value) if value.dtype == torch.int64 else value for key, value in own.items()}
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _refuse_other_moments(
+    stored: Any, keys: Mapping[str, list[str]], optimizer: torch.optim.Optimizer, folder: Path
+) -> None:
+    own = "float32" if isinstance(optimizer, torch.optim.AdamW) else getattr(optimizer, "moments", "adamw-8bit")
+    every = {key for of_weight in keys.values() for key in of_weight}
+    found = "adamw-8bit" if "state1" in every else "8bit" if "exp_avg_scale" in every else ""
+    if not found and "exp_avg" in every:
+        name = next(name for name, of_weight in keys.items() if "exp_avg" in of_weight)
+        found = "bfloat16" if stored.get_slice(f"{name}::exp_avg").get_dtype() == "BF16" else "float32"
+    exact = found == "float32" and own == "8bit"  # a model of small tensors alone has no 8-bit ones
+    sizes = [stored.get_slice(f"{name}::exp_avg").get_shape() for name in keys] if exact else []
+    if found and found != own and not (exact and all(math.prod(size) < SMALLEST for size in sizes)):
+        said = {"adamw-8bit": "update.optimizer = 'adamw-8bit'"}
+        before, now = (said.get(kind, f"update.moments = '{kind}'") for kind in (found, own))
+        raise UsageError(f"{folder / STATE_FILE} was written with {before} and this run has {now}: set it as it was")
 
 
 _QUANTISED = "__bnb_optimizer_quant_state__"

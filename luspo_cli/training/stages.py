@@ -17,7 +17,7 @@ from luspo_cli.processes.accelerate import make_accelerator, prepare
 from luspo_cli.processes.ranks import Ranks
 from luspo_cli.processes.sharding import gather_state, is_sharded, shard, twin
 from luspo_cli.rewards.rubric import Rubric
-from luspo_cli.rollout.samplers import SamplerModel, choose_sampler, make_sampler
+from luspo_cli.rollout.samplers import SamplerModel, choose_sampler, make_sampler, release_weights
 from luspo_cli.runs.checkpoints import Checkpoint
 from luspo_cli.runs.folder import RunFolder
 from luspo_cli.training.checkpoint import restore, save_checkpoint
@@ -75,6 +75,7 @@ def make_stages(
         freeze_vision(loaded.model)
     to_prompt = accelerator.autocast()(loaded.training_prompt)  # features are computed as in the policy's own passes
     policy = Policy(loaded.model, config.rollout.temperature).train()
+    policy.wrapped = ranks.size > 1 or not config.update.spare_memory
     if sharded:
         for whole in (policy, reference):
             if isinstance(whole, Policy):
@@ -96,6 +97,10 @@ def make_stages(
                     folder.checkpoints, step, policy.model, talker, optimizer, names, keep, gathered, waiting
                 )
 
+    def release_sampler() -> None:
+        if config.update.spare_memory:
+            release_weights(sampler, policy.model)
+
     return Stages(
         problems=problems.source,
         to_prompt=to_prompt,
@@ -106,6 +111,7 @@ def make_stages(
         refresh_sampler=lambda: sampler.load_weights(policy.model),
         save=save,
         queue=queue,
+        release_sampler=release_sampler,
         first_rollouts=handed_rollouts(config, folder, ranks),
         ranks=ranks,
     )

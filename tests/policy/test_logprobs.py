@@ -12,10 +12,16 @@ from luspo_cli.policy.logprobs import token_logprobs
 TOKENS, WIDTH, VOCABULARY = 13, 6, 29
 
 
-@pytest.fixture(params=[1, 3 * VOCABULARY, 2**26], ids=["one token a chunk", "three tokens a chunk", "one chunk"])
+@pytest.fixture(
+    params=[(1, 8192), (3 * VOCABULARY, 8192), (2**26, 8192), (2**26, 8), (24, 8), (1, 1)],
+    ids=["one token", "three tokens", "one piece", "four blocks", "four blocks, three tokens", "one logit"],
+)
 def chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr(module, "CHUNK_LOGITS", request.param)
-    return int(request.param)
+    """Logits of a piece; with its block of the vocabulary."""
+    logits, block = request.param
+    monkeypatch.setattr(module, "CHUNK_LOGITS", logits)
+    monkeypatch.setattr(module, "BLOCK", block)
+    return int(logits)
 
 
 def inputs() -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -63,6 +69,56 @@ def test_entropy_alone_has_a_gradient(chunk: int) -> None:
     assert expected_h.grad is not None
     assert torch.allclose(h.grad, expected_h.grad, atol=3e-6)
     assert h.grad.abs().max() > 0.01
+
+
+def test_the_chance_that_two_draws_agree(chunk: int) -> None:
+    hidden, head, targets, _, _ = inputs()
+    expected = (hidden.double() @ head.double().T / 0.6).softmax(-1).square().sum(-1)
+    assert torch.allclose(token_logprobs(hidden, head, targets, 0.6, True, True)[2].double(), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_gradient_added_in_place_is_autograds(chunk: int, dtype: torch.dtype) -> None:
+    """On top of what is there, which makes the order of sums another one; a bfloat16 product is rounded the same way."""
+    hidden, head, targets, on_logprobs, on_entropy = inputs()
+    gradients = []
+    for in_place in (False, True):
+        h, w = hidden.to(dtype).requires_grad_(), head.clone().requires_grad_()
+        w.grad = torch.full_like(w, 0.5)
+        logprobs, entropy = token_logprobs(h, w, targets, 0.8, True, in_place=in_place)
+        before = w.grad.data_ptr()
+        (on_logprobs * logprobs + 0.3 * on_entropy * entropy).sum().backward()
+        assert w.grad.data_ptr() == before
+        gradients.append((h.grad, w.grad))
+    (h, w), (h_in_place, w_in_place) = gradients
+    assert torch.equal(h, h_in_place)
+    assert torch.allclose(w, w_in_place, atol=1e-6)
+    assert (w - 0.5).abs().max() > 0.1
+
+
+def test_memory_does_not_grow_with_tokens_times_vocabulary() -> None:
+    """Largest tensor that forward and backward make, beside the head's and the states' gradients: one piece of logits."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Largest(TorchDispatchMode):
+        numbers = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            result = function(*args, **(kwargs or {}))
+            if isinstance(result, Tensor):
+                self.numbers = max(self.numbers, result.untyped_storage().nbytes() // 4)
+            return result
+
+    found = []
+    for tokens, vocabulary in ((1024, 8192), (2048, 8192), (2048, 32768)):
+        hidden, head = torch.randn(tokens, 4).requires_grad_(), torch.randn(vocabulary, 4).requires_grad_()
+        head.grad = torch.zeros_like(head)
+        with Largest() as largest:
+            token_logprobs(hidden, head, torch.zeros(tokens, dtype=torch.long), 1.0, True, True, in_place=True)[
+                0
+            ].sum().backward()
+        found.append(largest.numbers)
+    assert found == [module.CHUNK_LOGITS] * 3
 
 
 def test_entropy_by_hand() -> None:

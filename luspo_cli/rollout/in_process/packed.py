@@ -41,6 +41,10 @@ class PackedLinear(nn.Module):
         self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().to(torch.bfloat16).contiguous(), None)
         self.bias = None if bias is None else bias.detach().to(torch.bfloat16)
 
+    def release(self) -> None:
+        """Let the weight go until the next `pack`."""
+        self.packed = self.bias = None
+
     def forward(self, x: Tensor) -> Tensor:
         return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
 
@@ -82,16 +86,34 @@ def _linear(weight: Tensor, bias: Tensor | None, pack: bool) -> nn.Module:
 
 
 @torch.no_grad()
+def release_weights(source: nn.Module, twin: nn.Module) -> None:
+    """Free what a copy of `source` holds besides weights that both share; it computes nothing until `copy_weights`."""
+    shared = set(map(id, source.parameters()))
+    for layer in twin.modules():
+        if isinstance(layer, PackedLinear):
+            layer.release()
+        for weight in layer.parameters(recurse=False):
+            if id(weight) not in shared:
+                weight.data = weight.data.new_empty(0)
+
+
+@torch.no_grad()
 def copy_weights(source: nn.Module, twin: nn.Module) -> None:
-    """Bring every weight of `source` into its `bfloat16_copy`."""
+    """Bring every weight of `source` into its `bfloat16_copy`, also where that was released."""
     layers = dict(source.named_modules())
     for name, layer in twin.named_modules():
         if isinstance(layer, PackedLinear):
             bias = layers[name].bias
             layer.pack(whole_weight(merged_weight(layers[name])), None if bias is None else whole_weight(bias))
         elif is_adapted(layers[name]):
-            layer.get_parameter("weight").copy_(merged_weight(layers[name]))
+            _fill(layer.get_parameter("weight"), merged_weight(layers[name]))
         else:
             theirs = dict(layers[name].named_parameters(recurse=False))
             for key, own in layer.named_parameters(recurse=False):
-                own.copy_(whole_weight(theirs[key]))
+                _fill(own, whole_weight(theirs[key]))
+
+
+def _fill(own: nn.Parameter, weight: Tensor) -> None:
+    if own.shape != weight.shape:  # released
+        own.data = torch.empty(weight.shape, dtype=own.dtype, device=own.device)
+    own.copy_(weight)

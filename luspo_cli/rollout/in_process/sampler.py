@@ -24,7 +24,7 @@ from luspo_cli.rollout.in_process.cache import KeyValueCache, PromptCache
 from luspo_cli.rollout.in_process.decode_step import DecodeStep
 from luspo_cli.rollout.in_process.draw import choose_tokens
 from luspo_cli.rollout.in_process.experts_met import ExpertsMet
-from luspo_cli.rollout.in_process.packed import copy_weights
+from luspo_cli.rollout.in_process.packed import copy_weights, release_weights
 from luspo_cli.rollout.sampler import SamplingOptions
 
 PREFILL_TOKENS = 8192
@@ -49,6 +49,11 @@ class InProcessSampler:
         if policy is self.model:
             return
         copy_weights(policy, self.model)
+
+    def release_weights(self, policy: nn.Module) -> None:
+        """Free the sampler's own weights until the next `load_weights`; nothing to do where they are the policy's."""
+        if policy is not self.model:
+            release_weights(policy, self.model)
 
     @torch.inference_mode()
     def sample_groups(

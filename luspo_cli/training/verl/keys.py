@@ -154,6 +154,8 @@ FATES: Mapping[str, Fate] = {
         ),
         betas=Fate(f"{OPTIM}.betas"),
         optimizer=Fate(refused="verl's own AdamW keeps its moments in 32 bits"),
+        moments=Fate(refused="verl's own AdamW keeps its moments in 32 bits"),
+        spare_memory=Fate(idle="verl has keys of its own for what it holds when (verl.offload_parameters)"),
         offload_optimizer=Fate(f"{ACTOR}.fsdp_config.optimizer_offload, with Megatron {ACTOR}.megatron.optimizer_offload"),
         weight_decay=Fate(f"{OPTIM}.weight_decay"),
         gradient_clip=Fate(f"{OPTIM}.clip_grad", note="0 (off) is 1e9 there; verl's actor.grad_clip is read by nothing"),

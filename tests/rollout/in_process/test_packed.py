@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from luspo_cli.records import Prompt
-from luspo_cli.rollout.in_process.packed import PackedLinear, bfloat16_copy, can_pack, copy_weights
+from luspo_cli.rollout.in_process.packed import PackedLinear, bfloat16_copy, can_pack, copy_weights, release_weights
 from luspo_cli.rollout.in_process.sampler import InProcessSampler
 from luspo_cli.rollout.sampler import SamplingOptions
 
@@ -138,3 +138,34 @@ def test_a_model_with_adapters_is_copied_merged(
     assert not any(weight.requires_grad for weight in twin.parameters())
     embedding = model.model.embed_tokens.weight
     assert dict(twin.named_parameters())["model.embed_tokens.weight"].data_ptr() == embedding.data_ptr()  # shared
+
+
+@pytest.mark.parametrize("kind", ["packed", "plain", "float32"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_released_copy_holds_nothing_and_comes_back(
+    make_model: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, kind: str, tied: bool
+) -> None:
+    import copy
+
+    from luspo_cli.rollout.in_process import packed
+
+    if kind == "plain":
+        monkeypatch.setattr(packed, "can_pack", lambda weight: False)
+    model = make_model(0, tied=tied)
+    before = [weight.detach().clone() for weight in model.parameters()]
+    twin = copy.deepcopy(model).requires_grad_(False) if kind == "float32" else bfloat16_copy(model)
+    expected = logits(twin)
+    release_weights(model, twin)
+    assert sum(weight.numel() for weight in twin.parameters()) == 0
+    assert all(layer.packed is None for layer in twin.modules() if isinstance(layer, PackedLinear))
+    assert all(map(torch.equal, model.parameters(), before))
+    copy_weights(model, twin)
+    assert torch.equal(logits(twin), expected)
+
+
+def test_what_a_copy_shares_is_not_released(make_model: Callable[..., Any]) -> None:
+    model = in_bfloat16(make_model(tied=False)).requires_grad_(False)
+    twin = bfloat16_copy(model)
+    release_weights(model, twin)
+    assert all(weight.numel() for weight in model.parameters())
+    assert twin.get_submodule("model.embed_tokens").weight is model.get_submodule("model.embed_tokens").weight

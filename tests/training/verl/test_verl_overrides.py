@@ -106,6 +106,7 @@ OTHER_TEXT = {
     "reward.format": "gsm8k",
     "reward.verifier": "exact",
     "update.optimizer": "adamw-8bit",
+    "update.moments": "bfloat16",
     "model.revision": "other",
     "data.profile": "pays",
     "verl.rollout": "sglang",
