@@ -26,6 +26,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 # Read by the hub's client when it is imported: no test waits for a network.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Nor does a command start again with another allocator where one is installed.
+os.environ.setdefault("LUSPO_ALLOCATOR", "system")
 
 
 @pytest.fixture(autouse=True)

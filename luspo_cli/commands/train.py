@@ -16,6 +16,7 @@ from typer import Option
 
 from luspo_cli.errors import UsageError
 from luspo_cli.machine import libraries_stay
+from luspo_cli.processes.allocator import CHOICE, preloaded, start_again_with_allocator
 from luspo_cli.processes.local import check_processes, how_to_go_on, launch
 from luspo_cli.processes.place import is_first_process, one_of_a_machine_speaks
 from luspo_cli.processes.supervise import stop_with_supervisor
@@ -150,6 +151,8 @@ def train_cli(
             RunFolder(path).check(resolved.model_dump(mode="json"), existing)
             launch(copies, path, [sys.executable, "-m", "luspo_cli", *sys.argv[1:]])
             return
+    if not by_verl:
+        start_again_with_allocator()
     stop_with_supervisor()
     place = (verl_python, ray_address) if by_verl else None
     train(resolved, path, existing, as_json=as_json, allow_changed=allow_changed, warnings=warnings, verl=place)
@@ -207,6 +210,8 @@ def train(
         first = is_first_process()
     handlers: list[logging.Handler] = [StderrHandler(), RunLogHandler(path)] if first else []
     with lasting_stderr(), messages_to(handlers):
+        if library := preloaded():
+            logger.info(f"memory comes from {library} ({CHOICE}=system in the environment leaves it to glibc)")
         for sentence in warnings:
             logger.warning(sentence)
         console = Console(stderr=True)
