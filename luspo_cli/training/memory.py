@@ -104,7 +104,8 @@ def estimate_memory(
     longest = config.data.max_prompt_tokens + config.rollout.max_response_tokens
     tokens = max(config.update.tokens_per_micro_batch, longest)
     inner = _feed_forward(shape)
-    one_layer = tokens * (14 * shape.width + 4 * inner) * size
+    # Autocast keeps an input in bfloat16 once for each product that reads it.
+    one_layer = tokens * ((18 if low else 14) * shape.width + 4 * inner) * size
     lean_layer = tokens * (11 * shape.width + 2 * inner) * size
     kept = tokens * shape.width * 4
     parts["activations"] = shape.layers * (kept if checkpointing else lean_layer if lean else one_layer)
