@@ -1,4 +1,4 @@
-"""A faster memory allocator for training on a CPU: where tcmalloc or jemalloc is installed, the command starts again with it.
+"""A faster memory allocator for training on a CPU: where tcmalloc is installed, the command starts again with it.
 
 glibc returns every freed block above 32 MB to the system, and each page of the next one faults in anew: millions of faults a
 step of a model with half a billion weights, a third of its time. An allocator can only be preloaded, before a process starts,
@@ -20,7 +20,8 @@ from luspo_cli.processes.place import BY_LUSPO
 
 CHOICE = "LUSPO_ALLOCATOR"
 """`system` in the environment leaves glibc's allocator; a process that was started again finds its library here."""
-LIBRARIES = ("libtcmalloc_minimal.so.4", "libtcmalloc.so.4", "libjemalloc.so.2")
+LIBRARIES = ("libtcmalloc_minimal.so.4", "libtcmalloc.so.4")
+"""Not jemalloc, which by itself gives pages back so soon that they fault in more often than with glibc."""
 _FOLDERS = ("/usr/lib/{machine}-linux-gnu", "/usr/lib64", "/usr/lib", "/usr/local/lib")
 _LAUNCHED = (BY_LUSPO, "RANK", "SLURM_PROCID", "TORCHELASTIC_RUN_ID")
 """Set where a launcher holds this process, which decides its environment."""
