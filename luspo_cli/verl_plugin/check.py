@@ -73,7 +73,13 @@ def check_nodes(address: str | None = None) -> list[dict[str, Any]]:
 
     here = check()
     if not ray.is_initialized():
-        ray.init(address=address, logging_level="WARNING", log_to_driver=False)
+        try:
+            ray.init(address=address, logging_level="WARNING", log_to_driver=False)
+        except Exception as error:
+            raise RunError(
+                f"Ray at {address or 'this machine'} cannot be reached: {first_line(error)}; where the cluster asks for a token,"
+                " as Ray 2.60 does of a user who has one, set RAY_AUTH_MODE=token."
+            ) from None
     on_node = ray.remote(num_cpus=0, max_retries=0)(check)
     nodes = [node for node in ray.nodes() if node["Alive"]]
     tasks = [

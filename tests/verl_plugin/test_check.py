@@ -60,3 +60,13 @@ def test_a_node_without_luspo_says_so_in_one_line(on_second_node: Any) -> None:
     with pytest.raises(RunError) as caught:
         on_second_node(failed)
     assert str(caught.value) == "Node 10.0.0.2: ModuleNotFoundError: No module named 'luspo_cli'"
+
+
+def test_a_cluster_that_is_not_reached_is_one_sentence(on_second_node: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(**_: Any) -> None:
+        raise ConnectionError("Failed to connect to Ray cluster at 10.0.0.1:6379\nmore")
+
+    monkeypatch.setattr(sys.modules["ray"], "is_initialized", lambda: False)
+    monkeypatch.setattr(sys.modules["ray"], "init", refused, raising=False)
+    with pytest.raises(RunError, match=r"cannot be reached: Failed to connect .*:6379; .* set RAY_AUTH_MODE=token"):
+        on_second_node(HERE)

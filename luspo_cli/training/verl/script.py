@@ -82,6 +82,9 @@ def _ray_by_slurm(config: TrainRun, python: str) -> Iterator[str]:
     else:
         yield "address=${RAY_HEAD_ADDRESS:-127.0.0.1}"
     yield f'export RAY_ADDRESS="$address:{RAY_PORT}"'
+    # Ray 2.60 asks for a token where the user has one, and `ray status` does not give it unless told.
+    secret = shlex.join([python, "-c", "import secrets; print(secrets.token_hex(32))"])
+    yield f'export RAY_AUTH_MODE=token RAY_AUTH_TOKEN="${{RAY_AUTH_TOKEN:-$({secret})}}"'
     yield from _WAIT_FOR_NODES.format(ray=ray, tries=READY_TRIES, pause=READY_PAUSE_S).splitlines()
     yield (
         f'{_ON_FIRST} {ray} start --head --node-ip-address "$address" --port {RAY_PORT} --num-gpus {gpus}'

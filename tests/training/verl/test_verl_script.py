@@ -19,10 +19,14 @@ STAND_INS = {
     "srun": r"""echo "srun $*" >> steps
 while [ $# -gt 0 ]; do case $1 in --overlap) shift;; --*) shift 2;; *) break;; esac; done
 exec "$@" """,
-    "python": r"""if [ "$1" = -c ]; then echo 10.0.0.7; else printf '%s\n' "$@" > verl; fi""",
+    "python": r"""case "$1 $2" in
+*secrets*) echo token ;;
+-c*) echo 10.0.0.7 ;;
+*) printf '%s\n' "$@" > verl ;;
+esac""",
     # One more node each time that it is asked, up to what `nodes` says; the failures below it are none.
     "ray": r"""case $1 in
-start) echo "ray $* at ${RAY_ADDRESS:-}" >> steps ;;
+start) echo "ray $*, token $RAY_AUTH_TOKEN" >> steps ;;
 status) echo . >> asked; asked=$(wc -l < asked); most=$(cat nodes)
   echo Active:; for n in $(seq $((asked < most ? asked : most))); do echo " 1 node_$n"; done
   echo Pending:; echo ' (no pending nodes)'; echo 'Recent failures:'; echo ' node_9: gone' ;;
@@ -66,6 +70,7 @@ def test_slurm_waits_for_the_head_and_for_the_others(place: Path) -> None:
     head, others = (re.search(f"ray start {which}.*", steps) for which in ("--head", "--address"))
     assert head is not None
     assert "--node-ip-address 10.0.0.7 --port 6379 --num-gpus 8" in head[0]
+    assert steps.count("--block, token token") == 2
     assert others is not None
     assert others[0].startswith("ray start --address 10.0.0.7:6379 --num-gpus 8")
     assert "--nodes 1 --ntasks 1 --exclude node1" in steps
