@@ -17,6 +17,8 @@ READY_TRIES, READY_PAUSE_S = 60, 5
 _SRUN = 'srun --overlap --cpus-per-task "$SLURM_CPUS_ON_NODE"'
 """A step beside the others, with all cores of its nodes: without the number a task has one."""
 _ON_FIRST = f'{_SRUN} --nodes 1 --ntasks 1 --nodelist "$first"'
+_ONE_LIST = "env -u ROCR_VISIBLE_DEVICES"
+"""SLURM may list a step's GPUs under the variables of two makers, which verl's workers refuse."""
 _OWN_ADDRESS = (
     "import socket, sys; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.connect((sys.argv[1], 9));"
     " print(s.getsockname()[0])"
@@ -51,7 +53,7 @@ def script(config: TrainRun, command: VerlCommand, python: str, form: Form, note
         lines += _ray_by_slurm(config, python)
     words = list(map(shlex.quote, arguments(command, python)))
     if form == "slurm":
-        words = [_ON_FIRST, *words]
+        words = [f"{_ON_FIRST} {_ONE_LIST}", *words]
     elif form == "ray-job":
         words = [f'ray job submit --address "${{RAY_ADDRESS:-{DASHBOARD}}}" --', *words]
     start = next(place for place, word in enumerate(words) if word == MAIN) + 1
@@ -87,13 +89,13 @@ def _ray_by_slurm(config: TrainRun, python: str) -> Iterator[str]:
     yield f'export RAY_AUTH_MODE=token RAY_AUTH_TOKEN="${{RAY_AUTH_TOKEN:-$({secret})}}"'
     yield from _WAIT_FOR_NODES.format(ray=ray, tries=READY_TRIES, pause=READY_PAUSE_S).splitlines()
     yield (
-        f'{_ON_FIRST} {ray} start --head --node-ip-address "$address" --port {RAY_PORT} --num-gpus {gpus}'
+        f'{_ON_FIRST} {_ONE_LIST} {ray} start --head --node-ip-address "$address" --port {RAY_PORT} --num-gpus {gpus}'
         " --include-dashboard false --block &"
     )
     yield "wait_for_nodes 1"
     if others:
         yield (
-            f'{_SRUN} --nodes {others} --ntasks {others} --exclude "$first" {ray} start --address "$RAY_ADDRESS"'
+            f'{_SRUN} --nodes {others} --ntasks {others} --exclude "$first" {_ONE_LIST} {ray} start --address "$RAY_ADDRESS"'
             f" --num-gpus {gpus} --block &"
         )
         yield f"wait_for_nodes {others + 1}"

@@ -74,6 +74,7 @@ def test_slurm_waits_for_the_head_and_for_the_others(place: Path) -> None:
     assert others is not None
     assert others[0].startswith("ray start --address 10.0.0.7:6379 --num-gpus 8")
     assert "--nodes 1 --ntasks 1 --exclude node1" in steps
+    assert steps.count("env -u ROCR_VISIBLE_DEVICES") == 3  # both of Ray's, and verl
     assert steps.count("--cpus-per-task 96") == 4  # the address, the head, the other node, verl
     assert (place / "asked").read_text().count(".") == 2  # one node at once, the second at the next look
     assert (place / "verl").read_text().splitlines() == settings
