@@ -55,8 +55,8 @@ def model_card(run: RunHistory, step: int, repository: str, *, adapter: bool, vi
     parts = [
         _front_matter(run, adapter=adapter, vision=vision),
         f"# {repository.rpartition('/')[2]}",
-        f"{'An adapter' if adapter else 'Weights'} of step {step} of a training with [luspo]"
-        f"(https://arxiv.org/abs/2602.05261)'s tools: {_start(base)}, objective `{run.objective}`, data"
+        f"{'An adapter' if adapter else 'Weights'} of step {step} of a training with luspo: {_start(base)},"
+        f" objective `{run.objective}`, data"
         f" `{settings.get('data.train') or '?'}`, seed {run.seed}. This card was made from the run's own record.",
         "## Objective",
         *_objective(run),
@@ -83,7 +83,7 @@ def _front_matter(run: RunHistory, *, adapter: bool, vision: bool) -> str:
     lines = [
         f"library_name: {'peft' if adapter else 'transformers'}",
         f"pipeline_tag: {'image-text-to-text' if vision else 'text-generation'}",
-        f"tags: {json.dumps(['luspo', 'reinforcement-learning', 'rlvr', run.objective])}",
+        f"tags: {json.dumps(list(dict.fromkeys(['luspo', 'reinforcement-learning', 'rlvr', run.objective])))}",
     ]
     if is_hub_id(path):
         lines.append(f"base_model: {json.dumps(path)}")
@@ -219,7 +219,7 @@ def _of_held_out(run: RunHistory, step: int) -> Iterator[str]:
     if known[0]["step"] != 0 or len(known) < 2:
         yield "Held-out accuracy was not measured both before and after the training, so no gain is shown."
     elif first.keys() & last.keys() >= {low, high} and last[low] <= first[high] and first[low] <= last[high]:
-        yield "The intervals of held-out accuracy before and after the training overlap: it shows no change in accuracy."
+        yield "The intervals of held-out accuracy before and after the training overlap: a change in accuracy is not shown."
 
 
 def _held_out(run: RunHistory, step: int) -> list[dict[str, Any]]:

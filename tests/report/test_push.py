@@ -176,7 +176,7 @@ def test_the_card_tells_the_objective_as_the_report_does(tmp_path: Path) -> None
     front = yaml.safe_load(card.split("---\n")[1])
     assert front == {
         "library_name": "transformers", "pipeline_tag": "text-generation", "base_model": "owner/base",
-        "tags": ["luspo", "reinforcement-learning", "rlvr", "luspo"],
+        "tags": ["luspo", "reinforcement-learning", "rlvr"],
     }  # fmt: skip
     for said in (
         "| held-out | 0 | 50.0% [40.0%, 60.0%] | 64 |",
@@ -197,7 +197,7 @@ def test_the_card_says_what_the_run_does_not_show(tmp_path: Path) -> None:
     for said in (
         "one run with one seed (3)",
         "Not scored at the step of these weights: AIME26",
-        "before and after the training overlap: it shows no change in accuracy",
+        "before and after the training overlap: a change in accuracy is not shown",
         "uncommitted changes",
         "No licence is stated here",
     ):
