@@ -30,6 +30,9 @@ _WORKER = "luspo_cli.rewards.function_worker"
 _RIGHT_PARTS = ("acc", "correct")
 """Parts by which a function says whether a response is right; the first is verl's."""
 _ANSWER_TEXTS = ("pred", "extracted")
+_OF_THE_CODE = ("NameError", "ImportError", "ModuleNotFoundError")
+_NO_LIST = "and not a list of"
+"""How errors of the code itself begin, and what is said of a function that takes a group and returns no list of its size."""
 _ALWAYS_GIVEN = ("prompts", "completions", "completion_ids", "ground_truth", "data_source")
 """Columns of a group that a key of the data's `extra_info` does not replace."""
 
@@ -111,6 +114,18 @@ class RewardFunctions:
         """UsageError where a function cannot be used, or wants a column that no problem has."""
         if reason := self.unmet(problems):
             raise UsageError(reason)
+
+    def refuse_broken(self, problem: Problem) -> None:
+        """UsageError where a function fails on a made group of two responses in a way that no response could have caused."""
+        made = [Written(text, (), 0, False) for text in (problem.answer, "")]
+        (scores,) = self.score_groups([problem], [made])
+        for name in self.names:
+            errors = [of_response[name].error for of_response in scores]
+            if all(error.startswith(_OF_THE_CODE) or _NO_LIST in error for error in errors):
+                raise UsageError(
+                    f"{self._key}: '{name}' was called once for problem '{problem.id}' and fails whatever it is given:"
+                    f" {errors[0]}; mend it, and start again"
+                )
 
     def unmet(self, problems: Sequence[Problem]) -> str | None:
         """Say which column a function wants that no problem has; None where all are there."""

@@ -113,8 +113,10 @@ class Rubric:
         return [problem.id for problem, bad in zip(problems, unreadable, strict=True) if bad]
 
     def check_functions(self, problems: Sequence[Problem]) -> None:
-        """UsageError where a function of one's own cannot be imported or called for these problems."""
+        """UsageError where a function of one's own cannot be imported or called for these problems; the first one is tried."""
         self._functions.check(problems)
+        if problems and self._functions.names:
+            self._functions.refuse_broken(problems[0])
 
     def answer_key(self, extracted: str) -> str:
         """Return a key that equal answers share, for maj@k."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -102,10 +103,8 @@ def test_a_resume_from_another_folder_says_where_the_file_was(
 
 
 def test_a_function_that_always_fails_ends_the_run_with_its_error(own: Callable[..., TrainRun], tmp_path: Path) -> None:
-    (tmp_path / "own.py").write_text(BOTH + "def right(solution_str):\n    return missing\n")
-    wanted = (
-        r"reward function 'right' failed for all 8 responses, first: NameError: name 'missing' is not defined \(own\.py"
-    )
+    (tmp_path / "own.py").write_text(BOTH + "def right(solution_str):\n    raise ValueError('no <answer> in it')\n")
+    wanted = r"reward function 'right' failed for all 8 responses, first: ValueError: no <answer> in it \(own\.py"
     with pytest.raises(RunError, match=wanted):
         train(own(), tmp_path / "run")
 
@@ -116,4 +115,25 @@ def test_a_file_that_cannot_be_used_is_refused_before_the_folder_is_touched(
     (tmp_path / "own.py").write_text("import nowhere_to_be_found\n")
     with pytest.raises(UsageError, match=r"reward\.function: own\.py cannot be imported: ModuleNotFoundError"):
         train(own(), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("code", "wanted"),
+    [
+        (
+            "def right(solution_str):\n    return missing\n",
+            r"'right'.*NameError: name 'missing' is not defined \(own\.py",
+        ),
+        ("def right(solution_str):\n    import nowhere\n", "'right'.*ModuleNotFoundError: No module named 'nowhere'"),
+        ("def rank(completions):\n    return 1.0\n", r"'rank'.*returned 1\.0 and not a list of 2 numbers"),
+    ],
+)
+def test_a_call_that_no_response_can_mend_is_refused_before_the_folder_is_touched(
+    own: Callable[..., TrainRun], tmp_path: Path, code: str, wanted: str
+) -> None:
+    (tmp_path / "own.py").write_text(BOTH + code)
+    with pytest.raises(UsageError, match=r"reward\.function: .* fails whatever it is given: ") as caught:
+        train(own(), tmp_path / "run")
+    assert re.search(wanted, str(caught.value))
     assert not (tmp_path / "run").exists()

@@ -202,6 +202,7 @@ def _notes(run: RunHistory, stored: Sequence[StoredStep], size: UpdateSize, coup
 UNMODELLED = (
     ("rollout", "dynamic_sampling", False, "it keeps groups without signal"),
     ("rollout", "lag", 0, "it trains each batch at once"),
+    ("reward", "truncated", "keep", "a cut response is wrong and trained"),
     ("update", "schedule", "constant", "its learning rate stays"),
     ("update", "ramp_steps", 0, "its learning rate is there from the first step"),
     ("update", "sampler_correction", "none", "its sampler is the policy"),
