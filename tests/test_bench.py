@@ -225,7 +225,7 @@ def test_the_last_number_of_a_response() -> None:
 
 
 def test_weights_and_operations_are_counted_by_hand() -> None:
-    config = qwen2_config("smoke", num_key_value_heads=2)
+    config = qwen2_config("smoke", hidden_size=64, num_attention_heads=4, num_key_value_heads=2)
     # Width 64, 4 heads of 16, 2 key/value heads, feed-forward 128, 2 layers, 512 words, one table for both ends.
     layer = 64 * 64 * 2 + 64 * 32 * 2 + 3 * 64 * 128
     assert parameters_of(config) == {"layers": 2 * layer, "head": 512 * 64, "embedding": 0}

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 SIZES: dict[str, dict[str, int]] = {
-    "smoke": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 512},
+    "smoke": {"hidden_size": 128, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 512},
     "60m": {
         "hidden_size": 640, "intermediate_size": 2560, "num_hidden_layers": 6, "num_attention_heads": 10, "vocab_size": 32000,
     },
@@ -21,7 +21,7 @@ SIZES: dict[str, dict[str, int]] = {
         "num_key_value_heads": 4, "vocab_size": 152064, "tie_word_embeddings": 0,
     },
 }  # fmt: skip
-"""Of the class Qwen2; the last three are those of Qwen2.5."""
+"""Of the class Qwen2; the last three are those of Qwen2.5. Heads are of 64 or 128 numbers: vLLM on a CPU has no other ones."""
 CHARACTERS = 32, 127
 """Code points that the tokenizer knows, a token each."""
 
