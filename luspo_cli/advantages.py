@@ -64,14 +64,17 @@ BATCH_STD = "group_mean_batch_std"
 """The kind whose standard deviation is over the rewards of all groups."""
 
 
-def advantages_of(kind: str, groups: Sequence[Sequence[float]]) -> list[list[float]]:
-    """Advantages of kind `kind` for the rewards of every group of a batch, [groups][rollouts].
+def advantages_of(
+    kind: str | Callable[[Sequence[float]], list[float]], groups: Sequence[Sequence[float]]
+) -> list[list[float]]:
+    """Advantages of kind `kind`, or of a function of one group's rewards, for every group of a batch, [groups][rollouts].
 
     group_mean_batch_std: A_i = (r_i − mean of the group) / (std + 1e-6), std with Bessel's correction over all rewards of the
     batch (TRL's scale_rewards="batch", which adds 1e-4).
     """
     if kind != BATCH_STD:
-        return [ADVANTAGES[kind](rewards) for rewards in groups]
+        advantage = ADVANTAGES[kind] if isinstance(kind, str) else kind
+        return [advantage(rewards) for rewards in groups]
     everything = [reward for rewards in groups for reward in rewards]
     scale = statistics.stdev(everything) + STD_EPSILON if len(everything) > 1 else 1.0
     return [[advantage / scale for advantage in group_mean(rewards)] for rewards in groups]

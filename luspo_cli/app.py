@@ -19,6 +19,7 @@ from luspo_cli.commands import (
     lab,
     merge,
     objectives,
+    objectives_check,
     objectives_show,
     plot_length,
     prepare_data,
@@ -94,10 +95,13 @@ app.command("plot-length", cls=Command, epilog=_epilog(plot_length.PLOT_LENGTH_E
 objectives_app = typer.Typer(cls=ListedByDefault, rich_markup_mode="markdown")
 objectives_app.command("list", cls=Command, epilog=_epilog(objectives.OBJECTIVES_EXAMPLES))(objectives.objectives_cli)
 objectives_app.command("show", cls=Command, epilog=_epilog(objectives_show.SHOW_EXAMPLES))(objectives_show.show_cli)
+objectives_app.command("check", cls=Command, epilog=_epilog(objectives_check.CHECK_EXAMPLES))(
+    objectives_check.check_cli
+)
 app.add_typer(
     objectives_app,
     name="objectives",
     help=objectives.ABOUT,
-    epilog=_epilog([*objectives.OBJECTIVES_EXAMPLES, *objectives_show.SHOW_EXAMPLES]),
+    epilog=_epilog([*objectives.OBJECTIVES_EXAMPLES, *objectives_show.SHOW_EXAMPLES, *objectives_check.CHECK_EXAMPLES]),
 )
 app.command("export-verl", cls=Command, epilog=_epilog(export_verl.EXPORT_VERL_EXAMPLES))(export_verl.export_verl_cli)

@@ -55,12 +55,17 @@ def load_function(path: FunctionPath) -> tuple[Any, Path]:
 
     UsageError, one sentence, where there is no such file, module or name, or where the import fails.
     """
-    found = _load_file(path) if path.is_file else _load_module(path)
+    found = load_module(path)
     value = getattr(found, path.name, None)
     if value is None:
         known = [name for name, one in vars(found).items() if callable(one) and not name.startswith("_")]
         raise UsageError(f"{path.place} has no '{path.name}'; it has {', '.join(known) or 'no function'}")
     return value, Path(getattr(found, "__file__", None) or path.place)
+
+
+def load_module(path: FunctionPath) -> ModuleType:
+    """The file or module of a path, whatever its name there; as `load_function`."""
+    return _load_file(path) if path.is_file else _load_module(path)
 
 
 def _load_file(path: FunctionPath) -> ModuleType:

@@ -32,8 +32,12 @@ BLIND = "blind control"
 
 
 def compared_parts(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return those parts of one session's record, None for a part that it lacks."""
-    return {key: record.get(key) for key in COMPARED}
+    """Return those parts of one session's record, None for a part that it lacks; an objective of one's own is no such part."""
+    found = {key: record.get(key) for key in COMPARED}
+    if isinstance(functions := found["functions"], Mapping):
+        others = {path: one for path, one in functions.items() if one.get("key") != "objective.name"}
+        found["functions"] = others or None
+    return found
 
 
 def session_warnings(runs: Sequence[RunHistory]) -> list[str]:

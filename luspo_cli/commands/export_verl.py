@@ -52,7 +52,7 @@ def export_verl_cli(
         preset=preset, objective=objective, sets=["run.engine=verl", *(sets or [])], config_file=config
     )
     name = preset or (config.stem if config else "run")
-    folder = run or Path("runs") / f"{name}-{resolved.objective.name}-seed{resolved.run.seed}-verl"
+    folder = run or Path("runs") / f"{resolved.folder_name(name)}-verl"
     # A script that makes its cluster, or is sent to one, finds it by RAY_ADDRESS.
     address = ray_address or ("auto" if form != "bash" or resolved.verl.nodes > 1 else "")
     plan = plan_verl(resolved, verl_files(folder), folder.name, address)

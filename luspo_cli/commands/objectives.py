@@ -13,10 +13,12 @@ from typing import Annotated, Any
 import typer
 from typer import Argument, Option
 
-from luspo_cli.config.objective import resolve
-from luspo_cli.config.objective_text import ObjectiveText, chosen_names, describe
+from luspo_cli.config.objective_text import ObjectiveText, chosen_names, configured, describe
 
-ABOUT = "The objectives: list them (what `luspo objectives` does without a command), and say which loss ran."
+ABOUT = (
+    "The objectives: list them (what `luspo objectives` does without a command), say which loss ran, and run the proofs on one of"
+    " your own."
+)
 OBJECTIVES_EXAMPLES = ["luspo objectives", "luspo objectives luspo gspo", "luspo objectives --json"]
 
 
@@ -25,7 +27,7 @@ def objectives_cli(
     as_json: Annotated[bool, Option("--json", help="Print one JSON object, name → parts, for programs.")] = False,
 ) -> None:
     """List the objectives: four parts in words, clip range, equation, paper, and the spelling in TRL and verl."""
-    texts = [describe(resolve(name)) for name in chosen_names(names)]
+    texts = [describe(configured(name)) for name in chosen_names(names)]
     if as_json:
         typer.echo(json.dumps({text.name: objective_json(text) for text in texts}, indent=2))
     else:
@@ -34,7 +36,7 @@ def objectives_cli(
 
 def objective_json(text: ObjectiveText) -> dict[str, Any]:
     """The text with the identifiers and numbers of its configuration beside it."""
-    return {"config": dataclasses.asdict(resolve(text.name)), **dataclasses.asdict(text)}
+    return {"config": dataclasses.asdict(configured(text.name)), **dataclasses.asdict(text)}
 
 
 def print_objectives(texts: list[ObjectiveText]) -> None:
@@ -47,7 +49,7 @@ def print_objectives(texts: list[ObjectiveText]) -> None:
     console = Console()
     overview = Table("name", "advantage", "ratio", "surrogate", "aggregation", "clip range", title="Objectives")
     for text in texts:
-        config = resolve(text.name)
+        config = configured(text.name)
         overview.add_row(
             text.name, config.advantage, config.ratio, config.surrogate, config.aggregation, text.clip_range
         )

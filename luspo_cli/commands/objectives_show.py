@@ -14,6 +14,7 @@ from typer import Argument, Option
 from luspo_cli.config.executed import executed
 from luspo_cli.config.objective import NAMED_OBJECTIVES, resolve
 from luspo_cli.config.other_trainers.files import read_peer_loss
+from luspo_cli.config.own_objective import is_own
 from luspo_cli.errors import UsageError, nearest
 
 SHOW_EXAMPLES = [
@@ -68,7 +69,7 @@ def _of_run(path: Path) -> dict[str, Any]:
 
 
 def _of_name(name: str, preset: str | None) -> dict[str, Any]:
-    if name not in NAMED_OBJECTIVES and name != "custom":
+    if name not in NAMED_OBJECTIVES and name != "custom" and not is_own(name):
         raise UsageError(
             f"{name} is neither a folder, nor a file, nor an objective{nearest(name, NAMED_OBJECTIVES)}: name a run folder, a"
             f" file with settings of TRL or verl, or one of {', '.join(NAMED_OBJECTIVES)}"

@@ -114,7 +114,7 @@ def train_cli(
                 f"{'--ray-address' if ray_address else '--verl-python'} is for verl: give --engine verl as well"
             )
         name = preset or (config.stem if config else "run")
-        path = run or Path("runs") / f"{name}-{resolved.objective.name}-seed{resolved.run.seed}{'-verl' * by_verl}"
+        path = run or Path("runs") / f"{resolved.folder_name(name)}{'-verl' * by_verl}"
         from luspo_cli.config.layers import about_preset, unused_of_preset
         from luspo_cli.runs.resume import require_run
 

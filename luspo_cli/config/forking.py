@@ -17,6 +17,7 @@ from typing import Any
 
 from luspo_cli.config.fork import ForkConfig
 from luspo_cli.config.layers import FREE_KEYS, merge, parse_set, resolve_train, validated
+from luspo_cli.config.own_objective import label_of
 from luspo_cli.config.run import TrainRun
 from luspo_cli.config.stored import flatten
 from luspo_cli.errors import UsageError
@@ -52,7 +53,7 @@ class Variant:
 
     @property
     def folder(self) -> str:
-        return self.name.replace(" ", "-")
+        return f"{label_of(self.objective)} {self.label}".rstrip().replace(" ", "-")
 
 
 def parse_variants(objectives: Sequence[str], variants: Sequence[str]) -> list[Variant]:

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from luspo_cli.config.objective import NAMED_OBJECTIVES, ObjectiveConfig
+from luspo_cli.config.own_objective import installed, is_own
 from luspo_cli.config.run import MADE, MADE_TASKS, TrainRun
 from luspo_cli.errors import UsageError, nearest
 
@@ -30,6 +31,8 @@ FREE_KEYS = frozenset(entry.name for entry in fields(ObjectiveConfig)) - {
     "ratio",
     "surrogate",
     "aggregation",
+    "base",
+    "sha256",
 }
 """Keys of the objective that its name does not fix."""
 
@@ -192,9 +195,9 @@ def _of_objective(layer: Mapping[str, Any], name: Any, origin: str) -> dict[str,
 
 
 def _check_objective(name: str, place: str = "") -> None:
-    if name not in NAMED_OBJECTIVES and name != "custom":
-        hint = nearest(name, NAMED_OBJECTIVES)
-        raise UsageError(f"{place}unknown objective '{name}'{hint}; there are {', '.join(NAMED_OBJECTIVES)}, custom")
+    if name not in NAMED_OBJECTIVES and name != "custom" and not is_own(name):
+        known = (*NAMED_OBJECTIVES, "custom", *installed())
+        raise UsageError(f"{place}unknown objective '{name}'{nearest(name, known)}; there are {', '.join(known)}")
 
 
 def all_keys(model: Any = TrainRun, prefix: str = "") -> Iterator[tuple[str, Any]]:

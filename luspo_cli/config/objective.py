@@ -16,24 +16,22 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
+from luspo_cli.config.own_objective import OWN, installed, own_keys, unfit
 from luspo_cli.config.plain import PlainSection
 from luspo_cli.errors import nearest
 
-Advantage = Literal["group_mean_std", "group_mean", "leave_one_out", "group_mean_batch_std", "max_rl"]
-Ratio = Literal["token", "sequence", "sequence-product"]
-Surrogate = Literal["clip", "cispo", "sapo", "gmpo", "dppo-tv", "dppo-kl", "vespo", "reinforce"]
+# `own` is the part of an objective of one's own that a function replaces.
+Advantage = Literal["group_mean_std", "group_mean", "leave_one_out", "group_mean_batch_std", "max_rl", "own"]
+Ratio = Literal["token", "sequence", "sequence-product", "own"]
+Surrogate = Literal["clip", "cispo", "sapo", "gmpo", "dppo-tv", "dppo-kl", "vespo", "reinforce", "own"]
 Aggregation = Literal[
     "token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm", "length-power", "prompt-mean",
-    "sign-balanced",
+    "sign-balanced", "own",
 ]  # fmt: skip
 LengthNormalise = Literal["none", "batch", "delta-l"]
 ClipOn = Literal["mean", "root", "sum"]
 ClipBand = Literal["fixed", "balanced"]
 KlEstimator = Literal["k1", "k2", "k3"]
-ObjectiveName = Literal[
-    "grpo", "dr_grpo", "dapo", "dapo_prompt_mean", "balanced", "gspo", "luspo", "length_power", "fspo", "cispo", "sapo", "gmpo",
-    "dppo", "dppo_kl", "vespo", "reinforce", "custom",
-]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +102,12 @@ _SAPO_KEYS = ("sapo_temperature_positive", "sapo_temperature_negative")
 VESPO_KEYS = ("vespo_k_positive", "vespo_k_negative", "vespo_lambda_positive", "vespo_lambda_negative")
 _READ_KEYS: Mapping[str, tuple[str, ...]] = {"sapo": _SAPO_KEYS, "vespo": VESPO_KEYS, "reinforce": ()}
 """Keys that a surrogate must have, other than a clip range."""
+_TOKEN_RATIO_ALONE = {
+    "gmpo": "clips each token before it takes the geometric mean: set ratio to 'token', or use surrogate 'clip' for a sequence"
+    " ratio",
+    "reinforce": "has no importance ratio, only reports it: set ratio to 'token'",
+    **dict.fromkeys(("dppo-tv", "dppo-kl"), "masks single tokens: set ratio to 'token'"),
+}
 
 
 @dataclass(frozen=True)
@@ -114,8 +118,8 @@ class ObjectiveConfig(PlainSection):
         ObjectiveConfig("luspo", clip_high=3e-3).aggregation == "seq-mean-token-sum"
     """
 
-    name: ObjectiveName = "luspo"
-    """One of `NAMED_OBJECTIVES`, or `custom`, which must set the four parts below."""
+    name: str = "luspo"
+    """One of `NAMED_OBJECTIVES`; `custom`, which must set the four parts below; or `file.py:name` (docs/own-objective.md)."""
     advantage: Advantage | None = None
     """How one group's rewards become advantages (fixed by the name)."""
     ratio: Ratio | None = None
@@ -162,34 +166,42 @@ class ObjectiveConfig(PlainSection):
     """Estimator of the KL term; None: k3 where `kl_coefficient` is above 0."""
     entropy_coefficient: float = 0.0
     """Weight of the entropy bonus; 0: none."""
+    base: str | None = None
+    """Of an objective of one's own: the built-in one that gives the other parts. Read from its file."""
+    sha256: str | None = None
+    """Of an objective of one's own: of its file."""
 
     def __post_init__(self) -> None:
-        named = _named_row(self.name)
+        own = self._own_parts()
+        named = _named_row(self.base or self.name)
         for part, kind in _PARTS.items():
-            self._fill_part(part, get_args(kind), named)
-        if self.surrogate == "gmpo" and self.ratio != "token":
-            raise ValueError(
-                "surrogate 'gmpo' clips each token before it takes the geometric mean: set ratio to 'token', "
-                "or use surrogate 'clip' for a sequence ratio"
-            )
-        if self.surrogate == "reinforce" and self.ratio != "token":
-            raise ValueError("surrogate 'reinforce' has no importance ratio, only reports it: set ratio to 'token'")
-        if self.surrogate in ("dppo-tv", "dppo-kl") and self.ratio != "token":
-            raise ValueError(f"surrogate '{self.surrogate}' masks single tokens: set ratio to 'token'")
+            self._fill_part(part, tuple(one for one in get_args(kind) if one != OWN), named)
+        if self.ratio != "token" and (why := _TOKEN_RATIO_ALONE.get(str(self.surrogate))):
+            raise ValueError(f"surrogate '{self.surrogate}' {why}")
         self._fill_clip_form(named)
         self._fill_free_keys(named)
         self._fill_length_power(named)
         self._check_extra_terms()
+        if reason := unfit(self, own):
+            raise ValueError(reason)
+        for part in own:
+            self._set(part, OWN)
+
+    @property
+    def own_parts(self) -> tuple[str, ...]:
+        """The parts that functions of one's own replace."""
+        return tuple(part for part in _PARTS if getattr(self, part) == OWN)
 
     @property
     def clips(self) -> bool:
-        """Whether the surrogate reads `clip_low` and `clip_high`."""
-        return self.surrogate not in _READ_KEYS
+        """Whether the surrogate reads `clip_low` and `clip_high`; one of one's own may read what its base does."""
+        return self._form("surrogate") not in _READ_KEYS
 
     @property
     def one_a_sequence(self) -> bool:
-        """Whether the loss is one number a sequence; otherwise one a token."""
-        return self.surrogate == "gmpo" or (self.by_sequence and self.surrogate in ("clip", "sapo"))
+        """Whether the loss is one number a sequence; otherwise one a token. One of one's own is taken as that of its base."""
+        surrogate = self._form("surrogate")
+        return surrogate == "gmpo" or (self.by_sequence and surrogate in ("clip", "sapo"))
 
     @property
     def pulls_whole(self) -> bool:
@@ -199,7 +211,7 @@ class ObjectiveConfig(PlainSection):
     @property
     def needs_group_ids(self) -> bool:
         """Whether the weight of a token depends on the other responses to its prompt: who is not told them cannot compute it."""
-        return self.aggregation in ("prompt-mean", "sign-balanced")
+        return self._form("aggregation") in ("prompt-mean", "sign-balanced")
 
     @property
     def plain_aggregation(self) -> str:
@@ -225,7 +237,7 @@ class ObjectiveConfig(PlainSection):
     @property
     def by_sequence(self) -> bool:
         """Whether there is one importance ratio a sequence."""
-        return self.ratio != "token"
+        return self._form("ratio") != "token"
 
     @property
     def clips_log_ratio(self) -> bool:
@@ -236,6 +248,26 @@ class ObjectiveConfig(PlainSection):
     def clips_divergence(self) -> bool:
         """Whether `clip_low` and `clip_high` are distances between probabilities or policies, as under dppo."""
         return self.surrogate in ("dppo-tv", "dppo-kl")
+
+    def _form(self, part: str) -> str:
+        """The part, or where it is one of one's own the one that it replaces: what it reads and the level that it is on stay."""
+        value = getattr(self, part)
+        return str(getattr(NAMED_OBJECTIVES[self.base], part) if value == OWN and self.base else value)
+
+    def _own_parts(self) -> tuple[str, ...]:
+        """The parts to replace, set to None until the base has filled them; from the file where no base is known yet."""
+        if self.name in NAMED_OBJECTIVES or self.name == "custom":
+            if self.base or self.sha256:
+                raise ValueError(
+                    f"base and sha256 are of an objective of one's own, and {self.name} is none: remove them"
+                )
+            return ()
+        for key, value in own_keys(self).items():
+            self._set(key, value)
+        own = self.own_parts
+        for part in own:
+            self._set(part, None)
+        return own
 
     def _set(self, key: str, value: object) -> None:
         object.__setattr__(self, key, value)  # the one moment at which a frozen config may change: its own construction
@@ -297,7 +329,8 @@ class ObjectiveConfig(PlainSection):
                 if named is None:
                     raise ValueError(f"objective 'custom' with surrogate '{self.surrogate}' must set {key}")
                 self._set(key, getattr(named, key))
-            _require_positive(key, getattr(self, key))
+            if not (math.isfinite(value := getattr(self, key)) and value > 0):
+                raise ValueError(f"{key} = {value} must be a positive number")
         on_ratio = self.clips and not self.clips_log_ratio and not self.clips_divergence
         if on_ratio and self.clip_low is not None and self.clip_low > 1:
             raise ValueError(
@@ -310,7 +343,6 @@ class ObjectiveConfig(PlainSection):
                 )
             if not (math.isfinite(self.dual_clip) and self.dual_clip > 1):
                 raise ValueError(f"dual_clip = {self.dual_clip} must be a ratio above 1, for example 3.0")
-
         if self.ratio_cap is not None:
             if not self.clips_divergence:
                 raise ValueError(f"surrogate '{self.surrogate}' does not read ratio_cap: remove it, only dppo reads it")
@@ -355,18 +387,13 @@ class ObjectiveConfig(PlainSection):
 
 def resolve(name: str, **overrides: Any) -> ObjectiveConfig:
     """Return the configuration of `name` with every value that it reads filled in; ValueError for a bad name or mix."""
-    return ObjectiveConfig(name, **overrides)  # type: ignore[arg-type]  # checked by __post_init__
+    return ObjectiveConfig(name, **overrides)
 
 
 def _named_row(name: str) -> NamedObjective | None:
     if name == "custom":
         return None
     if name not in NAMED_OBJECTIVES:
-        known = (*NAMED_OBJECTIVES, "custom")
+        known = (*NAMED_OBJECTIVES, "custom", *installed())
         raise ValueError(f"unknown objective '{name}'{nearest(name, known)}: choose one of {', '.join(known)}")
     return NAMED_OBJECTIVES[name]
-
-
-def _require_positive(key: str, value: float) -> None:
-    if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"{key} = {value} must be a positive number")

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from luspo_cli.config.objective import NAMED_OBJECTIVES, ObjectiveConfig
+from luspo_cli.config.objective import NAMED_OBJECTIVES, ObjectiveConfig, resolve
+from luspo_cli.config.own_objective import OWN, is_own
 from luspo_cli.config.peers import trl_settings, trl_text, verl_settings, verl_text
 from luspo_cli.errors import UsageError, nearest
 
@@ -39,12 +40,14 @@ _ADVANTAGE_WORDS = {
     "leave_one_out": "reward minus the mean of the group's other rewards",
     "group_mean_batch_std": "reward minus the group's mean, divided by the standard deviation over the whole batch",
     "max_rl": "reward minus the group's mean, divided by that mean; 0 where the mean is not above 0",
+    OWN: "a function of one's own",
 }
 _RATIO_WORDS = {
     "none": "none; that of a token is reported",
     "token": "one importance ratio a token",
     "sequence": "one importance ratio a sequence, the geometric mean of its token ratios",
     "sequence-product": "one importance ratio a sequence, the product of its token ratios",
+    OWN: "a function of one's own",
 }
 _SURROGATE_WORDS = {
     "clip": "clipped: no gradient once the ratio has left the range in the advantage's direction",
@@ -55,6 +58,7 @@ _SURROGATE_WORDS = {
     "dppo-kl": "no gradient once the token's binary KL divergence has left the range in the advantage's direction",
     "vespo": "log-prob weighted by a smooth function of the whole sequence's ratio, which carries no gradient itself",
     "reinforce": "log-prob times advantage: no importance ratio, nothing is cut",
+    OWN: "a function of one's own",
 }
 _AGGREGATION_WORDS = {
     "token-mean": "mean over all tokens of the batch",
@@ -65,6 +69,7 @@ _AGGREGATION_WORDS = {
     "prompt-mean": "mean over all tokens of a prompt's responses, then mean over prompts",
     "sign-balanced": "mean over the tokens of a prompt's responses with one sign of the advantage, times their share of its"
     " responses, summed over the signs, then mean over prompts",
+    OWN: "a function of one's own",
 }
 _ADVANTAGE_EQUATIONS = {
     "group_mean_std": "A_i = (R_i − mean(R)) / (std(R) + 1e-6)",
@@ -72,13 +77,15 @@ _ADVANTAGE_EQUATIONS = {
     "leave_one_out": "A_i = R_i − mean(R without R_i)",
     "group_mean_batch_std": "A_i = (R_i − mean(R)) / (std(R of all groups) + 1e-6)",
     "max_rl": "A_i = (R_i − mean(R)) / mean(R), 0 where mean(R) ≤ 0",
+    OWN: "A_i = advantage(R), one's own",
 }
 _RATIO_EQUATIONS = {
     "token": "r_it = π(y_it) / π_old(y_it)",
     "sequence": "s_i = exp((1/|y_i|) Σ_t log(π(y_it) / π_old(y_it)))",
     "sequence-product": "ρ_i = exp(Σ_t log(π(y_it) / π_old(y_it)))",
+    OWN: "q = ratio(batch), one's own",
 }
-_RATIO_SYMBOLS = {"token": "r_it", "sequence": "s_i", "sequence-product": "ρ_i"}
+_RATIO_SYMBOLS = {"token": "r_it", "sequence": "s_i", "sequence-product": "ρ_i", OWN: "q"}
 _CLIP_ON_WORDS = {
     "root": "mean log-ratio times the root of the length",
     "sum": "sum of the log-ratios",
@@ -90,8 +97,10 @@ _LOG_BOUNDS = {
     ("sequence-product", "root"): " √|y_i|",
     ("sequence-product", "sum"): "",
 }
+_OWN_SUM = "Σ_i Σ_t w_it "
 # The reduction before a value of each token, and before a value that is the same for all tokens of its sequence.
 _SUMS = {
+    OWN: (_OWN_SUM, _OWN_SUM),
     "token-mean": ("(1/M) Σ_i Σ_t ", "(1/M) Σ_i |y_i| · "),
     "seq-mean-token-mean": ("(1/N) Σ_i (1/|y_i|) Σ_t ", "(1/N) Σ_i "),
     "seq-mean-token-sum": ("(1/N) Σ_i Σ_t ", "(1/N) Σ_i |y_i| · "),
@@ -161,9 +170,12 @@ def clip_form(clip_on: str | None, clip_band: str | None) -> str:
 
 
 def chosen_names(names: Sequence[str] | None) -> list[str]:
-    """Return the given names of objectives in the given order, or all of them; UsageError for an unknown one."""
+    """Return the given names of objectives in the given order, or all built-in ones; UsageError for an unknown one.
+
+    Whether there is such a file or module as a name of one's own says is seen where it is read.
+    """
     for name in names or ():
-        if name not in NAMED_OBJECTIVES:
+        if name not in NAMED_OBJECTIVES and not is_own(name):
             known = ", ".join(NAMED_OBJECTIVES)
             raise UsageError(f"Unknown objective '{name}'{nearest(name, NAMED_OBJECTIVES)}: choose from {known}.")
     return list(names or NAMED_OBJECTIVES)
@@ -180,6 +192,14 @@ def listed_names(text: str) -> list[str]:
     return names
 
 
+def configured(name: str) -> ObjectiveConfig:
+    """The objective of a name with its own values; UsageError, one sentence, where there is none or its file cannot be used."""
+    try:
+        return resolve(name)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
 def describe(config: ObjectiveConfig) -> ObjectiveText:
     """Return the objective in words, as an equation, with its paper and the peers' spelling."""
     return ObjectiveText(
@@ -191,7 +211,7 @@ def describe(config: ObjectiveConfig) -> ObjectiveText:
         clip_range=_clip_range(config),
         equation=_equation(config),
         definitions=_definitions(config),
-        paper=PAPERS[config.name],
+        paper=PAPERS.get(config.name) or f"none: one's own; {', '.join(config.own_parts)} replaced in {config.base}",
         trl=trl_text(trl_settings(config)),
         verl=verl_text(verl_settings(config)),
         needs_group_ids=config.needs_group_ids,
@@ -211,6 +231,8 @@ def _clip_range(config: ObjectiveConfig) -> str:
         return f"none; k, λ = {positive} where A ≥ 0, {negative} elsewhere"
     if config.surrogate == "reinforce":
         return "none"
+    if not config.clips:
+        return f"as the surrogate has it, with the keys of {config.base}"
     low, high = _number(config.clip_low), _number(config.clip_high)
     if config.clips_divergence:
         what = "probability" if config.surrogate == "dppo-tv" else "binary KL"
@@ -253,9 +275,12 @@ def _equation(config: ObjectiveConfig) -> str:
     elif config.surrogate == "sapo":
         value = f"(4/τ_i) σ(τ_i ({ratio} − 1)) A_i"
     else:
-        value = "g_i A_i"
+        value = "ℓ" if config.surrogate == OWN else "g_i A_i"
     token_sum, sequence_sum = _sums(config)
-    equation = f"L = −{sequence_sum if config.one_a_sequence else token_sum}{value}"
+    if config.surrogate == OWN:
+        equation = f"L = {token_sum}{value}"
+    else:
+        equation = f"L = −{sequence_sum if config.one_a_sequence else token_sum}{value}"
     if config.kl_coefficient > 0:
         equation += f" + {_number(config.kl_coefficient)} · {token_sum}{config.kl_estimator}_it"
     if config.entropy_coefficient > 0:
@@ -293,6 +318,10 @@ def _definitions(config: ObjectiveConfig) -> tuple[str, ...]:
     lines = [_ADVANTAGE_EQUATIONS[config.advantage or ""], _RATIO_EQUATIONS[config.ratio or ""]]
     if config.surrogate == "reinforce":
         lines.pop()
+    elif config.surrogate == OWN:
+        lines.append(
+            "ℓ = surrogate(q, batch), one's own" if config.ratio == OWN else "ℓ = surrogate(ratio, batch), one's own"
+        )
     elif config.surrogate == "sapo":
         positive, negative = _number(config.sapo_temperature_positive), _number(config.sapo_temperature_negative)
         lines.append(f"τ_i = {positive} if A_i > 0 else {negative}, σ(x) = 1 / (1 + exp(−x))")
@@ -316,7 +345,9 @@ def _definitions(config: ObjectiveConfig) -> tuple[str, ...]:
             f"φ_i = ρ_i^k exp(λ (1 − ρ_i)), k, λ = {positive} if A_i ≥ 0 else {negative}, sg(x) = x without gradient"
         )
     symbols = ["|y_i| response tokens of sequence i", "N sequences of the mini-batch"]
-    if config.aggregation == "token-mean":
+    if config.aggregation == OWN:
+        symbols = ["w_it = aggregation(batch), one's own", symbols[0]]
+    elif config.aggregation == "token-mean":
         symbols = [symbols[0], "M response tokens of the mini-batch"]
     elif config.aggregation == "seq-mean-token-sum-norm":
         symbols.append("L the response limit")

@@ -164,6 +164,8 @@ def _plain(value: Value) -> str:
 
 
 def _missing_in_both(config: ObjectiveConfig) -> str:
+    if config.own_parts:
+        return f"luspo's engine alone runs a function of one's own ({', '.join(config.own_parts)})"
     if config.needs_group_ids:
         return "its loss is not told which responses answer one prompt"
     if config.plain_aggregation == "length-power":

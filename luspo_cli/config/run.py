@@ -13,6 +13,7 @@ from luspo_cli.config.evaluation import EvaluationConfig
 from luspo_cli.config.fork import ForkConfig
 from luspo_cli.config.model import ModelConfig
 from luspo_cli.config.objective import ObjectiveConfig
+from luspo_cli.config.own_objective import label_of
 from luspo_cli.config.reward import RewardConfig
 from luspo_cli.config.rollout import RolloutConfig
 from luspo_cli.config.update import UpdateConfig, broken_groups
@@ -86,6 +87,10 @@ class TrainRun(Section):
     run: RunConfig = RunConfig()
     fork: ForkConfig = ForkConfig()
     verl: VerlConfig = VerlConfig()
+
+    def folder_name(self, preset: str) -> str:
+        """What a run's folder is called where nothing else is said: PRESET-OBJECTIVE-seedK."""
+        return f"{preset}-{label_of(self.objective.name)}-seed{self.run.seed}"
 
     def faults(self) -> Iterator[str]:
         rollout, update, data, reward = self.rollout, self.update, self.data, self.reward

@@ -145,6 +145,8 @@ def verl_plugin_settings(config: ObjectiveConfig, response_limit: int | None = N
 
 def _not_carried(config: ObjectiveConfig) -> str:
     """What of the objective neither verl's call of a loss nor its configuration carries; "" where all of it arrives."""
+    if config.own_parts:
+        return f"a function of one's own ({', '.join(config.own_parts)}) is not handed to verl's processes"
     if config.needs_group_ids:
         return f"verl does not tell a loss which responses answer one prompt, as {config.aggregation} asks"
     if config.aggregation == "length-power":

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from luspo_cli.config.own_objective import label_of
 from luspo_cli.errors import RunError, UsageError
 from luspo_cli.files import require_object
 from luspo_cli.machine import has_cuda, usable_cores
@@ -187,7 +188,9 @@ def plan_trainings(
     for seed in range(seeds):
         for objective in objectives:
             wanted = resolve(objective, seed)
-            run = folder / "-".join([objective, *([setting.replace("/", "_")] if setting else []), f"seed{seed}"])
+            run = folder / "-".join(
+                [label_of(objective), *([setting.replace("/", "_")] if setting else []), f"seed{seed}"]
+            )
             steps = int(wanted["run"]["steps"])
             trainings.append(Training(objective, seed, run, steps, state_of(run, wanted), setting))
     return trainings

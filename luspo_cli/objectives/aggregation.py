@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 
 from luspo_cli.config.objective import Aggregation, ObjectiveConfig
+from luspo_cli.config.own_objective import OWN
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +109,7 @@ class BatchSize:
     length_power_sum: float | torch.Tensor | None = None
     divisors: torch.Tensor | None = None
     """[..., B], of `GroupCounts.divisors`."""
+    groups: GroupCounts | None = None
 
 
 def batch_size(
@@ -128,7 +130,7 @@ def batch_size(
     present, tokens = lengths > 0, lengths
     if row_counts is not None:
         present, tokens = present * row_counts, tokens * row_counts
-    divisors = None
+    divisors, groups = None, None
     if config.needs_group_ids:
         if group_ids is None:
             raise ValueError(
@@ -141,7 +143,8 @@ def batch_size(
             )
         signs = advantages.masked_fill(lengths == 0, 0)
         groups = GroupCounts.of_rows(group_ids, signs, present, tokens) if counts is None else counts.groups
-        divisors = groups.divisors(config.aggregation, group_ids, signs)  # type: ignore[union-attr, arg-type]
+        if config.aggregation != OWN:
+            divisors = groups.divisors(config.aggregation, group_ids, signs)  # type: ignore[union-attr, arg-type]
     power, power_sum = config.length_power_sum, None
     if power is not None:
         if counts is not None and counts.length_power_sum is None:
@@ -149,8 +152,8 @@ def batch_size(
         whole = (present * lengths.clamp(min=1).double() ** power).sum(dim=-1)
         power_sum = whole if counts is None else counts.length_power_sum
     if counts is not None:
-        return BatchSize(counts.sequences, counts.tokens, max_response_length, power_sum, divisors)
-    return BatchSize(present.sum(dim=-1), tokens.sum(dim=-1), max_response_length, power_sum, divisors)
+        return BatchSize(counts.sequences, counts.tokens, max_response_length, power_sum, divisors, groups)
+    return BatchSize(present.sum(dim=-1), tokens.sum(dim=-1), max_response_length, power_sum, divisors, groups)
 
 
 def token_weights(amounts: torch.Tensor, config: ObjectiveConfig, size: BatchSize, dtype: torch.dtype) -> torch.Tensor:

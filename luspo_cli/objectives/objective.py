@@ -21,10 +21,12 @@ from typing import Any
 import torch
 
 from luspo_cli.config.objective import ObjectiveConfig, resolve
+from luspo_cli.config.own_objective import OWN
 from luspo_cli.objectives.aggregation import Counts, batch_size, token_weights
 from luspo_cli.objectives.balance import balanced_shift, cut_points, shifted
 from luspo_cli.objectives.diagnostics import as_floats, ratio_range, unit_mean
 from luspo_cli.objectives.kl import kl_estimate, kl_k3
+from luspo_cli.objectives.own import OwnParts, objective_batch
 from luspo_cli.objectives.ratio import clip_position, sequence_ratio, token_log_ratio, token_ratio
 from luspo_cli.objectives.row_values import RowValues, row_values
 from luspo_cli.objectives.surrogate import (
@@ -80,7 +82,7 @@ def policy_loss(
     [S], and each number is what a call with that batch alone would give.
 
     Args:
-        objective: a name of `NAMED_OBJECTIVES`, or a configuration.
+        objective: a name of `NAMED_OBJECTIVES` or of one's own (docs/own-objective.md), or a configuration.
         logprobs, old_logprobs: [B, T] natural logs; what stands at masked positions is never read.
         advantages: [B], one number a sequence.
         response_mask: [B, T], non-zero on trained tokens, any dtype, any padding side.
@@ -100,6 +102,7 @@ def policy_loss(
 
     Raises:
         ValueError: for shapes that do not match, an unknown name, or a missing input of a term that is switched on.
+        RunError: where a function of an objective of one's own fails or returns something else than it must.
     """
     config = _configured(objective, clip_low, clip_high)
     per_token = {
@@ -133,10 +136,14 @@ def policy_loss(
     logprobs = torch.where(mask, logprobs.to(dtype), 0)
     log_ratio = token_log_ratio(logprobs, old_logprobs.detach().to(dtype), mask)
     advantage = torch.where(row_mask, advantages.detach().to(dtype)[..., None], 0)  # [..., B, 1]
-    ratio = _ratio(config, log_ratio, amounts)
+    own = None
+    if config.own_parts:
+        seen = objective_batch(config, logprobs, old_logprobs, log_ratio, advantage, mask, amounts, size, group_ids)
+        own = OwnParts(config, seen)
+    ratio = own.ratio() if own and config.ratio == OWN else _ratio(config, log_ratio, amounts)
     of_units, units = (of_sequences, sequences) if config.by_sequence else (of_tokens, tokens)
 
-    weights = token_weights(amounts, config, size, dtype)
+    weights = own.weights() if own and config.aggregation == OWN else token_weights(amounts, config, size, dtype)
     row_weights = weights
     if repeats is not None:
         weights = weights * repeats[..., None]
@@ -144,7 +151,10 @@ def policy_loss(
     if config.clip_band == "balanced" and clip_shift is None:
         points = cut_points(config, log_ratio, amounts, advantages, repeats, size.divisors)
         shift = balanced_shift(points).to(dtype)[..., None, None]
-    surrogate = _surrogate(config, ratio, log_ratio, logprobs, advantage, amounts, shift)
+    if own and config.surrogate == OWN:
+        surrogate = own.surrogate(ratio)
+    else:
+        surrogate = _surrogate(config, ratio, log_ratio, logprobs, advantage, amounts, shift)
     policy_weights = weights
     if rollout_weights is not None:
         policy_weights = weights * torch.where(mask, rollout_weights.detach().to(dtype), 0)
@@ -193,9 +203,13 @@ def row_outcomes(
 ) -> RowValues:
     """The `rows` that `policy_loss` would give for log-probs and token log-ratios [B, T]: what `objective` does with them.
 
-    Without its loss; a balanced clip range is taken as configured.
+    Without its loss; a balanced clip range is taken as configured. Of built-in objectives: ValueError for one of one's own.
     """
     config, mask = _configured(objective, None, None), response_mask != 0
+    if config.own_parts:
+        raise ValueError(
+            f"row_outcomes knows the built-in objectives, and {config.name} replaces {', '.join(config.own_parts)}"
+        )
     log_ratio, logprobs = torch.where(mask, log_ratio, 0), torch.where(mask, logprobs, 0)
     size = batch_size(config, mask, None, advantages, group_ids, max_response_length, counts)
     weights = token_weights(mask, config, size, log_ratio.dtype)

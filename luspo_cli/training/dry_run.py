@@ -40,7 +40,7 @@ from luspo_cli.runs.checkpoints import fork_checkpoint
 from luspo_cli.runs.folder import IfExists, RunFolder
 from luspo_cli.runs.tracking import writers_refused
 from luspo_cli.training.memory import estimate_memory, largest_image_tokens, tower_moves, trained_parameters
-from luspo_cli.training.problems import own_rewards, readable_problems, refuse_other_engine
+from luspo_cli.training.problems import own_objective, own_rewards, readable_problems, refuse_other_engine
 
 GIB = 2**30
 
@@ -93,10 +93,12 @@ def make_plan(
     memory = estimate_memory(config, shape, processes, sampler.name, device_bytes)
     unreadable, overlap = _data(config)
     rewards, unusable = own_rewards(config)
+    refused, dependent = own_objective(config)
     missing = [
         *missing_inputs(config),
         *unreadable,
         unusable,
+        refused,
         config.correction_refused(sampler.name, never_drawn=shape.vision.depth > 0),
         config.routing_refused(sampler.name, has_experts=shape.experts.number > 0),
         crowded(config, processes),
@@ -126,7 +128,7 @@ def make_plan(
         rewards=rewards,
         sampler={"name": sampler.name, "reason": sampler.reason},
         missing=[reason for reason in missing if reason],
-        warnings=[*warnings, *(said for said in (overlap, file and unmeasured(file)) if said)],
+        warnings=[*warnings, *(said for said in (dependent, overlap, file and unmeasured(file)) if said)],
         about=list(about),
     )
 

@@ -22,7 +22,7 @@ from luspo_cli.rollout.samplers import check_sampler, choose_sampler
 from luspo_cli.runs.checkpoints import Checkpoint, fork_checkpoint
 from luspo_cli.runs.folder import IfExists, RunFolder
 from luspo_cli.runs.tracking import check_writers
-from luspo_cli.training.optimizer import check_optimizer
+from luspo_cli.training.objective_check import check_update
 from luspo_cli.training.problems import LongestPrompt, RunProblems, problems_of, refuse_other_engine, training_problems
 from luspo_cli.training.provenance import (
     Change,
@@ -61,7 +61,7 @@ def prepare(
     goes_on, starting, parent = False, None, None
     refuse_other_engine(config)
     with ranks.phase():  # what is known before minutes of loading or warming up
-        check_optimizer(config.update)
+        check_update(config, ranks.is_first)
         if ranks.is_first:
             check_writers(config.run.track)
             goes_on = RunFolder(path).check(config.model_dump(mode="json"), if_exists) and if_exists == "resume"

@@ -181,6 +181,15 @@ def own_rewards(config: TrainRun) -> tuple[list[dict[str, Any]], str | None]:
     ], None  # fmt: skip
 
 
+def own_objective(config: TrainRun) -> tuple[str | None, str | None]:
+    """Why an objective of one's own could not train, and what a run with it is warned of; a built-in one is not looked at."""
+    if not config.objective.own_parts:
+        return None, None
+    from luspo_cli.training.objective_check import own_objective_faults
+
+    return own_objective_faults(config)
+
+
 def _blind(config: TrainRun, held_out: Sequence[Problem]) -> list[Problem]:
     """The held-out slice as `evaluation.blind` shows it; UsageError where no problem has an image."""
     how = config.evaluation.blind

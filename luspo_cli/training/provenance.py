@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import luspo_cli
+from luspo_cli.config.own_objective import load_own
 from luspo_cli.config.run import MADE_TASKS, TrainRun
 from luspo_cli.data.problems import fingerprint
 from luspo_cli.errors import UsageError
@@ -76,10 +77,10 @@ def provenance(config: TrainRun, made: Path | None, ranks: Ranks = ALONE) -> dic
 
 def _functions(config: TrainRun) -> dict[str, dict[str, str]]:
     """Code of the user's own that the run calls: path → the key that names it, the file's sha256, and where it was looked for."""
-    return {
-        one.path: {"key": "reward.function", "sha256": one.sha256, **_began_in(one.path.rpartition(":")[0])}
-        for one in describe(config.reward.function)
-    }
+    found = [(one.path, "reward.function", one.sha256) for one in describe(config.reward.function)]
+    if config.objective.own_parts:
+        found.append((config.objective.name, "objective.name", load_own(config.objective.name).sha256))
+    return {path: {"key": key, "sha256": sha, **_began_in(path.rpartition(":")[0])} for path, key, sha in found}
 
 
 def _parent(config: TrainRun) -> dict[str, Any]:

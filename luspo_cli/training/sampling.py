@@ -15,6 +15,7 @@ from typing import Any
 from luspo_cli.advantages import BATCH_STD, advantages_of
 from luspo_cli.config.run import TrainRun
 from luspo_cli.data.batches import BatchSource
+from luspo_cli.objectives.own import advantage_of
 from luspo_cli.policy.loading import context_of
 from luspo_cli.processes.ranks import Ranks
 from luspo_cli.records import Problem, Prompt, Reward, Rollout, ScoredGroup
@@ -134,7 +135,7 @@ def _without_images(group: Sequence[Rollout]) -> Prompt:
 def with_advantages(problems: Sequence[Problem], scored: Scored, config: TrainRun) -> list[ScoredGroup]:
     """Every group with its prompt, rewards and advantages, in order."""
     rewards = scored.rewards
-    found = advantages_of(str(config.objective.advantage), [[reward.total for reward in group] for group in rewards])
+    found = advantages_of(advantage_of(config.objective), [[reward.total for reward in group] for group in rewards])
     return [
         ScoredGroup(problem, tuple(group), rewards, tuple(advantages), prompt)
         for problem, prompt, group, rewards, advantages in zip(

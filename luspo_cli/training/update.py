@@ -183,13 +183,7 @@ class Updater:
 
     def _micro_batches(self, batch: MiniBatch) -> tuple[tuple[Row, ...], ...]:
         """What has to be computed: everything, if a term beside the policy's needs it or skipping is off."""
-        return batch.with_advantage + (batch.without_advantage if self._needs_every_row() else ())
-
-    def _needs_every_row(self) -> bool:
-        objective = self.config.objective
-        others = objective.kl_coefficient > 0 or objective.entropy_coefficient > 0
-        others = others or self.config.update.router_aux_coefficient > 0
-        return others or not self.config.update.skip_rows_without_advantage
+        return batch.with_advantage + (batch.without_advantage if needs_every_row(self.config) else ())
 
     def passes(self, groups: Sequence[ScoredGroup], rank: int) -> list[Piece]:
         """What process `rank` computes in an update with these groups, pass by pass."""
@@ -199,7 +193,7 @@ class Updater:
 
     def _pieces(self, batch: MiniBatch, rank: int | None = None) -> list[Piece]:
         """What a process, by default this one, computes of it, in as many passes as every other process."""
-        parts = [batch.with_advantage, *([batch.without_advantage] if self._needs_every_row() else [])]
+        parts = [batch.with_advantage, *([batch.without_advantage] if needs_every_row(self.config) else [])]
         budget = self.config.update.tokens_per_micro_batch
         rank = self.ranks.rank if rank is None else rank
         return [piece for part in parts for piece in own_pieces(part, rank, self.ranks.size, budget)]
@@ -356,6 +350,12 @@ class Updater:
                 " model folder can be model.path)"
             )
         return {"update/skipped_steps": 1.0}
+
+
+def needs_every_row(config: TrainRun) -> bool:
+    """Whether an update computes rows without advantage too: another term of the loss needs them, or none is skipped."""
+    terms = config.objective.kl_coefficient, config.objective.entropy_coefficient, config.update.router_aux_coefficient
+    return any(terms) or not config.update.skip_rows_without_advantage
 
 
 def _marks(rows: Sequence[Row], only: AbstractSet[int], like: Tensor) -> Tensor:

@@ -121,7 +121,7 @@ def test_set_without_section_key_and_value(assignment: str) -> None:
         ("update.schedule=liner", "--set: update.schedule = 'liner': input should be 'constant', 'linear' or 'cosine'"),
         ("model.path=12", "--set: model.path = 12: input should be a valid string"),
         ("update.betas=[0.9]", "--set: update.betas.1 = [0.9]: field required"),
-        ("objective.name=luspoo", "--set: objective.name = 'luspoo': input should be"),
+        ("objective.name=luspoo", "--set: unknown objective 'luspoo' (did you mean 'luspo'?): choose one of grpo, "),
         ("objective.ratio=token", "--set: luspo fixes ratio = 'sequence' and cannot take 'token'"),
         ("objective.clip_low=-1", "--set: clip_low = -1.0 must be a positive number"),
         ("objective.clip_low=wide", "--set: objective.clip_low = 'wide': input should be a valid number"),

@@ -17,14 +17,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from luspo_cli.advantages import ADVANTAGES, BATCH_STD, STD_EPSILON, group_mean
+from luspo_cli.advantages import BATCH_STD, STD_EPSILON, advantages_of
 from luspo_cli.analysis.axis import windows_of
 from luspo_cli.config.lab import LabRun
 from luspo_cli.experiments.lab.responses import DTYPE, Logits, ResponseModel, Responses
 from luspo_cli.metrics.by_length import TrainedRows, kept_length_pressure, length_grid, length_profile
 from luspo_cli.objectives import policy_loss
+from luspo_cli.objectives.own import advantage_of
 from luspo_cli.objectives.ratio import masked_mean
 from luspo_cli.objectives.row_values import RowValues
+from luspo_cli.training.objective_check import refuse_in_lab
 
 CLIP_LOW, CLIP_HIGH, KL_OLD = "objective/clip_low_fraction", "objective/clip_high_fraction", "policy/kl_old"
 
@@ -80,7 +82,8 @@ class LabHistory:
 
 
 def run_experiment(config: LabRun, seeds: int) -> LabHistory:
-    """Run `config` with `seeds` seeds from `config.run.seed` on."""
+    """Run `config` with `seeds` seeds from `config.run.seed` on; UsageError for an objective of one's own that the lab cannot."""
+    refuse_in_lab(config.objective)
     with one_thread():
         return _run(config, seeds)
 
@@ -129,12 +132,12 @@ def advantage_table(config: LabRun) -> Tensor:
 
     Rewards are 0 or 1, so the training's own function of one group's rewards gives every case there can be.
     """
-    kind = config.objective.advantage or ""
+    size, kind = config.rollout.group_size, advantage_of(config.objective)
     # What a batch's std divides by is the batch's own, and comes after.
-    size, advantage = config.rollout.group_size, group_mean if kind == BATCH_STD else ADVANTAGES[kind]
+    kind = "group_mean" if kind == BATCH_STD else kind
     table = torch.zeros(size + 1, 2, dtype=DTYPE)
     for right in range(size + 1):
-        values = advantage([1.0] * right + [0.0] * (size - right))
+        values = advantages_of(kind, [[1.0] * right + [0.0] * (size - right)])[0]
         table[right, 0] = values[-1] if right < size else 0.0
         table[right, 1] = values[0] if right else 0.0
     return table

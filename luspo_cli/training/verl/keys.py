@@ -63,6 +63,8 @@ FATES: Mapping[str, Fate] = {
         kl_coefficient=Fate(f"{ACTOR}.use_kl_loss, {ACTOR}.kl_loss_coef"),
         kl_estimator=Fate(f"{ACTOR}.kl_loss_type"),
         entropy_coefficient=Fate(f"{ACTOR}.entropy_coeff"),
+        base=Fate(refused="verl's processes are not handed functions of one's own: use the luspo engine"),
+        sha256=Fate(refused="verl's processes are not handed functions of one's own: use the luspo engine"),
     ),
     **_rows(
         "model",
@@ -248,7 +250,7 @@ def idle_settings(config: TrainRun) -> list[str]:
 
 def _changed(config: TrainRun) -> Iterator[tuple[str, Any]]:
     """Keys with another value than their default, in order; that of an objective's key is its name's."""
-    name = config.objective.name
+    name = config.objective.base or config.objective.name  # of one of one's own: what it is made of
     named = {} if name == "custom" else {f"objective.{key}": value for key, value in asdict(resolve(name)).items()}
     defaults = {**dict(all_keys()), "objective.clip_band": "fixed", **named, "reward.accuracy_weight": 1.0}
     for key, value in flatten(config.model_dump()).items():

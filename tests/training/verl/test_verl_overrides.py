@@ -33,6 +33,7 @@ def settings(run: TrainRun, **options: Any) -> dict[str, Any]:
     return dict(verl_command(run, FILES, **{"name": "x", "problems": 17000, **options}).settings)
 
 
+OWN = {"objective.name": "loss.py:mine", "objective.base": "gspo", "objective.aggregation": "own"}
 CHANGES: dict[str, Any] = {
     "objective.name": [("name", "gspo")],
     "objective.advantage": [("name", "dr_grpo")],
@@ -48,6 +49,8 @@ CHANGES: dict[str, Any] = {
     "objective.length_normalise": "batch",
     "objective.kl_coefficient": 0.1,
     "objective.entropy_coefficient": 0.1,
+    "objective.base": "grpo",
+    "objective.sha256": "a",
     "model.path": "Qwen/Qwen2.5-3B",
     "model.compute_dtype": "float32",
     "data.train": "data/other",
@@ -85,6 +88,8 @@ BESIDE: dict[str, dict[str, Any]] = {
     "objective.length_exponent": {"objective.name": "length_power"},
     "objective.length_normalise": {"objective.name": "length_power"},
     "objective.kl_estimator": {"objective.kl_coefficient": 0.1},
+    "objective.base": OWN,
+    "objective.sha256": OWN,
     "model.lora.alpha": {"model.lora.rank": 8},
     "model.lora.targets": {"model.lora.rank": 8},
     "reward.overlong_weight": {"reward.overlong_buffer": 4096},
