@@ -32,7 +32,9 @@ from luspo_cli.training.dry_run import make_plan
 CASES: dict[str, list[str]] = {
     "full": [],
     "full, checkpointing": ["model.gradient_checkpointing=true"],
-    "full, 8-bit": ["update.optimizer=adamw-8bit"],
+    "full, nothing spared": ["update.spare_memory=false"],
+    "full, bfloat16 moments": ["update.moments=bfloat16"],
+    "full, 8-bit moments": ["update.moments=8bit"],
     "lora": ["model.lora.rank=16"],
     "lora, checkpointing": ["model.lora.rank=16", "model.gradient_checkpointing=true"],
     "full, offload": ["update.offload_optimizer=true"],

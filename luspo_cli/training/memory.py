@@ -89,8 +89,11 @@ def estimate_memory(
     parts["host_optimizer"] = (4 + moments) * trained if offloaded else 0
     # The sampler's own bfloat16 weights; an embedding that is frozen in bfloat16 is shared with it, its packed head is not.
     shared = table if adapters and not shape.tied_head else 0
+    packed_head = (
+        table if low and shape.tied_head and not adapters else 0
+    )  # on a CPU, beside the embedding it is tied to
     in_process = sampler == "in-process"
-    parts["sampler_copy"] = 0 if not in_process else 2 * (n - shared) if low else 4 * n if sharded else 0
+    parts["sampler_copy"] = 0 if not in_process else 2 * (n - shared + packed_head) if low else 4 * n if sharded else 0
     parts["vllm"] = config.rollout.vllm.memory_share * (device_bytes or 0) if sampler == "vllm" else 0
     # Of the layers' weights: the head has a copy of a block at a time, and an embedding none.
     outside = table * (1 if shape.tied_head else 2)
