@@ -50,6 +50,7 @@ class Trick:
 TRICKS = {
     "skip rows without advantage": Trick("update", "half", ("update.skip_rows_without_advantage=false",)),
     "prompt once": Trick("update", "mixed"),
+    "spare memory": Trick("update", "mixed", ("update.spare_memory=false",)),
     "fused optimizer": Trick("update", "mixed"),
     "packed weights": Trick("rollout", "mixed"),
     "recorded decode step": Trick("rollout", "mixed", dtype="float32"),

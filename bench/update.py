@@ -140,8 +140,7 @@ def _ours(options: argparse.Namespace) -> Values:
     with tempfile.TemporaryDirectory() as folder:
         config = configuration(options.model, sums_in(Path(folder) / "data"), sets)
         with prepared_stages(config, Path(folder) / "run") as (stages, _):
-            # What a run frees between rollout and update, where this version does.
-            getattr(stages, "release_sampler", lambda: None)()
+            stages.release_sampler()  # as the loop does before an update
 
             def work() -> float:
                 metrics = stages.updater.update(groups, 1e-6)
