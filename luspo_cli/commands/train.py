@@ -139,6 +139,8 @@ def train_cli(
             typer.echo(json.dumps(asdict(plan), indent=2) if as_json else plan_text(plan))
             return
         if probe:
+            from luspo_cli.commands.display.probe import probe_run
+
             # A folder of its own is never touched: one that is there is no reason to refuse, unless it was named.
             probe_run(resolved, path, existing if run else "replace", as_json=as_json, warnings=warnings)
             return
@@ -156,28 +158,6 @@ def train_cli(
     stop_with_supervisor()
     place = (verl_python, ray_address) if by_verl else None
     train(resolved, path, existing, as_json=as_json, allow_changed=allow_changed, warnings=warnings, verl=place)
-
-
-def probe_run(
-    config: TrainRun,
-    path: Path,
-    if_exists: Literal["refuse", "resume", "replace"],
-    *,
-    as_json: bool,
-    warnings: Sequence[str],
-) -> None:
-    """Print what a few responses of the base model say about the run; messages go to stderr."""
-    from luspo_cli.commands.display.probe import probe_json, probe_text
-    from luspo_cli.processes.signals import lasting_stderr
-    from luspo_cli.runs.log import StderrHandler, messages_to
-
-    with libraries_stay():
-        from luspo_cli.training.probe import run_probe
-    with lasting_stderr(), messages_to([StderrHandler()]):
-        for sentence in warnings:
-            logger.warning(sentence)
-        found = run_probe(config, path, if_exists)
-    typer.echo(json.dumps(probe_json(found, config), indent=2) if as_json else probe_text(found, config))
 
 
 def train(
