@@ -80,7 +80,7 @@ def test_values_arrive_as_they_were_meant() -> None:
 
 
 def test_the_groups_that_an_override_may_name_are_verls() -> None:
-    assert {*TOP_GROUPS, *LEGACY_REWARD} == set(composed(overrides("qwen2.5-7b")))
+    assert {"model_engine", *TOP_GROUPS, *LEGACY_REWARD} == set(composed(overrides("qwen2.5-7b")))
 
 
 def test_megatron_is_composed_as_megatron() -> None:

@@ -40,6 +40,10 @@ def further_settings(overrides: Sequence[str], decided: Mapping[str, Any]) -> It
             )
         if name in _DEAD:
             raise UsageError(f"verl.overrides: verl takes '{name}' and nothing reads it; set {_DEAD[name]}")
+        if name in bare or name in ("model_engine", "trainer.use_legacy_worker_impl"):
+            raise UsageError(
+                f"verl.overrides: '{name}' is decided by the other keys of this run: docs/verl.md says which"
+            )
         top = name.split(".")[0]
         if top in ("actor", "rollout", "model", "ref"):
             raise UsageError(f"verl.overrides: '{name}' has no group: its full name is 'actor_rollout_ref.{name}'")
@@ -52,9 +56,5 @@ def further_settings(overrides: Sequence[str], decided: Mapping[str, Any]) -> It
             raise UsageError(
                 f"verl.overrides: '{name}' as a whole holds '{inside}', which is decided by the other keys of this run: set"
                 " its other keys one by one"
-            )
-        if name in bare or name == "trainer.use_legacy_worker_impl":
-            raise UsageError(
-                f"verl.overrides: '{name}' is decided by the other keys of this run: docs/verl.md says which"
             )
         yield key.strip(), Verbatim(value)

@@ -208,6 +208,7 @@ def test_what_is_said_of_a_key_is_what_happens(key: str) -> None:
         (['verl.overrides=["actor_rollout_ref.actor.policy_loss.loss_mode=luspoo"]'], "decided by the other keys"),
         (['verl.overrides=["+actor_rollout_ref.rollout.name=hf"]'], "decided by the other keys"),
         (['verl.overrides=["actor.fsdp_config.fsdp_size=4"]'], "'actor_rollout_ref.actor.fsdp_config.fsdp_size'"),
+        (['verl.overrides=["model_engine=megatron"]'], "decided by the other keys"),
         (['verl.overrides=["policy_loss.loss_mode=gspo"]'], "verl's configuration has no 'policy_loss'"),
         (['verl.overrides=["trainr.balance_batch=False"]'], "did you mean 'trainer'?"),
         (['verl.overrides=["actor_rollout_ref.actor.policy_loss={loss_mode: gspo}"]'], "as a whole holds"),
