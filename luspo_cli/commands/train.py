@@ -124,19 +124,12 @@ def train_cli(
         warnings = [unused] if unused else []
         if by_verl and copies > 1:
             raise UsageError("--processes is for our own engine: verl has verl.nodes and verl.gpus_per_node")
-        if by_verl and dry_run:
-            from luspo_cli.training.verl.dry_run import verl_plan_text
-
-            typer.echo(verl_plan_text(resolved, path, existing, ray_address, verl_python, as_json=as_json))
-            return
+        place = (verl_python, ray_address) if by_verl else None
         if dry_run:
-            from dataclasses import asdict
+            from luspo_cli.commands.display.plan import dry_run_text
 
-            from luspo_cli.commands.display.plan import plan_text
-            from luspo_cli.training.dry_run import make_plan
-
-            plan = make_plan(resolved, copies, path, existing, about_preset(preset) if preset else (), warnings)
-            typer.echo(json.dumps(asdict(plan), indent=2) if as_json else plan_text(plan))
+            about = about_preset(preset) if preset else ()
+            typer.echo(dry_run_text(resolved, copies, path, existing, about, warnings, verl=place, as_json=as_json))
             return
         if probe:
             from luspo_cli.commands.display.probe import probe_run
@@ -156,7 +149,6 @@ def train_cli(
     if not by_verl:
         start_again_with_allocator()
     stop_with_supervisor()
-    place = (verl_python, ray_address) if by_verl else None
     train(resolved, path, existing, as_json=as_json, allow_changed=allow_changed, warnings=warnings, verl=place)
 
 

@@ -2,11 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Literal
 
 from luspo_cli.config.objective_text import ObjectiveText
-from luspo_cli.config.run import MADE
-from luspo_cli.training.dry_run import Plan
+from luspo_cli.config.run import MADE, TrainRun
+from luspo_cli.training.dry_run import Plan, make_plan
+
+
+def dry_run_text(
+    config: TrainRun,
+    processes: int,
+    run: Path,
+    if_exists: Literal["refuse", "resume", "replace"],
+    about: Sequence[str],
+    warnings: Sequence[str],
+    *,
+    verl: tuple[Path | None, str] | None,
+    as_json: bool,
+) -> str:
+    """Return what `luspo train --dry-run` prints; `verl`: its interpreter and Ray address, where it trains."""
+    if verl:
+        from luspo_cli.training.verl.dry_run import verl_plan_text
+
+        python, ray_address = verl
+        return verl_plan_text(config, run, if_exists, ray_address, python, as_json=as_json)
+    plan = make_plan(config, processes, run, if_exists, tuple(about), list(warnings))
+    return json.dumps(asdict(plan), indent=2) if as_json else plan_text(plan)
 
 
 def plan_text(plan: Plan) -> str:

@@ -221,13 +221,14 @@ def test_passes_of_a_warm_up_add_up_to_one(loaded: LoadedModel) -> None:
     """The gradient of rows in several passes, sorted by length, is that of all at once (bfloat16 passes)."""
     import torch
 
+    from luspo_cli.config.warmup import WarmupConfig
     from luspo_cli.training.made.warmup import _backward
 
     rows = demonstrations(loaded, PICTURES, "neutral", random.Random(0), 12)
     found = []
     for a_pass in (12, 5):
         loaded.model.zero_grad()
-        _backward(loaded, rows, a_pass, 3.0)
+        _backward(loaded, rows, a_pass, WarmupConfig(answer_weight=3.0))
         found.append(torch.cat([weight.grad.flatten() for weight in loaded.model.parameters()]))
     assert torch.nn.functional.cosine_similarity(*found, dim=0) > 0.999
     assert found[0].norm() == pytest.approx(float(found[1].norm()), rel=0.02)
