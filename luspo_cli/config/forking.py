@@ -17,7 +17,7 @@ from typing import Any
 
 from luspo_cli.config.fork import ForkConfig
 from luspo_cli.config.layers import FREE_KEYS, merge, parse_set, resolve_train, validated
-from luspo_cli.config.own_objective import label_of
+from luspo_cli.config.own_objective import check_labels, label_of
 from luspo_cli.config.run import TrainRun
 from luspo_cli.config.stored import flatten
 from luspo_cli.errors import UsageError
@@ -58,6 +58,7 @@ class Variant:
 
 def parse_variants(objectives: Sequence[str], variants: Sequence[str]) -> list[Variant]:
     """Every objective under every variant, objective by objective; without variants each one as it is."""
+    check_labels(objectives)
     parsed = [_parse(text) for text in variants] or [("", ())]
     labels = [label for label, _ in parsed]
     for label in labels:
@@ -127,6 +128,8 @@ def fork_configuration(
         raise UsageError(
             "run.rollouts_every = 0: forks share their first step through its stored rollouts; leave it out."
         )
+    if not config.evaluation.every:
+        raise UsageError("evaluation.every = 0: forks are compared by their evaluations; leave it out.")
     return config
 
 

@@ -103,6 +103,18 @@ def label_of(name: str) -> str:
     )
 
 
+def check_labels(names: Sequence[str]) -> None:
+    """UsageError where runs of two objectives would be one folder."""
+    labels = [label_of(name) for name in names]
+    for label in labels:
+        if labels.count(label) > 1:
+            same = " and ".join(name for name in names if label_of(name) == label)
+            raise UsageError(
+                f"--objectives: {same} are both called {label} in the names of folders: name each objective once, or rename"
+                " one of them"
+            )
+
+
 def load_own(name: str) -> LoadedObjective:
     """Read the user's file, once in a process; UsageError, one sentence, where there is no such objective."""
     return _load(name, str(Path.cwd()))

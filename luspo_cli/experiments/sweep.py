@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from luspo_cli.config.own_objective import label_of
+from luspo_cli.config.own_objective import check_labels, label_of
 from luspo_cli.errors import RunError, UsageError
 from luspo_cli.files import require_object
 from luspo_cli.machine import has_cuda, usable_cores
@@ -184,6 +184,7 @@ def plan_trainings(
 
     `resolve` gives the configuration that an objective and a seed must have, as in `config.json`; `setting`: one of a sweep.
     """
+    check_labels(objectives)
     trainings = []
     for seed in range(seeds):
         for objective in objectives:

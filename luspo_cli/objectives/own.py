@@ -156,7 +156,7 @@ def called(name: str, part: str, function: Callable[..., Any], *given: Any) -> A
     """What a function of objective `name` returns; RunError, one sentence, for what it raises."""
     try:
         return function(*given)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # an exit would end a run in the middle as if it had been whole
         raise RunError(f"objective {name}: its {part} failed: {said(error, Path(load_own(name).file))}") from error
 
 

@@ -195,6 +195,8 @@ def test_another_configuration_is_refused(
         (("--set", "objective.kl_coefficient=0.1"), "needs a reference, the weights that its run began with"),
         (("--set", "evaluation.temperature=0.5"), r"must be rollout\.temperature \(1\)"),
         (("--set", "data.held_out="), "forks are compared on held-out problems and the run has none"),
+        (("--set", "evaluation.every=0"), "forks are compared by their evaluations; leave it out"),
+        (("--objectives", "loss.py:a,sub/loss.py:a"), "are both called loss-a in the names of folders"),
         (("--set", "run.rollouts_every=0"), "share their first step through its stored rollouts"),
         (("--set", "update.learning_rat=1"), "unknown key 'update.learning_rat'"),
         (

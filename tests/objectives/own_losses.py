@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import torch
 
 from luspo_cli.objectives import OwnObjective
@@ -62,5 +64,6 @@ uncounted = OwnObjective(
 first_only = OwnObjective("gspo", advantage=lambda rewards: [rewards[0] - reward for reward in rewards])
 too_few = OwnObjective("gspo", advantage=lambda rewards: rewards[1:])
 divides = OwnObjective("gspo", aggregation=lambda batch: 1 // 0)
+exits = OwnObjective("gspo", aggregation=lambda batch: sys.exit(0))
 a_list = OwnObjective("gspo", ratio=lambda batch: [1.0])
 not_one = 3

@@ -105,6 +105,7 @@ def test_a_file_that_replaces_other_parts_than_its_configuration_is_refused() ->
             r"its ratio returned float64 of shape \[5, 7\] and must return \[5, 1\], since its base gspo has one",
         ),
         ("divides", r"its aggregation failed: ZeroDivisionError: .*\(own_losses\.py, line \d+\)"),
+        ("exits", r"its aggregation failed: SystemExit: 0 \(own_losses\.py, line \d+\)"),
         ("a_list", "its ratio returned list and no tensor"),
     ],
 )

@@ -116,6 +116,16 @@ def test_another_version_of_the_file_is_another_configuration(folder: Path, smal
         planned()
 
 
+@pytest.mark.parametrize("other", ["sub/loss.py:luspo_again", "./loss.py:luspo_again"])
+def test_two_objectives_never_share_a_folder(
+    folder: Path, luspo: Callable[..., tuple[int, str, str]], other: str
+) -> None:
+    code, _, err = luspo("compare", "--preset", "tiny", "--objectives", f"{NAME},{other}", "--seeds", "1")
+    assert code == 2
+    assert f"{NAME} and {other} are both called loss-luspo_again in the names of folders" in " ".join(err.split())
+    assert not (folder / "runs").exists()
+
+
 def test_what_could_not_train_leaves_no_folder(folder: Path, small_run: Callable[..., TrainRun]) -> None:
     (folder / "broken.py").write_text(BROKEN)
     with pytest.raises(UsageError, match=r"objective broken\.py:nan cannot train: value or gradient is not finite"):
