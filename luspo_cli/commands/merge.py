@@ -33,7 +33,7 @@ def merge_cli(
 
     if out.exists():
         raise UsageError(f"{out} exists; choose another --out.")
-    weights = find_weights(run_or_adapter, step)
+    weights = find_weights(run_or_adapter, step, command="merge")
     for note in weights.notes:
         print(f"warning: {note}; taking the one before", file=sys.stderr)
     if weights.base is None:

@@ -39,12 +39,15 @@ def push_cli(
     from luspo_cli.evaluation.weights import find_weights
     from luspo_cli.report.push import plan_push, push
 
-    weights = find_weights(run, step)
+    folder = Path(run).expanduser()
+    if not folder.is_dir():
+        raise UsageError(f"There is no run folder '{run}'; name one, since the card is made from a run.")
+    weights = find_weights(run, step, command="push")
     if weights.step is None:
         raise UsageError(f"{run} is no run folder; a card is made from a run.")
     for note in weights.notes:
         print(f"warning: {note}; taking the one before", file=sys.stderr)
-    upload = plan_push(Path(run).expanduser(), Path(weights.path), weights.step, to, revision, private=private)
+    upload = plan_push(folder, Path(weights.path), weights.step, to, revision, private=private)
     url = None if dry_run else push(upload)
     if as_json:
         told = {"repository": to, "revision": revision, "private": private, "step": upload.step, "url": url}

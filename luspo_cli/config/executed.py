@@ -12,10 +12,13 @@ from luspo_cli.config.stored import flatten, show
 
 OF_THE_UPDATE = (
     "rollout.problems", "rollout.group_size", "rollout.max_response_tokens", "rollout.temperature", "rollout.lag",
-    "reward.truncated", "update.mini_batches", "update.optimizer", "update.learning_rate", "update.betas", "update.gradient_clip",
-    "update.sampler_correction", "update.sampler_correction_cap", "run.engine", "verl.loss", "verl.overrides",
+    "reward.truncated", "update.mini_batches", "update.optimizer", "update.moments", "update.learning_rate", "update.betas",
+    "update.gradient_clip", "update.sampler_correction", "update.sampler_correction_cap", "run.engine", "verl.loss",
+    "verl.overrides",
 )  # fmt: skip
 """Numbers that the formula is executed with, beside the objective's own."""
+_USUAL = {"reward.truncated": "keep", "update.moments": "float32"}
+"""Values that go without saying; `adamw-8bit` has moments of its own beside update.moments = float32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +112,6 @@ def _says_something(key: str, leaves: Mapping[str, Any]) -> bool:
         return leaves.get("update.sampler_correction", "none") != "none"
     if key in ("run.engine", "verl.loss", "verl.overrides"):
         return leaves.get("run.engine") == "verl" and bool(leaves.get(key))
-    if key == "reward.truncated":
-        return leaves.get(key, "keep") != "keep"
+    if key in _USUAL:
+        return leaves.get(key, _USUAL[key]) != _USUAL[key]
     return key in leaves and (key != "rollout.lag" or bool(leaves[key]))

@@ -145,7 +145,12 @@ class TrainRun(Section):
         lag = self.rollout.lag
         if not lag:
             return
-        if lag >= self.run.steps:
+        if self.fork.checkpoint:
+            yield (
+                "a fork trains its parent's rollouts at once and leaves out the batches that wait in its parent's checkpoint: set"
+                " rollout.lag = 0"
+            )
+        elif lag >= self.run.steps:
             yield f"rollout.lag ({lag}) must be smaller than run.steps ({self.run.steps}): no batch would be trained"
         if self.data.train.startswith(MADE_PICTURES) and (reason := self.lag_refused(has_images=True)):
             yield reason
@@ -153,11 +158,6 @@ class TrainRun(Section):
             yield (
                 f"update.router_replay = '{self.update.router_replay}' needs the experts that were met when a batch was sampled,"
                 " which do not wait with it: set rollout.lag = 0, or update.router_replay = 'none'"
-            )
-        if self.fork.checkpoint:
-            yield (
-                "a fork trains its parent's rollouts at once and leaves out the batches that wait in its parent's checkpoint: set"
-                " rollout.lag = 0"
             )
 
     def lag_refused(self, *, has_images: bool) -> str | None:

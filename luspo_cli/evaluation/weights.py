@@ -82,8 +82,8 @@ class Weights:
         return None if config is None else "vision_config" in config
 
 
-def find_weights(model_or_run: str, step: int | None, revision: str | None = None) -> Weights:
-    """Return the weights that are meant, after looking at the disk only.
+def find_weights(model_or_run: str, step: int | None, revision: str | None = None, *, command: str = "eval") -> Weights:
+    """Return the weights that are meant by an argument of `luspo COMMAND`, after looking at the disk only.
 
     Raises:
         UsageError: nothing is there, a run has no whole checkpoint (or not that step), --step goes with no run, or
@@ -98,7 +98,7 @@ def find_weights(model_or_run: str, step: int | None, revision: str | None = Non
     if (folder / "checkpoint.json").is_file():
         run = folder.parent.parent
         number = folder.name.removeprefix("step-").lstrip("0")
-        raise UsageError(f"{folder} is a checkpoint; name its run: luspo eval {run} --step {number}.")
+        raise UsageError(f"{folder} is a checkpoint; name its run: luspo {command} {run} --step {number}.")
     if step is not None:
         raise UsageError(f"--step chooses a checkpoint of a run, and {model_or_run} is no run folder; leave it out.")
     name = folder.resolve().name if folder.is_dir() else model_or_run.rpartition("/")[2]

@@ -24,6 +24,8 @@ from luspo_cli.policy.model_files import ADAPTER_CONFIG, is_hub_id
 from luspo_cli.report.model_card import FIGURE, model_card, public_settings
 
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+BRANCH = re.compile(r"(?!.*(?:\.\.|//|/\.|\.lock(?:/|$)))[A-Za-z0-9_][\w./+-]*(?<![./])", re.ASCII)
+"""Names that git takes for a branch and an address holds as they are."""
 CARD = "README.md"
 _TOKEN = re.compile(r"hf_[A-Za-z0-9]{30,}")
 _READ_WHOLE = 2**20
@@ -62,10 +64,15 @@ class Upload:
 def plan_push(run: Path, model: Path, step: int, repository: str, branch: str | None, *, private: bool) -> Upload:
     """Gather what would be sent of the run whose weights of `step` are in the folder `model`; sends nothing.
 
-    UsageError where `repository` is no OWNER/NAME, the folder holds no model, or a file names a place of this machine or a token.
+    UsageError where `repository` is no OWNER/NAME, `branch` no name of one, the folder holds no model, or a file names a place of
+    this machine or a token.
     """
     if not REPOSITORY.fullmatch(repository) or ".." in repository or "--" in repository:
         raise UsageError(f"--to '{repository}' is no repository: give OWNER/NAME, as on the hub.")
+    if branch is not None and not BRANCH.fullmatch(branch):
+        raise UsageError(
+            f"--revision '{branch}' is no name of a branch: give letters, digits and . _ - / +, as step-50, or leave it out."
+        )
     if not (
         any(model.glob("*.safetensors")) and any((model / name).is_file() for name in ("config.json", ADAPTER_CONFIG))
     ):

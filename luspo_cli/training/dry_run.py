@@ -201,6 +201,10 @@ def missing_inputs(config: TrainRun) -> list[str]:
     ):
         if wanted_by and find_spec(package) is None:
             found.append(f"{wanted_by} needs {package}: pip install 'luspo[{extra}]'")
+    if config.update.offload_optimizer:
+        from luspo_cli.training.optimizer import offload_refused  # which needs torch
+
+        found += filter(None, [offload_refused(config.update)])
     return found
 
 

@@ -31,12 +31,19 @@ COSINE_FLOOR = 0.1
 
 def check_optimizer(settings: UpdateConfig) -> None:
     """Raise UsageError where this machine cannot do what [update] asks of the optimizer."""
-    if settings.offload_optimizer and not torch.cuda.is_available():
-        raise UsageError(
-            "update.offload_optimizer needs a GPU: here the optimizer's state is in the host's memory already; leave it out"
-        )
+    if refused := offload_refused(settings):
+        raise UsageError(refused)
     if settings.optimizer == "adamw-8bit":
         _bitsandbytes()
+
+
+def offload_refused(settings: UpdateConfig) -> str | None:
+    """Say why the optimizer's state cannot be kept off the GPU here; None where it can, and where nobody asks."""
+    if not settings.offload_optimizer or torch.cuda.is_available():
+        return None
+    return (
+        "update.offload_optimizer needs a GPU: here the optimizer's state is in the host's memory already; leave it out"
+    )
 
 
 def learning_rate(step: int, steps: int, config: UpdateConfig) -> float:

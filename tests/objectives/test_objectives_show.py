@@ -65,6 +65,11 @@ def test_masked_responses_are_in_no_count(tmp_path: Path) -> None:
     assert rows["N, sequences of a mini-batch"] == "64, less those that the limit cut"
 
 
+def test_smaller_moments_are_shown(tmp_path: Path) -> None:
+    assert dict(shown(str(stored(tmp_path, "update.moments=8bit")))["rows"])["update.moments"] == "8bit"
+    assert "update.moments" not in dict(shown(str(stored(tmp_path / "b", "update.optimizer=adamw-8bit")))["rows"])
+
+
 def test_where_off_policyness_comes_from() -> None:
     assert off_policy(Counts(updates=1)).startswith(
         "nothing: each response is trained on once, a batch makes 1 optimizer step,"

@@ -13,9 +13,11 @@ from typing import Any
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
 from doubles.hub import BREAK, TOKEN, Hub, serving
 from doubles.reports import write_run
+from luspo_cli.app import app
 from luspo_cli.config.objective import ObjectiveConfig
 from luspo_cli.config.objective_text import describe
 from luspo_cli.errors import RunError, UsageError
@@ -240,6 +242,29 @@ def test_a_model_file_with_a_path_or_a_token_is_refused(tmp_path: Path, entries:
 def test_what_is_no_repository_is_refused(tmp_path: Path, to: str) -> None:
     with pytest.raises(UsageError, match="give OWNER/NAME"):
         planned(run_with_checkpoint(tmp_path), to)
+
+
+@pytest.mark.parametrize("branch", ["", "x y", "-x", "a..b", "a/", "/a", "a//b", ".a", "a.lock", "a~1", "a\n"])
+def test_what_is_no_branch_is_refused(tmp_path: Path, branch: str) -> None:
+    with pytest.raises(UsageError, match="is no name of a branch"):
+        plan_push(tmp_path, tmp_path, 4, "me/mine", branch, private=False)
+
+
+@pytest.mark.parametrize("branch", ["main", "step-50", "runs/luspo_0.1"])
+def test_what_is_a_branch_is_taken(tmp_path: Path, branch: str) -> None:
+    run = run_with_checkpoint(tmp_path)
+    model = run / "checkpoints/step-000004/model"
+    assert plan_push(run, model, 4, "me/mine", branch, private=False).branch == branch
+
+
+def test_what_is_no_run_is_refused_in_words_of_push(tmp_path: Path) -> None:
+    def said(folder: Path) -> str:
+        return str(CliRunner().invoke(app, ["push", str(folder), "--to", "me/mine", "--dry-run"]).exception)
+
+    run = run_with_checkpoint(tmp_path)
+    assert f"name its run: luspo push {run} --step 4" in said(run / "checkpoints/step-000004")
+    assert "There is no run folder" in said(tmp_path / "none")
+    assert "hub id" not in said(tmp_path / "none")
 
 
 def test_the_command_from_dry_run_to_a_refusal(tmp_path: Path) -> None:

@@ -242,6 +242,12 @@ def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> 
     assert make_plan(resolve_train(preset="tiny")).missing == []
 
 
+def test_an_optimizer_kept_off_the_gpu_where_none_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    (missing,) = make_plan(resolve_train(preset="tiny", sets=["update.offload_optimizer=true"])).missing
+    assert missing.startswith("update.offload_optimizer needs a GPU")
+
+
 def test_memory_is_that_of_the_sampler_that_will_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """7B in bfloat16: the in-process copy takes 14.18 GiB all the time; vLLM takes its share of the device while it draws."""
     inside = make_plan(resolve_train(preset="qwen2.5-7b", sets=["rollout.sampler=in-process"])).memory_gib

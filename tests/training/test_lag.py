@@ -146,6 +146,9 @@ def test_what_waits_is_read_as_it_was_written(tmp_path: Path) -> None:
         read_waiting(tmp_path)
 
 
+FORK = ("fork.checkpoint=a", "fork.sha256=b", "fork.step=1", "fork.schedule_steps=60")
+
+
 @pytest.mark.parametrize(
     ("preset", "sets", "message"),
     [
@@ -153,6 +156,12 @@ def test_what_waits_is_read_as_it_was_written(tmp_path: Path) -> None:
         ("tiny", ["rollout.lag=-1"], r"rollout\.lag"),
         ("tiny-moe", ["rollout.lag=1", "update.router_replay=old"], r"router_replay = 'old' needs the experts"),
         ("tiny-vl", ["rollout.lag=1"], r"images are not kept there"),
+        # With fewer steps than batches wait too: no number of steps would help a fork.
+        (
+            "tiny",
+            [*FORK, "run.steps=2", "rollout.lag=2"],
+            r"^[^;]*a fork trains its parent's rollouts at once.*set rollout\.lag = 0",
+        ),
     ],
 )
 def test_what_cannot_wait_is_refused(preset: str, sets: list[str], message: str) -> None:

@@ -231,10 +231,12 @@ def refuse_inexpressible(config: TrainRun) -> None:
     """UsageError for the first key whose value verl cannot be given."""
     if config.model.path == MADE or config.data.train.startswith(f"{MADE}:"):
         key, value = ("model.path", MADE) if config.model.path == MADE else ("data.train", config.data.train)
-        raise UsageError(f"{key} = '{value}' is made by our own engine: leave out --engine verl, or set {key}")
+        raise UsageError(
+            f"{key} = '{value}' is made by our own engine, which verl has not: set {key} to another one, or train without verl"
+        )
     for key, value in _changed(config):
         if reason := FATES[key].refused:
-            raise UsageError(f"{key} = {value!r} cannot be had with --engine verl: {reason}")
+            raise UsageError(f"{key} = {value!r} cannot be had with verl: {reason}")
 
 
 def idle_settings(config: TrainRun) -> list[str]:

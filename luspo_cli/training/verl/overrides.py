@@ -205,7 +205,7 @@ def _precision(config: TrainRun) -> dict[str, Any]:
     if verl.strategy == "megatron" or verl.sequence_parallel > 1:
         place = "verl.strategy = 'megatron'" if verl.strategy == "megatron" else "verl.sequence_parallel above 1"
         raise UsageError(
-            f"model.compute_dtype = 'float32' cannot be had with --engine verl and {place}, whose kernels have none: set"
+            f"model.compute_dtype = 'float32' cannot be had with verl and {place}, whose kernels have none: set"
             " model.compute_dtype = 'bfloat16'"
         )
     places = [ACTOR, *(["actor_rollout_ref.ref"] if config.objective.kl_coefficient > 0 else [])]
@@ -312,7 +312,7 @@ def _schedule(config: TrainRun) -> dict[str, Any]:
     schedule, megatron = config.update.schedule, config.verl.strategy == "megatron"
     if schedule == "linear" and not megatron:
         raise UsageError(
-            "update.schedule = 'linear' cannot be had with --engine verl and FSDP, which has constant and cosine: set one of"
+            "update.schedule = 'linear' cannot be had with verl and FSDP, which has constant and cosine: set one of"
             " them, or verl.strategy = 'megatron'"
         )
     end = 0.1 if schedule == "cosine" else 0.0

@@ -357,7 +357,9 @@ def test_a_key_of_verl_needs_the_engine() -> None:
 
 
 def test_a_made_model_is_not_for_verl() -> None:
-    with pytest.raises(UsageError, match=r"made by our own engine"):
+    with pytest.raises(
+        UsageError, match=r"made by our own engine, .*: set model\.path to another one, or train without verl$"
+    ):
         settings(config(preset="tiny"))
 
 
