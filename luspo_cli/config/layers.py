@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from luspo_cli.config.objective import NAMED_OBJECTIVES, ObjectiveConfig
-from luspo_cli.config.own_objective import installed, is_own
+from luspo_cli.config.own_objective import installed, is_own, misnamed
 from luspo_cli.config.run import MADE, MADE_TASKS, TrainRun
 from luspo_cli.errors import UsageError, nearest
 
@@ -82,6 +82,8 @@ def resolve_train(
     if preset is not None and _last_named(layers, "model", "path") != MADE:
         layers[0] = _without_made_parts(layers[0][0]), layers[0][1]
     name = _last_named(layers, "objective", "name", DEFAULT_OBJECTIVE)
+    if objective not in (None, name):
+        raise UsageError(f"--objective {objective} and --set objective.name={name}: give one of the two")
     merged: dict[str, Any] = {"objective": {"name": name}}
     origins: dict[str, str] = {}
     for layer, origin in layers:
@@ -187,6 +189,8 @@ def _of_objective(layer: Mapping[str, Any], name: Any, origin: str) -> dict[str,
         raise UsageError(f"--set {FOR_OBJECTIVE}...: belongs in a file; for this run set objective.KEY itself")
     for chosen, values in tables.items():
         _check_objective(chosen, f"{origin}: [{FOR_OBJECTIVE}.{chosen}]: ")
+        if isinstance(name, str) and (reason := misnamed(chosen, name)):
+            raise UsageError(f'{origin}: [{FOR_OBJECTIVE}."{chosen}"]: {reason}')
         for key in values:
             if key not in FREE_KEYS:
                 hint = nearest(key, FREE_KEYS)

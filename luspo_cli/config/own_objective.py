@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luspo_cli.errors import UsageError
-from luspo_cli.function_path import FunctionPath, load_function, load_module, parse_function_path
+from luspo_cli.function_path import FunctionPath, load_function, load_module, parse_function_path, source_file
 
 if TYPE_CHECKING:
     from luspo_cli.config.objective import ObjectiveConfig
@@ -103,6 +103,26 @@ def label_of(name: str) -> str:
     )
 
 
+def misnamed(given: str, used: str) -> str | None:
+    """Why `given` can be meant for no run, as far as its file is there or is that of the objective `used`; None where it can."""
+    if ":" not in given or given == used:
+        return None
+    try:
+        path = function_path(given)
+        place = _place(path)
+        if not is_own(used) or place != _place(function_path(used)):
+            return None
+        load_own(given)
+    except (UsageError, ValueError) as error:
+        return str(error)
+    same = path.name == function_path(used).name
+    return f"this is {used}, spelled in another way: write it as the run does" if same else None
+
+
+def _place(path: FunctionPath) -> Path | str:
+    return source_file(path) if path.is_file else path.place
+
+
 def check_labels(names: Sequence[str]) -> None:
     """UsageError where runs of two objectives would be one folder."""
     labels = [label_of(name) for name in names]
@@ -175,6 +195,10 @@ def own_keys(config: ObjectiveConfig) -> dict[str, Any]:
     except UsageError as error:
         raise ValueError(str(error)) from None
     own = found.objective
+    if not isinstance(own.base, str) or not isinstance(own.settings, Mapping):
+        what = "base" if not isinstance(own.base, str) else "settings"
+        wanted = "the name of a built-in objective" if what == "base" else "a dict of keys of the base with values"
+        raise ValueError(f"{name}: {what} = {getattr(own, what)!r} must be {wanted}")
     keys: dict[str, Any] = {"base": own.base, "sha256": found.sha256}
     for part in own.replaced:
         if given[part] not in (None, OWN):

@@ -80,6 +80,9 @@ class OwnParts:
             "surrogate", self._functions.surrogate, ratio, self._batch, kind=(torch.Tensor, SurrogateLoss)
         )
         found = given if isinstance(given, SurrogateLoss) else SurrogateLoss(given, None, None)
+        for name, value in found._asdict().items():
+            if not isinstance(value, torch.Tensor) and (value is not None or name == "loss"):
+                raise self._no_tensor("surrogate", value, f" as {name}")
         shapes = (self._token_shape, self._row_shape)
         if found.loss.shape not in shapes:
             raise self._wrong("surrogate", found.loss, " or ".join(str(list(shape)) for shape in shapes))
@@ -116,8 +119,13 @@ class OwnParts:
         assert function is not None  # the configuration says that it is there
         found = called(self._config.name, part, function, *given)
         if not isinstance(found, kind):
-            raise RunError(f"objective {self._config.name}: its {part} returned {type(found).__name__} and no tensor")
+            raise self._no_tensor(part, found)
         return found
+
+    def _no_tensor(self, part: str, found: object, where: str = "") -> RunError:
+        return RunError(
+            f"objective {self._config.name}: its {part} returned {type(found).__name__}{where} and no tensor"
+        )
 
     def _wrong(self, part: str, found: torch.Tensor, wanted: str) -> RunError:
         return RunError(

@@ -13,7 +13,16 @@ from luspo_cli.config.objective_text import configured
 from luspo_cli.config.own_objective import is_own, load_own, objectives_of
 from luspo_cli.config.run import TrainRun
 from luspo_cli.errors import UsageError
-from luspo_cli.training.objective_proofs import FINITE, GRADIENT, LAB, RUNS, WITHOUT_ADVANTAGE, Proven, prove
+from luspo_cli.training.objective_proofs import (
+    FINITE,
+    GRADIENT,
+    LAB,
+    RUNS,
+    WITHOUT_ADVANTAGE,
+    Proven,
+    does_not_run,
+    prove,
+)
 from luspo_cli.training.optimizer import check_optimizer
 
 logger = logging.getLogger(__name__)
@@ -74,8 +83,15 @@ def refuse_in_lab(objective: ObjectiveConfig) -> None:
 
 def proven_of(target: str) -> list[Proven]:
     """The proofs of a built-in objective, of one of one's own, or of all in a file or module; UsageError where there is none."""
-    names = [target] if target in NAMED_OBJECTIVES or is_own(target) else objectives_of(target)
-    return [prove(config) for config in [configured(name) for name in names]]
+    if target in NAMED_OBJECTIVES or is_own(target):
+        return [prove(configured(target))]
+    found = []
+    for name in objectives_of(target):
+        try:
+            found.append(prove(configured(name)))
+        except UsageError as error:  # the other objectives of the file are still looked at
+            found.append(does_not_run(name, str(error)))
+    return found
 
 
 def _dependence(proven: Proven, check: str) -> str | None:

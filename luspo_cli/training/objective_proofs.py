@@ -37,6 +37,8 @@ WITHOUT_SIGNAL = 3
 MOVES = ("on-policy", "near", "far")
 RUNS, FINITE, GRADIENT, WITHOUT_ADVANTAGE = "it runs", "finite", "gradient", "rows without advantage"
 """Proofs without which an objective does not train."""
+_FAULTS = (RunError, ValueError, TypeError, RuntimeError, IndexError)
+"""What a loss raises that is wrong, in its function or where its result is taken on."""
 LAB = ("equal tokens once", "many batches")
 """Notes without which it does not run in the lab."""
 
@@ -182,8 +184,8 @@ def prove(config: ObjectiveConfig) -> Proven:
         trials = [_Trial(config, move) for move in MOVES]
         for trial in trials:
             _ = trial.whole
-    except (RunError, ValueError) as error:
-        return Proven(name, (Proof(RUNS, "the loss of a small mini-batch", math.inf, error=str(error)),), ())
+    except _FAULTS as error:
+        return does_not_run(name, " ".join(str(error).split()))
     proofs = [
         _worst("padding", "further columns on either side, with NaN in them", trials, _padded),
         _worst("micro-batches", "the mini-batch in parts, down to single rows", trials, _split),
@@ -209,12 +211,17 @@ def prove(config: ObjectiveConfig) -> Proven:
     return Proven(name, tuple(proofs), tuple(_reads(trials[1])))
 
 
+def does_not_run(name: str, error: str) -> Proven:
+    """An objective of which nothing else can be said."""
+    return Proven(name, (Proof(RUNS, "the loss of a small mini-batch", math.inf, error=error),), ())
+
+
 def _worst(name: str, what: str, trials: Sequence[_Trial], differences: Callable[[_Trial], Iterator[float]]) -> Proof:
     largest, where = 0.0, ""
     for trial in trials:
         try:
             found = max(differences(trial))
-        except (RunError, ValueError, RuntimeError, IndexError) as error:
+        except _FAULTS as error:
             return Proof(name, what, math.inf, trial.move, error=" ".join(str(error).split()))
         if found > largest:
             largest, where = found, trial.move

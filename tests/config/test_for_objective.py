@@ -48,6 +48,40 @@ def test_bad_tables_are_one_sentence(tmp_path: Path, text: str, message: str) ->
 
 
 @pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ("loss.py:nope", "has no 'nope'; it has"),
+        ("./loss.py:mine", r"this is loss\.py:mine, spelled in another way"),
+        ("gone.py:mine", r"there is no file gone\.py"),
+        ("loss.py:other", None),
+        ("loss.py:mine", None),
+    ],
+)
+def test_a_table_for_an_own_objective_that_no_run_can_mean_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, section: str, message: str | None
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    parts = "= OwnObjective('gspo', aggregation=lambda batch: 1 / batch.sequences)"
+    Path("loss.py").write_text(
+        f"from luspo_cli.objectives import OwnObjective\nmine {parts}\nother {parts}\n", encoding="utf-8"
+    )
+    file = tmp_path / "mine.toml"
+    file.write_text(f'[for_objective."{section}"]\nclip_low = 0.125\n')
+    if message:
+        with pytest.raises(UsageError, match=message):
+            resolve_train(preset="tiny", objective="loss.py:mine", config_file=file)
+        return
+    found = resolve_train(preset="tiny", objective="loss.py:mine", config_file=file).objective
+    assert (found.clip_low == 0.125) == (section == "loss.py:mine")
+
+
+def test_an_objective_is_named_once() -> None:
+    with pytest.raises(UsageError, match=r"--objective luspo and --set objective\.name=gspo: give one of the two"):
+        resolve_train(preset="tiny", objective="luspo", sets=["objective.name=gspo"])
+    assert resolve_train(preset="tiny", objective="gspo", sets=["objective.name=gspo"]).objective.name == "gspo"
+
+
+@pytest.mark.parametrize(
     ("setting", "message"),
     [("for_objective.gspo.clip_low=1e-3", "belongs in a file"), ("objective.name=[1]", "objective.name")],
 )

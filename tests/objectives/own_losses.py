@@ -7,6 +7,7 @@ import sys
 import torch
 
 from luspo_cli.objectives import OwnObjective
+from luspo_cli.objectives.surrogate import SurrogateLoss
 
 LUSPO = {"clip_low": 2e-3, "clip_high": 2.5e-3}
 
@@ -65,5 +66,6 @@ first_only = OwnObjective("gspo", advantage=lambda rewards: [rewards[0] - reward
 too_few = OwnObjective("gspo", advantage=lambda rewards: rewards[1:])
 divides = OwnObjective("gspo", aggregation=lambda batch: 1 // 0)
 exits = OwnObjective("gspo", aggregation=lambda batch: sys.exit(0))
+no_marks = OwnObjective("gspo", surrogate=lambda ratio, batch: SurrogateLoss(-ratio * batch.advantages, 1, 2))
 a_list = OwnObjective("gspo", ratio=lambda batch: [1.0])
 not_one = 3

@@ -106,6 +106,7 @@ def test_a_file_that_replaces_other_parts_than_its_configuration_is_refused() ->
         ),
         ("divides", r"its aggregation failed: ZeroDivisionError: .*\(own_losses\.py, line \d+\)"),
         ("exits", r"its aggregation failed: SystemExit: 0 \(own_losses\.py, line \d+\)"),
+        ("no_marks", "its surrogate returned int as clipped_low and no tensor"),
         ("a_list", "its ratio returned list and no tensor"),
     ],
 )
@@ -162,6 +163,11 @@ def test_an_objective_that_cannot_be_called_is_refused_where_it_is_made(
         ('OwnObjective("gpso", ratio=f)', r"unknown objective 'gpso' \(did you mean 'gspo'\?\)"),
         ('OwnObjective("gmpo", ratio=f)', "replaces the ratio of gmpo, whose surrogate 'gmpo' does not read it"),
         ('OwnObjective("fspo", ratio=f)', "whose surrogate 'clip' clipped on the root does not read it"),
+        ("OwnObjective(3, ratio=f)", "base = 3 must be the name of a built-in objective"),
+        (
+            'OwnObjective("gspo", ratio=f, settings=[1])',
+            r"settings = \[1\] must be a dict of keys of the base with values",
+        ),
         ('OwnObjective("gspo", ratio=f, settings={"clip": 1})', "settings have no 'clip'"),
         ('OwnObjective("gspo", ratio=f, settings={"clip_low": "a"})', "clip_low = 'a' is no number"),
         (

@@ -145,6 +145,11 @@ def test_a_file_stands_for_all_its_objectives(tmp_path: Path) -> None:
     )
     assert [one.name for one in proven_of(str(file))] == [f"{file}:one", f"{file}:two"]
     assert [one.name for one in proven_of("luspo")] == ["luspo"]
+    text, file = file.read_text(), tmp_path / "three.py"
+    file.write_text(text + 'three = OwnObjective("gspo", aggregation=lambda batch: 1, settings=[1])\n')
+    right, _, wrong = proven_of(str(file))
+    assert (right.invariant, wrong.invariant) == (True, False)
+    assert "settings = [1] must be a dict" in wrong.proofs[0].error
     empty = tmp_path / "empty.py"
     empty.write_text("x = 1\n")
     with pytest.raises(UsageError, match="has no OwnObjective"):
