@@ -13,8 +13,9 @@ from typing import Any, Literal
 from pydantic import Field
 
 from luspo_cli.config.base import Section
-from luspo_cli.config.layers import FREE_KEYS, merge, nested, parse_set, resolve_train, validated
+from luspo_cli.config.layers import FREE_KEYS, all_keys, merge, nested, parse_set, resolve_train, validated
 from luspo_cli.config.objective import ObjectiveConfig
+from luspo_cli.config.run import TrainRun
 from luspo_cli.config.update import Beta, broken_groups
 from luspo_cli.errors import UsageError
 
@@ -179,6 +180,11 @@ def layered(
     for parsed, option, text in given:
         if "name" in parsed.get("objective", {}):
             raise UsageError(f"{option} {text}: the lab itself sets this; use --objectives.")
+        key = text.partition("=")[0].strip()
+        if key in _keys(TrainRun) - _keys(LabRun):
+            raise UsageError(
+                f"{option}: unknown key '{key}': the lab does not model this key of a training; leave it out."
+            )
     merged: dict[str, Any] = {}
     origins: dict[str, str] = {}
     for layer, origin in (*layers, *((parsed, option) for parsed, option, _ in given)):
@@ -187,3 +193,7 @@ def layered(
     if config.update.optimizer == "sgd" and (origin := origins["update.betas"]) in ("--set", "--sweep"):
         raise UsageError(f"{origin}: update.betas is AdamW's; leave it out with update.optimizer = 'sgd'")
     return config
+
+
+def _keys(root: type[Section]) -> set[str]:
+    return {key for key, _ in all_keys(root)}

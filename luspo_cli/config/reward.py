@@ -24,8 +24,8 @@ LENGTH_TERMS = ("kimi_length", "lazy_length", "cosine_length", "gr3")
 """Terms that a response has only where they are asked for (rewards/lengths.py); a stored rollout has them as reward_NAME."""
 LENGTH_KEYS = ("kimi_length_weight", "lazy_length_weight", "cosine_length_weight", "gr3_alpha")
 """What switches each of them on."""
-BESIDE_ACCURACY = ("format_weight", "overlong_buffer", *LENGTH_KEYS)
-"""Keys that, where they are not 0, make the reward something else than accuracy."""
+BESIDE_ACCURACY = ("function", "format_weight", "overlong_buffer", *LENGTH_KEYS)
+"""Keys that, where they are not 0 or empty, make the reward something else than accuracy."""
 _METRIC_NAME = re.compile(r"[A-Za-z_][\w.-]*")
 
 

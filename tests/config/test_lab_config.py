@@ -28,6 +28,8 @@ def test_the_recipe_is_the_presets() -> None:
     [
         (["update.minibatches=8"], r"--set: unknown key 'update.minibatches' \(did you mean 'update.mini_batches'\?\)"),
         (["rollout.temperature=0.5"], "--set: unknown key 'rollout.temperature'"),
+        (["rollout.lag=2"], "'rollout.lag': the lab does not model this key of a training; leave it out"),
+        (["reward.truncated=mask"], "'reward.truncated': the lab does not model this key of a training; leave it out"),
         (["update.mini_batches=5"], r"rollout.problems \(16\) must be a multiple of update.mini_batches \(5\)"),
         (["update.mini_batches=many"], "--set: update.mini_batches = 'many'"),
         (["data.length_gain=2.0"], "--set: data.length_gain needs data.profile = pays or costs"),

@@ -20,6 +20,7 @@ from luspo_cli.config.layers import resolve_train
 from luspo_cli.config.run import TrainRun
 from luspo_cli.errors import RunError, UsageError
 from luspo_cli.experiments.lab.experiment import run_experiment
+from luspo_cli.experiments.lab.switches import attribute, without_length_division, without_std
 from luspo_cli.experiments.sweep import plan_trainings
 from luspo_cli.training.session import run_training
 from luspo_cli.training.verl.overrides import VerlFiles, verl_command
@@ -36,6 +37,11 @@ def fails_later(batch):
     return 1 / batch.sequences if len(calls) < 500 else missing
 late = OwnObjective("gspo", aggregation=fails_later)
 nan = OwnObjective("gspo", surrogate=lambda ratio, batch: ratio * float("nan"))
+"""
+
+CENTRED = """
+from luspo_cli.objectives import OwnObjective
+centred = OwnObjective("gspo", advantage=lambda rewards: [reward - sum(rewards) / len(rewards) for reward in rewards])
 """
 
 
@@ -190,6 +196,29 @@ def test_the_lab_runs_the_same_loss(folder: Path) -> None:
     forget()
     with pytest.raises(UsageError, match="was changed since the run whose recipe this is"):
         run_experiment(of_before, 2)
+
+
+def test_the_lab_takes_the_same_causes_out_of_it(folder: Path) -> None:
+    """luspo_again loses what luspo loses, and gspo with an advantage of one's own its 1/|y|."""
+    own, built_in = (
+        attribute(config, run_experiment(config, 2))
+        for config in (resolve_lab(name, sets=["run.steps=3", *SAME_CLIP]) for name in (NAME, "luspo"))
+    )
+    found = {effect.cause: effect.final_without for effect in own if effect.final_without}
+    wanted = {effect.cause: effect.final_without for effect in built_in if effect.final_without}
+    assert "std of the advantage" in found
+    assert found.keys() == wanted.keys()
+    assert [one.mean for one in found.values()] == pytest.approx([one.mean for one in wanted.values()], rel=1e-9)
+    (folder / "centred.py").write_text(CENTRED)
+    config = resolve_lab("centred.py:centred", sets=["run.steps=3", *SAME_CLIP])
+    base = run_experiment(config, 2)
+    without_std_of_luspo = without_std(resolve_lab("luspo", sets=["run.steps=3", *SAME_CLIP]), base)
+    other = without_length_division(config, base)
+    assert other is not None
+    assert without_std_of_luspo is not None
+    lengths = [run_experiment(one, 2).length for one in (other, without_std_of_luspo)]
+    torch.testing.assert_close(*lengths, rtol=1e-9, atol=0)
+    assert not torch.allclose(lengths[0], base.length, rtol=1e-6)
 
 
 def test_the_check_says_where_a_loss_is_not_invariant(folder: Path, luspo: Callable[..., tuple[int, str, str]]) -> None:

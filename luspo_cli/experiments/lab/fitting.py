@@ -36,11 +36,11 @@ lab's own rate accuracy would be near 1 where networks reach 0.6 (docs/length.md
 def fit(run: RunHistory, start: StartValues, sets: Sequence[str] = ()) -> LabRun:
     """The experiment whose first steps look like `start`, under the recipe of `run`; `sets` go on top of the fit."""
     recipe, origin = _recipe(run), str(run.path / "config.json")
-    limit = layered(((recipe, origin),)).update.gradient_clip
     fitted: dict[str, Any] = {
         "model": _fixed(start) | {"length": max(start.length, LEAST_LENGTH), "accuracy": start.accuracy},
         "update": _UPDATE,
     }
+    limit = layered(((recipe, origin), (fitted, FITTED))).update.gradient_clip
     for _ in range(ROUNDS):
         config = layered(((recipe, origin), (fitted, FITTED)))
         probe = config.model_copy(update={"run": config.run.model_copy(update={"steps": FITTED_STEPS})})
@@ -111,8 +111,9 @@ def _recipe(run: RunHistory) -> dict[str, Any]:
         found = run.config.get(section)
         return {key: found[key] for key in keys if key in found} if isinstance(found, Mapping) else {}
 
+    modelled = [entry.name for entry in fields(ObjectiveConfig) if entry.name != "entropy_coefficient"]
     return {
-        "objective": part("objective", tuple(entry.name for entry in fields(ObjectiveConfig))),
+        "objective": part("objective", tuple(modelled)),
         "data": part("data", ("profile",)),
         "rollout": part("rollout", ("problems", "group_size", "max_response_tokens")),
         "update": part("update", ("mini_batches", "betas", "gradient_clip")),

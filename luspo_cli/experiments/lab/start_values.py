@@ -190,7 +190,9 @@ def _notes(run: RunHistory, stored: Sequence[StoredStep], size: UpdateSize, coup
         yield "the size of an update is not recorded; the lab's own is used"
     elif size.source == "clip fractions":
         yield "the size of an update is read in the clip fractions alone"
-    if any(_setting(run, "reward", key) for key in BESIDE_ACCURACY):
+    if _setting(run, "reward", "accuracy_weight") == 0:
+        yield "the reward does not pay accuracy (reward.accuracy_weight = 0), and the lab's pays nothing else"
+    elif any(_setting(run, "reward", key) for key in BESIDE_ACCURACY):
         yield "the reward has terms beside accuracy, which the lab's has not"
     if _setting(run, "data", "profile") in ("pays", "costs"):
         yield "how strongly length pays is not fitted; the lab's own data.length_gain is used"
@@ -200,11 +202,16 @@ def _notes(run: RunHistory, stored: Sequence[StoredStep], size: UpdateSize, coup
 
 
 UNMODELLED = (
+    ("objective", "entropy_coefficient", 0, "its loss has no entropy term"),
+    ("rollout", "temperature", 1, "its policy is sampled and trained at temperature 1"),
+    ("rollout", "top_p", 1, "it samples from all tokens"),
+    ("rollout", "top_k", 0, "it samples from all tokens"),
     ("rollout", "dynamic_sampling", False, "it keeps groups without signal"),
     ("rollout", "lag", 0, "it trains each batch at once"),
     ("reward", "truncated", "keep", "a cut response is wrong and trained"),
     ("update", "schedule", "constant", "its learning rate stays"),
     ("update", "ramp_steps", 0, "its learning rate is there from the first step"),
+    ("update", "weight_decay", 0, "its parameters do not decay"),
     ("update", "sampler_correction", "none", "its sampler is the policy"),
 )
 """Settings that the exact model leaves out: section, key, value without it, and what the lab does."""

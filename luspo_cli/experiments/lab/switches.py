@@ -7,6 +7,7 @@ final length is a mean of paired differences. Effects need not add up to the who
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
@@ -55,6 +56,16 @@ def _with_objective(config: LabRun, objective: ObjectiveConfig) -> LabRun:
     return config.model_copy(update={"objective": objective})
 
 
+def _with_part(config: LabRun, part: str, value: str) -> LabRun:
+    """The mix of the objective's parts with another built-in one, which no name stands for."""
+    if not config.objective.own_parts:
+        return _with_objective(config, replace(config.objective, name="custom", **{part: value}))  # type: ignore[arg-type]
+    # Functions of one's own are found by their name, under which the other parts are its base's: no such mix can be asked for.
+    objective = copy(config.objective)
+    object.__setattr__(objective, part, value)
+    return _with_objective(config, objective)
+
+
 def _without_bounds(config: LabRun, base: LabHistory, *, low: bool, high: bool) -> LabRun | None:
     objective = config.objective
     # A balanced range has no side of its own: without one the other would cut nothing either.
@@ -91,7 +102,7 @@ def without_balance(config: LabRun, base: LabHistory) -> LabRun | None:
 def without_length_division(config: LabRun, base: LabHistory) -> LabRun | None:
     if config.objective.aggregation != "seq-mean-token-mean":
         return None
-    return _with_objective(config, replace(config.objective, name="custom", aggregation="seq-mean-token-sum"))
+    return _with_part(config, "aggregation", "seq-mean-token-sum")
 
 
 def without_gradient_limit(config: LabRun, base: LabHistory) -> LabRun | None:
@@ -101,7 +112,7 @@ def without_gradient_limit(config: LabRun, base: LabHistory) -> LabRun | None:
 def without_std(config: LabRun, base: LabHistory) -> LabRun | None:
     if config.objective.advantage != "group_mean_std":
         return None
-    return _with_objective(config, replace(config.objective, name="custom", advantage="group_mean"))
+    return _with_part(config, "advantage", "group_mean")
 
 
 def without_adam(config: LabRun, base: LabHistory) -> LabRun | None:

@@ -108,6 +108,57 @@ def test_runs_that_cannot_tell_everything_say_so(tmp_path) -> None:
     assert any("not recorded" in note for note in once.notes)
 
 
+PLAIN = {
+    "objective": {"entropy_coefficient": 0.0},
+    "reward": {"accuracy_weight": 1.0, "function": []},
+    "rollout": {"temperature": 1.0, "top_p": 1.0, "top_k": 0},
+    "update": {"weight_decay": 0.0},
+}
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "said"),
+    [
+        ("reward", {"function": [{"function": "own.py:paid"}]}, "the reward has terms beside accuracy"),
+        (
+            "reward",
+            {"function": [{"function": "own.py:paid"}], "accuracy_weight": 0.0},
+            "the reward does not pay accuracy (reward.accuracy_weight = 0)",
+        ),
+        ("rollout", {"temperature": 0.7}, "rollout.temperature = 0.7 is not in the lab"),
+        ("rollout", {"top_p": 0.9}, "rollout.top_p = 0.9 is not in the lab"),
+        ("rollout", {"top_k": 20}, "rollout.top_k = 20 is not in the lab"),
+        ("update", {"weight_decay": 0.1}, "update.weight_decay = 0.1 is not in the lab"),
+        ("objective", {"entropy_coefficient": 0.01}, "objective.entropy_coefficient = 0.01 is not in the lab"),
+    ],
+)
+def test_what_the_lab_does_not_model_is_named(tmp_path, section: str, values: dict, said: str) -> None:
+    folder = write_run(tmp_path / "run", law("run.steps=3"), stored=())
+    stored = json.loads((folder / "config.json").read_text())
+    plain = {key: stored.get(key, {}) | PLAIN.get(key, {}) for key in stored | PLAIN}
+    (folder / "config.json").write_text(json.dumps(plain))
+    before = measure_start([read_run(folder)]).notes
+    (folder / "config.json").write_text(json.dumps(plain | {section: plain[section] | values}))
+    (note,) = set(measure_start([read_run(folder)]).notes) - set(before)
+    assert said in note
+
+
+def test_a_run_with_an_entropy_term_is_predicted_without_it(tmp_path) -> None:
+    folder = write_run(tmp_path / "run", law())
+    before, stored = fitted(folder), json.loads((folder / "config.json").read_text())
+    stored["objective"]["entropy_coefficient"] = 0.01
+    (folder / "config.json").write_text(json.dumps(stored))
+    assert fitted(folder) == before
+    row = predict_runs([folder], 2, ["objective.entropy_coefficient=0"]).rows[0]
+    assert row.config == before
+
+
+def test_a_response_limit_below_the_labs_own_length_is_fitted(tmp_path) -> None:
+    found = fitted(write_run(tmp_path / "run", law("rollout.max_response_tokens=16", "run.steps=3")))
+    assert found.rollout.max_response_tokens == 16
+    assert found.model.length == pytest.approx(12, abs=1.5)
+
+
 def test_a_prediction_is_the_experiment_that_was_fitted(tmp_path) -> None:
     folder = write_run(tmp_path / "gspo-seed0", law("run.steps=20"))
     row = predict_runs([folder], 6).rows[0]

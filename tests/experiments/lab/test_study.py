@@ -140,6 +140,7 @@ def test_a_sweep_that_cannot_be_read_is_refused(text: str) -> None:
         (["--sweep", "update.learning_rate=1,1.0"], "names a value twice: 1.0"),
         (["--sweep", "data.profile=pays,pays"], "names a value twice: pays"),
         (["--sweep", "update.mini_batches=1,x"], "--sweep: update.mini_batches = 'x'"),
+        (["--sweep", "rollout.lag=1,2"], "--sweep: unknown key 'rollout.lag': the lab does not model this key"),
         (["--sweep", "update.lr=1,2"], "--sweep: unknown key 'update.lr'"),
         (
             ["--sweep", "objective.name=gspo,luspo"],

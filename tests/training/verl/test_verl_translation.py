@@ -96,6 +96,8 @@ def test_accuracy_is_read_from_the_reward_only_where_it_is_its_only_term() -> No
     assert records(config())[0]["reward/accuracy/mean"] == 0.25
     assert records(config("reward.accuracy_weight=0.5"))[0]["reward/accuracy/mean"] == 0.5
     assert "reward/accuracy/mean" not in records(config("reward.overlong_buffer=4"))[0]
+    both = config("reward.function=own.py:paid", "reward.accuracy_weight=1.0")
+    assert "reward/accuracy/mean" not in records(both)[0]
 
 
 def test_the_rest_is_as_it_is() -> None:
