@@ -15,7 +15,8 @@ from luspo_cli.config.objective import NAMED_OBJECTIVES, ObjectiveConfig, resolv
 from luspo_cli.config.other_trainers.files import read_peer_loss
 from luspo_cli.config.other_trainers.loss import PeerLoss
 from luspo_cli.config.other_trainers.trl import trl_loss
-from luspo_cli.config.other_trainers.verl import verl_loss
+from luspo_cli.config.other_trainers.trl_keys import LOSS_KEYS, WHOLE
+from luspo_cli.config.other_trainers.verl import KEYS, verl_loss
 from luspo_cli.config.peers import ACTOR, trl_settings, verl_settings, verl_text
 from luspo_cli.config.verl_losses import verl_plugin_settings
 from luspo_cli.errors import UsageError
@@ -253,12 +254,87 @@ def test_forms_of_a_file(tmp_path: Path) -> None:
         ("a.sh", f"x algorithm.adv_estimator=grpo {ACTOR}.clip_ratio_low=${{LOW}}\n", "the loss depends on .*LOW.* write it out"),
         ("a.sh", "x actor_rollout_ref.actor.loss_agg_mode=mean\n", "is none of token-mean"),
         ("a.yaml", "loss_type: grpo\nalgorithm: {adv_estimator: grpo}\n", "has keys of verl .* and of TRL"),
+        ("a.yaml", "beta: 0.1\nloss_type: grpo\nbeta: 0\n", "gives beta twice"),
+        ("a.yaml", "algorithm: {adv_estimator: grpo}\nalgorithm.adv_estimator: gae\n", "gives algorithm.adv_estimator twice"),
+        ("a.yaml", "loss_type: grpo\nenv: &env {inner: *env}\n", "has a table that holds itself"),
+        ("a.json", '{"beta": 0.1, "beta": 0}', "gives beta twice"),
+        ("a.sh", "trl grpo --loss_type grpo --beta 0.1\n", "has --loss_type: flags of TRL's command line are not read"),
+        ("a.sh", "x algorithm.adv_estimator=grpo actor_rollout_ref.rollout.n=\n", "rollout.n is empty"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_read_is_one_sentence(name: str, content: str, said: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text(content, encoding="utf-8")
     with pytest.raises(UsageError, match=said):
         read_peer_loss(tmp_path / name)
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.5, "0", [8], True, "many", float("inf"), 10**400])
+@pytest.mark.parametrize("key", [key for key in LOSS_KEYS if key in WHOLE or type(LOSS_KEYS[key]) is int])
+def test_a_count_of_trl_is_a_whole_number_from_1(key: str, value: Any) -> None:
+    with pytest.raises(UsageError, match=f"{key} = .* is (a count|not a number)"):
+        trl(**{key: value})
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.5, "0", [8], True, "many"])
+@pytest.mark.parametrize("key", [*(key for key in KEYS if type(KEYS[key]) is int), f"{ACTOR}.loss_scale_factor"])
+def test_a_count_of_verl_is_a_whole_number_from_1(key: str, value: Any) -> None:
+    with pytest.raises(UsageError, match=f"{key} = .* is (a count|not a number)"):
+        verl_loss({key: value}, "verl.sh")
+
+
+@pytest.mark.parametrize("value", [[1], {}, -1.0, 7j])
+def test_no_key_of_either_takes_anything_else(value: Any) -> None:
+    """Whatever stands there, it is a sentence; the entropy's weight and one threshold may be negative."""
+    for key in LOSS_KEYS:
+        if value != -1.0 or not key.startswith(("entropy", "off_policy")):
+            with pytest.raises(UsageError, match=f"^trl.yaml: {key} = "):
+                trl(**{key: value})
+    for key in KEYS:
+        if value != -1.0 or "entropy" not in key:
+            with pytest.raises(UsageError, match=f"^verl.sh: {key} = "):
+                verl_loss({key: value}, "verl.sh")
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"beta": True}, "beta = True is not a number"),
+        ({"temperature": 0}, "temperature = 0 must be above 0"),
+        ({"num_generations": 1}, r"num_generations \(1\) must be at least 2"),
+        ({"num_generations": 7, "generation_batch_size": 8}, r"generation_batch_size \(8\) must be a multiple of num_gen"),
+        ({"generation_batch_size": 12}, r"a multiple of per_device_train_batch_size \(8\)"),
+        ({"sync_ref_model": True}, "sync_ref_model needs a beta"),
+        ({"auto_find_batch_size": True}, "auto_find_batch_size"),
+        ({"vllm_importance_sampling_clip_min": 4}, r"clip_min \(4\) must be less than .*clip_max \(3\)"),
+        ({"vllm_importance_sampling_mode": "token_truncate", "vllm_importance_sampling_clip_max": None}, "needs vllm_"),
+        ({"loss_type": "vespo", "use_vllm": True}, "vespo needs vllm_importance_sampling_mode"),
+    ],
+)  # fmt: skip
+def test_what_trl_refuses_is_refused(values: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        trl(**values)
+
+
+def test_groups_that_one_process_would_break_are_warned_of() -> None:
+    # 8 rows a process: 3 of them make 24, which is 4 groups of 6.
+    assert "unless the number of processes is a multiple of 3" in text(trl(num_generations=6))
+    assert "number of processes is a multiple" not in text(trl(num_generations=6, gradient_accumulation_steps=3))
+
+
+def test_a_batch_of_verl_that_is_no_multiple_of_its_mini_batch_is_refused() -> None:
+    batch, part = "data.train_batch_size", f"{ACTOR}.ppo_mini_batch_size"
+    for given in ({batch: 64, part: 128}, {batch: 96, part: 64}):
+        with pytest.raises(UsageError, match=r"must be a multiple of the mini-batch$"):
+            verl_loss(given, "verl.sh")
+    with pytest.raises(UsageError, match=f"256 is verl's own {part}$"):
+        verl_loss({batch: 64}, "verl.sh")
+
+
+def test_keys_of_verl_that_may_be_null() -> None:
+    given = {"algorithm.adv_estimator": "grpo", f"{ACTOR}.clip_ratio": 0.1, f"{ACTOR}.clip_ratio_low": "null"}
+    found = verl_loss({**given, "algorithm.rollout_correction.rollout_is": "token"}, "verl.sh")
+    assert (found.objective.clip_low, found.objective.clip_high) == (0.1, 0.2)
+    assert "update.sampler_correction=token" in text(found)
 
 
 def test_the_command_shows_a_file(tmp_path: Path) -> None:

@@ -30,7 +30,10 @@ _OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.m
 
 def read_peer_loss(path: Path) -> PeerLoss:
     """The loss of the settings in `path`; UsageError where they are no settings of TRL's GRPO or of verl."""
-    settings, notes = _settings(path)
+    try:
+        settings, notes = _settings(path)
+    except RecursionError:
+        raise UsageError(f"{path} has a table that holds itself, or too many of them in one another") from None
     dotted = [key for key in settings if key.split(".")[0] in SECTIONS and "." in key]
     plain = [key for key in settings if key in LOSS_KEYS or key in OTHER_KEYS]
     if dotted and plain:
@@ -59,35 +62,59 @@ def _settings(path: Path) -> tuple[dict[str, Any], list[str]]:
     suffix = path.suffix.lower()
     if suffix == ".json":
         try:
-            return _table(json.loads(text), path), []
+            return _table(json.loads(text, object_pairs_hook=lambda pairs: _once(pairs, path)), path)
         except json.JSONDecodeError as error:
             raise UsageError(f"{path} is not valid JSON: {error}") from None
     if suffix in (".yaml", ".yml"):
-        return _table(_yaml(text, path), path), []
-    return _script(text)
+        return _table(_yaml(text, path), path)
+    return _script(text, path)
 
 
 def _yaml(text: str, path: Path) -> Any:
     import yaml
 
     try:
+        _keys_once(yaml.compose(text, yaml.SafeLoader), path)
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise UsageError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
 
 
-def _table(content: Any, path: Path) -> dict[str, Any]:
+def _keys_once(root: Any, path: Path) -> None:
+    """UsageError where a table of a composed YAML file gives a key twice, of which a loader keeps the last in silence."""
+    left, seen = [root], set()
+    while left:
+        node = left.pop()
+        if node is None or isinstance(node.value, str) or id(node) in seen:  # an alias is the node that it names
+            continue
+        seen.add(id(node))
+        if node.id == "mapping":
+            _once([(str(key.value), None) for key, _ in node.value if key.value != "<<"], path)
+        left += [entry[1] if isinstance(entry, tuple) else entry for entry in node.value]
+
+
+def _once(pairs: Sequence[tuple[str, Any]], path: Path) -> dict[str, Any]:
+    """The pairs as a table; UsageError for a key that is there twice."""
+    table: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in table:
+            raise UsageError(f"{path} gives {key} twice: leave one of them out")
+        table[key] = value
+    return table
+
+
+def _table(content: Any, path: Path) -> tuple[dict[str, Any], list[str]]:
     """The content under dotted keys; a list of key=value is a list of overrides."""
     if isinstance(content, list) and all(isinstance(word, str) for word in content):
-        return _overrides(content)[0]
+        return _overrides(content)
     if not isinstance(content, Mapping):
         raise UsageError(f"{path} holds no table of settings")
-    nested = flatten(content)
     # A key may be written with its dots, and below a section without them.
-    return {str(key): value for key, value in nested.items()}
+    leaves = [leaf for key, value in content.items() for leaf in flatten({key: value}).items()]
+    return _once(leaves, path), []
 
 
-def _script(text: str) -> tuple[dict[str, Any], list[str]]:
+def _script(text: str, path: Path) -> tuple[dict[str, Any], list[str]]:
     """Overrides in a script or in lines, with the script's own variables put in; and what is set more than once."""
     variables: dict[str, str] = {}
     changed: set[str] = set()
@@ -107,6 +134,13 @@ def _script(text: str) -> tuple[dict[str, Any], list[str]]:
                 variables[found[1]] = value
             words.append((part, filled))
     settings, notes = _overrides([filled for _, filled in words])
+    flags = (word for word, _ in words if word.startswith("--"))
+    flag = next((word for word in flags if word[2:].partition("=")[0].replace("-", "_") in LOSS_KEYS), None)
+    if flag and not any("." in key for key in settings):
+        raise UsageError(
+            f"{path} has {flag.partition('=')[0]}: flags of TRL's command line are not read; give its settings as YAML, as in the"
+            " file that its --config takes"
+        )
     for part, filled in words:
         key = filled.lstrip("+~").partition("=")[0]
         names = sorted({match[1] or match[3] for match in _VARIABLE.finditer(part)} & changed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -145,26 +146,51 @@ def known(key: str, value: Any, choices: Mapping[str, Any] | Sequence[str], plac
     return value
 
 
-def typed(key: str, value: Any, default: Any, place: str) -> Any:
-    """The value as the type of the trainer's default, as its own parser would make it of text; UsageError where it is none."""
+def typed(key: str, value: Any, like: Any, place: str, *, optional: bool = False) -> Any:
+    """The value in the type of `like`, as the trainer's own parser would make it of text, or None where it is `optional`.
+
+    Whole numbers are counts, from 1 on. UsageError for a value that is empty, of another type or out of range.
+    """
+    given = f"{place}: {key} = {value!r}"
+    text = value.strip().lower() if isinstance(value, str) else value
     if isinstance(value, str) and "$" in value:
         raise UsageError(f"{place}: the loss depends on {key}, and its value {value} is not in this file: write it out")
-    if value is None or isinstance(default, str):
+    # "none" is a word to some keys.
+    if text in (None, "", "null", "~") or (text == "none" and (optional or not isinstance(like, str))):
+        if optional:
+            return None
+        raise UsageError(f"{place}: {key} is empty, and there is no loss without it: leave the key out, or set it")
+    if isinstance(like, str):
+        if not isinstance(value, str):
+            raise UsageError(f"{given} is not a word")
         return value
-    if isinstance(value, str) and value.strip().lower() in ("none", "null", "~", ""):
-        return None
-    truths = {"true": True, "false": False, "yes": True, "no": False, "1": True, "0": False}
-    if isinstance(default, bool):
-        if isinstance(value, bool):
-            return value
-        if str(value).lower() in truths:
-            return truths[str(value).lower()]
-        raise UsageError(f"{place}: {key} = {value!r} is neither true nor false")
+    if isinstance(like, bool):
+        truths = {"true": True, "false": False, "yes": True, "no": False, "1": True, "0": False}
+        if str(text).lower() in truths:
+            return truths[str(text).lower()]
+        raise UsageError(f"{given} is neither true nor false")
     try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise UsageError(f"{place}: {key} = {value!r} is not a number") from None
-    return int(number) if isinstance(default, int) and number == int(number) else number
+        # YAML's yes and no are truths, and no 1 and 0.
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if math.isnan(number):
+        raise UsageError(f"{given} is not a number")
+    if isinstance(like, int):
+        if not number.is_integer() or number < 1:
+            raise UsageError(f"{given} is a count: give a whole number from 1 on")
+        return int(number)
+    name = key.rpartition(".")[2]
+    if number < 0 and not name.startswith(_OF_ANY_SIGN):
+        raise UsageError(f"{given} must not be negative")
+    if number == 0 and any(word in name for word in _ABOVE_0):
+        raise UsageError(f"{given} must be above 0")
+    return number
+
+
+_OF_ANY_SIGN = ("entropy_coef", "off_policy_mask_threshold")
+_ABOVE_0 = ("temperature", "tau_", "clip_max", "sampling_cap", "rollout_is_threshold", "quantile")
+"""Parts of the names of numbers that something is divided by, or that leave nothing of the loss at 0."""
 
 
 def _titled(title: str, sentences: Sequence[str]) -> list[tuple[str, str]]:

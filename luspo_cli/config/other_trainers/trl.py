@@ -31,6 +31,7 @@ _AGGREGATIONS = {
     "sapo": "seq-mean-token-mean",
 }
 _SCALES = {**{theirs: ours for ours, theirs in TRL_SCALES.items()}, "none": "group_mean"}
+_SCALED = {"true": "group", "false": "none", "1": "group", "0": "none"}
 _LEVELS = ("token", "sequence")
 _MODES = ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask")
 _CLIPPED = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")
@@ -41,20 +42,18 @@ def trl_loss(given: Mapping[str, Any], place: str) -> PeerLoss:
     values = dict(LOSS_KEYS)
     for key, value in given.items():
         if key in LOSS_KEYS:
-            values[key] = typed(key, value, 0.0 if key in FLOATS else 0 if key in WHOLE else LOSS_KEYS[key], place)
-            if values[key] is None and LOSS_KEYS[key] is not None and key != "vllm_importance_sampling_clip_max":
-                raise UsageError(
-                    f"{place}: {key} is empty, and TRL has no loss without it: leave the key out, or set it"
-                )
-    scale = {True: "group", False: "none"}.get(values["scale_rewards"], values["scale_rewards"])
-    values["scale_rewards"] = {"true": "group", "false": "none"}.get(str(scale).lower(), scale)
+            if key == "scale_rewards" and str(value).lower() in _SCALED:
+                value = _SCALED[str(value).lower()]
+            like = 0.0 if key in FLOATS else 0 if key in WHOLE else LOSS_KEYS[key]
+            optional = LOSS_KEYS[key] is None or key == "vllm_importance_sampling_clip_max"
+            values[key] = typed(key, value, like, place, optional=optional)
     for key, choices in (
         ("loss_type", _AGGREGATIONS), ("scale_rewards", _SCALES), ("importance_sampling_level", _LEVELS),
         ("vllm_importance_sampling_mode", _MODES),
     ):  # fmt: skip
         known(key, values[key], choices, place)
-    if values["steps_per_generation"] is not None and values["generation_batch_size"] is not None:
-        raise UsageError(f"{place}: TRL takes steps_per_generation or generation_batch_size, not both: leave one out")
+    if reason := next(_refused(values, given, place), None):
+        raise UsageError(f"{place}: {TRAINER} refuses to start: {reason}")
     if values["epsilon_high"] is None:
         values["epsilon_high"] = values["epsilon"]
     objective, missing = _objective(values)
@@ -71,6 +70,29 @@ def trl_loss(given: Mapping[str, Any], place: str) -> PeerLoss:
         defaults={key: LOSS_KEYS[key] for key in read if key not in given},
         unread=tuple(_unread(given)),
     )
+
+
+def _refused(values: Mapping[str, Any], given: Mapping[str, Any], place: str) -> Iterator[str]:
+    """What `GRPOConfig` and `GRPOTrainer` raise a ValueError for, however many processes there are."""
+    whole, group = values["generation_batch_size"], values["num_generations"]
+    if whole is not None and values["steps_per_generation"] is not None:
+        yield "it takes steps_per_generation or generation_batch_size, not both: leave one out"
+    for key in ("per_device_train_batch_size", "num_generations"):
+        if whole is not None and whole % values[key]:
+            yield f"generation_batch_size ({whole}) must be a multiple of {key} ({values[key]})"
+    if group < 2:
+        yield f"num_generations ({group}) must be at least 2: a group of one has nothing to compare"
+    if typed("auto_find_batch_size", given.get("auto_find_batch_size"), False, place, optional=True):
+        yield "auto_find_batch_size would break groups: leave it out"
+    if values["sync_ref_model"] and not values["beta"]:
+        yield "sync_ref_model needs a beta other than 0"
+    low, high, mode = values["vllm_importance_sampling_clip_min"], _cap(values), values["vllm_importance_sampling_mode"]
+    if low is not None and high is not None and low >= high:
+        yield f"vllm_importance_sampling_clip_min ({low:g}) must be less than vllm_importance_sampling_clip_max ({high:g})"
+    if values["vllm_importance_sampling_correction"] and mode.endswith("_truncate") and low is high is None:
+        yield f"vllm_importance_sampling_mode={mode} needs vllm_importance_sampling_clip_max or clip_min"
+    if values["loss_type"] == "vespo" and _corrects(values) and mode.startswith("sequence"):
+        yield f"vespo needs vllm_importance_sampling_mode=token_truncate or token_mask, not {mode}"
 
 
 def _objective(values: Mapping[str, Any]) -> tuple[ObjectiveConfig | None, str]:
@@ -104,16 +126,19 @@ def _objective(values: Mapping[str, Any]) -> tuple[ObjectiveConfig | None, str]:
 def _counts(values: Mapping[str, Any]) -> Counts:
     """Of one process: how many there are is not in the file."""
     update = values["per_device_train_batch_size"] * values["gradient_accumulation_steps"]
-    passes = values["steps_per_generation"]
-    if passes is None and values["generation_batch_size"] is not None:
-        passes = values["generation_batch_size"] / values["per_device_train_batch_size"]
-    passes = values["gradient_accumulation_steps"] if passes is None else passes
     return Counts(
         sequences=update,
         response_limit=values["max_completion_length"],
-        updates=values["num_iterations"] * passes / values["gradient_accumulation_steps"],
+        updates=values["num_iterations"] * _passes(values) / values["gradient_accumulation_steps"],
         epochs=values["num_iterations"],
     )
+
+
+def _passes(values: Mapping[str, Any]) -> int:
+    """Micro-batches of a generation batch, on one process."""
+    if values["generation_batch_size"] is not None:
+        return int(values["generation_batch_size"] // values["per_device_train_batch_size"])
+    return int(values["steps_per_generation"] or values["gradient_accumulation_steps"])
 
 
 def _notes(values: Mapping[str, Any]) -> Iterator[str]:
@@ -168,6 +193,13 @@ def _differences(values: Mapping[str, Any], objective: ObjectiveConfig | None) -
 
 def _warnings(values: Mapping[str, Any], given: Mapping[str, Any], objective: ObjectiveConfig | None) -> Iterator[str]:
     kind, level = values["loss_type"], values["importance_sampling_level"]
+    rows, group = values["per_device_train_batch_size"] * _passes(values), values["num_generations"]
+    if rows % group:
+        times = group // math.gcd(rows, group)
+        yield (
+            f"a generation batch of {rows} on one process is no multiple of num_generations ({group}): TRL refuses to start"
+            f" unless the number of processes is a multiple of {times}"
+        )
     if "loss_type" not in given:
         yield "the trainer is called GRPO, and without loss_type it runs dapo: a mean over tokens"
     if kind == "luspo" and level == "token":
@@ -233,7 +265,7 @@ def _unread(given: Mapping[str, Any]) -> Iterator[str]:
             yield (
                 f"{key} = {value!r}: {TRAINER} has no such key{nearest(key, keys)}; if it changes the loss, that is not seen here"
             )
-        elif key == "use_liger_kernel" and typed(key, value, False, ""):
+        elif key == "use_liger_kernel" and typed(key, value, False, "", optional=True):
             yield "use_liger_kernel: Liger's kernels take the place of some layers; whether that changes anything is not seen"
 
 

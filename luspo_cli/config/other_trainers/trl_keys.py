@@ -54,7 +54,10 @@ LOSS_KEYS: Mapping[str, Any] = MappingProxyType(
 )
 """What the loss and its counts depend on, with TRL's own values."""
 
-FLOATS = ("delta", "epsilon_high", "off_policy_mask_threshold", "router_aux_loss_coef")
+FLOATS = (
+    "delta", "epsilon_high", "off_policy_mask_threshold", "router_aux_loss_coef", "vllm_importance_sampling_clip_min",
+    "vllm_importance_sampling_cap",
+)  # fmt: skip
 WHOLE = ("steps_per_generation", "generation_batch_size")
 """Numbers, whole ones in the second, whose own value is None."""
 

@@ -19,7 +19,7 @@ from luspo_cli.config.other_trainers.loss import (
 )
 from luspo_cli.config.peers import ACTOR, NO_DUAL_CLIP, VERL_KL, VERL_LOSS_MODES
 from luspo_cli.config.verl_losses import VERL_LOSSES
-from luspo_cli.errors import nearest
+from luspo_cli.errors import UsageError, nearest
 
 TRAINER = "verl 0.9.1"
 LOSS = f"{ACTOR}.policy_loss.loss_mode"
@@ -56,8 +56,11 @@ KEYS: Mapping[str, Any] = {
     "data.max_response_length": 512,
 }
 """What the loss and its counts depend on, with verl's own values; a test marked `verl` compares them."""
-_NUMBERS = {f"{ACTOR}.loss_scale_factor": 0.0}
-"""Numbers whose own value is None."""
+_OPTIONAL = {
+    f"{ACTOR}.loss_scale_factor": 0, f"{ACTOR}.clip_ratio_low": 0.0, f"{ACTOR}.clip_ratio_high": 0.0,
+    f"{CORRECTION}.rollout_is": "", f"{CORRECTION}.rollout_rs": "",
+}  # fmt: skip
+"""Keys that may be null, with a value of their type."""
 _AGGREGATIONS = (*(mode for mode in get_args(Aggregation) if mode.startswith(("token-mean", "seq-mean"))), "token-sum")
 _ESTIMATORS = {"rloo": "leave_one_out", "rloo_vectorized": "leave_one_out"}
 _MODES = {
@@ -90,7 +93,17 @@ def verl_loss(given: Mapping[str, Any], place: str) -> PeerLoss:
     values = dict(KEYS)
     for key, value in given.items():
         if key in KEYS:
-            values[key] = typed(key, value, _NUMBERS.get(key, KEYS[key]), place)
+            values[key] = typed(key, value, _OPTIONAL.get(key, KEYS[key]), place, optional=key in _OPTIONAL)
+    for key in (f"{ACTOR}.clip_ratio_low", f"{ACTOR}.clip_ratio_high"):
+        if values[key] is None:
+            values[key] = values[f"{ACTOR}.clip_ratio"]
+    batch, part = "data.train_batch_size", f"{ACTOR}.ppo_mini_batch_size"
+    if values[batch] % values[part]:
+        own = "".join(f"; {values[key]} is verl's own {key}" for key in (batch, part) if key not in given)
+        raise UsageError(
+            f"{place}: {TRAINER} refuses {batch} = {values[batch]} with {part} = {values[part]}: a batch must be a multiple of"
+            f" the mini-batch{own}"
+        )
     known(MODE, values[MODE], _AGGREGATIONS, place)
     objective, missing = _objective(values)
     return PeerLoss(
