@@ -39,7 +39,13 @@ from luspo_cli.rollout.samplers import (
 from luspo_cli.runs.checkpoints import fork_checkpoint
 from luspo_cli.runs.folder import IfExists, RunFolder
 from luspo_cli.runs.tracking import writers_refused
-from luspo_cli.training.memory import estimate_memory, largest_image_tokens, tower_moves, trained_parameters
+from luspo_cli.training.memory import (
+    estimate_memory,
+    largest_image_tokens,
+    offload_refused,
+    tower_moves,
+    trained_parameters,
+)
 from luspo_cli.training.problems import own_objective, own_rewards, readable_problems, refuse_other_engine
 
 GIB = 2**30
@@ -201,10 +207,7 @@ def missing_inputs(config: TrainRun) -> list[str]:
     ):
         if wanted_by and find_spec(package) is None:
             found.append(f"{wanted_by} needs {package}: pip install 'luspo[{extra}]'")
-    if config.update.offload_optimizer:
-        from luspo_cli.training.optimizer import offload_refused  # which needs torch
-
-        found += filter(None, [offload_refused(config.update)])
+    found += filter(None, [offload_refused(config.update)])
     return found
 
 

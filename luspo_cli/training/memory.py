@@ -17,7 +17,9 @@ from contextlib import contextmanager
 
 from luspo_cli.config.model import ShapeConfig
 from luspo_cli.config.run import TrainRun
+from luspo_cli.config.update import UpdateConfig
 from luspo_cli.errors import RunError
+from luspo_cli.machine import has_cuda
 from luspo_cli.rollout.samplers import SamplerName
 
 PROGRAM_BYTES = 0.6 * 2**30
@@ -193,3 +195,12 @@ def shortage_explained() -> Iterator[None]:
             " model.gradient_checkpointing = true, in a new run or in the run's config.json and then --resume --allow-changed;"
             " where another program held the memory, --resume is enough"
         ) from error
+
+
+def offload_refused(settings: UpdateConfig) -> str | None:
+    """Say why the optimizer's state cannot be kept off the GPU here; None where it can, and where nobody asks."""
+    if not settings.offload_optimizer or has_cuda():
+        return None
+    return (
+        "update.offload_optimizer needs a GPU: here the optimizer's state is in the host's memory already; leave it out"
+    )

@@ -22,6 +22,7 @@ import torch
 from luspo_cli.config.update import UpdateConfig
 from luspo_cli.errors import UsageError
 from luspo_cli.processes.sharding import shard_like
+from luspo_cli.training.memory import offload_refused
 from luspo_cli.training.moments import SMALLEST, SmallMomentsAdamW
 
 Moments = Literal["float32", "bfloat16", "8bit"]
@@ -35,15 +36,6 @@ def check_optimizer(settings: UpdateConfig) -> None:
         raise UsageError(refused)
     if settings.optimizer == "adamw-8bit":
         _bitsandbytes()
-
-
-def offload_refused(settings: UpdateConfig) -> str | None:
-    """Say why the optimizer's state cannot be kept off the GPU here; None where it can, and where nobody asks."""
-    if not settings.offload_optimizer or torch.cuda.is_available():
-        return None
-    return (
-        "update.offload_optimizer needs a GPU: here the optimizer's state is in the host's memory already; leave it out"
-    )
 
 
 def learning_rate(step: int, steps: int, config: UpdateConfig) -> float:
