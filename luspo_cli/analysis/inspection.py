@@ -2,7 +2,7 @@
 
 A check that a run's record does not allow is listed as not made; a missing metric is never taken for a healthy one. Thresholds
 are plain numbers below, so that a warning can be argued with. What to try stands in docs/collapse.md, in the order in which the
-exact model (docs/length.md) found the causes to matter.
+exact model (docs/length.md) found the causes to matter; what the run does already, or cannot be the cause in it, is left out.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 
 from luspo_cli.analysis.axis import LENGTH, windows_of
 from luspo_cli.analysis.history import RunHistory
+from luspo_cli.config.objective import NAMED_OBJECTIVES
 from luspo_cli.errors import UsageError
 from luspo_cli.metrics.intervals import rank_correlation
 from luspo_cli.metrics.names import METRICS
@@ -27,6 +28,8 @@ MAIN = (
 )  # fmt: skip
 COLLAPSE, EXPLOSION = 0.5, 2.0
 """Final over first mean length below, and above, which the length is said to collapse, and to explode."""
+FALLEN, LEAST_SMOOTHED, LEAST_FALL = 0.4, 3, 0.1
+"""A window's mean over the largest before it below which a metric fell, fewest steps of a window, least fall of accuracy."""
 TRUNCATED = 0.2
 CLIPPED = 0.5
 ONE_SIDED, LEAST_CLIPPED = 0.8, 0.01
@@ -196,19 +199,100 @@ def _length(run: RunHistory, trends: dict[str, Trend]) -> Finding | None:
     if start <= 0 or COLLAPSE * start <= final <= EXPLOSION * start:
         return None
     shorter = final < start
-    what = "collapse" if shorter else "explosion"
-    side = "low" if shorter else "high"
-    return Finding(
-        what,
-        f"mean response length went from {start:.1f} to {final:.1f} tokens, {final / start:.2g} times the start",
-        (
-            "clip range: another objective.clip_low and clip_high, wider and narrower",
-            f"which side clips: a wider {side} side (objective.clip_{side}), compared over 3 seeds or more",
-            "update.mini_batches=1, in which nothing clips; then 2",
-            "the weight: objective luspo in the place of gspo or grpo",
-        ),
-        f"{PAGE}#1-clip-range",
+    seen = f"mean response length went from {start:.1f} to {final:.1f} tokens, {final / start:.2g} times the start"
+    return _of_length(run, "collapse" if shorter else "explosion", seen, "low" if shorter else "high", "1-clip-range")
+
+
+def _of_length(run: RunHistory, kind: str, seen: str, side: str, heading: str) -> Finding:
+    """A finding about the length, with the known causes on that side of the clip that the run's record leaves open."""
+    low, high = _may_clip(run, "low"), _may_clip(run, "high")
+    on_side = {"low": low, "high": high}[side]
+    divided = _divides_by_length(run)
+    tries = {
+        "clip range: another objective.clip_low and clip_high, wider and narrower": low or high,
+        # Without a lower bound LUSPO's responses get shorter, so widening it is advice for the weight 1/|y| alone.
+        f"which side clips: a wider {side} side (objective.clip_{side}), compared over 3 seeds or more": on_side
+        and (divided or side == "high"),
+        "update.mini_batches=1, in which nothing clips; then 2": (low or high)
+        and _setting(run, "update", "mini_batches") != 1,
+        "the weight: objective luspo in the place of gspo or grpo": on_side and divided,
+    }
+    left = tuple(one for one, fits in tries.items() if fits)
+    if not left:
+        seen += "; none of the known causes is visible in this run"
+    return Finding(kind, seen, left, f"{PAGE}#{heading}")
+
+
+def _may_clip(run: RunHistory, side: str) -> bool:
+    """Whether that side of the clip cut anything in any step; True where it is not recorded."""
+    cut = run.table.get(f"objective/clip_{side}_fraction")
+    return cut is None or bool(cut.isna().all() or (cut > 0).any())
+
+
+def _divides_by_length(run: RunHistory) -> bool:
+    """Whether the objective weighs a sequence's tokens by 1/|y|; True where the log of another trainer does not say."""
+    named = NAMED_OBJECTIVES.get(run.objective)
+    aggregation = _setting(run, "objective", "aggregation") or (named and named.aggregation)
+    return aggregation in (None, "seq-mean-token-mean")
+
+
+def _setting(run: RunHistory, section: str, key: str) -> Any:
+    found = run.config.get(section)
+    return found.get(key) if isinstance(found, Mapping) else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Fall:
+    """The deepest fall of a metric: the largest window before it, the lowest one, and their first and last steps."""
+
+    before: float
+    lowest: float
+    steps_before: tuple[int, int]
+    steps: tuple[int, int]
+
+
+def _deepest_fall(run: RunHistory, name: str) -> _Fall | None:
+    """The deepest fall between windows of a tenth of the steps; None where none is below `FALLEN`, or the run is too short."""
+    known = run.table[name].dropna()
+    first, last = windows_of([int(step) for step in known.index]).start
+    size = max(LEAST_SMOOTHED, len(known.loc[first:last]))
+    means = known.rolling(size).mean().dropna()
+    shares = (means / means.cummax()).dropna()
+    if shares.empty or shares.min() >= FALLEN:
+        return None
+    end = int(shares.argmin())
+    top = int(means.iloc[: end + 1].argmax())
+    # The window that ends with step means.index[i] begins with known.index[i].
+    before, at = ((int(known.index[place]), int(means.index[place])) for place in (top, end))
+    return _Fall(float(means.iloc[top]), float(means.iloc[end]), before, at)
+
+
+def _passing_collapse(run: RunHistory, trends: dict[str, Trend]) -> Finding | None:
+    trend, fall = trends[LENGTH], _deepest_fall(run, LENGTH)
+    if fall is None or trend.final < COLLAPSE * trend.start:  # the collapse at the end is said by _length
+        return None
+    seen = (
+        f"mean response length fell from {fall.before:.1f} tokens in steps {fall.steps_before[0]} to {fall.steps_before[1]} to"
+        f" {fall.lowest:.1f} in steps {fall.steps[0]} to {fall.steps[1]}, and is {trend.final:.1f} at the end"
     )
+    return _of_length(run, "passing collapse", seen, "low", "a-collapse-that-passes")
+
+
+def _accuracy(run: RunHistory, trends: dict[str, Trend]) -> Finding | None:
+    name = "reward/accuracy/mean"
+    final, fall = trends[name].final, _deepest_fall(run, name)
+    if fall is None or fall.before - fall.lowest < LEAST_FALL:
+        return None
+    after = "stayed low" if final < FALLEN * fall.before else "came back"
+    seen = (
+        f"accuracy fell from {fall.before:.2f} in steps {fall.steps_before[0]} to {fall.steps_before[1]} to {fall.lowest:.2f}"
+        f" in steps {fall.steps[0]} to {fall.steps[1]} and {after}, {final:.2f} at the end"
+    )
+    bound = (
+        () if _may_clip(run, "low") else ("a lower bound (objective.clip_low): nothing was clipped low in this run",)
+    )
+    tries = (*bound, "a lower update.learning_rate", "reading responses of these steps")
+    return Finding("accuracy collapse", seen, tries, f"{PAGE}#accuracy-collapses")
 
 
 def _truncation(run: RunHistory, trends: dict[str, Trend]) -> Finding | None:
@@ -228,12 +312,14 @@ def _clipping(run: RunHistory, trends: dict[str, Trend]) -> Finding | None:
     both = sum(final)
     said = f"at the end {final[0]:.1%} of the ratios are clipped low and {final[1]:.1%} high"
     if both > CLIPPED:
-        loosen = ("a wider clip range", "fewer update.mini_batches or a lower update.learning_rate")
+        fewer = "" if _setting(run, "update", "mini_batches") == 1 else "fewer update.mini_batches or "
+        loosen = ("a wider clip range", f"{fewer}a lower update.learning_rate")
         return Finding("clipping", f"{said}: more than half", loosen, f"{PAGE}#1-clip-range")
     if both < LEAST_CLIPPED or max(final) < ONE_SIDED * both:
         return None
     side, other = ("low", "high") if final[0] > final[1] else ("high", "low")
-    tries = (f"a wider objective.clip_{side} or a narrower clip_{other}, until both sides cut alike",)
+    wider = f"a wider objective.clip_{side} or " if side == "high" or _divides_by_length(run) else ""
+    tries = (f"{wider}a narrower objective.clip_{other}, until both sides cut alike",)
     return Finding("one-sided clip", f"{said}: one side alone", tries, f"{PAGE}#2-which-side-clips")
 
 
@@ -244,7 +330,11 @@ def _mixed(run: RunHistory, trends: dict[str, Trend]) -> Finding | None:
     return Finding(
         "few mixed groups",
         f"{final:.0%} of the groups have right and wrong responses at the end; the others teach nothing",
-        ("rollout.dynamic_sampling=true", "a larger rollout.group_size", "easier or harder problems"),
+        (
+            *(() if _setting(run, "rollout", "dynamic_sampling") else ("rollout.dynamic_sampling=true",)),
+            "a larger rollout.group_size",
+            "easier or harder problems",
+        ),
         f"{PAGE}#few-groups-are-mixed",
     )
 
@@ -259,11 +349,15 @@ def _mismatch(run: RunHistory, trends: dict[str, Trend]) -> Finding | None:
     correlation = rank_correlation(together[LENGTH].tolist(), together[name].tolist())
     if correlation is None or correlation <= MISMATCH_CORRELATION:
         return None
+    corrected = _setting(run, "update", "sampler_correction") not in (None, "none")
     return Finding(
         "sampler mismatch",
         f"sampler and policy differ by {final:.2g} nats a token at the end, {start:.2g} at the start, and more in steps of longer"
         f" responses (rank correlation {correlation:.2f})",
-        ("update.sampler_correction=token", "the same compute type for sampler and policy"),
+        (
+            *(() if corrected else ("update.sampler_correction=token",)),
+            "the same compute type for sampler and policy",
+        ),
         f"{PAGE}#the-sampler-drifts-from-the-policy",
     )
 
@@ -271,6 +365,8 @@ def _mismatch(run: RunHistory, trends: dict[str, Trend]) -> Finding | None:
 _Check = Callable[[RunHistory, dict[str, Trend]], Finding | None]
 _CHECKS: Sequence[tuple[str, tuple[str, ...], _Check]] = (
     ("length", (LENGTH,), _length),
+    ("passing collapse", (LENGTH,), _passing_collapse),
+    ("accuracy", ("reward/accuracy/mean",), _accuracy),
     ("truncation", ("response/truncated_fraction",), _truncation),
     ("clip", ("objective/clip_low_fraction", "objective/clip_high_fraction"), _clipping),
     ("mixed groups", ("group/mixed_fraction",), _mixed),

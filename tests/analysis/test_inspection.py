@@ -15,7 +15,9 @@ from luspo_cli.analysis.inspection import (
     CLIPPED,
     COLLAPSE,
     EXPLOSION,
+    FALLEN,
     LEAST_CLIPPED,
+    LEAST_FALL,
     LEAST_MISMATCH,
     MISMATCH_CORRELATION,
     MISMATCH_GROWTH,
@@ -39,10 +41,11 @@ HEALTHY = {
 }
 
 
-def findings(write_run, lengths=(20.0, 20.0), **changes) -> list[Finding]:
+def findings(write_run, lengths=(20.0, 20.0), objective="gspo", change=None, **changes) -> list[Finding]:
     columns = {name: values for name, values in (HEALTHY | changes).items() if values is not None}
     columns = {name.replace("/", "__"): values for name, values in columns.items()}
-    return list(inspect_run(read_run(write_run("run", lengths=list(lengths), **columns))).findings)
+    run = write_run("run", objective, lengths=list(lengths), change=change, **columns)
+    return list(inspect_run(read_run(run)).findings)
 
 
 @pytest.mark.parametrize(
@@ -72,8 +75,80 @@ def test_a_collapse_begins_with_the_clip_range_and_ends_with_the_weight(write_ru
     assert found.seen == "mean response length went from 20.0 to 4.0 tokens, 0.2 times the start"
     assert [one.split()[0] for one in found.try_next] == ["clip", "which", "update.mini_batches=1,", "the"]
     assert "objective.clip_low" in found.try_next[1]
-    (grown,) = findings(lambda name, **more: write_run("other", **more), lengths=[20.0, 80.0])
+    (grown,) = findings(lambda name, *rest, **more: write_run("other", *rest, **more), lengths=[20.0, 80.0])
     assert "objective.clip_high" in grown.try_next[1]
+
+
+LOW, HIGH = "objective/clip_low_fraction", "objective/clip_high_fraction"
+
+
+@pytest.mark.parametrize(
+    ("objective", "clipped", "mini_batches", "left"),
+    [
+        ("gspo", (0.1, 0.1), 4, ["clip", "which", "update.mini_batches=1,", "the"]),
+        ("luspo", (0.1, 0.1), 4, ["clip", "update.mini_batches=1,"]),
+        ("gspo", (0.0, 0.005), 4, ["clip", "update.mini_batches=1,"]),
+        ("luspo", (0.1, 0.1), 1, ["clip"]),
+        ("gspo", (0.0, 0.0), 4, []),
+        ("gspo", (None, None), 4, ["clip", "which", "update.mini_batches=1,", "the"]),
+    ],
+)
+def test_advice_that_the_run_follows_or_whose_cause_it_lacks_is_left_out(
+    write_run, objective: str, clipped: tuple, mini_batches: int, left: list[str]
+) -> None:
+    change = {"update": {"mini_batches": mini_batches}}
+    low, high = ([one, one] for one in clipped)
+    found = findings(write_run, [20.0, 4.0], objective, change, **{LOW: low, HIGH: high})
+    assert [one.split()[0] for one in found[0].try_next] == left
+    assert found[0].seen.endswith("none of the known causes is visible in this run") == (not left)
+
+
+def test_a_wider_low_side_is_not_advised_without_the_weight_by_length(write_run) -> None:
+    (found,) = findings(write_run, objective="luspo", **{LOW: [0.1, 0.1], HIGH: [0.0, 0.0]})
+    assert found.try_next == ("a narrower objective.clip_high, until both sides cut alike",)
+    switched_on = {"rollout": {"dynamic_sampling": True}}
+    again = findings(
+        lambda _, *rest, **more: write_run("b", *rest, **more),
+        change=switched_on,
+        **{"group/mixed_fraction": [1.0, 0.1]},
+    )
+    assert again[0].try_next == ("a larger rollout.group_size", "easier or harder problems")
+
+
+def test_a_length_that_fell_and_came_back_is_said_with_its_steps(write_run) -> None:
+    columns = {name: [values[0]] * 12 for name, values in HEALTHY.items()}
+    (found,) = findings(write_run, [30.0] * 3 + [20.0, 10.0, 2.0, 3.0, 4.0] + [30.0] * 4, **columns)
+    assert (found.kind, found.page) == ("passing collapse", "docs/collapse.md#a-collapse-that-passes")
+    assert found.seen.startswith(
+        "mean response length fell from 30.0 tokens in steps 1 to 3 to 3.0 in steps 6 to 8, and is 30.0 at the end"
+    )
+    one_step = [30.0] * 5 + [2.0] + [30.0] * 6
+    assert findings(lambda _, *rest, **more: write_run("one", *rest, **more), one_step, **columns) == []
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "seen"),
+    [
+        (
+            [0.4] * 6 + [0.0] * 6,
+            "from 0.40 in steps 1 to 3 to 0.00 in steps 7 to 9 and stayed low, 0.00 at the end",
+        ),
+        (
+            [0.4] * 3 + [0.1] * 3 + [0.4] * 6,
+            "from 0.40 in steps 1 to 3 to 0.10 in steps 4 to 6 and came back, 0.40 at the end",
+        ),
+        ([0.4] * 6 + [0.2] * 6, None),
+        ([0.1] * 6 + [0.01] * 6, None),
+        ([0.0] * 12, None),
+    ],
+)
+def test_an_accuracy_that_collapsed_is_said_with_its_steps(write_run, accuracy: list[float], seen: str | None) -> None:
+    columns = {name: [values[0]] * 12 for name, values in HEALTHY.items()} | {"reward/accuracy/mean": accuracy}
+    found = findings(write_run, [20.0] * 12, **columns)
+    assert [one.seen for one in found] == ([] if seen is None else [f"accuracy fell {seen}"])
+    for one in found:
+        assert one.page == "docs/collapse.md#accuracy-collapses"
+        assert one.try_next[0] == "a lower bound (objective.clip_low): nothing was clipped low in this run"
 
 
 def test_links_lead_to_headings(write_run) -> None:
@@ -85,7 +160,8 @@ def test_links_lead_to_headings(write_run) -> None:
     }
     source = (ROOT / "luspo_cli/analysis/inspection.py").read_text(encoding="utf-8")
     linked = re.findall(r"\{PAGE\}#([\w-]+)", source)
-    assert len(linked) == 6
+    linked += re.findall(r'"(1-clip-range|a-collapse-that-passes)"', source)
+    assert len(linked) == 8
     assert set(linked) <= headings
 
 
@@ -93,6 +169,7 @@ def test_what_is_not_recorded_is_not_checked(write_run) -> None:
     found = inspect_run(read_run(write_run("run", lengths=[20.0, 20.0])))
     assert found.findings == ()
     assert [one.split(":")[0] for one in found.not_checked] == [
+        "accuracy",
         "truncation",
         "clip",
         "mixed groups",
@@ -165,6 +242,8 @@ def test_the_page_says_at_which_values_the_warnings_fire() -> None:
     page = " ".join((ROOT / PAGE).read_text(encoding="utf-8").split())
     assert f"below {COLLAPSE:g} times that of the first window" in page
     assert f"above {EXPLOSION:g} times" in page
+    assert f"below {FALLEN:g} times the largest before it" in page
+    assert f"by {LEAST_FALL:g} or more" in page
     assert f"`response/truncated_fraction` above {100 * TRUNCATED:.0f} %" in page
     assert f"more than {CLIPPED:.0%} of the ratios".replace("%", " %") in page
     assert f"at least {100 * LEAST_CLIPPED:.0f} % and {100 * ONE_SIDED:.0f} % of them or more" in page

@@ -45,9 +45,11 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
             if objective == "luspo":
                 texts = [row["response"] for step in rows.values() for row in step]
                 tokenizer = character_tokenizer(texts)
+                size = dict.fromkeys(PROBLEMS, 0.02) | {"p2": 1e-4}  # noise of a first mini-batch
                 for step in rows:
                     rows[step] = [
-                        marked(with_tokens(row, texts), [0.02 * (-1) ** i for i in range(len(row["response"]) + 1)],
+                        marked(with_tokens(row, texts),
+                               [size[row["problem_id"]] * (-1) ** i for i in range(len(row["response"]) + 1)],
                                clip_low_fraction=float(row["status"] != "correct"), sequence_ratio=0.99, loss_weight=0.5)
                         for row in rows[step]
                     ]  # fmt: skip
@@ -311,6 +313,8 @@ def test_tokens_are_shaded_and_marks_are_shown(opened: Any) -> None:
     assert texts(browser, ".card.wrong .mark.clip") == ["clipped low"] * 2
     facts = texts(browser, ".card.right .facts span")
     assert {"reward 1", "advantage 1", "length 5", "weight 0.5", "sequence ratio 0.99000"} <= set(facts)
+    noise = opened(run="luspo-<img src=x onerror=alert(1)>0", step=4, problem="p2").execute_script(colours)[0]
+    assert float(noise.rstrip(")").split(",")[-1]) < 0.03
 
 
 def test_everything_is_reached_by_keyboard(opened: Any) -> None:

@@ -5,6 +5,8 @@ const KINDS = { right: "right", wrong: "wrong", cut: "cut by the limit" };
 const SHORT = 3000;
 const MOST_SPANS = 6000;
 const MOST_HITS = 300;
+/** Nats of the lightest full shade: in a step's first mini-batch log-ratios are rounding noise of 1e-4. */
+const LEAST_FULL = 0.002;
 
 const kindsOf = (columns, row) => {
   const kinds = [columns.status[row] === "correct" ? "right" : "wrong"];
@@ -187,7 +189,7 @@ function drawRollouts(summary) {
   function side(index, group, rows, data) {
     const all = group.rows[1] - group.rows[0];
     const variant = summary.variants.find((one) => one.runs.includes(index));
-    const limit = shadeLimit(data.columns.log_ratios, group.rows);
+    const limit = shadeLimit(data.columns.log_ratios, group.rows, unit);
     const title = `${runName(index)}: ${countRight(data, group)} of ${all} right`;
     return el("section", { "aria-label": title }, el("h3", {}, swatch(variant), ` ${title}`, rows.length < all ? ` (${rows.length} shown)` : ""), limit && key(limit),
       rows.length ? null : el("p", {}, "No response fits the filters."),
@@ -294,10 +296,10 @@ function drawRollouts(summary) {
   return show().then(() => { if (followed) section.scrollIntoView(); });
 }
 
-/** Log-ratio, in stored units, at which the shade is full: 95 % of the group's tokens are within; null where none is stored. */
-function shadeLimit(ratios, [start, end]) {
+/** Log-ratio, in stored units, at which the shade is full: 95 % of the group's tokens are within, LEAST_FULL at least; null where none is stored. */
+function shadeLimit(ratios, [start, end], unit) {
   const all = (ratios ?? []).slice(start, end).flatMap((one) => one ?? []).map(Math.abs).sort((a, b) => a - b);
-  return all.length ? Math.max(1, all[Math.floor(0.95 * (all.length - 1))]) : null;
+  return all.length ? Math.max(LEAST_FULL / unit, all[Math.floor(0.95 * (all.length - 1))]) : null;
 }
 
 function card(columns, row, place, limit, unit) {
