@@ -50,16 +50,20 @@ def parse_function_path(text: str) -> FunctionPath:
     return FunctionPath(place, name)
 
 
-def load_function(path: FunctionPath) -> tuple[Any, Path]:
-    """The function, and the file that it was read from. Runs the user's module: only where that may hang or end the process.
+def load_function(path: FunctionPath, kind: type | None = None) -> tuple[Any, Path]:
+    """The function, or the value of a `kind`, and the file that it was read from.
+
+    Runs the user's module: only where that may hang or end the process.
 
     UsageError, one sentence, where there is no such file, module or name, or where the import fails.
     """
     found = load_module(path)
     value = getattr(found, path.name, None)
     if value is None:
-        known = [name for name, one in vars(found).items() if callable(one) and not name.startswith("_")]
-        raise UsageError(f"{path.place} has no '{path.name}'; it has {', '.join(known) or 'no function'}")
+        fits = callable if kind is None else lambda one: isinstance(one, kind)
+        known = [name for name, one in vars(found).items() if fits(one) and not name.startswith("_")]
+        none = f"no {kind.__name__ if kind else 'function'}"
+        raise UsageError(f"{path.place} has no '{path.name}'; it has {', '.join(known) or none}")
     return value, Path(getattr(found, "__file__", None) or path.place)
 
 

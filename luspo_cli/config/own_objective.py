@@ -87,8 +87,8 @@ def installed() -> Mapping[str, str]:
 
 
 def is_own(name: str) -> bool:
-    """Whether a name that is not built in is one in a file, in a module or of an installed package."""
-    return ":" in name or name in installed()
+    """Whether a name that is not built in is one in a file, in a module or of a package; a lone file too, refused when read."""
+    return ":" in name or name.endswith(".py") or name in installed()
 
 
 def function_path(name: str) -> FunctionPath:
@@ -105,7 +105,7 @@ def label_of(name: str) -> str:
 
 def misnamed(given: str, used: str) -> str | None:
     """Why `given` can be meant for no run, as far as its file is there or is that of the objective `used`; None where it can."""
-    if ":" not in given or given == used:
+    if not is_own(given) or given == used:
         return None
     try:
         path = function_path(given)
@@ -144,11 +144,13 @@ def load_own(name: str) -> LoadedObjective:
 def _load(name: str, folder: str) -> LoadedObjective:
     from luspo_cli.files import file_sha256
 
+    if name.endswith(".py"):
+        raise UsageError(f"{name} is a file and no objective: name {' or '.join(objectives_of(name))}")
     try:
         path = function_path(name)
     except ValueError as error:
         raise UsageError(str(error)) from None
-    found, file = load_function(path)
+    found, file = load_function(path, OwnObjective)
     if not isinstance(found, OwnObjective):
         raise UsageError(
             f"{name} is a {type(found).__name__} and no OwnObjective: write {path.name} = OwnObjective('gspo', ...), from"

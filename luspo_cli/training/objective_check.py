@@ -12,7 +12,7 @@ from luspo_cli.config.objective import NAMED_OBJECTIVES, ObjectiveConfig
 from luspo_cli.config.objective_text import configured
 from luspo_cli.config.own_objective import is_own, load_own, objectives_of
 from luspo_cli.config.run import TrainRun
-from luspo_cli.errors import UsageError
+from luspo_cli.errors import UsageError, nearest
 from luspo_cli.training.objective_proofs import (
     FINITE,
     GRADIENT,
@@ -83,10 +83,15 @@ def refuse_in_lab(objective: ObjectiveConfig) -> None:
 
 def proven_of(target: str) -> list[Proven]:
     """The proofs of a built-in objective, of one of one's own, or of all in a file or module; UsageError where there is none."""
-    if target in NAMED_OBJECTIVES or is_own(target):
+    if target in NAMED_OBJECTIVES or (is_own(target) and not target.endswith(".py")):
         return [prove(configured(target))]
+    try:
+        names = objectives_of(target)
+    except UsageError as error:
+        meant = "" if "." in target else nearest(target, NAMED_OBJECTIVES)
+        raise UsageError(f"{error}{meant}") from None
     found = []
-    for name in objectives_of(target):
+    for name in names:
         try:
             found.append(prove(configured(name)))
         except UsageError as error:  # the other objectives of the file are still looked at

@@ -200,6 +200,7 @@ def prove(config: ObjectiveConfig) -> Proven:
         Proof(GRADIENT, "some token has one", 0.0 if any(_moves(trial) for trial in trials) else math.inf),
     ]
     notes = [
+        _worst("direction", "a likelier response with a positive advantage lowers the loss", trials[:1], _lowers),
         replace(
             _worst("derivative", "of the value, beside the gradient", trials, _against_value),
             limit=DERIVATIVE_TOLERANCE,
@@ -263,7 +264,7 @@ def _without_empty(trial: _Trial) -> Iterator[float]:
 
 def _without_advantage(trial: _Trial) -> Iterator[float]:
     kept = [row for row in trial.rows if row.advantage]
-    yield trial.apart(trial.measured(trial.loss(kept, trial.counts())))
+    yield trial.apart(trial.measured(trial.loss(kept, trial.counts()) if kept else torch.zeros(())))
 
 
 def _finite(trial: _Trial) -> Iterator[float]:
@@ -279,6 +280,11 @@ def _finite_far_out(trial: _Trial) -> Iterator[float]:
 
 def _moves(trial: _Trial) -> bool:
     return bool(trial.whole.gradient.count_nonzero())
+
+
+def _lowers(trial: _Trial) -> Iterator[float]:
+    better = torch.tensor([row.advantage > 0 for row in trial.rows])
+    yield 0.0 if float(trial.whole.gradient[better].sum()) <= 0 else math.inf
 
 
 def _against_value(trial: _Trial) -> Iterator[float]:

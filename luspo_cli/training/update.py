@@ -285,8 +285,7 @@ class Updater:
     def _finish_step(self, batch: MiniBatch, diagnostics: Sequence[dict[str, float]]) -> dict[str, float]:
         """Put the diagnostics of all processes together, then move the weights or refuse to; the numbers of this step."""
         metrics = combine_diagnostics(self.ranks.gather(combine_diagnostics(diagnostics)))
-        computed = self._micro_batches(batch)
-        metrics = _per_trained_row(metrics, batch, computed, self.config.objective.by_sequence)
+        metrics = _per_trained_row(metrics, batch, self._micro_batches(batch), self.config.objective.by_sequence)
         began = time.perf_counter()
         moved = self._move(metrics.get("objective/loss", 0.0))
         self._optimizer_s += time.perf_counter() - began
@@ -343,9 +342,10 @@ class Updater:
             return {"update/grad_norm": norm, "update/clipped_gradient": clipped, "update/skipped_steps": 0.0}
         self._bad_in_a_row += 1
         if self._bad_in_a_row >= self.config.update.stop_after_bad_steps:
-            what = "loss" if not math.isfinite(loss) else "gradient norm"
+            what, objective = "gradient norm" if math.isfinite(loss) else "loss", self.config.objective
+            own = f" the first suspect is your objective {objective.name}; otherwise" if objective.own_parts else ""
             raise RunError(
-                f"the {what} was not finite in {self._bad_in_a_row} updates in a row, none of which moved a weight;"
+                f"the {what} was not finite in {self._bad_in_a_row} updates in a row, none of which moved a weight;{own}"
                 " start a new run with a lower update.learning_rate, from weights that are whole (an earlier checkpoint's"
                 " model folder can be model.path)"
             )

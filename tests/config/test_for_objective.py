@@ -52,6 +52,7 @@ def test_bad_tables_are_one_sentence(tmp_path: Path, text: str, message: str) ->
     [
         ("loss.py:nope", "has no 'nope'; it has"),
         ("./loss.py:mine", r"this is loss\.py:mine, spelled in another way"),
+        ("loss.py", r"'loss\.py' is no function: write path/to/file\.py:name"),
         ("gone.py:mine", r"there is no file gone\.py"),
         ("loss.py:other", None),
         ("loss.py:mine", None),

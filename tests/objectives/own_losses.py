@@ -66,6 +66,8 @@ first_only = OwnObjective("gspo", advantage=lambda rewards: [rewards[0] - reward
 too_few = OwnObjective("gspo", advantage=lambda rewards: rewards[1:])
 divides = OwnObjective("gspo", aggregation=lambda batch: 1 // 0)
 exits = OwnObjective("gspo", aggregation=lambda batch: sys.exit(0))
+upside_down = OwnObjective("gspo", aggregation=lambda batch: -1 / batch.sequences)
+all_zero = OwnObjective("gspo", advantage=lambda rewards: [0.0 for _ in rewards])
 no_marks = OwnObjective("gspo", surrogate=lambda ratio, batch: SurrogateLoss(-ratio * batch.advantages, 1, 2))
 a_list = OwnObjective("gspo", ratio=lambda batch: [1.0])
 not_one = 3

@@ -129,7 +129,8 @@ def test_an_advantage_with_another_number_of_values_is_refused() -> None:
     [
         ("nowhere.py:mine", r"there is no file nowhere\.py"),
         (f"{OWN}:not_one", "is a int and no OwnObjective"),
-        (f"{OWN}:absent", "has no 'absent'; it has"),
+        (f"{OWN}:absent", "has no 'absent'; it has luspo_again, gspo_ratio, "),
+        (OWN, "is a file and no objective: name .*:luspo_again or "),
         ("no_such_module_here:mine", "the module no_such_module_here cannot be imported"),
         ("lusop", r"unknown objective 'lusop' \(did you mean 'luspo'\?\)"),
     ],

@@ -93,6 +93,18 @@ def test_a_stopped_gradient_is_a_note_and_no_failure() -> None:
     assert proofs("luspo")[1]["derivative"].holds
 
 
+def test_a_loss_that_teaches_the_opposite_is_a_note() -> None:
+    proven, found = proofs("upside_down")
+    assert proven.invariant
+    assert not found["direction"].holds
+    assert all(proofs(name)[1]["direction"].holds for name in ("luspo", "sapo", "cispo", "luspo_again"))
+
+
+def test_an_advantage_of_zeros_has_no_gradient_and_nothing_else_is_wrong() -> None:
+    assert [proof.name for proof in proofs("all_zero")[0].failed()] == ["gradient"]
+    assert not any(proof.error for proof in proofs("all_zero")[0].proofs)
+
+
 def test_what_the_lab_needs_is_a_note_for_others() -> None:
     proven, found = proofs("uncounted")
     assert proven.invariant
@@ -154,3 +166,5 @@ def test_a_file_stands_for_all_its_objectives(tmp_path: Path) -> None:
     empty.write_text("x = 1\n")
     with pytest.raises(UsageError, match="has no OwnObjective"):
         proven_of(str(empty))
+    with pytest.raises(UsageError, match=r"the module gsppo cannot be imported.* \(did you mean 'gspo'\?\)"):
+        proven_of("gsppo")

@@ -151,6 +151,17 @@ def test_a_function_that_fails_later_ends_the_run_with_its_line(
     assert records(folder / "run")
 
 
+def test_a_loss_that_becomes_nan_is_the_first_suspect(
+    folder: Path, small_run: Callable[..., TrainRun], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("luspo_cli.training.preflight.check_update", lambda *_: None)  # would refuse it at the start
+    (folder / "broken.py").write_text(BROKEN)
+    with pytest.raises(
+        RunError, match=r"moved a weight; the first suspect is your objective broken\.py:nan; otherwise start"
+    ):
+        train(small_run(objective="broken.py:nan"), folder / "run")
+
+
 @pytest.mark.parametrize(
     ("name", "said"),
     [
