@@ -53,18 +53,18 @@ def _spell_what_streams_can() -> None:
 
 def _run() -> None:
     from luspo_cli.app import app  # takes long enough for a Ctrl-C
-    from luspo_cli.errors import KnownError, PeerFailed, PeerLost
-    from luspo_cli.processes.place import BY_LUSPO, LOST_STATUS
+    from luspo_cli.errors import KnownError, PeerLost
+    from luspo_cli.processes.place import LOST_STATUS, says
 
     try:
         app()
     except KnownError as error:
         if os.environ.get("LUSPO_DEBUG"):
             raise
-        if isinstance(error, PeerLost) and os.environ.get(BY_LUSPO):
-            sys.exit(LOST_STATUS)  # the launcher knows which process ended first, and says it
-        if not isinstance(error, PeerFailed):
+        if says(error):
             print(f"luspo: {error}", file=sys.stderr)
+        elif isinstance(error, PeerLost):
+            sys.exit(LOST_STATUS)
         sys.exit(error.exit_code)
     except OSError as error:
         # An error of a file names it, and is said where the file is written; the streams have no name.

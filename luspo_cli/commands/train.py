@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 import typer
 from typer import Option
 
-from luspo_cli.errors import UsageError
+from luspo_cli.errors import RunError, UsageError
 from luspo_cli.machine import libraries_stay
 from luspo_cli.processes.allocator import CHOICE, preloaded, start_again_with_allocator
 from luspo_cli.processes.local import check_processes, how_to_go_on, launch
-from luspo_cli.processes.place import is_first_process, one_of_a_machine_speaks
+from luspo_cli.processes.place import is_first_process, one_of_a_machine_speaks, says
 from luspo_cli.processes.supervise import stop_with_supervisor
 
 if TYPE_CHECKING:
@@ -139,12 +139,17 @@ def train_cli(
             return
         if copies > 1:
             from luspo_cli.runs.folder import RunFolder
+            from luspo_cli.runs.log import RunLogHandler
             from luspo_cli.training.dry_run import crowded
 
             if reason := crowded(resolved, copies):
                 raise UsageError(reason)
             RunFolder(path).check(resolved.model_dump(mode="json"), existing)
-            launch(copies, path, [sys.executable, "-m", "luspo_cli", *sys.argv[1:]])
+            try:
+                launch(copies, path, [sys.executable, "-m", "luspo_cli", *sys.argv[1:]])
+            except RunError as error:
+                RunLogHandler(path).failed(error)
+                raise
             return
     if not by_verl:
         start_again_with_allocator()
@@ -180,7 +185,8 @@ def train(
 
     with one_of_a_machine_speaks():
         first = is_first_process()
-    handlers: list[logging.Handler] = [StderrHandler(), RunLogHandler(path)] if first else []
+    run_log = RunLogHandler(path)
+    handlers: list[logging.Handler] = [StderrHandler(), run_log] if first else []
     with lasting_stderr(), messages_to(handlers):
         if library := preloaded():
             logger.info(f"memory comes from {library} ({CHOICE}=system in the environment leaves it to glibc)")
@@ -190,10 +196,16 @@ def train(
         shown = choose_step_display(console, str(path), config.run.steps) if first else contextlib.nullcontext()
         with shown as display:
             on_step = display.show if display else _show_nothing
-            if verl is None:
-                outcome = run_training(config, path, if_exists, on_step, allow_changed)
-            else:
-                outcome = run_verl(config, path, if_exists, on_step, VerlPlace(*verl))
+            try:
+                if verl is None:
+                    outcome = run_training(config, path, if_exists, on_step, allow_changed, run_log.begin)
+                else:
+                    outcome = run_verl(config, path, if_exists, on_step, VerlPlace(*verl), run_log.begin)
+            except BaseException as error:
+                # Stderr may be a terminal that is gone. Before the run has begun the folder may be another one's.
+                if run_log.begun and says(error):
+                    run_log.failed(error)
+                raise
         if as_json and first:
             typer.echo(json.dumps({"run": str(path), "last_step": outcome.last_step, "finished": outcome.finished}))
         if not outcome.finished:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from luspo_cli.errors import KnownError, PeerFailed, UsageError
+from luspo_cli.errors import KnownError, PeerFailed, PeerLost, UsageError
 
 BY_LUSPO = "LUSPO_LAUNCHED"
 """Set for the processes that `luspo train --processes` starts: their launcher speaks for those that were lost."""
@@ -76,6 +76,13 @@ def is_first_process(environment: Mapping[str, str] | None = None) -> bool:
     """Whether this process speaks for its run: it was started alone, or as number 0."""
     place = read_place(environment)
     return place is None or place.rank == 0
+
+
+def says(error: BaseException) -> bool:
+    """Whether this process says the failure that ends it; if not, another process of the run or their launcher does."""
+    if isinstance(error, PeerLost):
+        return not os.environ.get(BY_LUSPO)  # that launcher knows which process ended first
+    return is_first_process() if isinstance(error, KeyboardInterrupt) else not isinstance(error, PeerFailed)
 
 
 @contextmanager

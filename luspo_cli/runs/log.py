@@ -1,4 +1,4 @@
-"""What a run says: on stderr and, once its folder is there, in run.log, line by line the same.
+"""What a run says: on stderr and, once its folder is there, in run.log, line by line the same; but not the line of each step.
 
 Modules of the package say it through `logging`, under their own names; a warning begins with the word. Which process speaks is
 decided here: the first one of the run, since the others would say the same.
@@ -11,6 +11,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from luspo_cli.errors import KnownError
 
 PACKAGE = "luspo_cli"
 
@@ -37,6 +39,8 @@ class RunLogHandler(logging.Handler):
     def __init__(self, run: Path) -> None:
         super().__init__()
         self._run = run
+        self.begun = False
+        """Whether the folder is that of this process's run, and no longer perhaps another one's."""
 
     def emit(self, record: logging.LogRecord) -> None:
         # The log is a copy: a disk too full for it must not hide the sentence that says so.
@@ -44,6 +48,18 @@ class RunLogHandler(logging.Handler):
             when = logging.Formatter().formatTime(record, "%Y-%m-%dT%H:%M:%S")
             with suppress(OSError), open(self._run / "run.log", "a", encoding="utf-8", errors="replace") as log:
                 log.write(f"{when} {self.format(record)}\n")
+
+    def begin(self) -> None:
+        """The folder was made or taken up."""
+        self.begun = True
+
+    def failed(self, error: BaseException) -> None:
+        """Add how the process ends, as the entry point will print it: a sentence, or the traceback of a defect."""
+        known = isinstance(error, KnownError)
+        how = str(error) if known else "interrupted" if isinstance(error, KeyboardInterrupt) else ""
+        text = f"luspo: {how or 'ended by an error that it does not know'}"
+        trace = None if how else (type(error), error, error.__traceback__)
+        self.emit(logging.LogRecord(PACKAGE, logging.INFO, "", 0, text, None, trace))
 
 
 @contextmanager

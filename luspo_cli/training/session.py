@@ -42,11 +42,12 @@ def run_training(
     if_exists: IfExists,
     on_step: Callable[[dict[str, Any]], None],
     allow_changed: bool = False,
+    on_begin: Callable[[], None] = lambda: None,
 ) -> Outcome:
     """Train as configured in run folder `path`; raises UsageError or RunError with one sentence.
 
     `on_step` is called with each step's record, on the first process of the run. `allow_changed`: go on although data, starting
-    model or config.json are not what the run began with.
+    model or config.json are not what the run began with. `on_begin` is called on each process when the folder is this run's.
     """
     with ExitStack() as stack:
         ranks = stack.enter_context(joined(config.run.wait_for_processes_s))
@@ -56,6 +57,7 @@ def run_training(
         prepared = prepare(config, path, if_exists, rubric, ranks, allow_changed)
         folder = stack.enter_context(RunFolder(path))
         checkpoint = _take_up(prepared, folder, if_exists, ranks)
+        on_begin()
         first_step = checkpoint.step if checkpoint else 0
         if first_step >= config.run.steps:
             return Outcome(first_step, finished=True)

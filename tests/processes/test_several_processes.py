@@ -217,6 +217,7 @@ def test_a_killed_process_ends_the_others_within_a_minute_and_the_run_goes_on(
         f"luspo: process {rank} of 2 was killed by SIGKILL (often for want of memory); the others were stopped. Every"
         f" checkpoint is whole: go on with: luspo train --run {tmp_path / 'run'} --resume --processes 2"
     ]
+    assert (tmp_path / "run/run.log").read_text().endswith(f" {sentences[0]}\n")
     assert not [pid for pid in running.values() if Path(f"/proc/{pid}/cmdline").exists()]
     steps = (tmp_path / "run/metrics.jsonl").read_bytes().count(b"\n")  # a torn line may follow
     with pytest.raises(ZeroDivisionError):

@@ -120,13 +120,17 @@ def test_compare_writes_the_page_and_says_so(make_run, tmp_path: Path) -> None:
     alone = CliRunner().invoke(app, [str(run), "--predict"])
     assert isinstance(alone.exception, UsageError)
     wrong = make_run("b", "gspo", metrics={"reward/accuracy/mean": [0.0] * 4})
-    predicted = CliRunner().invoke(app, [str(run), str(wrong), "--html", str(out), "--predict"])
+    late = make_run("c", "sapo")
+    config = json.loads((late / "config.json").read_text())
+    (late / "config.json").write_text(json.dumps(config | {"rollout": {"lag": 2}}))
+    predicted = CliRunner().invoke(app, [str(run), str(wrong), str(late), "--html", str(out), "--predict"])
     assert predicted.exit_code == 0, predicted.output
     summary = part(out, "summary")
     (forecast,) = summary["predictions"]
     assert summary["variants"][forecast["variant"]]["label"] == "luspo"
     assert forecast["steps"] == [1, 2, 3, 4]
     assert any(note.startswith("No prediction for gspo: ") and "accuracy" in note for note in summary["notes"])
+    assert any(note.startswith("No prediction for sapo") and "rollout.lag = 2" in note for note in summary["notes"])
     refused = CliRunner().invoke(app, [str(run), "--html", str(tmp_path / "report.pdf")])
     assert isinstance(refused.exception, UsageError)
 

@@ -116,6 +116,12 @@ def _check(run: RunHistory) -> None:
         raise UsageError(
             f"{run.path} is a log of {run.source}: a fit needs the configuration that a luspo run folder holds; name one."
         )
+    if lag := _setting(run, "rollout", "lag"):
+        raise UsageError(
+            f"{run.path} has rollout.lag = {lag}, which the lab does not model: its first"
+            f" {'step trains' if lag == 1 else f'{lag} steps train'} nothing, and a fit reads steps 1 to {FITTED_STEPS};"
+            " name a run without a lag."
+        )
     if run.last_step < FITTED_STEPS:
         raise UsageError(
             f"{run.path} has {run.last_step} recorded {'step' if run.last_step == 1 else 'steps'} and a fit reads"
@@ -207,7 +213,6 @@ UNMODELLED = (
     ("rollout", "top_p", 1, "it samples from all tokens"),
     ("rollout", "top_k", 0, "it samples from all tokens"),
     ("rollout", "dynamic_sampling", False, "it keeps groups without signal"),
-    ("rollout", "lag", 0, "it trains each batch at once"),
     ("reward", "truncated", "keep", "a cut response is wrong and trained"),
     ("update", "schedule", "constant", "its learning rate stays"),
     ("update", "ramp_steps", 0, "its learning rate is there from the first step"),

@@ -51,11 +51,17 @@ class VerlPlace:
 
 
 def run_verl(
-    config: TrainRun, path: Path, if_exists: IfExists, on_step: Callable[[dict[str, Any]], None], place: VerlPlace
+    config: TrainRun,
+    path: Path,
+    if_exists: IfExists,
+    on_step: Callable[[dict[str, Any]], None],
+    place: VerlPlace,
+    on_begin: Callable[[], None] = lambda: None,
 ) -> Outcome:
     """Train as configured in run folder `path`; UsageError or RunError with one sentence.
 
-    `on_step` is called with each step's record. Until verl's own environment has been asked, the run folder is as it was.
+    `on_step` is called with each step's record, `on_begin` when the folder is this run's. Until verl's own environment has been
+    asked, the run folder is as it was.
     """
     wanted, files = config.model_dump(mode="json"), verl_files(path)
     goes_on = RunFolder(path).check(wanted, if_exists) and if_exists == "resume"
@@ -74,6 +80,7 @@ def run_verl(
             )
         if folder.open(wanted, if_exists):
             folder.cut_back(after_step)
+        on_begin()
         stopped_by = None
         if after_step < config.run.steps:
             _begin(plan, folder, python, versions, after_step)

@@ -228,6 +228,12 @@ def test_a_key_that_is_set_replaces_what_was_fitted(tmp_path) -> None:
     assert row.config.model.length == 30
 
 
+def set_lag(run: Path, lag: int) -> None:
+    config = json.loads((run / "config.json").read_text())
+    config["rollout"]["lag"] = lag
+    (run / "config.json").write_text(json.dumps(config))
+
+
 def test_what_cannot_be_fitted_is_refused(tmp_path) -> None:
     short = write_run(tmp_path / "short", law("run.steps=2"), stored=(1, 2))
     with pytest.raises(UsageError, match=r"short has 2 recorded steps and a fit reads 3: wait until it has them"):
@@ -239,6 +245,10 @@ def test_what_cannot_be_fitted_is_refused(tmp_path) -> None:
     (right / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in metrics))
     with pytest.raises(UsageError, match="the accuracy of steps 1 to 3 is 1; with all responses alike"):
         predict_runs([right], 2)
+    for lag, first in ((1, "1, which the lab does not model: its first step"), (2, "2, .* its first 2 steps")):
+        set_lag(right, lag)
+        with pytest.raises(UsageError, match=rf"right has rollout\.lag = {first} trains? nothing, .* without a lag"):
+            predict_runs([right], 2)
     log = tmp_path / "trainer_state.json"
     log.write_text(
         json.dumps({"log_history": [{"step": step, "completions/mean_length": 9.0} for step in (1, 2, 3, 4)]})

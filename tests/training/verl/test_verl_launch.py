@@ -158,6 +158,7 @@ def test_a_failed_start_shows_verls_last_error(place: Path) -> None:
     assert status == 1
     assert "verl failed with exit status 1 before its first step: RuntimeError: no GPU for worker 3" in said
     assert "HYDRA_FULL_ERROR" not in said.splitlines()[-1]
+    assert (place / "run" / "run.log").read_text().endswith(f" {said.splitlines()[-1]}\n")
     stand_in(place / "verl")  # mended: the same command again
     assert ended(luspo(place, "--config", "small.toml"))[0] == 0
 
