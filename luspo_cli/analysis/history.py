@@ -61,6 +61,10 @@ class RunHistory:
         """Whether the run reached its planned number of steps; None where that number is not recorded."""
         return None if self.planned_steps is None else self.last_step >= self.planned_steps
 
+    def setting(self, section: str, key: str) -> Any:
+        """A value of the run's configuration; None where its log has none, as that of another trainer."""
+        return _section(self.config, section).get(key)
+
     def column(self, metric: str) -> pd.Series:
         """Return one metric by step, NaN where a step has none; UsageError where the run never recorded it."""
         if metric not in self.table.columns:
@@ -260,7 +264,7 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 def _section(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     section = config.get(name)
-    return section if isinstance(section, dict) else {}
+    return section if isinstance(section, Mapping) else {}
 
 
 _LOG_NAMES = ("metrics.jsonl", "trainer_state.json", "logging.jsonl")

@@ -214,7 +214,7 @@ def _of_length(run: RunHistory, kind: str, seen: str, side: str, heading: str) -
         f"which side clips: a wider {side} side (objective.clip_{side}), compared over 3 seeds or more": on_side
         and (divided or side == "high"),
         "update.mini_batches=1, in which nothing clips; then 2": (low or high)
-        and _setting(run, "update", "mini_batches") != 1,
+        and run.setting("update", "mini_batches") != 1,
         "the weight: objective luspo in the place of gspo or grpo": on_side and divided,
     }
     left = tuple(one for one, fits in tries.items() if fits)
@@ -232,13 +232,8 @@ def _may_clip(run: RunHistory, side: str) -> bool:
 def _divides_by_length(run: RunHistory) -> bool:
     """Whether the objective weighs a sequence's tokens by 1/|y|; True where the log of another trainer does not say."""
     named = NAMED_OBJECTIVES.get(run.objective)
-    aggregation = _setting(run, "objective", "aggregation") or (named and named.aggregation)
+    aggregation = run.setting("objective", "aggregation") or (named and named.aggregation)
     return aggregation in (None, "seq-mean-token-mean")
-
-
-def _setting(run: RunHistory, section: str, key: str) -> Any:
-    found = run.config.get(section)
-    return found.get(key) if isinstance(found, Mapping) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,7 +307,7 @@ def _clipping(run: RunHistory, trends: dict[str, Trend]) -> Finding | None:
     both = sum(final)
     said = f"at the end {final[0]:.1%} of the ratios are clipped low and {final[1]:.1%} high"
     if both > CLIPPED:
-        fewer = "" if _setting(run, "update", "mini_batches") == 1 else "fewer update.mini_batches or "
+        fewer = "" if run.setting("update", "mini_batches") == 1 else "fewer update.mini_batches or "
         loosen = ("a wider clip range", f"{fewer}a lower update.learning_rate")
         return Finding("clipping", f"{said}: more than half", loosen, f"{PAGE}#1-clip-range")
     if both < LEAST_CLIPPED or max(final) < ONE_SIDED * both:
@@ -331,7 +326,7 @@ def _mixed(run: RunHistory, trends: dict[str, Trend]) -> Finding | None:
         "few mixed groups",
         f"{final:.0%} of the groups have right and wrong responses at the end; the others teach nothing",
         (
-            *(() if _setting(run, "rollout", "dynamic_sampling") else ("rollout.dynamic_sampling=true",)),
+            *(() if run.setting("rollout", "dynamic_sampling") else ("rollout.dynamic_sampling=true",)),
             "a larger rollout.group_size",
             "easier or harder problems",
         ),
@@ -349,7 +344,7 @@ def _mismatch(run: RunHistory, trends: dict[str, Trend]) -> Finding | None:
     correlation = rank_correlation(together[LENGTH].tolist(), together[name].tolist())
     if correlation is None or correlation <= MISMATCH_CORRELATION:
         return None
-    corrected = _setting(run, "update", "sampler_correction") not in (None, "none")
+    corrected = run.setting("update", "sampler_correction") not in (None, "none")
     return Finding(
         "sampler mismatch",
         f"sampler and policy differ by {final:.2g} nats a token at the end, {start:.2g} at the start, and more in steps of longer"

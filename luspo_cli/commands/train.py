@@ -9,7 +9,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, cast
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 from typer import Option
@@ -23,6 +23,7 @@ from luspo_cli.processes.supervise import stop_with_supervisor
 
 if TYPE_CHECKING:
     from luspo_cli.config.run import TrainRun
+    from luspo_cli.runs.folder import IfExists
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +98,7 @@ def train_cli(
             raise UsageError(
                 f"--probe asks the base model before a run, in one process of our own engine: leave out {other}"
             )
-        existing = cast(Literal["refuse", "resume", "replace"], "resume" if resume else if_exists)
+        existing = cast("IfExists", "resume" if resume else if_exists)
         if engine not in (None, "luspo", "verl"):
             raise UsageError(f"--engine must be luspo or verl, not '{engine}'")
         copies = check_processes(processes)
@@ -160,7 +161,7 @@ def train_cli(
 def train(
     config: TrainRun,
     path: Path,
-    if_exists: Literal["refuse", "resume", "replace"],
+    if_exists: IfExists,
     *,
     as_json: bool = False,
     allow_changed: bool = False,

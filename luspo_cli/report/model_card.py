@@ -79,7 +79,7 @@ def model_card(run: RunHistory, step: int, repository: str, *, adapter: bool, vi
 
 
 def _front_matter(run: RunHistory, *, adapter: bool, vision: bool) -> str:
-    path = (run.config.get("model") or {}).get("path", "")
+    path = run.setting("model", "path") or ""
     lines = [
         f"library_name: {'peft' if adapter else 'transformers'}",
         f"pipeline_tag: {'image-text-to-text' if vision else 'text-generation'}",

@@ -67,8 +67,7 @@ def find_tokenizer(run: RunHistory) -> TokenTexts | None:
     """The tokenizer of the run's newest checkpoint, or of the local folder it started from; None where there is none."""
     from tokenizers import Tokenizer
 
-    model = run.config.get("model")
-    path = model.get("path") if isinstance(model, dict) else None
+    path = run.setting("model", "path")
     folders = [policy_folder(found.path) for found in reversed(find_checkpoints(run.path / "checkpoints"))]
     folders += [Path(path)] if isinstance(path, str) else []
     for folder in folders:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from bench.models import LATENT
 from doubles.models import byte_tokenizer, save
 from luspo_cli.config.model import ModelConfig
 from luspo_cli.policy.loading import load_model
@@ -20,11 +21,6 @@ from luspo_cli.rollout.sampler import SamplingOptions
 SIZES = {
     "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
     "max_position_embeddings": 64, "initializer_range": 0.2, "tie_word_embeddings": False,
-}  # fmt: skip
-LATENT = {
-    "num_key_value_heads": 4, "q_lora_rank": 16, "kv_lora_rank": 8, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4,
-    "v_head_dim": 6, "n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1,
-    "moe_intermediate_size": 16, "first_k_dense_replace": 1,
 }  # fmt: skip
 NOISY: dict[str, dict[str, Any]] = {
     "Qwen2": {"attention_dropout": 0.5},

@@ -6,10 +6,10 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
 
 from luspo_cli.config.objective_text import ObjectiveText
 from luspo_cli.config.run import MADE, TrainRun
+from luspo_cli.runs.folder import IfExists
 from luspo_cli.training.dry_run import Plan, make_plan
 
 
@@ -17,7 +17,7 @@ def dry_run_text(
     config: TrainRun,
     processes: int,
     run: Path,
-    if_exists: Literal["refuse", "resume", "replace"],
+    if_exists: IfExists,
     about: Sequence[str],
     warnings: Sequence[str],
     *,

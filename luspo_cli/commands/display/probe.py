@@ -7,12 +7,13 @@ import logging
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import typer
 
 from luspo_cli.config.run import TrainRun
 from luspo_cli.machine import libraries_stay
+from luspo_cli.runs.folder import IfExists
 from luspo_cli.training.probed import Probe, findings, step_time
 
 logger = logging.getLogger(__name__)
@@ -21,7 +22,7 @@ logger = logging.getLogger(__name__)
 def probe_run(
     config: TrainRun,
     path: Path,
-    if_exists: Literal["refuse", "resume", "replace"],
+    if_exists: IfExists,
     *,
     as_json: bool,
     warnings: Sequence[str],

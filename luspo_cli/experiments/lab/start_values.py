@@ -9,7 +9,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from luspo_cli.analysis.axis import LENGTH
 from luspo_cli.analysis.history import RunHistory
@@ -116,7 +116,7 @@ def _check(run: RunHistory) -> None:
         raise UsageError(
             f"{run.path} is a log of {run.source}: a fit needs the configuration that a luspo run folder holds; name one."
         )
-    if lag := _setting(run, "rollout", "lag"):
+    if lag := run.setting("rollout", "lag"):
         raise UsageError(
             f"{run.path} has rollout.lag = {lag}, which the lab does not model: its first"
             f" {'step trains' if lag == 1 else f'{lag} steps train'} nothing, and a fit reads steps 1 to {FITTED_STEPS};"
@@ -171,11 +171,6 @@ def _size(runs: Sequence[RunHistory], of_runs: Sequence[Sequence[StoredStep]]) -
     return UpdateSize("none", {})
 
 
-def _setting(run: RunHistory, section: str, key: str) -> Any:
-    found = run.config.get(section)
-    return found.get(key) if isinstance(found, Mapping) else None
-
-
 def _notes(run: RunHistory, stored: Sequence[StoredStep], size: UpdateSize, coupled: Estimate | None) -> Iterator[str]:
     if not stored:
         yield (
@@ -196,15 +191,15 @@ def _notes(run: RunHistory, stored: Sequence[StoredStep], size: UpdateSize, coup
         yield "the size of an update is not recorded; the lab's own is used"
     elif size.source == "clip fractions":
         yield "the size of an update is read in the clip fractions alone"
-    if _setting(run, "reward", "accuracy_weight") == 0:
+    if run.setting("reward", "accuracy_weight") == 0:
         yield "the reward does not pay accuracy (reward.accuracy_weight = 0), and the lab's pays nothing else"
-    elif any(_setting(run, "reward", key) for key in BESIDE_ACCURACY):
+    elif any(run.setting("reward", key) for key in BESIDE_ACCURACY):
         yield "the reward has terms beside accuracy, which the lab's has not"
-    if _setting(run, "data", "profile") in ("pays", "costs"):
+    if run.setting("data", "profile") in ("pays", "costs"):
         yield "how strongly length pays is not fitted; the lab's own data.length_gain is used"
     for section, key, plain, what in UNMODELLED:
-        if _setting(run, section, key) not in (None, plain):
-            yield f"{section}.{key} = {_setting(run, section, key)} is not in the lab: {what}"
+        if run.setting(section, key) not in (None, plain):
+            yield f"{section}.{key} = {run.setting(section, key)} is not in the lab: {what}"
 
 
 UNMODELLED = (
