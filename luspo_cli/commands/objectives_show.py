@@ -11,10 +11,6 @@ from typing import Annotated, Any
 import typer
 from typer import Argument, Option
 
-from luspo_cli.config.executed import executed
-from luspo_cli.config.objective import NAMED_OBJECTIVES, resolve
-from luspo_cli.config.other_trainers.files import read_peer_loss
-from luspo_cli.config.own_objective import is_own
 from luspo_cli.errors import UsageError, nearest
 
 SHOW_EXAMPLES = [
@@ -43,7 +39,7 @@ def show_cli(
     if path.is_dir() or path.is_file():
         if preset is not None:
             raise UsageError(f"--preset goes with an objective's name: {target} has its own numbers")
-        shown = _of_run(path) if path.is_dir() else read_peer_loss(path).answer()
+        shown = _of_run(path) if path.is_dir() else _of_peer(path)
     else:
         shown = _of_name(target, preset)
     if as_json:
@@ -68,7 +64,16 @@ def _of_run(path: Path) -> dict[str, Any]:
     return _as_executed(f"{stored['objective'].get('name')} as run in {path}", with_defaults(stored))
 
 
+def _of_peer(path: Path) -> dict[str, Any]:
+    from luspo_cli.config.other_trainers.files import read_peer_loss
+
+    return read_peer_loss(path).answer()
+
+
 def _of_name(name: str, preset: str | None) -> dict[str, Any]:
+    from luspo_cli.config.objective import NAMED_OBJECTIVES, resolve
+    from luspo_cli.config.own_objective import is_own
+
     if name not in NAMED_OBJECTIVES and name != "custom" and not is_own(name):
         raise UsageError(
             f"{name} is neither a folder, nor a file, nor an objective{nearest(name, NAMED_OBJECTIVES)}: name a run folder, a"
@@ -89,6 +94,8 @@ def _of_name(name: str, preset: str | None) -> dict[str, Any]:
 
 
 def _as_executed(title: str, stored: Mapping[str, Any]) -> dict[str, Any]:
+    from luspo_cli.config.executed import executed
+
     try:
         found = executed(stored)
     except (TypeError, ValueError) as error:
