@@ -18,6 +18,7 @@ from torch import Tensor
 from luspo_cli.analysis.history import RunHistory
 from luspo_cli.config.lab import LabRun, layered
 from luspo_cli.config.objective import ObjectiveConfig
+from luspo_cli.errors import UsageError
 from luspo_cli.experiments.lab.experiment import LabHistory, run_experiment
 from luspo_cli.experiments.lab.start_values import FITTED_STEPS, TAIL, StartValues
 
@@ -34,12 +35,20 @@ lab's own rate accuracy would be near 1 where networks reach 0.6 (docs/length.md
 
 
 def fit(run: RunHistory, start: StartValues, sets: Sequence[str] = ()) -> LabRun:
-    """The experiment whose first steps look like `start`, under the recipe of `run`; `sets` go on top of the fit."""
+    """The experiment whose first steps look like `start`, under the recipe of `run`; `sets` go on top of the fit.
+
+    UsageError where it has no step beyond those that were fitted.
+    """
     recipe, origin = _recipe(run), str(run.path / "config.json")
     fitted: dict[str, Any] = {
         "model": _fixed(start) | {"length": max(start.length, LEAST_LENGTH), "accuracy": start.accuracy},
         "update": _UPDATE,
     }
+    if (steps := layered(((recipe, origin), (fitted, FITTED)), sets).run.steps) <= FITTED_STEPS:
+        raise UsageError(
+            f"{run.path} is planned for {steps} steps and a fit reads steps 1 to {FITTED_STEPS}, so nothing is left to predict:"
+            " name a longer run, or say --set run.steps=60 to see what would have followed."
+        )
     limit = layered(((recipe, origin), (fitted, FITTED))).update.gradient_clip
     for _ in range(ROUNDS):
         config = layered(((recipe, origin), (fitted, FITTED)))

@@ -154,7 +154,7 @@ def test_a_run_with_an_entropy_term_is_predicted_without_it(tmp_path) -> None:
 
 
 def test_a_response_limit_below_the_labs_own_length_is_fitted(tmp_path) -> None:
-    found = fitted(write_run(tmp_path / "run", law("rollout.max_response_tokens=16", "run.steps=3")))
+    found = fitted(write_run(tmp_path / "run", law("rollout.max_response_tokens=16", "run.steps=4")))
     assert found.rollout.max_response_tokens == 16
     assert found.model.length == pytest.approx(12, abs=1.5)
 
@@ -238,6 +238,11 @@ def test_what_cannot_be_fitted_is_refused(tmp_path) -> None:
     short = write_run(tmp_path / "short", law("run.steps=2"), stored=(1, 2))
     with pytest.raises(UsageError, match=r"short has 2 recorded steps and a fit reads 3: wait until it has them"):
         predict_runs([short], 2)
+    over = write_run(tmp_path / "over", law("run.steps=3"), stored=(1, 2, 3))
+    with pytest.raises(UsageError, match=r"over is planned for 3 steps and a fit reads steps 1 to 3, so nothing is left to"):
+        predict_runs([over], 2)
+    row = predict_runs([over], 2, ["run.steps=4"]).rows[0]
+    assert (row.real, len(row.curve.x)) == (None, 4)
     right = write_run(tmp_path / "right", law())
     metrics = [
         json.loads(line) | {"reward/accuracy/mean": 1.0} for line in (right / "metrics.jsonl").read_text().splitlines()
