@@ -239,7 +239,9 @@ def test_what_cannot_be_fitted_is_refused(tmp_path) -> None:
     with pytest.raises(UsageError, match=r"short has 2 recorded steps and a fit reads 3: wait until it has them"):
         predict_runs([short], 2)
     over = write_run(tmp_path / "over", law("run.steps=3"), stored=(1, 2, 3))
-    with pytest.raises(UsageError, match=r"over is planned for 3 steps and a fit reads steps 1 to 3, so nothing is left to"):
+    with pytest.raises(
+        UsageError, match=r"over is planned for 3 steps and a fit reads steps 1 to 3, so nothing is left to"
+    ):
         predict_runs([over], 2)
     row = predict_runs([over], 2, ["run.steps=4"]).rows[0]
     assert (row.real, len(row.curve.x)) == (None, 4)
