@@ -35,7 +35,8 @@ class VllmConfig(Section):
     eager: bool = False
     """vLLM inside this process: no compilation and no CUDA graphs, a quicker start and slower tokens. On a CPU always so."""
     servers: tuple[str, ...] = Field(default=(), strict=False)
-    """Addresses of vLLM servers, for example http://127.0.0.1:8000; problems are spread over them (docs/engine.md)."""
+    """Addresses of vLLM servers, for example http://127.0.0.1:8000; problems are spread over them (docs/engine.md). With several
+    processes: servers of its own for each, or a number that divides theirs, and neighbours share one (docs/cluster.md)."""
     timeout_s: float = Field(default=600.0, gt=0)
     """Seconds that one response, or one push of the weights, of a server may take."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import importlib.util
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
@@ -12,6 +11,7 @@ from typing import Any, Literal, cast
 from luspo_cli.config.rollout import VllmConfig
 from luspo_cli.errors import UsageError
 from luspo_cli.machine import has_cuda
+from luspo_cli.processes.ranks import ALONE, Ranks
 from luspo_cli.rollout.sampler import Sampler, SamplingOptions
 
 SamplerName = Literal["in-process", "vllm", "vllm-server"]
@@ -63,18 +63,25 @@ def vllm_is_installed() -> bool:
 
 
 def check_sampler(
-    chosen: ChosenSampler, *, longest: int, draws: SamplingOptions, vllm: VllmConfig, never_drawn: Sequence[int] = ()
+    chosen: ChosenSampler,
+    *,
+    longest: int,
+    draws: SamplingOptions,
+    vllm: VllmConfig,
+    never_drawn: Sequence[int] = (),
+    ranks: Ranks = ALONE,
 ) -> None:
-    """UsageError for what can be known before anything is loaded: vLLM that is not installed, servers that are too few or unfit.
+    """UsageError for what can be known before anything is loaded: vLLM that is not installed, servers that are unfit or in a
+    number that the processes cannot share.
 
-    Changes nothing, on the servers either; `longest`, `draws` and `never_drawn` as for `make_sampler`.
+    Changes nothing, on the servers either; `longest`, `draws`, `never_drawn` and `ranks` as for `make_sampler`.
     """
     if chosen.name == "vllm" and not vllm_is_installed():
         raise UsageError(f"the vLLM sampler needs vllm, which is not installed: {INSTALL_VLLM}")
     if chosen.name == "vllm-server":
         from luspo_cli.rollout.vllm.server import checked_servers
 
-        checked_servers(_servers_of_this_process(vllm), longest, vllm.timeout_s, draws, never_drawn)
+        checked_servers(own_servers(vllm.servers, ranks.rank, ranks.size), longest, vllm.timeout_s, draws, never_drawn)
 
 
 def make_sampler(
@@ -89,11 +96,13 @@ def make_sampler(
     draws: SamplingOptions,
     seed: int,
     vllm: VllmConfig,
+    ranks: Ranks = ALONE,
 ) -> Sampler:
     """Build the chosen sampler; `policy` is the model being trained, `longest` the tokens of the longest row.
 
     `draws` says how the rollouts that are trained on will be drawn: vLLM returns log-probs for those. `device` is where training
-    computes, by default where the weights are; `apart` asks for weights of the sampler's own.
+    computes, by default where the weights are; `apart` asks for weights of the sampler's own; `ranks` are the processes that
+    sample for one policy.
     Raises UsageError where vllm is not installed or cannot run the model, RunError where a server does not answer.
     """
     if chosen.name == "in-process":
@@ -109,9 +118,8 @@ def make_sampler(
     if chosen.name == "vllm-server":
         from luspo_cli.rollout.vllm.server import VllmServerSampler
 
-        servers = _servers_of_this_process(vllm)
         return VllmServerSampler(
-            servers,
+            own_servers(vllm.servers, ranks.rank, ranks.size),
             model.tokenizer,
             model.end_tokens,
             model.compute_dtype,
@@ -120,6 +128,8 @@ def make_sampler(
             vllm.timeout_s,
             draws,
             model.never_drawn,
+            sharing=ranks if len(vllm.servers) < ranks.size else ALONE,
+            pushes=is_pusher(len(vllm.servers), ranks.rank, ranks.size),
         )
     check_sampler(chosen, longest=longest, draws=draws, vllm=vllm)
     from luspo_cli.rollout.vllm.engine import EngineSettings, VllmSampler
@@ -150,17 +160,21 @@ def release_weights(sampler: Sampler, policy: Any) -> None:
 
 
 def own_servers(servers: Sequence[str], rank: int, processes: int) -> tuple[str, ...]:
-    """The servers of one process of several, which no other one pushes to; UsageError where there are too few."""
-    if len(servers) < processes:
+    """The servers that one process of several draws from: every n-th of them, which no other process uses, or where there are
+    fewer than processes one that a block of neighbours shares. UsageError where the blocks would differ in size."""
+    if len(servers) >= processes:
+        return tuple(servers[rank::processes])
+    if processes % len(servers):
         raise UsageError(
-            f"rollout.vllm.servers names {len(servers)} and the run has {processes} processes, each of which pushes its weights:"
-            " name one server a process at least"
+            f"rollout.vllm.servers names {len(servers)} and the run has {processes} processes, which cannot share them evenly:"
+            f" name one server a process at least, or a number of servers that divides {processes}"
         )
-    return tuple(servers[rank::processes])
+    return (servers[rank * len(servers) // processes],)
 
 
-def _servers_of_this_process(vllm: VllmConfig) -> tuple[str, ...]:
-    return own_servers(vllm.servers, int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
+def is_pusher(servers: int, rank: int, processes: int) -> bool:
+    """Whether this process pushes the weights to its servers: of those that share one (`own_servers`), the first."""
+    return servers >= processes or rank % (processes // servers) == 0
 
 
 def device_memory() -> int | None:

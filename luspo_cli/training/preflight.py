@@ -16,7 +16,7 @@ from luspo_cli.policy.loading import LoadedModel, context_of, no_progress_bars
 from luspo_cli.policy.model_files import unread_revision
 from luspo_cli.processes.accelerate import refuse_foreign_wrapping, set_threads
 from luspo_cli.processes.ranks import Ranks
-from luspo_cli.processes.sharding import refuse_trained_tower
+from luspo_cli.processes.sharding import is_sharded, refuse_trained_tower
 from luspo_cli.rewards.rubric import Rubric
 from luspo_cli.rollout.samplers import check_sampler, choose_sampler
 from luspo_cli.runs.checkpoints import Checkpoint, fork_checkpoint
@@ -88,7 +88,7 @@ def prepare(
             starting = starting_folder(config, found or [], parent)
         loaded = load_start(config, starting, parent, ranks)
         problems = problems_of(config, loaded, found)
-        check_stages(config, loaded, problems.longest, problems.longest_held_out, ranks.size)
+        check_stages(config, loaded, problems.longest, problems.longest_held_out, ranks)
         if reason := config.lag_refused(has_images=problems.some_images):
             raise UsageError(reason)
         prepared = Prepared(config, loaded, problems, parent)
@@ -104,12 +104,12 @@ def check_stages(
     loaded: LoadedModel,
     training: LongestPrompt | None,
     held_out: LongestPrompt | None,
-    processes: int,
+    ranks: Ranks,
 ) -> None:
     """UsageError where the stages could not be built or could not sample every prompt."""
     _check_context(config, context_of(loaded.model.config), training, held_out)
     refuse_foreign_wrapping()
-    if processes > 1 and config.model.sharding == "full" and not config.model.freeze_vision:
+    if is_sharded(config.model, ranks) and not config.model.freeze_vision:
         refuse_trained_tower(loaded.model)
     chosen = choose_sampler(config.rollout.sampler)
     if reason := config.correction_refused(chosen.name, never_drawn=bool(loaded.never_drawn)):
@@ -122,6 +122,7 @@ def check_stages(
         draws=training_draws(config),
         vllm=config.rollout.vllm,
         never_drawn=loaded.never_drawn,
+        ranks=ranks,
     )
 
 

@@ -64,6 +64,7 @@ def make_stages(
         draws=training_draws(config),
         seed=config.run.seed,
         vllm=config.rollout.vllm,
+        ranks=ranks,
     )
     adapted, has_reference = config.model.lora.rank > 0, config.objective.kl_coefficient > 0
     reference: Policy | BasePolicy | None = None

@@ -195,6 +195,53 @@ def push_sharded(folder: Path, servers: list[str], variables: dict[str, str]) ->
     torch.save(said, folder / f"{variables['RANK']}.found")
 
 
+def share_servers(folder: Path, servers: list[str], sharded: bool, killed: int, variables: dict[str, str]) -> None:
+    """Twice: push a stored model, the second time with doubled weights, and draw with it; fewer servers than processes.
+
+    Process `killed` ends in the middle of its second push (-1: none). Stores each push's version, and as what the process left.
+    """
+    from luspo_cli.config.rollout import VllmConfig
+    from luspo_cli.records import Prompt
+    from luspo_cli.rollout.sampler import SamplingOptions
+    from luspo_cli.rollout.samplers import ChosenSampler, SamplerModel, check_sampler, make_sampler
+    from luspo_cli.rollout.vllm import server
+    from luspo_cli.training.made.build import made_tokenizer
+
+    os.environ.update(variables)
+    attention.register()
+    torch.set_num_threads(1)
+    own, versions, end = int(variables["RANK"]), [], None
+    weights = server.checkpoint_weights
+
+    def some(*arguments: Any) -> Any:
+        yield from list(weights(*arguments))[:3]
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    try:
+        with joined(60) as ranks:
+            policy = Policy(torch.load(folder / "model", weights_only=False), 1.0)
+            if sharded:
+                shard(policy, torch.device("cpu"))
+            chosen, vllm = ChosenSampler("vllm-server", ""), VllmConfig(servers=tuple(servers), timeout_s=30)
+            draws, model = SamplingOptions(2, 4), SamplerModel("", made_tokenizer(26), (1,), "float32")
+            check_sampler(chosen, longest=8, draws=draws, vllm=vllm, ranks=ranks)
+            sampler: Any = make_sampler(
+                chosen, model, None, max_rows=4, longest=8, draws=draws, seed=0, vllm=vllm, ranks=ranks
+            )
+            for push in range(2):
+                if push and own == killed:
+                    server.checkpoint_weights = some
+                sampler.load_weights(policy.model)
+                versions.append(sampler.version)
+                sampler.sample_groups([Prompt("p", (10 + own,))], draws)
+                with torch.no_grad():
+                    for weight in policy.parameters():
+                        weight.mul_(2.0)
+    except KnownError as error:
+        end = type(error).__name__, str(error), error.exit_code
+    torch.save((versions, end), folder / f"{own}.found")
+
+
 def fail_apart(folder: Path, variables: dict[str, str]) -> None:
     """The second process fails alone, the first alone, both alike; stores who prints it each time, None where none failed."""
     os.environ.update(variables)

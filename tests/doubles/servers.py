@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -44,13 +45,24 @@ def route_of(path: str) -> str:
 
 
 class PushTarget:
-    """A server of one worker that takes pushes, strict about their order as vLLM is; keeps what it was sent."""
+    """A server of one worker that takes pushes, strict about their order as vLLM is; keeps what it was sent.
 
-    def __init__(self, *, active: bool = False, fail_after: int | None = None) -> None:
-        self.active, self.fail_after = active, fail_after
+    It draws the token `<end>` for everybody, under the version of the weights that it has.
+    """
+
+    def __init__(
+        self, *, active: bool = False, fail_after: int | None = None, draw_s: Callable[[list[int]], float] | None = None
+    ) -> None:
+        """`draw_s`: how long it takes to answer a prompt."""
+        self.active, self.fail_after, self.draw_s = active, fail_after, draw_s
         self.received: dict[str, Tensor] = {}
         self.routes: list[str] = []
         self.version = ""
+        self.drawn: list[tuple[str, list[int]]] = []
+        """Version and prompt of each answer."""
+        self.drawing = self.disturbed = 0
+        """Draws that are under way, and pauses that ended some."""
+        self._lock = threading.Lock()
 
     def __call__(self, path: str, body: Any) -> tuple[int, Any]:
         route = route_of(path)
@@ -71,7 +83,25 @@ class PushTarget:
             self.active, self.version = False, body["weight_version"]
         elif route == "reset_prefix_cache":
             return 200, {"success": True}
+        elif route == "pause":
+            self.disturbed += self.drawing > 0
+        elif route == "inference_v1_generate":
+            return self._draw(body["token_ids"])
         return answering()(path, body)
+
+    def _draw(self, prompt: list[int]) -> tuple[int, Any]:
+        if self.active:
+            return 500, wrapped("drawn from while a push is under way")
+        with self._lock:
+            self.drawing += 1
+        version = self.version
+        time.sleep(self.draw_s(prompt) if self.draw_s else 0.0)
+        with self._lock:
+            self.drawing -= 1
+            self.drawn.append((version, prompt))
+        logprobs = {"content": [{"logprob": -0.5}]}
+        versions = [{"version": version, "start": 0, "end": 1}]
+        return 200, {"choices": [{"token_ids": [1], "logprobs": logprobs, "weight_versions": versions}]}
 
     def _receive(self, update: dict[str, Any]) -> None:
         self.received = {}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +17,7 @@ from luspo_cli.config.layers import resolve_train
 from luspo_cli.config.run import TrainRun
 from luspo_cli.errors import RunError, UsageError
 from luspo_cli.policy.loading import LoadedModel
+from luspo_cli.processes.ranks import ALONE, Ranks
 from luspo_cli.rollout import samplers
 from luspo_cli.training import session
 from luspo_cli.training.preflight import check_stages
@@ -68,8 +71,8 @@ def nobody() -> str:
         (["rollout.sampler=vllm"], {}, "needs vllm, which is not installed"),
         (["rollout.sampler=vllm-server", "rollout.vllm.servers=[SERVER]"], {}, "does not answer"),
         (
-            ["rollout.sampler=vllm-server", "rollout.vllm.servers=[SERVER]"],
-            {"RANK": "0", "WORLD_SIZE": "2"},
+            ["rollout.sampler=vllm-server", 'rollout.vllm.servers=[SERVER, "http://other"]'],
+            {"RANK": "0", "WORLD_SIZE": "3"},
             "name one server a process at least",
         ),
         ([], {"ACCELERATE_USE_FSDP": "true"}, "leave out its FSDP options"),
@@ -96,13 +99,19 @@ def test_an_old_run_is_not_replaced_by_one_that_cannot_start(
     ]  # fmt: skip
 
 
+class Alike(Ranks):
+    """A process whose others do all as it does."""
+
+    def gather(self, value: Any) -> list[Any]:
+        return [value] * self.size
+
+    def broadcast(self, value: Any) -> Any:
+        return value
+
+
 def alone(wait_s: float) -> Any:
     """In the place of `joined`: the variables of a launcher stand there, and no other process."""
-    from contextlib import nullcontext
-
-    from luspo_cli.processes.ranks import ALONE
-
-    return nullcontext(ALONE)
+    return nullcontext(Alike(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))))
 
 
 @pytest.mark.parametrize(
@@ -139,12 +148,12 @@ def test_prompt_and_response_limit_must_fit_into_the_context(
     loaded = LoadedModel(make_model(), None, ())
     prompts = LongestPrompt(training, "p"), LongestPrompt(held_out, "h") if held_out else None
     if advice is None:
-        check_stages(config, loaded, *prompts, 1)
+        check_stages(config, loaded, *prompts, ALONE)
         silent = SimpleNamespace(config=SimpleNamespace(get_text_config=object))
-        check_stages(config, LoadedModel(silent, None, ()), LongestPrompt(10**6, "p"), None, 1)
+        check_stages(config, LoadedModel(silent, None, ()), LongestPrompt(10**6, "p"), None, ALONE)
         return
     with pytest.raises(UsageError) as caught:
-        check_stages(config, loaded, *prompts, 1)
+        check_stages(config, loaded, *prompts, ALONE)
     assert str(caught.value) == advice
 
 
@@ -158,13 +167,17 @@ def test_what_a_vision_model_cannot_do_is_refused_too(make_model: Callable[..., 
         sets=["rollout.sampler=vllm", "rollout.temperature=0.7", "update.sampler_correction=sequence"],
     )
     with pytest.raises(UsageError, match=r"vLLM does not return .* of a vision model"):
-        check_stages(config, loaded, None, None, 1)
+        check_stages(config, loaded, None, None, ALONE)
     config = resolve_train(preset="tiny", sets=["model.sharding=full"])
-    check_stages(config, loaded, None, None, 1)
+    check_stages(config, loaded, None, None, ALONE)
     with pytest.raises(UsageError, match=r"set model\.freeze_vision = true"):
-        check_stages(config, loaded, None, None, 2)
+        check_stages(config, loaded, None, None, Ranks(1, 2))
     check_stages(
-        resolve_train(preset="tiny", sets=["model.sharding=full", "model.freeze_vision=true"]), loaded, None, None, 2
+        resolve_train(preset="tiny", sets=["model.sharding=full", "model.freeze_vision=true"]),
+        loaded,
+        None,
+        None,
+        Ranks(1, 2),
     )
 
 
@@ -176,11 +189,11 @@ def test_a_correction_is_refused_for_the_sampler_that_would_run(
     sets = ["update.sampler_correction=sequence", "rollout.top_p=0.9", "rollout.temperature=0.8"]
     config = resolve_train(preset="tiny", sets=[*sets, "rollout.sampler=auto"])
     monkeypatch.setattr(samplers, "vllm_is_installed", lambda: False)
-    check_stages(config, loaded, None, None, 1)
+    check_stages(config, loaded, None, None, ALONE)
     monkeypatch.setattr(samplers, "vllm_is_installed", lambda: True)
     monkeypatch.setattr(samplers, "has_cuda", lambda: True)
     with pytest.raises(UsageError, match="needs log-probs that vLLM does not return"):
-        check_stages(config, loaded, None, None, 1)
+        check_stages(config, loaded, None, None, ALONE)
     for sampler, servers in (("vllm", []), ("vllm-server", [f'rollout.vllm.servers=["{nobody()}"]'])):
         with pytest.raises(UsageError, match="needs log-probs that vLLM does not return"):
             resolve_train(preset="tiny", sets=[*sets, f"rollout.sampler={sampler}", *servers])

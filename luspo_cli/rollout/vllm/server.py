@@ -12,6 +12,8 @@ A push pauses the server (which ends what a killed run left behind and empties t
 an exchange between the processes of a run, which each of them makes as often as the others and in the same order. Every answer
 names the version that it was drawn with: a server that was restarted, or that another run pushed to, is found out at its first
 answer instead of training on other weights' samples.
+Where processes of a run share a server, one of them pushes. All get the version from the first process of the run, and only when
+all have come to the push, so that no draw is under way; none goes on before every push is through, or has failed on all of them.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ import httpx
 import torch
 
 from luspo_cli.errors import RunError, UsageError
+from luspo_cli.processes.ranks import ALONE, Ranks
 from luspo_cli.records import Prompt, Rollout
 from luspo_cli.rollout.sampler import SamplingOptions
 from luspo_cli.rollout.vllm.handshake import PROTOCOL, shape_of
@@ -67,8 +70,12 @@ class VllmServerSampler:
         timeout_s: float,
         draws: SamplingOptions,
         never_drawn: Sequence[int] = (),
+        *,
+        sharing: Ranks = ALONE,
+        pushes: bool = True,
     ) -> None:
-        """`draws`: how the rollouts that are trained on will be drawn; `never_drawn`: a vision model's image tokens.
+        """`draws`: how the rollouts that are trained on will be drawn; `never_drawn`: a vision model's image tokens; `sharing`:
+        the processes of the run where several draw from one server, of which one `pushes` to it.
 
         UsageError where a server does not fit.
         """
@@ -77,14 +84,19 @@ class VllmServerSampler:
         self.never_drawn = tuple(never_drawn)
         self.dtype = getattr(torch, dtype)
         self._servers = checked_servers(servers, longest, timeout_s, draws, never_drawn)
+        self._pushed, self._sharing = (self._servers if pushes else []), sharing
         self.version = ""
 
     def load_weights(self, policy: Any) -> None:
-        """Push the policy's weights to every server, all at the same time; RunError, after all weights, where one failed."""
-        self.version = secrets.token_hex(8)
+        """Push the policy's weights to every server, all at the same time; RunError, after all weights, where one failed.
+
+        Processes that share servers call this together, those that push to none as well; a failure is everybody's.
+        """
+        # Not a broadcast: a process has all of these only when no other one draws any more.
+        self.version = self._sharing.gather(secrets.token_hex(8))[0]
         shape = shape_of(policy.config)
         described = describe(policy, self.dtype)
-        feeds = [WeightFeed() for _ in self._servers]
+        feeds = [WeightFeed() for _ in self._pushed]
 
         def push(server: _Server, feed: WeightFeed) -> None:
             try:
@@ -92,11 +104,12 @@ class VllmServerSampler:
             finally:
                 feed.close()
 
-        with ThreadPoolExecutor(len(self._servers)) as threads:
-            pushes = [threads.submit(push, server, feed) for server, feed in zip(self._servers, feeds, strict=True)]
+        with ThreadPoolExecutor(max(1, len(feeds))) as threads:
+            pushes = [threads.submit(push, server, feed) for server, feed in zip(self._pushed, feeds, strict=True)]
             hand_out(checkpoint_weights(policy, self.dtype), feeds)
-        for done in pushes:
-            done.result()
+        with self._sharing.phase():
+            for done in pushes:
+                done.result()
 
     def sample_groups(
         self, prompts: Sequence[Prompt], options: SamplingOptions, on_progress: Callable[[int], None] | None = None

@@ -147,6 +147,18 @@ def test_a_server_that_fails_leaves_the_pass_over_the_weights_whole(serve: Any, 
     assert len(gathered) == len(list(model.named_parameters()))
 
 
+def test_a_process_that_pushes_to_nobody_passes_over_the_weights_and_queues_none(
+    serve: Any, make_model: Any, gathered: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, target = make_model(), PushTarget()
+    own = VllmServerSampler([serve(target)], None, [1], "float32", 8, 64, 5.0, DRAWS, pushes=False)
+    asked = len(target.routes)
+    monkeypatch.setattr(vllm_server.WeightFeed, "__init__", None)  # making one fails
+    own.load_weights(model)
+    assert gathered == [(name, True) for name, _ in model.named_parameters()]
+    assert len(target.routes) == asked
+
+
 def test_weights_that_cannot_be_gathered_are_no_push(
     serve: Any, make_model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
