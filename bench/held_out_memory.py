@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 from made_images import SMALL, make_model, make_problems
+from shared.child import reset_peak, resident_gib, resident_peak_gib
 
 from luspo_cli.config.layers import resolve_train
 from luspo_cli.config.run import TrainRun
@@ -67,16 +68,11 @@ def measure(place: str, number: int, frozen: str) -> None:
         every, held_out.problems = held_out.problems, held_out.problems[:2]
         held_out.evaluate(stages.sampler)
         held_out.problems = every
-        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-        baseline, began = resident("VmRSS"), time.monotonic()
+        reset_peak()
+        baseline, began = 1024 * resident_gib(), time.monotonic()
         assert held_out.evaluate(stages.sampler)[0]["evaluation/problems"] == number
-        found = {"baseline": baseline, "peak": resident("VmHWM"), "seconds": time.monotonic() - began}
+        found = {"baseline": baseline, "peak": 1024 * resident_peak_gib(), "seconds": time.monotonic() - began}
     print(json.dumps(found))
-
-
-def resident(entry: str) -> float:
-    """MiB of this process: `VmRSS` now, `VmHWM` at most since the peak was set back."""
-    return int(Path("/proc/self/status").read_text().partition(f"{entry}:")[2].split()[0]) / 1024
 
 
 def configuration(folder: Path, number: int, frozen: str) -> TrainRun:

@@ -18,6 +18,8 @@ import zipfile
 from io import BytesIO
 from pathlib import Path
 
+from shared.child import resident_peak_gib
+
 MOTIFS = 300
 WIDTH, HEIGHT = 640, 480
 
@@ -76,10 +78,10 @@ def prepare(folder: Path, stored_as: str) -> None:
     seconds = time.monotonic() - began
     images = prepared.manifest["images"]
     processor = resource.getrusage(resource.RUSAGE_SELF)
-    peak = int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) // 1024
+    peak = 1024 * resident_peak_gib()
     print(
         f"{prepared.rows['train']} rows, {images['files']} images, {images['bytes'] / 1e9:.2f} GB, {stored_as}: {seconds:.0f} s"
-        f" ({processor.ru_utime + processor.ru_stime:.0f} s of one core), peak {peak} MiB"
+        f" ({processor.ru_utime + processor.ru_stime:.0f} s of one core), peak {peak:.0f} MiB"
     )
 
 

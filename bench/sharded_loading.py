@@ -15,6 +15,7 @@ import argparse
 import hashlib
 import inspect
 import json
+import math
 import os
 import socket
 import subprocess
@@ -22,6 +23,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+from shared.child import memory_bytes, reset_peak
 
 MIB = 2**20
 
@@ -85,21 +88,13 @@ def measure(folder: str, processes: int, tree: Path) -> tuple[list[dict[str, flo
         subprocess.Popen(command, env={**variables, "RANK": str(rank), "LOCAL_RANK": str(rank)}, stdout=subprocess.PIPE)
         for rank in range(processes)
     ]
-    most = 0
+    most = 0.0
     while any(child.poll() is None for child in children):
-        most = max(most, sum(resident(child.pid, "RssAnon") for child in children))
+        own = [memory_bytes("RssAnon", child.pid) for child in children]
+        most = max(most, sum(one for one in own if not math.isnan(one)))  # one that has ended has none
         time.sleep(0.1)
     found = [json.loads(child.communicate()[0].splitlines()[-1]) for child in children]
     return found, most - sum(one["before"] for one in found)
-
-
-def resident(pid: int | str, which: str) -> int:
-    """Bytes of a process's memory of this kind; 0 where it has ended."""
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-        return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{which}:"))
-    except (OSError, StopIteration):
-        return 0
 
 
 def one(folder: str) -> None:
@@ -117,14 +112,14 @@ def one(folder: str) -> None:
         import torch.distributed.fsdp
         import transformers.models.qwen2.modeling_qwen2  # noqa: F401
 
-        before, begun_with = resident("self", "RssAnon"), resident("self", "VmRSS")
-        Path("/proc/self/clear_refs").write_text("5")  # the peak from here on
+        before, begun_with = memory_bytes("RssAnon"), memory_bytes("VmRSS")
+        reset_peak()
         # A checkout from before the first process alone read the weights has no such argument.
         first_reads = "numbers" in inspect.signature(load_model).parameters
         numbers = {"numbers": ranks.is_first} if first_reads else {}
         policy = Policy(load_model(ModelConfig(path=folder, sharding="full"), **numbers).model, 1.0)
         shard(policy, torch.device("cpu"))
-        peak = resident("self", "VmHWM") - begun_with
+        peak = memory_bytes("VmHWM") - begun_with
         digest, weights = hashlib.sha256(), 0
         for _, weight in policy.named_parameters():
             digest.update(weight.to_local().detach().numpy().data)

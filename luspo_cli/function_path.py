@@ -31,6 +31,8 @@ class FunctionPath:
 
     place: str
     name: str
+    installed: bool = False
+    """Named by an installed package: a module of the current folder does not go first."""
 
     @property
     def is_file(self) -> bool:
@@ -69,7 +71,11 @@ def load_function(path: FunctionPath, kind: type | None = None) -> tuple[Any, Pa
 
 def load_module(path: FunctionPath) -> ModuleType:
     """The file or module of a path, whatever its name there; as `load_function`."""
-    return _load_file(path) if path.is_file else _load_module(path)
+    if path.is_file:
+        return _load_file(path)
+    if not path.installed:
+        _look_in(Path.cwd())
+    return _load_module(path)
 
 
 def _load_file(path: FunctionPath) -> ModuleType:
@@ -94,7 +100,6 @@ def _load_file(path: FunctionPath) -> ModuleType:
 
 
 def _load_module(path: FunctionPath) -> ModuleType:
-    _look_in(Path.cwd())
     try:
         return importlib.import_module(path.place)
     except KeyboardInterrupt:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import subprocess
 import sys
 import time
@@ -22,7 +24,7 @@ from results import (  # noqa: E402
     print_table,
     with_ratio,
 )
-from shared.child import Phases, resident_peak_gib, run_child  # noqa: E402
+from shared.child import Phases, memory_bytes, resident_gib, resident_peak_gib, run_child  # noqa: E402
 from shared.forced import forced_reward, last_number  # noqa: E402
 from shared.models import forward_flops, parameters_of, qwen2_config  # noqa: E402
 
@@ -213,6 +215,13 @@ def test_peaks_and_seconds_go_to_the_phase_that_made_them() -> None:
     assert found["peak GiB"] == found["rollout peak GiB"]
     assert "GPU peak GiB" not in found
     assert resident_peak_gib() < found["peak GiB"]
+
+
+def test_memory_is_read_of_a_process_that_is_there() -> None:
+    assert 0.01 < resident_gib() <= resident_peak_gib() + 0.01
+    assert 0 < memory_bytes("RssAnon", os.getpid()) < memory_bytes("VmPeak")
+    assert math.isnan(memory_bytes("VmRSS", 2**30))
+    assert math.isnan(memory_bytes("Vm"))
 
 
 def test_forced_rewards_mix_every_group_or_every_other_one() -> None:

@@ -64,16 +64,22 @@ def resident_peak_gib() -> float:
 
     Not `ru_maxrss`, which begins at the size of the process that started this one.
     """
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return float("nan")
-    return next((int(line.split()[1]) / 2**20 for line in lines if line.startswith("VmHWM")), float("nan"))
+    return memory_bytes("VmHWM") / 2**30
 
 
 def resident_gib() -> float:
     """The resident size of this process now."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**30
+    return memory_bytes("VmRSS") / 2**30
+
+
+def memory_bytes(entry: str, process: int | str = "self") -> float:
+    """One entry of a process's status in bytes, such as VmHWM, VmRSS or RssAnon; nan where the process has ended, or the system
+    does not say."""
+    try:
+        lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    except OSError:
+        return float("nan")
+    return next((1024.0 * int(line.split()[1]) for line in lines if line.startswith(f"{entry}:")), float("nan"))
 
 
 def device_peak_gib() -> float:

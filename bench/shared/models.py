@@ -70,17 +70,12 @@ def random_model(folder: Path, size: str = "60m", **changes: int) -> Path:
 
 
 def parameters_of(config: Any) -> dict[str, int]:
-    """Weights of a dense decoder by part: `layers` and `head`, which a token passes, and an `embedding` of its own."""
-    width, heads = config.hidden_size, config.num_attention_heads
-    size = getattr(config, "head_dim", None) or width // heads
-    attention = width * size * (2 * heads + 2 * config.num_key_value_heads)
-    feed_forward = 3 * width * config.intermediate_size
-    table = config.vocab_size * width
-    return {
-        "layers": config.num_hidden_layers * (attention + feed_forward),
-        "head": table,
-        "embedding": 0 if config.tie_word_embeddings else table,
-    }
+    """Weights of a dense decoder's matrices by part: `layers` and `head`, which a token passes, and an `embedding` of its own."""
+    from luspo_cli.policy.model_shape import shape_of
+
+    shape = shape_of(config.to_dict())
+    table = shape.vocabulary * shape.width
+    return {"layers": shape.layer_matrices(), "head": table, "embedding": 0 if shape.tied_head else table}
 
 
 def forward_flops(config: Any, lengths: list[int], head_tokens: int) -> float:
@@ -89,8 +84,9 @@ def forward_flops(config: Any, lengths: list[int], head_tokens: int) -> float:
     Two for each weight and token, and 2 x 2 x width for each pair of a query and a key that it may see; three times this with the
     backward pass.
     """
-    parts = parameters_of(config)
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    from luspo_cli.policy.model_shape import shape_of
+
+    parts, shape = parameters_of(config), shape_of(config.to_dict())
     pairs = sum(length * (length + 1) / 2 for length in lengths)
-    attention = 4 * config.num_hidden_layers * config.num_attention_heads * size * pairs
+    attention = 4 * shape.layers * shape.heads * shape.head_size * pairs
     return 2 * parts["layers"] * sum(lengths) + attention + 2 * parts["head"] * head_tokens

@@ -13,7 +13,9 @@ from typing import Annotated, Any
 import typer
 from typer import Argument, Option
 
+from luspo_cli.config.objective import NAMED_OBJECTIVES
 from luspo_cli.config.objective_text import ObjectiveText, chosen_names, configured, describe
+from luspo_cli.config.own_objective import installed
 
 ABOUT = (
     "The objectives: list them (what `luspo objectives` does without a command), say which loss ran, and run the proofs on one of"
@@ -32,6 +34,8 @@ def objectives_cli(
         typer.echo(json.dumps({text.name: objective_json(text) for text in texts}, indent=2))
     else:
         print_objectives(texts)
+        if not names:
+            print_installed()
 
 
 def objective_json(text: ObjectiveText) -> dict[str, Any]:
@@ -57,3 +61,20 @@ def print_objectives(texts: list[ObjectiveText]) -> None:
     for text in texts:
         console.print()
         print_details(console, text.name, text.lines())
+
+
+def print_installed() -> None:
+    """Print the names that installed packages bring, where there are any; none of them is imported."""
+    from rich.console import Console
+
+    from luspo_cli.commands.display.details import print_details
+
+    lines = []
+    for name, places in installed().items():
+        for place, package in places.items():
+            hidden = f"; the built-in {name} goes first: name {place}" if name in NAMED_OBJECTIVES else ""
+            lines.append((name, f"{place} of {package}{hidden}"))
+    if lines:
+        console = Console()
+        console.print()
+        print_details(console, "of installed packages", lines)

@@ -72,12 +72,13 @@ def _of_peer(path: Path) -> dict[str, Any]:
 
 def _of_name(name: str, preset: str | None) -> dict[str, Any]:
     from luspo_cli.config.objective import NAMED_OBJECTIVES, resolve
-    from luspo_cli.config.own_objective import is_own
+    from luspo_cli.config.own_objective import installed, is_own
 
     if name not in NAMED_OBJECTIVES and name != "custom" and not is_own(name):
+        known = (*NAMED_OBJECTIVES, *installed())
         raise UsageError(
-            f"{name} is neither a folder, nor a file, nor an objective{nearest(name, NAMED_OBJECTIVES)}: name a run folder, a"
-            f" file with settings of TRL or verl, or one of {', '.join(NAMED_OBJECTIVES)}"
+            f"{name} is neither a folder, nor a file, nor an objective{nearest(name, known)}: name a run folder, a"
+            f" file with settings of TRL or verl, or one of {', '.join(known)}"
         )
     if preset is not None:
         from luspo_cli.config.layers import resolve_train
@@ -87,7 +88,8 @@ def _of_name(name: str, preset: str | None) -> dict[str, Any]:
     try:
         section = dataclasses.asdict(resolve(name))
     except ValueError as error:
-        raise UsageError(f"{error}; a run or a preset that sets them can be shown") from None
+        shown = "; a run or a preset that sets them can be shown" if name == "custom" else ""
+        raise UsageError(f"{error}{shown}") from None
     return _as_executed(
         f"{name} with its own numbers; --preset or a run has those of a batch too", {"objective": section}
     )

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from luspo_cli.config.fork import ForkConfig
-from luspo_cli.config.layers import FREE_KEYS, merge, parse_set, resolve_train, validated
+from luspo_cli.config.layers import merge, parse_set, preset_objective, validated
 from luspo_cli.config.own_objective import check_labels, label_of
 from luspo_cli.config.run import TrainRun
 from luspo_cli.config.stored import flatten
@@ -148,5 +148,4 @@ def _objective(parent: TrainRun, name: str, preset: str | None) -> dict[str, Any
         return dict(parent.model_dump(mode="json")["objective"])
     if preset is None:
         return {"name": name, "entropy_coefficient": parent.objective.entropy_coefficient}
-    found = resolve_train(preset=preset, objective=name).objective
-    return {"name": name, **{key: value for key in FREE_KEYS if (value := getattr(found, key)) is not None}}
+    return preset_objective(preset, name)

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from luspo_cli.config.base import Section
-from luspo_cli.config.layers import FREE_KEYS, all_keys, merge, nested, parse_set, resolve_train, validated
+from luspo_cli.config.layers import all_keys, merge, nested, parse_set, preset_objective, resolve_train, validated
 from luspo_cli.config.objective import ObjectiveConfig
 from luspo_cli.config.run import TrainRun
 from luspo_cli.config.update import Beta, broken_groups
@@ -159,10 +159,9 @@ def resolve_lab(
 
     UsageError, one sentence, for what is wrong.
     """
-    recipe = resolve_train(preset=preset, objective=objective)
-    free = {key: value for key in FREE_KEYS if (value := getattr(recipe.objective, key)) is not None}
+    recipe = resolve_train(preset=preset)
     layer: dict[str, Any] = {
-        "objective": {"name": objective, **free},
+        "objective": preset_objective(preset, objective),
         "rollout": {key: getattr(recipe.rollout, key) for key in ("problems", "group_size")},
         "update": {key: getattr(recipe.update, key) for key in ("mini_batches", "betas", "gradient_clip")},
         "run": {"steps": recipe.run.steps},

@@ -94,6 +94,14 @@ def resolve_train(
     return config
 
 
+def preset_objective(preset: str, name: str) -> dict[str, Any]:
+    """The [objective] section of `name` with what a preset says of its free keys; a `custom` one is composed by keys on top."""
+    if name == "custom":
+        return {"name": name}
+    found = resolve_train(preset=preset, objective=name).objective
+    return {"name": name, **{key: value for key in FREE_KEYS if (value := getattr(found, key)) is not None}}
+
+
 def _validated(root: type[Root], merged: dict[str, Any]) -> Root:
     """Validate, taking a single text where a list belongs as a list of one: `run.track=tensorboard` can mean nothing else."""
     try:
@@ -189,7 +197,7 @@ def _of_objective(layer: Mapping[str, Any], name: Any, origin: str) -> dict[str,
         raise UsageError(f"--set {FOR_OBJECTIVE}...: belongs in a file; for this run set objective.KEY itself")
     for chosen, values in tables.items():
         _check_objective(chosen, f"{origin}: [{FOR_OBJECTIVE}.{chosen}]: ")
-        if isinstance(name, str) and (reason := misnamed(chosen, name)):
+        if chosen not in NAMED_OBJECTIVES and isinstance(name, str) and (reason := misnamed(chosen, name)):
             raise UsageError(f'{origin}: [{FOR_OBJECTIVE}."{chosen}"]: {reason}')
         for key in values:
             if key not in FREE_KEYS:

@@ -133,13 +133,17 @@ class ShapeConfig(Section):
 
     def decoder_parameters(self) -> int:
         """Embeddings, attention with biases on q/k/v, gated feed-forward, norms, head."""
-        matrices = 2 * self.width * (self.heads + self.key_value_heads) * self.head_size
-        layer = matrices + self.attention_vectors() + 2 * self.width
+        vectors = self.layers * (self.attention_vectors() + 2 * self.width) + self.width
+        embeddings = self.vocabulary * self.width * (1 if self.tied_head else 2)
+        return embeddings + self.layer_matrices() + vectors
+
+    def layer_matrices(self) -> int:
+        """Number of weights of all layers' matrices: attention, feed-forwards, and experts with their routers."""
+        attention = 2 * self.width * (self.heads + self.key_value_heads) * self.head_size
         dense = self.dense_layers
         feed_forwards = dense * 3 * self.width * self.feed_forward
         feed_forwards += (self.layers - dense) * self.experts.parameters(self.width)
-        embeddings = self.vocabulary * self.width * (1 if self.tied_head else 2)
-        return embeddings + self.layers * layer + feed_forwards + self.width
+        return self.layers * attention + feed_forwards
 
     @property
     def head_size(self) -> int:

@@ -242,12 +242,12 @@ class ObjectiveConfig(PlainSection):
     @property
     def clips_log_ratio(self) -> bool:
         """Whether `clip_low` and `clip_high` are distances from log ratio 0; otherwise from ratio 1."""
-        return self.surrogate == "gmpo" or self.clip_on in ("root", "sum")
+        return self._form("surrogate") == "gmpo" or self.clip_on in ("root", "sum")
 
     @property
     def clips_divergence(self) -> bool:
         """Whether `clip_low` and `clip_high` are distances between probabilities or policies, as under dppo."""
-        return self.surrogate in ("dppo-tv", "dppo-kl")
+        return self._form("surrogate") in ("dppo-tv", "dppo-kl")
 
     def _form(self, part: str) -> str:
         """The part, or where it is one of one's own the one that it replaces: what it reads and the level that it is on stay."""

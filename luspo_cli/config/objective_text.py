@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from luspo_cli.config.objective import NAMED_OBJECTIVES, ObjectiveConfig, resolve
-from luspo_cli.config.own_objective import OWN, is_own
+from luspo_cli.config.own_objective import OWN, installed, is_own
 from luspo_cli.config.peers import trl_settings, trl_text, verl_settings, verl_text
 from luspo_cli.errors import UsageError, nearest
 
@@ -169,15 +169,17 @@ def clip_form(clip_on: str | None, clip_band: str | None) -> str:
     return f"{on} balanced" if clip_band == "balanced" else on
 
 
-def chosen_names(names: Sequence[str] | None) -> list[str]:
+def chosen_names(names: Sequence[str] | None, *, composed: bool = False) -> list[str]:
     """Return the given names of objectives in the given order, or all built-in ones; UsageError for an unknown one.
 
-    Whether there is such a file or module as a name of one's own says is seen where it is read.
+    `custom` is one where it can be `composed` by keys. Whether there is such a file or module as a name of one's own says is seen
+    where it is read.
     """
+    known = (*NAMED_OBJECTIVES, *(("custom",) if composed else ()))
     for name in names or ():
-        if name not in NAMED_OBJECTIVES and not is_own(name):
-            known = ", ".join(NAMED_OBJECTIVES)
-            raise UsageError(f"Unknown objective '{name}'{nearest(name, NAMED_OBJECTIVES)}: choose from {known}.")
+        if name not in known and not is_own(name):
+            known = (*known, *installed())
+            raise UsageError(f"Unknown objective '{name}'{nearest(name, known)}: choose from {', '.join(known)}.")
     return list(names or NAMED_OBJECTIVES)
 
 
@@ -186,7 +188,7 @@ def listed_names(text: str) -> list[str]:
     names = [name.strip() for name in text.split(",") if name.strip()]
     if not names:
         raise UsageError(f"--objectives is empty; give names, for example {DEFAULT_OBJECTIVES}.")
-    for name in chosen_names(names):
+    for name in chosen_names(names, composed=True):
         if names.count(name) > 1:
             raise UsageError(f"--objectives names {name} twice; name each objective once.")
     return names

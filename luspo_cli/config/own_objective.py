@@ -8,8 +8,9 @@ digest, and is read without running the user's code. Standard library only, as `
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ OWN = "own"
 """What the configuration calls a part that a function replaces."""
 ENTRY_POINTS = "luspo.objectives"
 """The group under which an installed package names its objectives."""
+_USABLE = re.compile(r"\w[\w.-]*")
 PARAMETERS: Mapping[str, tuple[str, ...]] = {
     "advantage": ("rewards",),
     "ratio": ("batch",),
@@ -79,11 +81,28 @@ class LoadedObjective:
 
 
 @cache
-def installed() -> Mapping[str, str]:
-    """Names of installed objectives → `package.module:name`."""
-    from importlib.metadata import entry_points
+def installed() -> Mapping[str, Mapping[str, str]]:
+    """Names of installed objectives → `package.module:name` → the package with its version; nothing of them is imported.
 
-    return {entry.name: entry.value for entry in entry_points(group=ENTRY_POINTS)}
+    A name of two packages has two places. Read package by package: one whose entry points are malformed concerns who uses it.
+    """
+    from importlib.metadata import distributions
+
+    found: dict[str, dict[str, str]] = {}
+    packages: set[str] = set()
+    for package in distributions():
+        try:
+            named = ENTRY_POINTS in (package.read_text("entry_points.txt") or "")
+            entries = package.entry_points.select(group=ENTRY_POINTS) if named else ()
+        except (TypeError, ValueError):
+            continue
+        if not entries or package.name in packages:  # an older copy behind the one that is imported
+            continue
+        packages.add(package.name)
+        for entry in entries:
+            place = entry.value.partition("[")[0].strip()  # without the extras that it may ask for
+            found.setdefault(entry.name, {}).setdefault(place, f"{package.name} {package.version}")
+    return found
 
 
 def is_own(name: str) -> bool:
@@ -93,7 +112,27 @@ def is_own(name: str) -> bool:
 
 def function_path(name: str) -> FunctionPath:
     """Where an objective of one's own is; ValueError, one sentence, where the name cannot be read."""
-    return parse_function_path(name if ":" in name else installed().get(name, name))
+    places = {} if ":" in name else installed().get(name, {})
+    if not places:
+        return parse_function_path(name)
+    if len(places) > 1:
+        raise ValueError(
+            f"objective {name} is in {len(places)} packages, {' and '.join(places.values())}: name {' or '.join(places)}"
+        )
+    place = next(iter(places))
+    if not _USABLE.fullmatch(name):  # it becomes the name of a folder
+        raise ValueError(
+            f"{_of_package(name)}: a name has letters, digits, '_', '-' and '.' alone: name {place} instead"
+        )
+    try:
+        return replace(parse_function_path(place), installed=True)
+    except ValueError as error:
+        raise ValueError(f"{_of_package(name)}: its entry point {error}") from None
+
+
+def _of_package(name: str) -> str:
+    """The beginning of a sentence on an installed objective."""
+    return f"objective {name} of the package {' and '.join(installed()[name].values())}"
 
 
 def label_of(name: str) -> str:
@@ -150,12 +189,17 @@ def _load(name: str, folder: str) -> LoadedObjective:
         path = function_path(name)
     except ValueError as error:
         raise UsageError(str(error)) from None
-    found, file = load_function(path, OwnObjective)
-    if not isinstance(found, OwnObjective):
-        raise UsageError(
-            f"{name} is a {type(found).__name__} and no OwnObjective: write {path.name} = OwnObjective('gspo', ...), from"
-            " luspo_cli.objectives"
-        )
+    try:
+        found, file = load_function(path, OwnObjective)
+        if not isinstance(found, OwnObjective):
+            raise UsageError(
+                f"{path if path.installed else name} is a {type(found).__name__} and no OwnObjective: write {path.name} ="
+                " OwnObjective('gspo', ...), from luspo_cli.objectives"
+            )
+        if not file.is_file():
+            raise UsageError(f"{file} is no file of its own, whose digest a run records: unpack it")
+    except UsageError as error:
+        raise UsageError(f"{_of_package(name)}: {error}" if path.installed else str(error)) from None
     return LoadedObjective(found, file, file_sha256(file))
 
 

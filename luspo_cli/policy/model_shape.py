@@ -80,17 +80,7 @@ class Qwen3Tower(VisionShapeConfig):
 def read_shape(file: Path) -> ShapeConfig:
     """The shape that a config.json describes; UsageError where it describes no language model."""
     try:
-        stored = json.loads(file.read_bytes())
-        text = stored.get("text_config") or stored
-        kind, more = _decoder(stored, text)
-        return kind(
-            **{ours: text[entry] for ours, entry in ENTRIES.items()},
-            key_value_heads=text.get("num_key_value_heads") or text["num_attention_heads"],
-            experts=_experts(text),
-            tied_head=bool(stored.get("tie_word_embeddings") or text.get("tie_word_embeddings")),
-            vision=_read_vision(stored),
-            **more,
-        )
+        return shape_of(json.loads(file.read_bytes()))
     except ValidationError as error:
         fault = error.errors()[0]
         entry = ENTRIES.get(str(fault["loc"][0]), ".".join(map(str, fault["loc"])))
@@ -100,6 +90,20 @@ def read_shape(file: Path) -> ShapeConfig:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         said = f"no entry {error}" if isinstance(error, KeyError) else first_line(error)
         raise UsageError(f"{file} does not describe a language model: {said}; take a complete copy") from None
+
+
+def shape_of(stored: Mapping[str, Any]) -> ShapeConfig:
+    """The shape that a transformers configuration describes; KeyError, TypeError or ValueError where it describes none."""
+    text = stored.get("text_config") or stored
+    kind, more = _decoder(stored, text)
+    return kind(
+        **{ours: text[entry] for ours, entry in ENTRIES.items()},
+        key_value_heads=text.get("num_key_value_heads") or text["num_attention_heads"],
+        experts=_experts(text),
+        tied_head=bool(stored.get("tie_word_embeddings") or text.get("tie_word_embeddings")),
+        vision=_read_vision(stored),
+        **more,
+    )
 
 
 def vision_config(vision: VisionShapeConfig, text_width: int) -> dict[str, Any]:

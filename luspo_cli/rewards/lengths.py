@@ -23,7 +23,7 @@ def kimi_length(lengths: Sequence[int], correct: Sequence[bool]) -> list[float]:
     shortest, longest = min(lengths), max(lengths)
     if shortest == longest:
         return [0.0] * len(lengths)
-    terms = [0.5 - (length - shortest) / (longest - shortest) for length in lengths]
+    terms = [_slope(length, shortest, longest) for length in lengths]
     return [term if right else min(0.0, term) for term, right in zip(terms, correct, strict=True)]
 
 
@@ -35,13 +35,14 @@ def lazy_length(lengths: Sequence[int], correct: Sequence[bool], tolerance: int)
         return [0.0] * len(lengths)
     shortest, longest = min(own), max(own)
     return [
-        0.0
-        if not right
-        else 0.5
-        if length <= shortest + tolerance
-        else 0.5 - (length - shortest) / (longest - shortest)
+        0.0 if not right else 0.5 if length <= shortest + tolerance else _slope(length, shortest, longest)
         for length, right in zip(lengths, correct, strict=True)
     ]
+
+
+def _slope(length: int, shortest: int, longest: int) -> float:
+    """Kimi's λ: 0.5 at the shortest length, -0.5 at the longest."""
+    return 0.5 - (length - shortest) / (longest - shortest)
 
 
 def cosine_length(

@@ -7,6 +7,7 @@ and the run says so, for many published ones do.
 from __future__ import annotations
 
 import logging
+from functools import cache
 
 from luspo_cli.config.objective import NAMED_OBJECTIVES, ObjectiveConfig
 from luspo_cli.config.objective_text import configured
@@ -72,13 +73,21 @@ def refuse_in_lab(objective: ObjectiveConfig) -> None:
         return
     if load_own(objective.name).sha256 != objective.sha256:
         raise UsageError(f"{objective.name} was changed since the run whose recipe this is: put the file back")
-    for proof in prove(objective).proofs:
+    if reason := _lab_fault(objective.name, str(objective.sha256)):
+        raise UsageError(reason)
+
+
+@cache
+def _lab_fault(name: str, sha256: str) -> str | None:
+    """Why the functions of this version of a file cannot run in the lab. They are the same under each cause that a command takes
+    out and at each value that it sweeps, so they are proven once."""
+    for proof in prove(configured(name)).proofs:
         if proof.name in (RUNS, *LAB) and not proof.holds:
-            raise UsageError(
-                f"objective {objective.name} cannot run in the lab ({proof.what}){_of(proof.error)}: multiply by batch.amounts"
-                " before a sum over tokens, and sum over the last axis alone;"
-                f" luspo objectives check {objective.name} says more"
+            return (
+                f"objective {name} cannot run in the lab ({proof.what}){_of(proof.error)}: multiply by batch.amounts"
+                f" before a sum over tokens, and sum over the last axis alone; luspo objectives check {name} says more"
             )
+    return None
 
 
 def proven_of(target: str) -> list[Proven]:

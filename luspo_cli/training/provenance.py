@@ -93,7 +93,7 @@ def _parent(config: TrainRun) -> dict[str, Any]:
 def _began_in(path: str) -> dict[str, str]:
     """Where a relative path of the configuration is looked for; nothing for another path, a hub id or what is made."""
     given = Path(path).expanduser()
-    return {"relative_to": str(Path.cwd())} if given.exists() and not given.is_absolute() else {}
+    return {"relative_to": str(Path.cwd())} if path and given.exists() and not given.is_absolute() else {}
 
 
 def _extras(config: TrainRun) -> list[str]:

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from test_keys_are_read import PACKAGE, keys_read
 
 from luspo_cli.config.lab import LabRun, resolve_lab
 from luspo_cli.config.layers import all_keys, resolve_train
+from luspo_cli.config.objective import resolve
 from luspo_cli.errors import UsageError
+
+TOKEN_MEAN: dict[str, Any] = {
+    "advantage": "group_mean", "ratio": "token", "surrogate": "clip", "clip_low": 0.1, "clip_high": 0.3,
+    "aggregation": "token-mean",
+}  # fmt: skip
 
 
 def test_the_recipe_is_the_presets() -> None:
@@ -47,6 +55,18 @@ def test_the_recipe_is_the_presets() -> None:
 def test_what_does_not_fit_is_refused_with_key_and_value(sets: list[str], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         resolve_lab("luspo", sets=sets)
+
+
+def test_an_objective_composed_by_keys_takes_the_presets_recipe() -> None:
+    parts = ["advantage=group_mean", "ratio=token", "surrogate=clip", "clip_low=0.1", "clip_high=0.3"]
+    sets = [f"objective.{part}" for part in parts]
+    lab = resolve_lab("custom", sets=[*sets, "objective.aggregation=token-mean"])
+    swept = resolve_lab("custom", sets=sets, swept=("objective.aggregation", "token-mean"))
+    assert lab == swept
+    assert lab.objective == resolve("custom", **TOKEN_MEAN)
+    assert lab.rollout == resolve_lab("luspo").rollout
+    with pytest.raises(UsageError, match="objective 'custom' must set aggregation: choose one of token-mean"):
+        resolve_lab("custom", sets=sets)
 
 
 def test_every_key_is_read_by_the_lab_or_by_the_loss() -> None:

@@ -337,6 +337,25 @@ def test_keys_of_verl_that_may_be_null() -> None:
     assert "update.sampler_correction=token" in text(found)
 
 
+def test_a_range_of_verls_weights_is_no_cap() -> None:
+    """verl's text LOWER_UPPER: what lies outside has weight 0; checked beside verl's own parser in tests/peers."""
+    correction = "algorithm.rollout_correction.rollout_is"
+    given = {"algorithm.adv_estimator": "grpo", correction: "token"}
+    said = text(verl_loss({**given, f"{correction}_threshold": "0.5_5.0"}, "verl.sh"))
+    assert "a token whose ratio lies outside 0.5 to 5 has weight 0 (IcePop)" in said
+    assert "sampler_correction_cap" not in said
+    assert "at most 5.0" in text(verl_loss({**given, f"{correction}_threshold": "5"}, "verl.sh"))
+    for value, reason in (
+        ([0.5, 5.0], "takes a number or a text LOWER_UPPER, such as 0.5_2.0, and no list"),
+        ("5.0_0.5", "refuses a lower end above the upper one"),
+        ("0_5.0", "must be above 0"),
+        ("low_high", "is not a number"),
+        ("0.5_5", "is the number 0.55 to verl where no quotes keep it a text, .*: write 0.5_5.0, which is always"),
+    ):
+        with pytest.raises(UsageError, match=f"verl.sh: .*threshold = .*{reason}"):
+            verl_loss({**given, f"{correction}_threshold": value}, "verl.sh")
+
+
 def test_the_command_shows_a_file(tmp_path: Path) -> None:
     config = tmp_path / "trl_config.yaml"
     config.write_text(

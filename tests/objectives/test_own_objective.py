@@ -10,7 +10,7 @@ import torch
 
 from luspo_cli.config.objective import ObjectiveConfig, resolve
 from luspo_cli.config.objective_text import describe
-from luspo_cli.config.own_objective import OwnObjective, installed, label_of
+from luspo_cli.config.own_objective import OwnObjective, label_of
 from luspo_cli.errors import KnownError, RunError
 from luspo_cli.objectives import policy_loss
 from luspo_cli.objectives.own import advantage_of
@@ -182,16 +182,6 @@ def test_parts_that_do_not_fit_are_refused(tmp_path: Path, line: str, said: str)
     file.write_text(f"from luspo_cli.objectives import OwnObjective\nf = lambda batch: 0\nmine = {line}\n")
     with pytest.raises(ValueError, match=said):
         resolve(f"{file}:mine")
-
-
-def test_an_installed_package_names_objectives(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "luspo_cli.config.own_objective.installed", lambda: {"mine": "objectives.own_losses:luspo_again"}
-    )
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1]))
-    assert resolve("mine").base == "gspo"
-    assert loss_and_gradient("mine")[0] == pytest.approx(loss_and_gradient("luspo")[0], rel=1e-12)
-    assert not {"luspo", "gspo"} & set(installed())
 
 
 def test_folders_are_named_after_file_and_name() -> None:

@@ -11,9 +11,10 @@ from peer_cases import LIMIT, compare
 from verl_cases import Host, composed
 
 from luspo_cli.config.other_trainers.files import read_peer_loss
-from luspo_cli.config.other_trainers.verl import KEYS
+from luspo_cli.config.other_trainers.verl import KEYS, _threshold
 from luspo_cli.config.peers import ACTOR
 from luspo_cli.config.stored import flatten
+from luspo_cli.errors import UsageError
 
 pytestmark = pytest.mark.verl
 GSPO = f"{ACTOR}.policy_loss.loss_mode=gspo {ACTOR}.clip_ratio_low=2e-3 {ACTOR}.clip_ratio_high=2.5e-3"
@@ -59,3 +60,16 @@ def test_the_loss_that_we_read_in_a_script_is_the_one_that_runs(name: str, tmp_p
     assert read is not None
     settings = omega_conf_to_dataclass(composed(overrides.split()).actor_rollout_ref.actor)
     compare(read, lambda batch: Host(settings, read, batch).loss(), 1e-12, torch.float64)
+
+
+def test_a_range_of_weights_is_read_as_verl_reads_it() -> None:
+    from verl.trainer.ppo.rollout_corr_helper import _parse_rollout_is_threshold
+
+    for value in ("0.5_5.0", "1_1.0", "2", 3.0):
+        upper, lower = _parse_rollout_is_threshold(value)
+        assert _threshold(value, "verl.sh") == (upper if lower is None else (lower, upper))
+    for value in ("5.0_0.5", "0_5.0", "low_high", [0.5, 5.0]):
+        with pytest.raises((TypeError, ValueError)):
+            _parse_rollout_is_threshold(value)
+        with pytest.raises(UsageError):
+            _threshold(value, "verl.sh")

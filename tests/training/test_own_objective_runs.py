@@ -20,8 +20,15 @@ from luspo_cli.config.layers import resolve_train
 from luspo_cli.config.run import TrainRun
 from luspo_cli.errors import RunError, UsageError
 from luspo_cli.experiments.lab.experiment import run_experiment
-from luspo_cli.experiments.lab.switches import attribute, without_length_division, without_std
+from luspo_cli.experiments.lab.switches import (
+    UNREACHED,
+    attribute,
+    without_length_division,
+    without_low_side,
+    without_std,
+)
 from luspo_cli.experiments.sweep import plan_trainings
+from luspo_cli.training import objective_check
 from luspo_cli.training.session import run_training
 from luspo_cli.training.verl.overrides import VerlFiles, verl_command
 
@@ -230,6 +237,30 @@ def test_the_lab_takes_the_same_causes_out_of_it(folder: Path) -> None:
     lengths = [run_experiment(one, 2).length for one in (other, without_std_of_luspo)]
     torch.testing.assert_close(*lengths, rtol=1e-9, atol=0)
     assert not torch.allclose(lengths[0], base.length, rtol=1e-6)
+
+
+def test_without_a_side_of_gmpo_nothing_meets_it(folder: Path) -> None:
+    """A surrogate of one's own reads the bounds as its base does: on a log scale, where 1 is a bound and no absence of one."""
+    (folder / "geometric.py").write_text(
+        "from luspo_cli.objectives import OwnObjective\n"
+        "def pull(ratio, batch):\n    return -batch.log_ratio * batch.advantages\n"
+        "mine = OwnObjective('gmpo', surrogate=pull)\nmasked = OwnObjective('dppo', surrogate=pull)\n"
+    )
+    for name, of_base in (("geometric.py:mine", "gmpo"), ("geometric.py:masked", "dppo"), (NAME, "luspo")):
+        own, base = (without_low_side(resolve_lab(one), None) for one in (name, of_base))
+        assert own is not None
+        assert base is not None
+        assert own.objective.clip_low == base.objective.clip_low == (1.0 if of_base == "luspo" else UNREACHED)
+
+
+def test_the_lab_proves_a_version_of_a_file_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    real = objective_check.prove
+    monkeypatch.setattr(objective_check, "prove", lambda objective: asked.append(objective.name) or real(objective))
+    objective_check._lab_fault.cache_clear()
+    config = resolve_lab(NAME, sets=["run.steps=1", *SAME_CLIP])
+    attribute(config, run_experiment(config, 2))
+    assert asked == [NAME]
 
 
 def test_the_check_says_where_a_loss_is_not_invariant(folder: Path, luspo: Callable[..., tuple[int, str, str]]) -> None:

@@ -25,13 +25,14 @@ TRAINER = "verl 0.9.1"
 LOSS = f"{ACTOR}.policy_loss.loss_mode"
 MODE = f"{ACTOR}.loss_agg_mode"
 CORRECTION = "algorithm.rollout_correction"
+THRESHOLD = f"{CORRECTION}.rollout_is_threshold"
 KEYS: Mapping[str, Any] = {
     "algorithm.adv_estimator": "gae",
     "algorithm.norm_adv_by_std_in_grpo": True,
     "algorithm.use_kl_in_reward": False,
     "algorithm.filter_groups.enable": False,
     f"{CORRECTION}.rollout_is": None,
-    f"{CORRECTION}.rollout_is_threshold": 2.0,
+    THRESHOLD: 2.0,
     f"{CORRECTION}.rollout_rs": None,
     f"{CORRECTION}.bypass_mode": False,
     f"{CORRECTION}.rollout_is_batch_normalize": False,
@@ -92,7 +93,9 @@ def verl_loss(given: Mapping[str, Any], place: str) -> PeerLoss:
     """The loss of the overrides in the file `place`; UsageError for a value that verl does not have."""
     values = dict(KEYS)
     for key, value in given.items():
-        if key in KEYS:
+        if key == THRESHOLD:
+            values[key] = _threshold(value, place)
+        elif key in KEYS:
             values[key] = typed(key, value, _OPTIONAL.get(key, KEYS[key]), place, optional=key in _OPTIONAL)
     for key in (f"{ACTOR}.clip_ratio_low", f"{ACTOR}.clip_ratio_high"):
         if values[key] is None:
@@ -116,6 +119,28 @@ def verl_loss(given: Mapping[str, Any], place: str) -> PeerLoss:
         warnings=tuple(_warnings(values, given, objective)),
         defaults={key: KEYS[key] for key in _read_keys(values) if key not in given},
         unread=tuple(_unread(given)),
+    )
+
+
+def _threshold(value: Any, place: str) -> float | tuple[float, float]:
+    """The cap, or the ends of the range of a text LOWER_UPPER; UsageError for what verl refuses, and for what it reads in two
+    ways."""
+    lower, middle, upper = value.strip().partition("_") if isinstance(value, str) else ("", "", "")
+    given = f"{place}: {THRESHOLD} = {value!r}"
+    if not middle:
+        if isinstance(value, list | tuple):
+            raise UsageError(f"{given}: {TRAINER} takes a number or a text LOWER_UPPER, such as 0.5_2.0, and no list")
+        return float(typed(THRESHOLD, value, KEYS[THRESHOLD], place))
+    low, high = (float(typed(THRESHOLD, end, KEYS[THRESHOLD], place)) for end in (lower, upper))
+    if low > high:
+        raise UsageError(f"{given}: {TRAINER} refuses a lower end above the upper one")
+    try:
+        number = float(value)
+    except ValueError:
+        return low, high
+    raise UsageError(
+        f"{given} is the number {number:g} to verl where no quotes keep it a text, and a range where they do: write {low}_{high},"
+        " which is always the range"
     )
 
 
@@ -205,12 +230,18 @@ def _differences(values: Mapping[str, Any]) -> Iterator[str]:
         yield "a KL penalty is taken off the rewards before the advantages are made (algorithm.use_kl_in_reward)"
     if kind := values[f"{CORRECTION}.rollout_is"]:
         ours = "sequence-product" if kind == "sequence" else kind
-        cap = values[f"{CORRECTION}.rollout_is_threshold"]
+        cap = values[THRESHOLD]
         normalised = ", divided by their mean" if values[f"{CORRECTION}.rollout_is_batch_normalize"] else ""
-        yield (
-            f"the policy loss is weighted by the ratio of trainer to sampler{normalised}, at most {cap}: here"
-            f" update.sampler_correction={ours} with update.sampler_correction_cap={cap}"
-        )
+        weighted = f"the policy loss is weighted by the ratio of trainer to sampler{normalised}"
+        if isinstance(cap, tuple):
+            yield (
+                f"{weighted}, and a {kind} whose ratio lies outside {cap[0]:g} to {cap[1]:g} has weight 0 (IcePop): no"
+                " update.sampler_correction does that, it caps the ratio at its upper end"
+            )
+        else:
+            yield (
+                f"{weighted}, at most {cap}: here update.sampler_correction={ours} with update.sampler_correction_cap={cap}"
+            )
     if rule := values[f"{CORRECTION}.rollout_rs"]:
         yield f"what the sampler drew too unlike the trainer is left out of the loss ({CORRECTION}.rollout_rs={rule})"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -98,6 +99,46 @@ def test_on_policy_and_neutral_no_objective_drifts_in_expectation(name: str, adv
     stop, answer = expected_stop_gradient(model, Logits(*logits.tensors()), objective)
     assert abs(stop) < 1e-12
     assert answer < -1e-3  # the right answer's logit rises
+
+
+def share_that_stops(responses: int, stop: float, tail: int) -> float:
+    """E[Σ score / Σ tokens] over so many responses that stop at each position with chance `stop`, by the law of their sum.
+
+    A response of F filler tokens has the score (1 - stop) - stop F and F + tail tokens; the sum of F is negative binomial.
+    """
+    log_chance, total = responses * math.log(stop), 0.0
+    for filler in range(3000):
+        score = responses * (1 - stop) - stop * filler
+        total += math.exp(log_chance) * score / (filler + tail * responses)
+        log_chance += math.log1p(-stop) + math.log((filler + responses) / (filler + 1))
+    return total
+
+
+@pytest.mark.parametrize(("accuracy", "shorter"), [(0.1, True), (0.9, False)])
+def test_under_balanced_the_rarer_sign_decides_where_the_length_goes(accuracy: float, shorter: bool) -> None:
+    """On-policy and neutral, and yet there is a push: a mean over few responses is no unbiased one (docs/length.md)."""
+    sets = ["update.mini_batches=1", "update.gradient_clip=0", "update.optimizer=sgd", "update.learning_rate=1e-3"]
+    config = resolve_lab("balanced", sets=[*sets, f"model.accuracy={accuracy}"])
+    model, size = ResponseModel(config), config.rollout.group_size
+    stop = 1 / (1 + model.start_filler)
+    expected = 0.0
+    for right in range(1, size):
+        mean = right / size
+        std = math.sqrt(size / (size - 1) * mean * (1 - mean)) + 1e-6
+        # Σ over a sign of A = ±(right)(wrong) / (size std), each sign by its own ratio of sums.
+        weight = right * (size - right) / size / std / size
+        signs = share_that_stops(right, stop, model.tail) - share_that_stops(size - right, stop, model.tail)
+        expected += math.comb(size, right) * accuracy**right * (1 - accuracy) ** (size - right) * weight * signs
+    assert abs(expected) == pytest.approx(0.0083, abs=1e-4)
+    assert (expected > 0) == shorter
+    seeds = generators(300)
+    learner = Learner(model, model.start(seeds))
+    before = learner.logits.stop.detach().clone()
+    responses = draw(model, learner.logits, seeds)
+    learner.update(responses, group_advantages(responses.right, advantage_table(config)), seeds)
+    moved = (learner.logits.stop.detach() - before).flatten() / 1e-3
+    assert abs(float(moved.mean()) - expected) < 4 * float(moved.std()) / math.sqrt(300)
+    assert abs(expected) > 15 * float(moved.std()) / math.sqrt(300)
 
 
 def test_a_limit_that_responses_meet_pushes_towards_short_ones() -> None:
