@@ -63,7 +63,7 @@ def settings(spec: Spec) -> list[str]:
     return [
         f"rollout.problems={spec['problems_a_step']}", f"rollout.group_size={spec['group_size']}",
         f"rollout.max_response_tokens={spec['tokens']}", f"run.steps={spec['steps']}", f"run.threads={spec['threads']}",
-        f"update.tokens_per_micro_batch={spec['micro_tokens']}", *spec["sets"],
+        f"update.tokens_per_micro_batch={spec['micro_tokens']}", "reward.while_sampling=false", *spec["sets"],
     ]  # fmt: skip
 
 

@@ -27,6 +27,7 @@ BOOKKEEPING = frozenset(
         "run.wait_for_processes_s",
         "run.track",
         "reward.workers",
+        "reward.while_sampling",
         "rollout.max_rows",
         "rollout.vllm.memory_share",
         "rollout.vllm.servers",

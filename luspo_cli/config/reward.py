@@ -107,6 +107,9 @@ class RewardConfig(PlainSection):
     """Seconds one verification may take before its worker is killed and the answer counts as wrong."""
     workers: int = 0
     """Verification processes; 0: one a core, at most 8. Each of several training processes has its own."""
+    while_sampling: bool | None = None
+    """Whether finished responses are graded while others are still decoded; the rewards are the same. None: where there is a GPU,
+    since on a processor workers and decoding take the cores from each other."""
 
     def __post_init__(self) -> None:
         for key in ("overlong_buffer", "workers", "lazy_length_tolerance", "gr3_alpha"):

@@ -21,7 +21,8 @@ from luspo_cli.grading import math_verify
 from luspo_cli.grading.answers import AnswerMark, Extraction, extract_answer
 from luspo_cli.grading.golds import understood
 from luspo_cli.grading.maths.decide import decide, decide_quickly
-from luspo_cli.grading.pool import KillablePool, Outcome
+from luspo_cli.grading.pool import KillablePool
+from luspo_cli.grading.tasks import Outcome, TasksUnderWay
 from luspo_cli.grading.verdict import NO_ANSWER, DecidedBy, Reason, Verdict
 from luspo_cli.machine import usable_cores
 
@@ -104,10 +105,14 @@ class Grader:
 
     def judge(self, responses: Sequence[Response]) -> list[Verdict]:
         """Return one verdict a response, in order. Never raises for a response."""
-        answers = [extract_answer(one.text, one.mark, thought_open=one.thought_open) for one in responses]
+        answers = [_answer_of(one) for one in responses]
         pairs = [(one.gold, answer.text) for one, answer in zip(responses, answers, strict=True) if answer is not None]
         decisions = iter(self.decide(pairs))
         return [NO_ANSWER if answer is None else next(decisions).verdict(answer) for answer in answers]
+
+    def begin(self) -> JudgingUnderWay:
+        """Judge responses that come one by one, in workers while something else goes on here."""
+        return JudgingUnderWay(self)
 
     def decide(
         self, pairs: Sequence[tuple[str, str]], *, on_done: Callable[[int, int], None] | None = None
@@ -118,10 +123,7 @@ class Grader:
         if waiting:
             report = None if on_done is None else lambda done: on_done(done, len(waiting))
             outcomes = self._started_pool().map(waiting, on_done=report)
-            for pair, outcome in zip(waiting, outcomes, strict=True):
-                found[pair] = _decision(outcome)
-                if outcome.ok:
-                    self._remember(pair, _decision(outcome))
+            found |= self._decisions_of(waiting, outcomes)
         return [decision for pair in pairs if (decision := found[pair]) is not None]
 
     def decide_now(self, gold: str, answer: str) -> Decision | None:
@@ -149,6 +151,16 @@ class Grader:
             bad = {gold for gold, outcome in zip(distinct, outcomes, strict=True) if not (outcome.ok and outcome.value)}
         return [gold in bad or not gold.strip() for gold in golds]
 
+    def _decisions_of(
+        self, pairs: Sequence[tuple[str, str]], outcomes: Sequence[Outcome]
+    ) -> dict[tuple[str, str], Decision]:
+        """What the workers said of these pairs, remembered where it is theirs to say."""
+        found = {pair: _decision(outcome) for pair, outcome in zip(pairs, outcomes, strict=True)}
+        for (pair, decision), outcome in zip(found.items(), outcomes, strict=True):
+            if outcome.ok:
+                self._remember(pair, decision)
+        return found
+
     def _started_pool(self) -> KillablePool:
         if self._pool is None:
             self._pool = self._pool_for(_COMPARE)
@@ -163,6 +175,44 @@ class Grader:
         self._decisions[pair] = decision
         if len(self._decisions) > _REMEMBERED_PAIRS:
             self._decisions.popitem(last=False)
+
+
+class JudgingUnderWay:
+    """Responses that are judged while others are still to come; to be collected before the grader's next call."""
+
+    def __init__(self, grader: Grader) -> None:
+        self._grader = grader
+        self._answers: list[tuple[str, Extraction | None]] = []
+        self._found: dict[tuple[str, str], Decision | None] = {}
+        self._asked: list[tuple[str, str]] = []
+        self.tasks: TasksUnderWay | None = None
+        """Of the workers, where one was needed."""
+
+    def add(self, response: Response) -> None:
+        """Begin with one response: decided here at once, or by a worker meanwhile."""
+        answer = _answer_of(response)
+        self._answers.append((response.gold, answer))
+        if answer is None or (pair := (response.gold, answer.text)) in self._found:
+            return
+        self._found[pair] = self._grader.decide_now(*pair)
+        if self._found[pair] is None:
+            self.tasks = self.tasks or self._grader._started_pool().begin()
+            self.tasks.add([pair])
+            self._asked.append(pair)
+
+    def collect(self) -> list[Verdict]:
+        """Wait for the workers; one verdict a response, in the order in which they were added. Never raises for a response."""
+        if self.tasks is not None:
+            self._found |= self._grader._decisions_of(self._asked, self.tasks.collect())
+        verdicts = []
+        for gold, answer in self._answers:
+            decision = None if answer is None else self._found[gold, answer.text]
+            verdicts.append(NO_ANSWER if answer is None or decision is None else decision.verdict(answer))
+        return verdicts
+
+
+def _answer_of(response: Response) -> Extraction | None:
+    return extract_answer(response.text, response.mark, thought_open=response.thought_open)
 
 
 def _decision(outcome: Outcome) -> Decision:

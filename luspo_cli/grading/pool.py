@@ -6,6 +6,10 @@ the limit is wall-clock time kept by the parent, and its means is SIGKILL. Worke
 and torch with it). Tasks travel in chunks, answers come back one by one, so a kill costs the task that hung and
 nothing else: its chunk's remainder goes back to the front of the queue. A task whose worker ended is tried once more:
 a kill from outside (the kernel's, out of memory) says nothing about the response, ending two workers does.
+
+Tasks may also come one by one while the caller does something else that takes the cores (`begin`). A time limit then proves
+nothing: what ran out of it is done again when the caller waits (tasks.py), a task that still runs at that moment gets its
+whole limit from there on, and workers are not hurried to start.
 """
 
 from __future__ import annotations
@@ -26,26 +30,12 @@ from multiprocessing.connection import Connection, Pipe, wait
 from typing import Any, Self
 
 from luspo_cli.errors import RunError
+from luspo_cli.grading.tasks import Outcome, TaskBatch, TasksUnderWay
 
 START_LIMIT_S = 120.0
 """How long a worker may take to import its function; a loaded machine takes seconds."""
 _START_ATTEMPTS = 3
 _LONGEST_CHUNK = 32
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """How one task ended: with a value, killed at its time limit, or crashed (it raised, or its worker died)."""
-
-    value: Any = None
-    timed_out: bool = False
-    crashed: bool = False
-    error: str = ""
-    """What was raised, or how the worker ended; empty for a value."""
-
-    @property
-    def ok(self) -> bool:
-        return not (self.timed_out or self.crashed)
 
 
 @dataclass(eq=False, slots=True)
@@ -56,6 +46,7 @@ class _Worker:
     ready: bool = False
     pending: deque[int] = field(default_factory=deque)  # task numbers of the chunk it works on, the running one first
     since: float = field(default_factory=time.monotonic)  # start of the running task, or of the process
+    before: float = 0.0  # seconds that the running task had already had when its batch was sealed
     completed: int = 0
 
 
@@ -63,7 +54,7 @@ class KillablePool:
     """Runs one importable function on many argument tuples in worker processes; start is lazy, workers are reused.
 
     `function` is a module-level callable or "package.module:name". `timeout_s` bounds the wall-clock time of one task,
-    `memory_bytes` the address space of one worker (0: unlimited). One `map` runs at a time; others wait.
+    `memory_bytes` the address space of one worker (0: unlimited). One batch of tasks runs at a time; others wait.
 
     Example:
         with KillablePool("math:factorial", workers=2, timeout_s=1.0) as pool:
@@ -94,7 +85,7 @@ class KillablePool:
         self._workers: list[_Worker] = []
         self._lock = threading.Lock()
         self._failed_starts = 0
-        self._tried: set[int] = set()  # task numbers of the running map that a worker has ended with
+        self._under_way: TasksUnderWay | None = None
         self._closed = False
         # On Linux a worker dies with the *thread* that started it: let that be one that lives as long as the pool.
         self._starter = ThreadPoolExecutor(max_workers=1, thread_name_prefix="luspo-worker-starter")
@@ -109,6 +100,8 @@ class KillablePool:
     def close(self) -> None:
         """Kill every worker and wait for its end; the pool cannot be used again."""
         self._closed = True
+        if self._under_way is not None:
+            self._under_way.cancel()
         self._finalizer()
 
     def map(self, tasks: Sequence[tuple[Any, ...]], *, on_done: Callable[[int], None] | None = None) -> list[Outcome]:
@@ -117,48 +110,67 @@ class KillablePool:
         Raises:
             RunError: the workers cannot be started at all. A task never raises here.
         """
-        if self._closed:
-            raise RuntimeError("the pool is closed")
-        if not tasks:
-            return []
+        batch = TaskBatch(tasks, on_done=on_done)
+        if tasks or self._closed:
+            self._work(batch)
+        return batch.outcomes()
+
+    def begin(self, sound: Callable[[Outcome], bool] = lambda outcome: outcome.ok) -> TasksUnderWay:
+        """Tasks that come one by one and are worked on meanwhile; to be collected before the next call of the pool.
+
+        `sound`: whether an outcome from before that counts; any other task is done again then. So the outcomes are those that
+        `map` would have returned.
+        """
+        self._under_way = TasksUnderWay(self._work, TaskBatch(is_open=True, sound=sound))
+        return self._under_way
+
+    def _work(self, batch: TaskBatch) -> None:
         with self._lock:
             try:
-                return self._map(tasks, on_done)
+                self._work_through(batch)
             except BaseException:
                 # Ctrl-C or a failed start: what runs belongs to a call that nobody waits for any more.
                 _kill_all(self._workers)
                 raise
 
-    def _map(self, tasks: Sequence[tuple[Any, ...]], on_done: Callable[[int], None] | None) -> list[Outcome]:
-        outcomes: list[Outcome | None] = [None] * len(tasks)
-        queue = deque(range(len(tasks)))
-        finished = 0
+    def _work_through(self, batch: TaskBatch) -> None:
         self._failed_starts = 0
-        self._tried = set()
         for worker in list(self._workers):  # one may have died or grown old since the last call
             if worker.process.poll() is not None or worker.completed >= self._recycle_after:
                 self._discard(worker)
-        while finished < len(tasks):
-            self._start_missing(len(queue))
+        while True:
+            if batch.cancelled or self._closed:
+                raise RuntimeError("the pool is closed")
+            if batch.take_in():
+                self._failed_starts = 0
+                self._give_time_anew(batch)
+            if batch.is_done:
+                return
+            self._start_missing(batch)
             for worker in self._workers:
-                if worker.ready and not worker.pending and queue:
-                    self._send_chunk(worker, tasks, queue)
-            done: list[tuple[int, Outcome]] = []
-            spoke = wait([worker.replies for worker in self._workers], self._seconds_to_deadline())
+                if worker.ready and not worker.pending and batch.queue:
+                    self._send_chunk(worker, batch)
+            batch.note_busy(any(worker.pending for worker in self._workers))
+            spoke = wait([*batch.bells, *(worker.replies for worker in self._workers)], self._seconds_left(batch))
             for worker in [worker for worker in self._workers if worker.replies in spoke]:
-                if not self._receive(worker, done):
-                    self._lose(worker, done, queue)
-            self._kill_overdue(done, queue)
-            for number, outcome in done:
-                outcomes[number] = outcome
-            finished += len(done)
-            if done and on_done is not None:
-                on_done(finished)
-        return [outcome for outcome in outcomes if outcome is not None]
+                if not self._receive(worker, batch):
+                    self._lose(worker, batch)
+            self._kill_overdue(batch)
+            batch.report()
 
-    def _start_missing(self, queued: int) -> None:
+    def _give_time_anew(self, batch: TaskBatch) -> None:
+        """The cores are free from now on: what runs or starts has its whole limit before it."""
+        now = time.monotonic()
+        batch.note_busy(False)
+        batch.early &= {worker.pending[0] for worker in self._workers if worker.pending}
+        for worker in self._workers:
+            worker.before, worker.since = now - worker.since, now
+
+    def _start_missing(self, batch: TaskBatch) -> None:
+        if batch.is_open and self._failed_starts >= _START_ATTEMPTS:
+            return  # memory may be short for what goes on beside
         idle = sum(not worker.pending for worker in self._workers)
-        for _ in range(min(self._limit - len(self._workers), queued - idle)):
+        for _ in range(min(self._limit - len(self._workers), len(batch.queue) - idle)):
             self._workers.append(self._starter.submit(self._start).result())
 
     def _start(self) -> _Worker:
@@ -189,56 +201,64 @@ class KillablePool:
             raise RunError(f"A verification worker could not be started: {error.strerror or error}.") from error
         return _Worker(process, requests, replies)
 
-    def _send_chunk(self, worker: _Worker, tasks: Sequence[tuple[Any, ...]], queue: deque[int]) -> None:
+    def _send_chunk(self, worker: _Worker, batch: TaskBatch) -> None:
         # Small enough that every worker gets several chunks, so that none waits long behind another's slow task.
-        size = max(1, min(_LONGEST_CHUNK, len(queue) // (4 * self._limit)))
-        worker.pending.extend(queue.popleft() for _ in range(min(size, len(queue))))
-        worker.since = time.monotonic()
+        size = max(1, min(_LONGEST_CHUNK, len(batch.queue) // (4 * self._limit)))
+        worker.pending.extend(batch.queue.popleft() for _ in range(min(size, len(batch.queue))))
+        worker.since, worker.before = time.monotonic(), 0.0
+        if batch.is_open:
+            batch.early.update(worker.pending)
         # An idle worker reads a whole chunk before it answers, so this cannot block for good; where it has died, the
         # end of its replies says so.
         with contextlib.suppress(BrokenPipeError):
-            worker.requests.send([tuple(tasks[number]) for number in worker.pending])
+            worker.requests.send([tuple(batch.tasks[number]) for number in worker.pending])
 
-    def _receive(self, worker: _Worker, done: list[tuple[int, Outcome]]) -> bool:
+    def _receive(self, worker: _Worker, batch: TaskBatch) -> bool:
         """Take in every reply that is there; return False where the worker has ended."""
         try:
             while worker.replies.poll():
                 kind, content = worker.replies.recv()
-                worker.since = time.monotonic()
+                now = time.monotonic()
+                took, before = now - worker.since + worker.before, worker.before
+                worker.since, worker.before = now, 0.0
                 if kind == "ready":
                     worker.ready = True
                 elif kind == "failed":
                     raise RunError(f"A verification worker could not load {self._function}: {content}.")
                 else:
-                    outcome = Outcome(content) if kind == "value" else Outcome(crashed=True, error=content)
-                    done.append((worker.pending.popleft(), outcome))
+                    number = worker.pending.popleft()
                     worker.completed += 1
+                    # With the cores to itself from the beginning, it might have been in time or not.
+                    if before and took > self._timeout_s:
+                        batch.again(number)
+                    else:
+                        batch.end(number, Outcome(content) if kind == "value" else Outcome(crashed=True, error=content))
         except (EOFError, OSError):
             return False
         return True
 
-    def _lose(self, worker: _Worker, done: list[tuple[int, Outcome]], queue: deque[int]) -> None:
+    def _lose(self, worker: _Worker, batch: TaskBatch) -> None:
         """Replace a worker that ended by itself; the task it ran is tried once more, then it has crashed."""
         status = self._discard(worker)
         if not worker.ready:
             self._failed_starts += 1
-            if self._failed_starts >= _START_ATTEMPTS:
+            if self._failed_starts >= _START_ATTEMPTS and not batch.is_open:
                 raise RunError(
                     f"Verification workers end before they are ready (exit status {status}); "
                     "run fewer of them with reward.workers, or free some memory."
                 )
         if worker.pending:
-            if worker.pending[0] in self._tried:
-                outcome = Outcome(crashed=True, error=f"worker ended with status {status}")
-                done.append((worker.pending.popleft(), outcome))
+            running = worker.pending[0]
+            if running in batch.early or running in batch.tried:
+                batch.end(worker.pending.popleft(), Outcome(crashed=True, error=f"worker ended with status {status}"))
             else:
-                self._tried.add(worker.pending[0])
-            queue.extendleft(reversed(worker.pending))
+                batch.tried.add(running)
+            batch.queue.extendleft(reversed(worker.pending))
 
-    def _kill_overdue(self, done: list[tuple[int, Outcome]], queue: deque[int]) -> None:
+    def _kill_overdue(self, batch: TaskBatch) -> None:
         now = time.monotonic()
         for worker in list(self._workers):
-            limit = self._limit_of(worker)
+            limit = self._limit_of(worker, batch)
             if limit is None or now - worker.since < limit:
                 continue
             if not worker.ready:
@@ -247,21 +267,25 @@ class KillablePool:
                 )
             worker.process.kill()
             running = worker.pending[0]
-            self._receive(worker, done)  # it may have answered in the very last moment
+            self._receive(worker, batch)  # it may have answered in the very last moment
             self._discard(worker)
             if worker.pending and worker.pending[0] == running:
-                done.append((worker.pending.popleft(), Outcome(timed_out=True, error=f"over {self._timeout_s:g} s")))
-            queue.extendleft(reversed(worker.pending))
+                if not batch.is_open:
+                    batch.early.discard(running)  # it had its whole limit since
+                overdue = Outcome(timed_out=True, error=f"over {self._timeout_s:g} s")
+                batch.end(worker.pending.popleft(), overdue)
+            batch.queue.extendleft(reversed(worker.pending))
 
-    def _limit_of(self, worker: _Worker) -> float | None:
+    def _limit_of(self, worker: _Worker, batch: TaskBatch) -> float | None:
         if not worker.ready:
-            return START_LIMIT_S
+            return None if batch.is_open else START_LIMIT_S
         return self._timeout_s if worker.pending else None
 
-    def _seconds_to_deadline(self) -> float:
-        now = time.monotonic()
-        limits = ((worker.since, self._limit_of(worker)) for worker in self._workers)
-        return max(0.0, min((since + limit - now for since, limit in limits if limit is not None), default=0.0))
+    def _seconds_left(self, batch: TaskBatch) -> float | None:
+        """Until the next deadline; None where nothing has one."""
+        limits = ((worker.since, self._limit_of(worker, batch)) for worker in self._workers)
+        deadlines = [since + limit for since, limit in limits if limit is not None]
+        return max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
 
     def _discard(self, worker: _Worker) -> int:
         self._workers.remove(worker)

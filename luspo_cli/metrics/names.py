@@ -179,7 +179,10 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             "s",
             "Of these, seconds spent on making prompts: decoding images, and the passes of a vision tower that is frozen.",
         ),
-        "time/reward": Metric("s", "Seconds spent scoring; of several processes the slowest one's."),
+        "time/reward": Metric("s", "Seconds spent scoring after sampling; of several processes the slowest one's."),
+        "time/reward_while_sampling": Metric(
+            "s", "Of time/rollout, seconds in which workers scored finished responses; only with reward.while_sampling."
+        ),
         "time/logprobs": Metric("s", "Seconds spent on old log-probs."),
         "time/update": Metric("s", "Seconds spent on forward, backward and optimiser."),
         "time/optimizer": Metric("s", "Of these, seconds spent on clipping the gradient and moving the weights."),

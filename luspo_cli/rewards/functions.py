@@ -18,7 +18,8 @@ from luspo_cli.config.reward import RewardConfig, RewardFunction
 from luspo_cli.errors import RunError, UsageError, nearest
 from luspo_cli.function_path import parse_function_path, source_file
 from luspo_cli.grading.grader import MOST_WORKERS
-from luspo_cli.grading.pool import START_LIMIT_S, KillablePool, Outcome
+from luspo_cli.grading.pool import START_LIMIT_S, KillablePool
+from luspo_cli.grading.tasks import Outcome, TasksUnderWay
 from luspo_cli.grading.verdict import DecidedBy, ReadFrom, Reason, Verdict
 from luspo_cli.machine import usable_cores
 from luspo_cli.records import FunctionScore, Problem, Reward, Rollout
@@ -104,6 +105,11 @@ class RewardFunctions:
         """What was found; UsageError where a function cannot be used."""
         return describe(self._config.function, self._key)
 
+    @property
+    def called(self) -> Iterator[tuple[RewardFunction, Described]]:
+        """The functions as they are configured and as they were found."""
+        return zip(self._config.function, self.described, strict=True)
+
     def close(self) -> None:
         """End the workers; a later call starts new ones."""
         if self._pool is not None:
@@ -147,22 +153,17 @@ class RewardFunctions:
 
         RunError where workers cannot be started, or a file was changed since it was first looked at.
         """
-        found: list[list[dict[str, FunctionScore]]] = [[{} for _ in group] for group in groups]
+        calls = _Calls(self, problems, [len(group) for group in groups])
+        for number, group in enumerate(groups):
+            for place, written in enumerate(group):
+                calls.add(number, place, written)
+        return calls.scores(self._started().map(calls.tasks) if calls.tasks else [])
+
+    def begin(self, problems: Sequence[Problem], group_size: int) -> ScoringUnderWay | None:
+        """Score responses that come one by one, while something else goes on here; None without functions."""
         if not self._config.function:
-            return found
-        tasks: list[tuple[str, dict[str, Any], int | None]] = []
-        places: list[tuple[str, int, Sequence[int]]] = []
-        for function, described in zip(self._config.function, self.described, strict=True):
-            for number, (problem, group) in enumerate(zip(problems, groups, strict=True)):
-                calls = _calls(function, described.signature, problem, group)
-                for responses, arguments in calls:
-                    whole = described.signature.called == "group"
-                    tasks.append((function.function, arguments, len(responses) if whole else None))
-                    places.append((function.name, number, responses))
-        for (name, number, responses), outcome in zip(places, self._started().map(tasks), strict=True):
-            for place, score in zip(responses, self._scores(outcome, len(responses)), strict=True):
-                found[number][place][name] = score
-        return found
+            return None
+        return ScoringUnderWay(_Calls(self, problems, [group_size] * len(problems)), self._started().begin(_is_sound))
 
     def total(self, scores: Mapping[str, FunctionScore]) -> float:
         """The weighted sum of the functions' scores; what a function left out adds nothing."""
@@ -183,7 +184,8 @@ class RewardFunctions:
             )
         return self._pool
 
-    def _scores(self, outcome: Outcome, responses: int) -> list[FunctionScore]:
+    def scores_of(self, outcome: Outcome, responses: int) -> list[FunctionScore]:
+        """What one call says of its responses, one that failed being paid as `reward.function_failed_score` has it."""
         if outcome.ok:
             scores: list[FunctionScore] = outcome.value
         else:
@@ -205,34 +207,90 @@ def verdict_of(score: FunctionScore) -> Verdict:
     return Verdict(answer, right, Reason.FUNCTION if right else Reason.DIFFERENT, read_from, DecidedBy.FUNCTION)
 
 
-def _calls(
+class _Calls:
+    """The calls that score groups of known sizes, as their responses come, in whatever order."""
+
+    def __init__(self, functions: RewardFunctions, problems: Sequence[Problem], sizes: Sequence[int]) -> None:
+        self.tasks: list[tuple[str, dict[str, Any], int | None]] = []
+        self._functions, self._problems = functions, problems
+        self._written: list[list[Written | None]] = [[None] * size for size in sizes]
+        self._places: list[tuple[str, int, Sequence[int]]] = []
+
+    def add(self, number: int, place: int, written: Written) -> None:
+        """Add to `tasks` the calls that are due with this response of group `number`: its own, and the whole group's."""
+        group, problem = self._written[number], self._problems[number]
+        group[place] = written
+        whole = [one for one in group if one is not None]
+        for function, described in self._functions.called:
+            if described.signature.called == "response":
+                self.tasks.append((function.function, _response_call(described.signature, problem, written), None))
+                self._places.append((function.name, number, [place]))
+            elif len(whole) == len(group):
+                arguments = _group_call(function, described.signature, problem, whole)
+                self.tasks.append((function.function, arguments, len(group)))
+                self._places.append((function.name, number, range(len(group))))
+
+    def scores(self, outcomes: Sequence[Outcome]) -> list[list[dict[str, FunctionScore]]]:
+        """[groups][responses] name → score, functions in their order, from one outcome a task."""
+        names = self._functions.names
+        found: list[list[dict[str, FunctionScore]]] = [[{} for _ in group] for group in self._written]
+        for (name, number, responses), outcome in zip(self._places, outcomes, strict=True):
+            for place, score in zip(responses, self._functions.scores_of(outcome, len(responses)), strict=True):
+                found[number][place][name] = score
+        return [[{name: own[name] for name in names} for own in group] for group in found]
+
+
+class ScoringUnderWay:
+    """Responses that are scored while others are still to come; to be collected before the functions' next call."""
+
+    def __init__(self, calls: _Calls, tasks: TasksUnderWay) -> None:
+        self._calls, self.tasks = calls, tasks
+
+    def add(self, number: int, place: int, written: Written) -> None:
+        """Begin with the calls that are due with this response of group `number`."""
+        begun = len(self._calls.tasks)
+        self._calls.add(number, place, written)
+        if due := self._calls.tasks[begun:]:
+            self.tasks.add(due)
+
+    def collect(self) -> list[list[dict[str, FunctionScore]]]:
+        """As `RewardFunctions.score_groups`, when all responses have come."""
+        return self._calls.scores(self.tasks.collect())
+
+
+def _is_sound(outcome: Outcome) -> bool:
+    """Whether every score is the function's own: a failed call may have failed at its own time limit, on a busy machine."""
+    return outcome.ok and not any(score.error for score in outcome.value)
+
+
+def _response_call(signature: Signature, problem: Problem, written: Written) -> dict[str, Any]:
+    """The arguments of a call for one response."""
+    facts = {
+        "id": problem.id,
+        "response_length": written.length,
+        "truncated": written.truncated,
+        "images": [image.name for image in problem.images],
+    }
+    values = {
+        "data_source": problem.data_source,
+        "solution_str": written.text,
+        "ground_truth": problem.answer,
+        "extra_info": {**facts, **problem.extra},
+    }
+    return signature.chosen(values)
+
+
+def _group_call(
     function: RewardFunction, signature: Signature, problem: Problem, group: Sequence[Written]
-) -> Iterator[tuple[Sequence[int], dict[str, Any]]]:
-    """The calls that score a group: which of its responses each is for, and its arguments."""
-    extra = dict(problem.extra)
-    if signature.called == "response":
-        for place, written in enumerate(group):
-            facts = {
-                "id": problem.id,
-                "response_length": written.length,
-                "truncated": written.truncated,
-                "images": [image.name for image in problem.images],
-            }
-            values = {
-                "data_source": problem.data_source,
-                "solution_str": written.text,
-                "ground_truth": problem.answer,
-                "extra_info": {**facts, **extra},
-            }
-            yield [place], signature.chosen(values)
-        return
+) -> dict[str, Any]:
+    """The arguments of a call for a whole group."""
     prompt: Any = [{"role": turn.role, "content": turn.content} for turn in problem.prompt]
     completions: list[Any] = [written.text for written in group]
     if function.completions == "messages":
         completions = [[{"role": "assistant", "content": text}] for text in completions]
     else:
         prompt = "\n\n".join(turn.content for turn in problem.prompt)
-    same = {"id": problem.id, "answer": problem.answer, **dict.fromkeys(signature.columns()), **extra}
+    same = {"id": problem.id, "answer": problem.answer, **dict.fromkeys(signature.columns()), **problem.extra}
     own = {
         "prompts": [prompt] * len(group),
         "completions": completions,
@@ -243,7 +301,7 @@ def _calls(
         "truncated": [written.truncated for written in group],
     }
     columns = {key: [value] * len(group) for key, value in same.items() if key not in _ALWAYS_GIVEN}
-    yield range(len(group)), signature.chosen({**own, **columns})
+    return signature.chosen({**own, **columns})
 
 
 def refuse_always_failing(what: str, scores: Sequence[FunctionScore]) -> None:

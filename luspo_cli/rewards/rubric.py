@@ -5,11 +5,17 @@ that answer counts; cut inside its box or its thought, it has no answer. What it
 `reward.truncated = "penalise"` in their place. The made tasks (`verifier = "exact"`) differ: there the end of the sequence is
 part of the answer. The problem's own prompt says where the answer is looked for first, as in `luspo eval` (docs/grading.md).
 Whoever wants the plain function of one response takes `score_text`.
+
+Grading may begin while other responses are still sampled (`begin`): what a worker has to do for a response, a call of one's own
+functions or a long comparison, is then given to it at once. The rewards are those of grading afterwards, which is what
+`score_groups` does: whatever fails meanwhile is done again at the end (grading/tasks.py). With functions of one's own their
+calls alone go ahead; the verifier's comparisons follow them, so that neither takes the cores from the other's time limit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Self
 
 from luspo_cli.config.reward import LENGTH_KEYS, RewardConfig
@@ -18,7 +24,9 @@ from luspo_cli.grading.answers import AnswerMark
 from luspo_cli.grading.grader import Grader, Response
 from luspo_cli.grading.majority import answer_key_of
 from luspo_cli.grading.prompts import mark_of_prompt
+from luspo_cli.grading.tasks import TasksUnderWay
 from luspo_cli.grading.verdict import Verdict
+from luspo_cli.machine import has_cuda
 from luspo_cli.records import FunctionScore, Problem, Reward, Rollout
 from luspo_cli.rewards.exact import score_exact
 from luspo_cli.rewards.functions import FailedCalls, RewardFunctions, Written
@@ -63,13 +71,40 @@ class Rubric:
         self, problems: Sequence[Problem], groups: Sequence[Sequence[Rollout]]
     ) -> list[tuple[Reward, ...]]:
         """Return the rewards of every group's rollouts; `groups[i]` are the rollouts of `problems[i]`. One batch of checks."""
-        pairs = [(problem, one) for problem, group in zip(problems, groups, strict=True) for one in group]
-        for problem, rollout in pairs:
-            if problem.id != rollout.problem_id:
-                raise ValueError(f"rollout of {rollout.problem_id} given beside problem {problem.id}")
+        for problem, rollout in _pairs(problems, groups):
+            _refuse_other(problem, rollout)
         written = [[Written.of(rollout) for rollout in group] for group in groups]
         scores = [own for group in self._functions.score_groups(problems, written) for own in group]
-        verdicts = self._judge([problem for problem, _ in pairs], [rollout for _, rollout in pairs], scores)
+        return self._rewards(problems, groups, scores)
+
+    @property
+    def grades_while_sampling(self) -> bool:
+        """Whether there is something to `begin` with, and `reward.while_sampling` has it so: by default where there is a GPU."""
+        asked = self._config.while_sampling
+        any_work = bool(self._functions.names) or self._config.verifier == "math"
+        return any_work and (has_cuda() if asked is None else asked)
+
+    @contextmanager
+    def begin(self, problems: Sequence[Problem], group_size: int) -> Iterator[GradingUnderWay]:
+        """Grade rollouts as they come within the block; one that fails ends the workers."""
+        grading = GradingUnderWay(self, problems, group_size)
+        try:
+            yield grading
+        except BaseException:
+            grading.cancel()
+            raise
+
+    def _rewards(
+        self,
+        problems: Sequence[Problem],
+        groups: Sequence[Sequence[Rollout]],
+        scores: Sequence[Mapping[str, FunctionScore]],
+        verdicts: Sequence[Verdict] | None = None,
+    ) -> list[tuple[Reward, ...]]:
+        """The rewards of every group, from the functions' scores of each rollout; `verdicts` where they were given already."""
+        pairs = _pairs(problems, groups)
+        if verdicts is None:
+            verdicts = self._judge([problem for problem, _ in pairs], [rollout for _, rollout in pairs], scores)
         lengths = iter(self._length_terms(groups, verdicts))
         rewards = iter(
             self._reward(
@@ -135,12 +170,8 @@ class Rubric:
                 score_exact(rollout.response, problem.answer, ended=not rollout.truncated)
                 for problem, rollout in zip(problems, rollouts, strict=True)
             ]
-        once = {problem.id: problem for problem in problems}
-        marks = {name: mark_of_prompt(turn.content for turn in problem.prompt) for name, problem in once.items()}
-        responses = [
-            Response(rollout.response, problem.answer, marks[problem.id], rollout.thought_open)
-            for problem, rollout in zip(problems, rollouts, strict=True)
-        ]
+        marks = {problem.id: _mark(problem) for problem in {problem.id: problem for problem in problems}.values()}
+        responses = [_response(*pair, marks[pair[0].id]) for pair in zip(problems, rollouts, strict=True)]
         return self._grader.judge(responses)
 
     def _length_terms(self, groups: Sequence[Sequence[Rollout]], verdicts: Sequence[Verdict]) -> list[dict[str, float]]:
@@ -183,3 +214,74 @@ class Rubric:
             functions=functions,
             lengths=lengths,
         )
+
+
+class GradingUnderWay:
+    """Rollouts that are graded while others are still sampled; see `Rubric.begin`. One call at a time."""
+
+    def __init__(self, rubric: Rubric, problems: Sequence[Problem], group_size: int) -> None:
+        self._rubric, self._problems, self._size = rubric, problems, group_size
+        self._scoring = rubric._functions.begin(problems, group_size)
+        judges = self._scoring is None and rubric._config.verifier == "math"
+        self._judging = rubric._grader.begin() if judges else None
+        self._marks = [_mark(problem) for problem in problems] if judges else []
+        self._known: dict[int, Rollout] = {}
+
+    def add(self, row: int, rollout: Rollout) -> None:
+        """Begin with one rollout, in row `row` of all: group number * group_size + its place there."""
+        number, place = divmod(row, self._size)
+        problem = self._problems[number]
+        _refuse_other(problem, rollout)
+        self._known[row] = rollout
+        if self._scoring:
+            self._scoring.add(number, place, Written.of(rollout))
+        if self._judging:
+            self._judging.add(_response(problem, rollout, self._marks[number]))
+
+    def rewards(self, groups: Sequence[Sequence[Rollout]]) -> list[tuple[Reward, ...]]:
+        """Wait for the workers; the rewards of all groups as `score_groups` returns them. What was not added yet is now."""
+        rollouts = [rollout for group in groups for rollout in group]
+        for row, rollout in enumerate(rollouts):
+            if row not in self._known:
+                self.add(row, rollout)
+            elif self._known[row] != rollout:
+                raise ValueError(f"row {row} is another rollout of problem {rollout.problem_id} than was graded")
+        scored = self._scoring.collect() if self._scoring else []
+        scores = [own for group in scored for own in group] or [{} for _ in rollouts]
+        verdicts = None
+        if self._judging:
+            of_row = dict(zip(self._known, self._judging.collect(), strict=True))
+            verdicts = [of_row[row] for row in range(len(rollouts))]
+        return self._rubric._rewards(self._problems, groups, scores, verdicts)
+
+    @property
+    def busy_s(self) -> float:
+        """Seconds in which workers graded before `rewards` was called."""
+        return self._tasks.busy_s if self._tasks else 0.0
+
+    def cancel(self) -> None:
+        """End the workers at once."""
+        if self._tasks:
+            self._tasks.cancel()
+
+    @property
+    def _tasks(self) -> TasksUnderWay | None:
+        under_way = self._scoring or self._judging
+        return under_way.tasks if under_way else None
+
+
+def _pairs(problems: Sequence[Problem], groups: Sequence[Sequence[Rollout]]) -> list[tuple[Problem, Rollout]]:
+    return [(problem, one) for problem, group in zip(problems, groups, strict=True) for one in group]
+
+
+def _refuse_other(problem: Problem, rollout: Rollout) -> None:
+    if problem.id != rollout.problem_id:
+        raise ValueError(f"rollout of {rollout.problem_id} given beside problem {problem.id}")
+
+
+def _mark(problem: Problem) -> AnswerMark:
+    return mark_of_prompt(turn.content for turn in problem.prompt)
+
+
+def _response(problem: Problem, rollout: Rollout, mark: AnswerMark) -> Response:
+    return Response(rollout.response, problem.answer, mark, rollout.thought_open)

@@ -7,7 +7,7 @@ from typing import Any
 
 from luspo_cli.errors import RunError
 from luspo_cli.records import Prompt, Rollout
-from luspo_cli.rollout.sampler import SamplingOptions
+from luspo_cli.rollout.sampler import OnFinished, SamplingOptions
 
 
 class GivenRollouts:
@@ -18,7 +18,11 @@ class GivenRollouts:
         self._groups, self._file = groups, file
 
     def sample_groups(
-        self, prompts: Sequence[Prompt], options: SamplingOptions, on_progress: Callable[[int], None] | None = None
+        self,
+        prompts: Sequence[Prompt],
+        options: SamplingOptions,
+        on_progress: Callable[[int], None] | None = None,
+        on_finished: OnFinished | None = None,
     ) -> list[list[Rollout]]:
         """RunError where a group does not answer its prompt."""
         first = options.first_row // options.group_size
@@ -31,6 +35,9 @@ class GivenRollouts:
                     f"{self._file} does not hold {options.group_size} responses to problem '{prompt.problem_id}', which comes"
                     f" there as number {first + place + 1}; move the run away and fork again"
                 )
+        if on_finished:
+            for row, rollout in enumerate(rollout for group in groups for rollout in group):
+                on_finished(row, rollout)
         return groups
 
     def load_weights(self, policy: Any) -> None:

@@ -8,6 +8,8 @@ from typing import Any, Generic, Protocol, TypeVar, overload
 
 from luspo_cli.records import Prompt, Rollout
 
+OnFinished = Callable[[int, Rollout], None]
+"""Hears a rollout as soon as it is finished, and its row: prompt * group_size + its place in the group."""
 P = TypeVar("P")
 """A problem, of training or of a benchmark."""
 
@@ -32,9 +34,16 @@ class Sampler(Protocol):
     """Draws `group_size` rollouts for each prompt, groups in the order of the prompts."""
 
     def sample_groups(
-        self, prompts: Sequence[Prompt], options: SamplingOptions, on_progress: Callable[[int], None] | None = None
+        self,
+        prompts: Sequence[Prompt],
+        options: SamplingOptions,
+        on_progress: Callable[[int], None] | None = None,
+        on_finished: OnFinished | None = None,
     ) -> list[list[Rollout]]:
         """Return [number of prompts][group_size] rollouts; `on_progress` hears the count of finished rollouts.
+
+        `on_finished` hears each of the returned rollouts once, in the order in which they end, from any thread but never two at a
+        time; what it raises ends the call.
 
         `prompts` may make each prompt when it is asked for: ask once, and let its images go as soon as they are not needed.
         """

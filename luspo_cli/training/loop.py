@@ -151,9 +151,7 @@ def train(
             **({"update/rows_masked": sum(len(group.masked) for group in due.batch)} if masks and due else {}),
             **noise,
             **{key: value for key, value in evaluation.items() if metric_of(key)},
-            "time/rollout": sampler.rollout_s,
-            "time/prompts": sampler.prompts_s,
-            "time/reward": sampler.reward_s,
+            **sampler.times,
             "time/weights": pushed,
             **evaluated,
         }

@@ -94,8 +94,8 @@ def _probe(config: TrainRun, groups: list[ScoredGroup], sampler: StepSampler, up
         no_answer=rewards["reward/no_answer_fraction"] or 0.0,
         signal=sum(map(_has_signal, groups)),
         mixed=sum(map(is_mixed, groups)),
-        sampling_s=sampler.rollout_s,
-        reward_s=sampler.reward_s,
+        sampling_s=sampler.times["time/rollout"],
+        reward_s=sampler.times["time/reward"],
         update_s=update_s,
     )
 

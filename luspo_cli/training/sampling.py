@@ -43,6 +43,18 @@ class Scored:
     reward_s: float
     prompts_s: float = 0.0
     """Of `rollout_s`, where prompts were made at once."""
+    overlap_s: float | None = None
+    """Of `rollout_s`, in which workers graded what was finished; None where nothing was graded before the end."""
+
+    def times(self) -> dict[str, float]:
+        """The seconds by the names of metrics.jsonl."""
+        overlapped = {} if self.overlap_s is None else {"time/reward_while_sampling": self.overlap_s}
+        return {
+            "time/rollout": self.rollout_s,
+            "time/prompts": self.prompts_s,
+            "time/reward": self.reward_s,
+            **overlapped,
+        }
 
 
 class StepSampler:
@@ -61,7 +73,8 @@ class StepSampler:
         """`given`: [groups][rollouts] of the step, round after round, which take the place of draws as far as they reach."""
         self._config, self._step, self._given = config, step, list(given)
         self._sampler, self._rubric, self._to_prompt, self._ranks = sampler, rubric, to_prompt, ranks
-        self.rollout_s = self.reward_s = self.prompts_s = 0.0
+        self.times: dict[str, float] = {}
+        """`time/{rollout,prompts,reward}` of all rounds, and `time/reward_while_sampling` where that was done."""
 
     def groups(self, source: BatchSource) -> StepGroups:
         """The groups of the step as the update gets them."""
@@ -77,9 +90,8 @@ class StepSampler:
         scored = sample_and_score(
             self._ranks, sampler, self._rubric, problems, self._to_prompt, options, keep_images=True
         )
-        self.rollout_s += scored.rollout_s
-        self.reward_s += scored.reward_s
-        self.prompts_s += scored.prompts_s
+        for name, seconds in scored.times().items():
+            self.times[name] = self.times.get(name, 0.0) + seconds
         return with_advantages(problems, scored, self._config)
 
 
@@ -108,10 +120,18 @@ def sample_and_score(
         if keep_images:
             prompts = list(prompts)
         made = time.perf_counter()
-        groups = sampler.sample_groups(prompts, draws)
-        sampled = time.perf_counter()
-        rewards = rubric.score_groups(own, groups)
-    times = sampled - started, time.perf_counter() - sampled, made - started
+        overlap_s: float | None = None
+        if rubric.grades_while_sampling:
+            with rubric.begin(own, options.group_size) as grading:
+                groups = sampler.sample_groups(prompts, draws, on_finished=grading.add)
+                sampled = time.perf_counter()
+                rewards = grading.rewards(groups)
+            overlap_s = grading.busy_s
+        else:
+            groups = sampler.sample_groups(prompts, draws)
+            sampled = time.perf_counter()
+            rewards = rubric.score_groups(own, groups)
+    times = sampled - started, time.perf_counter() - sampled, made - started, overlap_s
     parts = ranks.gather(Scored([], groups, rewards, *times))
     everywhere = [_without_images(group) for part in parts for group in part.groups]
     if keep_images:
@@ -123,6 +143,7 @@ def sample_and_score(
         rollout_s=max(part.rollout_s for part in parts),
         reward_s=max(part.reward_s for part in parts),
         prompts_s=max(part.prompts_s for part in parts),
+        overlap_s=max((part.overlap_s for part in parts if part.overlap_s is not None), default=None),
     )
 
 

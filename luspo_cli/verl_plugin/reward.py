@@ -46,6 +46,7 @@ _ELSEWHERE = {
         ),
         "verl calls a reward function once a response, without its length and its group",
     ),
+    "while_sampling": "verl calls it when a response is there",
     "workers": "a call judges one response; verl's reward.num_workers is how many run side by side",
 }
 

@@ -1,11 +1,13 @@
-"""Real processes that find one another over gloo, as a launcher starts them, and free ports for them."""
+"""Real processes: some that find one another over gloo, free ports for them, and whether one is still there."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
 import socket
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from luspo_cli.processes.place import Place
@@ -34,3 +36,22 @@ def run_processes(number: int, target: Callable[..., None], *arguments: Any) -> 
     for process in processes:
         process.join(300)
     return [process.exitcode for process in processes]
+
+
+def is_running(pid: int) -> bool:
+    """Whether the process is there and no zombie."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state != "Z"
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> bool:
+    """Whether the condition holds, asked again and again for so long."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if condition():
+            return True
+        time.sleep(0.02)
+    return condition()

@@ -60,3 +60,26 @@ def sleep_and_tell(path: str, seconds: float) -> None:
 
 def echo(text: str) -> str:
     return text
+
+
+def once_then(path: str, first: str) -> int:
+    """Do `first` in the first call with this path, and in any later one return the number of the call."""
+    with open(path, "a") as file:
+        file.write("x")
+        calls = file.tell()
+    if calls > 1 or first == "nothing":
+        return calls
+    if first == "hang":
+        time.sleep(60)
+    if first == "exit":
+        os._exit(3)
+    if first == "raise":
+        raise ValueError("too busy")
+    time.sleep(float(first))
+    return calls
+
+
+def always_hang(path: str) -> None:
+    with open(path, "a") as file:
+        file.write("x")
+    time.sleep(60)

@@ -154,6 +154,7 @@ def test_the_sampler_brings_the_experts_that_the_policy_chooses(made_tokenizer: 
     prompts = [Prompt(str(i), tuple(range(2, 3 + 2 * i))) for i in range(5)]
     options = SamplingOptions(3, 12, seed=4, with_experts=True)
     groups = sampler.sample_groups(prompts, options)
+    assert sampler.sample_groups(prompts, options, on_finished=lambda row, rollout: None) == groups
     rollouts = [rollout for group in groups for rollout in group]
     assert {1, 12} & {rollout.response_length for rollout in rollouts}
     batch = policy_batch([Row(rollout, 1.0) for rollout in rollouts])

@@ -25,7 +25,7 @@ from luspo_cli.rollout.in_process.decode_step import DecodeStep
 from luspo_cli.rollout.in_process.draw import choose_tokens
 from luspo_cli.rollout.in_process.experts_met import ExpertsMet
 from luspo_cli.rollout.in_process.packed import copy_weights, release_weights
-from luspo_cli.rollout.sampler import SamplingOptions
+from luspo_cli.rollout.sampler import OnFinished, SamplingOptions
 
 PREFILL_TOKENS = 8192
 DROPPED_ROWS = 256
@@ -57,36 +57,36 @@ class InProcessSampler:
 
     @torch.inference_mode()
     def sample_groups(
-        self, prompts: Sequence[Prompt], options: SamplingOptions, on_progress: Callable[[int], None] | None = None
+        self,
+        prompts: Sequence[Prompt],
+        options: SamplingOptions,
+        on_progress: Callable[[int], None] | None = None,
+        on_finished: OnFinished | None = None,
     ) -> list[list[Rollout]]:
         if not prompts:
             return []
+
+        def hand_over(rows: Sequence[int]) -> None:
+            for row, rollout in zip(rows, batch.rollouts(rows, self.tokenizer), strict=True):
+                done[row] = rollout
+                if on_finished:
+                    on_finished(row, rollout)
+
+        done: dict[int, Rollout] = {}
         modes = [(module, module.training) for module in self.model.modules()]
         self.model.eval()  # a module that recomputes its activations would write no cache
         try:
             with read_routers(self.model) if options.with_experts else nullcontext() as chosen:
                 batch = _DecodeBatch(self.step, prompts, options, self.end_tokens, self.max_rows)
                 batch.met = ExpertsMet(chosen, len(batch.tokens)) if chosen is not None else None
-                batch.run(on_progress)
+                batch.run(on_progress, hand_over if on_finished else None)
         finally:
             for module, training in modes:
                 module.training = training
-        texts = self.tokenizer.batch_decode(batch.responses, skip_special_tokens=True)
-        size = options.group_size
-        rollouts = [
-            Rollout(
-                problem_id=batch.begun[row // size].problem_id,
-                prompt_tokens=batch.begun[row // size].tokens,
-                response_tokens=tuple(batch.responses[row]),
-                response=texts[row],
-                stop_reason=batch.stop_reasons[row],
-                rollout_logprobs=tuple(batch.logprobs[row]),
-                thought_open=batch.begun[row // size].thought_open,
-                experts=batch.experts(row),
-            )
-            for row in range(len(texts))
-        ]
-        return [rollouts[i : i + size] for i in range(0, len(rollouts), size)]
+        total, size = len(prompts) * options.group_size, options.group_size
+        if not on_finished:
+            hand_over(range(total))
+        return [[done[row] for row in range(first, first + size)] for first in range(0, total, size)]
 
 
 class _DecodeBatch:
@@ -125,8 +125,10 @@ class _DecodeBatch:
         self.token_logprobs = torch.zeros(total * self.columns, device=self.device)
         self.lengths = torch.zeros(total, dtype=torch.long, device=self.device)
 
-    def run(self, on_progress: Callable[[int], None] | None) -> None:
-        """Decode until every row is finished; `on_progress` hears how many are.
+    def run(
+        self, on_progress: Callable[[int], None] | None, on_rows: Callable[[Sequence[int]], None] | None = None
+    ) -> None:
+        """Decode until every row is finished; `on_progress` hears how many are, `on_rows` which ones just ended.
 
         A finished row goes on being decoded, without its tokens being read, until it is cut out together with others.
         `finished_here` counts such rows among the live ones, so that each is added to `finished` once.
@@ -138,6 +140,9 @@ class _DecodeBatch:
             gone = len(chosen) - int(self.live.sum())
             if gone > finished_here:
                 finished, finished_here = finished + gone - finished_here, gone
+                ended = self._note_lengths()
+                if on_rows:
+                    on_rows(ended)
                 if on_progress:
                     on_progress(finished)
                 # Cutting rows out copies the cache: let an eighth of them finish first, unless groups wait for the places.
@@ -147,13 +152,44 @@ class _DecodeBatch:
             if len(self.row):
                 self._decode(chosen)
             self._admit()
-        self._collect()
 
-    def experts(self, row: int) -> bytes:
+    def rollouts(self, rows: Sequence[int], tokenizer: Any) -> list[Rollout]:
+        """Those of finished rows."""
+        chosen = torch.tensor(rows, device=self.device)
+        lengths = self.lengths[chosen].tolist()
+        tokens, logprobs = (table.view(-1, self.columns)[chosen].cpu() for table in (self.tokens, self.token_logprobs))
+        responses = [own[:length].tolist() for own, length in zip(tokens, lengths, strict=True)]
+        texts = tokenizer.batch_decode(responses, skip_special_tokens=True)
+        ends = set(self.end_tokens.tolist())
+        found = []
+        for row, own, text, response in zip(rows, logprobs, texts, responses, strict=True):
+            prompt = self.begun[row // self.options.group_size]
+            found.append(
+                Rollout(
+                    problem_id=prompt.problem_id,
+                    prompt_tokens=prompt.tokens,
+                    response_tokens=tuple(response),
+                    response=text,
+                    stop_reason=StopReason.END if response[-1] in ends else StopReason.LENGTH,
+                    rollout_logprobs=tuple(own[: len(response)].tolist()),
+                    thought_open=prompt.thought_open,
+                    experts=self._experts(row, len(response)),
+                )
+            )
+        return found
+
+    def _experts(self, row: int, length: int) -> bytes:
         """The experts that the tokens of a finished row met; empty where they were not asked for."""
         if self.met is None:
             return b""
-        return self.met.of_row(row // self.options.group_size, row * self.columns, len(self.responses[row]))
+        return self.met.of_row(row // self.options.group_size, row * self.columns, length)
+
+    def _note_lengths(self) -> list[int]:
+        """Take down the lengths of the rows that have just ended, which are returned in order."""
+        ended = ~self.live & (self.lengths[self.row] == 0)
+        rows = self.row[ended]
+        self.lengths[rows] = self.place[ended] - rows * self.columns
+        return sorted(rows.tolist())
 
     def _choose(self) -> Tensor:
         """Draw the next token [R] of each row, and note which rows it finishes."""
@@ -180,7 +216,6 @@ class _DecodeBatch:
     def _cut(self, gone: int) -> Tensor:
         """Cut out the `gone` rows that are finished, live rows from the end in their places; the rows [n] that are left."""
         done = ~self.live
-        self.lengths[self.row[done]] = self.place[done] - self.row[done] * self.columns
         left = len(done) - gone
         rows = torch.arange(len(done), device=self.device)
         rows[:left][done[:left]] = rows[left:][~done[left:]]
@@ -246,15 +281,6 @@ class _DecodeBatch:
         if not len(self.goes_on):
             self.goes_on = torch.ones(logits.shape[1], dtype=torch.bool, device=self.device)
             self.goes_on[self.end_tokens[self.end_tokens < logits.shape[1]]] = False
-
-    def _collect(self) -> None:
-        lengths = self.lengths.tolist()
-        tokens, logprobs = (table.view(-1, self.columns) for table in (self.tokens, self.token_logprobs))
-        ended = torch.isin(tokens.gather(1, self.lengths[:, None] - 1)[:, 0], self.end_tokens).tolist()
-        tokens, logprobs = tokens.cpu(), logprobs.cpu()
-        self.responses = [tokens[i, :n].tolist() for i, n in enumerate(lengths)]
-        self.logprobs = [logprobs[i, :n].tolist() for i, n in enumerate(lengths)]
-        self.stop_reasons = [StopReason.END if end else StopReason.LENGTH for end in ended]
 
 
 def uniform_numbers(options: SamplingOptions, rows: int) -> Tensor:

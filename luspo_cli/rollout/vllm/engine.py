@@ -25,7 +25,7 @@ import torch
 
 from luspo_cli.errors import RunError, UsageError, first_line
 from luspo_cli.records import Prompt, Rollout
-from luspo_cli.rollout.sampler import SamplingOptions
+from luspo_cli.rollout.sampler import OnFinished, SamplingOptions
 from luspo_cli.rollout.vllm.images import engine_prompt, prompt_images
 from luspo_cli.rollout.vllm.plugin import BACKEND, register
 from luspo_cli.rollout.vllm.requests import (
@@ -35,6 +35,7 @@ from luspo_cli.rollout.vllm.requests import (
     logprobs_mode,
     sampling_parameters,
     to_rollout,
+    with_texts,
 )
 from luspo_cli.rollout.vllm.weight_stream import checkpoint_weights
 
@@ -98,27 +99,47 @@ class VllmSampler:
         self._pushes += 1
 
     def sample_groups(
-        self, prompts: Sequence[Prompt], options: SamplingOptions, on_progress: Callable[[int], None] | None = None
+        self,
+        prompts: Sequence[Prompt],
+        options: SamplingOptions,
+        on_progress: Callable[[int], None] | None = None,
+        on_finished: OnFinished | None = None,
     ) -> list[list[Rollout]]:
         if not prompts:
             return []
         self._wake("weights", "kv_cache")
         asked = self._ask(prompts, options)
-        answers = self._answers(len(asked) * options.group_size, on_progress)
-        self._sleep()
-        keep, never = has_logprobs(options, self._mode, self.settings.never_drawn), self.settings.never_drawn
-        rollouts = []
-        for row, answer in enumerate(answers):
-            prompt = asked[row // options.group_size]
-            tokens = list(answer.outputs[0].token_ids)
-            if tuple(answer.prompt_token_ids) != prompt.tokens:
-                raise RunError(
-                    f"vLLM answered another prompt than that of problem '{prompt.problem_id}': use the version of vLLM that luspo"
-                    " is tested with"
-                )
-            logprobs = [found[token].logprob for found, token in zip(answer.outputs[0].logprobs, tokens, strict=True)]
-            rollouts.append(to_rollout(prompt, tokens, logprobs, self.end_tokens, keep, never))
-        return in_groups(rollouts, self.tokenizer, options.group_size)
+        done: dict[int, Rollout] = {}
+
+        def take(answers: Sequence[tuple[int, Any]]) -> None:
+            rollouts = [self._rollout(asked[row // options.group_size], options, answer) for row, answer in answers]
+            for (row, _), rollout in zip(answers, with_texts(rollouts, self.tokenizer), strict=True):
+                done[row] = rollout
+                if on_finished:
+                    on_finished(row, rollout)
+
+        rows = len(asked) * options.group_size
+        answers = self._answers(rows, on_progress)
+        if on_finished:
+            for ended in answers:
+                take(ended)
+            self._sleep()
+        else:  # the engine sleeps before its answers are looked at
+            late = [answer for ended in answers for answer in ended]
+            self._sleep()
+            take(late)
+        return in_groups([done[row] for row in range(rows)], options.group_size)
+
+    def _rollout(self, prompt: Prompt, options: SamplingOptions, answer: Any) -> Rollout:
+        """One answer of vLLM's without its text; RunError where it is not one to this prompt."""
+        never, tokens = self.settings.never_drawn, list(answer.outputs[0].token_ids)
+        if tuple(answer.prompt_token_ids) != prompt.tokens:
+            raise RunError(
+                f"vLLM answered another prompt than that of problem '{prompt.problem_id}': use the version of vLLM that luspo"
+                " is tested with"
+            )
+        logprobs = [found[token].logprob for found, token in zip(answer.outputs[0].logprobs, tokens, strict=True)]
+        return to_rollout(prompt, tokens, logprobs, self.end_tokens, has_logprobs(options, self._mode, never), never)
 
     def _ask(self, prompts: Sequence[Prompt], options: SamplingOptions) -> list[Prompt]:
         """Hand vLLM a request a rollout; returns the prompts without their images."""
@@ -136,18 +157,17 @@ class VllmSampler:
             asked.append(prompt.without_images())
         return asked
 
-    def _answers(self, rows: int, on_progress: Callable[[int], None] | None) -> list[Any]:
-        """vLLM's answers in the order of the rows."""
-        engine, first = self._engine.llm_engine, self._requests
+    def _answers(self, rows: int, on_progress: Callable[[int], None] | None) -> Iterator[list[tuple[int, Any]]]:
+        """vLLM's answers and their rows, as many at a time as end together."""
+        engine, first, finished = self._engine.llm_engine, self._requests, 0
         self._requests += rows
-        answers: dict[int, Any] = {}
         while engine.has_unfinished_requests():
-            for answer in engine.step():
-                if answer.finished:
-                    answers[int(answer.request_id) - first] = answer
+            ended = [(int(answer.request_id) - first, answer) for answer in engine.step() if answer.finished]
+            finished += len(ended)
             if on_progress:
-                on_progress(len(answers))
-        return [answers[row] for row in range(rows)]
+                on_progress(finished)
+            if ended:
+                yield ended
 
     def close(self) -> None:
         """Give the engine's memory back; vLLM ends torch's process group with it, so this comes last in a process."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 from luspo_cli.errors import RunError, UsageError
@@ -95,7 +96,7 @@ def to_rollout(
     keep_logprobs: bool,
     never_drawn: Sequence[int] = (),
 ) -> Rollout:
-    """One rollout without its text (`in_groups`); RunError where vLLM returned nothing, an image token or numbers that are not
+    """One rollout without its text (`with_texts`); RunError where vLLM returned nothing, an image token or numbers that are not
     finite."""
     if not tokens or len(tokens) != len(logprobs):
         raise RunError(
@@ -123,10 +124,12 @@ def to_rollout(
     )
 
 
-def in_groups(rollouts: Sequence[Rollout], tokenizer: Any, group_size: int) -> list[list[Rollout]]:
-    """The rollouts with their decoded texts, [prompts][group_size]."""
-    from dataclasses import replace
-
+def with_texts(rollouts: Sequence[Rollout], tokenizer: Any) -> list[Rollout]:
+    """The rollouts with their decoded texts."""
     texts = tokenizer.batch_decode([list(rollout.response_tokens) for rollout in rollouts], skip_special_tokens=True)
-    whole = [replace(rollout, response=text) for rollout, text in zip(rollouts, texts, strict=True)]
-    return [whole[i : i + group_size] for i in range(0, len(whole), group_size)]
+    return [replace(rollout, response=text) for rollout, text in zip(rollouts, texts, strict=True)]
+
+
+def in_groups(rollouts: Sequence[Rollout], group_size: int) -> list[list[Rollout]]:
+    """Rollouts in the order of their rows, [prompts][group_size]."""
+    return [list(rollouts[i : i + group_size]) for i in range(0, len(rollouts), group_size)]

@@ -31,7 +31,7 @@ import torch
 from luspo_cli.errors import RunError, UsageError
 from luspo_cli.processes.ranks import ALONE, Ranks
 from luspo_cli.records import Prompt, Rollout
-from luspo_cli.rollout.sampler import SamplingOptions
+from luspo_cli.rollout.sampler import OnFinished, SamplingOptions
 from luspo_cli.rollout.vllm.handshake import PROTOCOL, shape_of
 from luspo_cli.rollout.vllm.images import prompt_images, server_features
 from luspo_cli.rollout.vllm.plugin import BACKEND
@@ -43,6 +43,7 @@ from luspo_cli.rollout.vllm.requests import (
     mode_for,
     sampling_parameters,
     to_rollout,
+    with_texts,
 )
 from luspo_cli.rollout.vllm.weight_stream import WeightFeed, WeightSender, checkpoint_weights, describe, hand_out
 
@@ -112,12 +113,25 @@ class VllmServerSampler:
                 done.result()
 
     def sample_groups(
-        self, prompts: Sequence[Prompt], options: SamplingOptions, on_progress: Callable[[int], None] | None = None
+        self,
+        prompts: Sequence[Prompt],
+        options: SamplingOptions,
+        on_progress: Callable[[int], None] | None = None,
+        on_finished: OnFinished | None = None,
     ) -> list[list[Rollout]]:
         size, rollouts = options.group_size, []
         # Images are held for the groups in flight, not for all prompts.
         held, failed = threading.Semaphore(1 + self.max_rows // size), threading.Event()
         draws: list[Future[Rollout]] = []
+        one_at_a_time = threading.Lock()
+
+        def draw(group: _Group, row: int) -> Rollout:
+            rollout = group.draw(options, row)
+            with one_at_a_time:
+                (whole,) = with_texts([rollout], self.tokenizer)
+                if on_finished and not failed.is_set():
+                    on_finished(row, whole)
+            return whole
 
         def finished(draw: Future[Rollout]) -> None:
             if draw.cancelled() or draw.exception():
@@ -132,17 +146,18 @@ class VllmServerSampler:
                         break
                     group = _Group(self, self._servers[number % len(self._servers)], prompt, size, held.release)
                     for row in range(number * size, (number + 1) * size):
-                        draws.append(threads.submit(group.draw, options, row))
+                        draws.append(threads.submit(draw, group, row))
                         draws[-1].add_done_callback(finished)
-                for draw in draws:
-                    rollouts.append(draw.result())
+                for under_way in draws:
+                    rollouts.append(under_way.result())
                     if on_progress:
                         on_progress(len(rollouts))
             except BaseException:
-                for draw in draws:
-                    draw.cancel()
+                failed.set()
+                for under_way in draws:
+                    under_way.cancel()
                 raise
-        return in_groups(rollouts, self.tokenizer, size)
+        return in_groups(rollouts, size)
 
 
 class _Group:

@@ -140,6 +140,7 @@ FATES: Mapping[str, Fate] = {
         },
         timeout_s=Fate(f"{REWARD_KWARGS}.timeout_s"),
         workers=Fate("reward.num_workers", note="0: verl's 8"),
+        while_sampling=Fate(idle="verl always grades while it samples"),
     ),
     **_rows(
         "update",

@@ -142,6 +142,33 @@ def test_no_prompts_and_progress(make_model: Callable[..., Any], made_tokenizer:
     assert model.training  # sampled in eval mode, handed back as it came
 
 
+@pytest.mark.parametrize("max_rows", [6, 1000])
+def test_rollouts_are_handed_over_as_they_end(
+    make_model: Callable[..., Any], made_tokenizer: Any, prompts: list[Prompt], max_rows: int
+) -> None:
+    """Each of the returned ones once, short ones first where all are drawn at once; and nothing else is drawn."""
+    sampler = InProcessSampler(make_model(), made_tokenizer, (1, 5), max_rows)
+    options = SamplingOptions(3, 20, seed=1)
+    heard: list[tuple[int, Rollout]] = []
+    progress: list[int] = []
+    handed: list[int] = []
+
+    def on_finished(row: int, rollout: Rollout) -> None:
+        heard.append((row, rollout))
+        handed.append(progress[-1] if progress else 0)
+
+    groups = sampler.sample_groups(prompts, options, progress.append, on_finished)
+    assert groups == sampler.sample_groups(prompts, options)
+    rollouts = [rollout for group in groups for rollout in group]
+    assert dict(heard) == dict(enumerate(rollouts))
+    assert len(heard) == len(rollouts)
+    assert all(rollout is rollouts[row] for row, rollout in heard)
+    assert handed[0] < len(rollouts)  # before the end
+    lengths = [rollout.response_length for _, rollout in heard]
+    assert (lengths == sorted(lengths)) is (max_rows == 1000)
+    assert len(set(lengths)) > 3
+
+
 def test_long_prompts_are_prefilled_in_parts(
     make_model: Callable[..., Any], made_tokenizer: Any, prompts: list[Prompt], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -103,7 +103,10 @@ def pushed(folder: Path, model: Any, tokenizer: Any, dtype: str) -> None:
             found = differences(model, rollouts, 1.0)
             assert found.max() < limit, found.max()
             assert found.mean() < mean, found.mean()
-        assert sampler.sample_groups(prompts(), SamplingOptions(4, 60, 1.0, seed=3)) == drawn
+        heard = {}
+        again = sampler.sample_groups(prompts(), SamplingOptions(4, 60, 1.0, seed=3), on_finished=heard.__setitem__)
+        assert again == drawn
+        assert heard == dict(enumerate(rollout for group in drawn for rollout in group))
         assert sampler.sample_groups(prompts(), SamplingOptions(4, 60, 1.0, seed=4)) != drawn
         assert len({rollout.response_tokens for rollout in drawn[0]}) > 1
         assert drawn != before

@@ -21,7 +21,7 @@ import torch
 from doubles.processes import free_port
 from doubles.servers import Answer, PushTarget, answering, info, serving, wrapped
 from luspo_cli.errors import RunError, UsageError
-from luspo_cli.records import Prompt
+from luspo_cli.records import Prompt, Rollout
 from luspo_cli.rollout.sampler import SamplingOptions
 from luspo_cli.rollout.vllm import server as vllm_server
 from luspo_cli.rollout.vllm.server import VllmServerSampler
@@ -229,6 +229,43 @@ def test_answers_of_other_weights_are_not_trained_on(serve: Any, made_tokenizer:
     own.version = "newer"
     with pytest.raises(RunError, match="other weights"):
         own.sample_groups(PROMPTS, SamplingOptions(2, 8))
+
+
+def test_rollouts_are_handed_over_while_others_are_drawn(serve: Any, made_tokenizer: Any) -> None:
+    """The first problem's answers wait until one of the second's was handed over."""
+    handed_over = threading.Event()
+
+    def answer(body: dict[str, Any]) -> dict[str, Any]:
+        if body["token_ids"] == list(PROMPTS[0].tokens):
+            assert handed_over.wait(60)
+        return drawn("mine")
+
+    own = sampler(serve(answering(inference_v1_generate=answer)), tokenizer=made_tokenizer, timeout_s=90.0)
+    own.version = "mine"
+    heard: list[tuple[int, Rollout]] = []
+
+    def on_finished(row: int, rollout: Rollout) -> None:
+        heard.append((row, rollout))
+        handed_over.set()
+
+    groups = own.sample_groups(PROMPTS, SamplingOptions(2, 8), on_finished=on_finished)
+    assert heard[0][0] in (2, 3)
+    assert dict(heard) == dict(enumerate(rollout for group in groups for rollout in group))
+    assert all(rollout.response for _, rollout in heard)
+
+
+def test_what_a_listener_raises_ends_the_call(serve: Any, made_tokenizer: Any) -> None:
+    own = sampler(serve(answering(inference_v1_generate=drawn("mine"))), tokenizer=made_tokenizer)
+    own.version = "mine"
+    heard: list[int] = []
+
+    def on_finished(row: int, rollout: Rollout) -> None:
+        heard.append(row)
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        own.sample_groups(PROMPTS, SamplingOptions(2, 8), on_finished=on_finished)
+    assert heard
 
 
 def test_an_answer_in_another_form(serve: Any) -> None:
