@@ -163,6 +163,8 @@ class TasksUnderWay:
         """`work` does an open batch until it is done."""
         self._work, self._batch = work, batch
         self._thread: threading.Thread | None = None
+        # Not `Thread.join`: in Python 3.11 one that Ctrl-C interrupts takes the thread for ended.
+        self._ended = threading.Event()
         self._error: BaseException | None = None
 
     def add(self, tasks: Sequence[tuple[Any, ...]]) -> None:
@@ -182,7 +184,7 @@ class TasksUnderWay:
             return []
         try:
             self._batch.seal()
-            self._thread.join()
+            self._ended.wait()
         except BaseException:  # Ctrl-C
             self.cancel()
             raise
@@ -194,7 +196,7 @@ class TasksUnderWay:
         """End the workers at once; nothing where all was collected."""
         self._batch.cancel()
         if self._thread is not None:
-            self._thread.join()
+            self._ended.wait()
 
     @property
     def busy_s(self) -> float:
@@ -208,3 +210,4 @@ class TasksUnderWay:
             self._error = error
         finally:
             self._batch.close()
+            self._ended.set()
