@@ -61,6 +61,7 @@ CHANGES: dict[str, Any] = {
     "rollout.chat_template": {"enable_thinking": False},
     "rollout.sampler": "in-process",
     "reward.format_weight": 0.5,
+    "reward.while_sampling": True,
     "update.mini_batches": 8,
     "update.schedule": "cosine",
     "update.betas": (0.9, 0.99),
