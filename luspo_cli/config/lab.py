@@ -161,12 +161,13 @@ def resolve_lab(
     """
     recipe = resolve_train(preset=preset)
     layer: dict[str, Any] = {
-        "objective": preset_objective(preset, objective),
         "rollout": {key: getattr(recipe.rollout, key) for key in ("problems", "group_size")},
         "update": {key: getattr(recipe.update, key) for key in ("mini_batches", "betas", "gradient_clip")},
         "run": {"steps": recipe.run.steps},
     }
-    return layered(((layer, f"presets/{preset}.toml"),), sets, swept)
+    place = f"presets/{preset}.toml"
+    named = {"objective": preset_objective(preset, objective)}
+    return layered(((layer, place), (named, place if objective != "custom" else "--set")), sets, swept)
 
 
 def layered(

@@ -65,7 +65,7 @@ def test_an_objective_composed_by_keys_takes_the_presets_recipe() -> None:
     assert lab == swept
     assert lab.objective == resolve("custom", **TOKEN_MEAN)
     assert lab.rollout == resolve_lab("luspo").rollout
-    with pytest.raises(UsageError, match="objective 'custom' must set aggregation: choose one of token-mean"):
+    with pytest.raises(UsageError, match=r"^--set: objective 'custom' must set aggregation: choose one of token-mean"):
         resolve_lab("custom", sets=sets)
 
 

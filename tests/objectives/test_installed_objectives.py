@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from doubles.runs import SMALL_RUN
 from luspo_cli.config import own_objective
 from luspo_cli.config.layers import resolve_train
 from luspo_cli.config.objective import resolve
@@ -110,11 +111,9 @@ def test_it_is_shown_with_its_numbers(packages: Path, name: str) -> None:
 def test_it_is_proven_and_trained_and_its_run_is_read_without_it(packages: Path, tmp_path: Path) -> None:
     checked = command("objectives", "check", "mine", "--json")
     assert (checked.returncode, json.loads(checked.stdout)["mine"]["invariant"]) == (0, True)
-    sets = ("run.steps=2", "run.eval_every=0")
     run = tmp_path / "runs" / "one"
-    trained = command(
-        "train", "--preset", "tiny", "--objective", "mine", "--run", str(run), *(f"--set={one}" for one in sets)
-    )
+    sets = [f"--set={one}" for one in (*SMALL_RUN, "run.steps=2")]
+    trained = command("train", "--preset", "tiny", "--objective", "mine", "--run", str(run), *sets)
     assert trained.returncode == 0, trained.stderr[-2000:]
     stored = json.loads((run / "config.json").read_text())["objective"]
     assert (stored["name"], stored["base"], stored["clip_high"]) == ("mine", "gspo", 2.5e-3)

@@ -65,7 +65,7 @@ def test_the_loss_that_we_read_in_a_script_is_the_one_that_runs(name: str, tmp_p
 def test_a_range_of_weights_is_read_as_verl_reads_it() -> None:
     from verl.trainer.ppo.rollout_corr_helper import _parse_rollout_is_threshold
 
-    for value in ("0.5_5.0", "1_1.0", "2", 3.0):
+    for value in ("0.5_5.0", "1.0_1.0", "2", 3.0):
         upper, lower = _parse_rollout_is_threshold(value)
         assert _threshold(value, "verl.sh") == (upper if lower is None else (lower, upper))
     for value in ("5.0_0.5", "0_5.0", "low_high", [0.5, 5.0]):
