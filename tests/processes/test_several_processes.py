@@ -86,13 +86,15 @@ def test_batches_that_wait_are_those_of_one_process(small_run: Callable[..., Tra
 def test_each_process_scores_its_own_share_with_rewards_of_ones_own(
     small_run: Callable[..., TrainRun], tmp_path: Path
 ) -> None:
-    """A function that takes a group, and one whose calls fail: the rewards and counts of one process."""
+    """A function that takes a group, and one whose calls fail, called while sampling: the rewards and counts of one process."""
     (tmp_path / "own.py").write_text(
         "def rank(completions, **kwargs):\n    return [sorted(completions).index(text) for text in completions]\n"
         "def odd(solution_str, **kwargs):\n    return 0.1 / (len(solution_str) % 2)\n"
     )
     functions = ", ".join(f'"{tmp_path}/own.py:{name}"' for name in ("rank", "odd"))
-    config = small_run(f"reward.function=[{functions}]", "run.steps=2", "run.checkpoint_every=2")
+    config = small_run(
+        f"reward.function=[{functions}]", "reward.while_sampling=true", "run.steps=2", "run.checkpoint_every=2"
+    )
     train(config, tmp_path / "whole")
     said = train_together(config, tmp_path / "run", 2)
     assert_close(tmp_path / "whole", tmp_path / "run", 2)
