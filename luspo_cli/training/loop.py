@@ -5,8 +5,9 @@
                                   └────── weights ◀── updater ◀── queue (rollout.lag) ◀┘
                                                      └──▶ metrics.jsonl, rollouts/, checkpoints/, evals/
 
-Each stage consumes what the one before it returns and waits for nothing else. A step's draws depend on (seed, step) alone, so a
-resumed run takes up at any checkpoint and ends with the same weights, bit for bit.
+Each stage consumes what the one before it returns and waits for nothing else, but that the rubric may begin with responses that
+are finished while others are sampled (`reward.while_sampling`). A step's draws depend on (seed, step) alone, so a resumed run
+takes up at any checkpoint and ends with the same weights, bit for bit.
 """
 
 from __future__ import annotations
