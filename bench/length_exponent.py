@@ -88,7 +88,7 @@ def table(panels: dict[str, list[Point]]) -> str:
             lines.append(
                 f"| `{kind}` | {point.exponent:g} | {len(point.runs)} | {point.step_1:.1f} | {written(point.exact)} |"
                 f" {point.fitted.final:.1f} | {written(found['length_final'])} | {written(found['held_out_final'], 3)} |"
-                f" {mean(found['response_tokens']) / 1000:,.0f} k |"
+                f" {mean(found['tokens']) / 1000:,.0f} k |"
             )
     return "\n".join(lines)
 
