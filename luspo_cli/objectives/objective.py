@@ -28,7 +28,7 @@ from luspo_cli.objectives.diagnostics import as_floats, ratio_range, unit_mean
 from luspo_cli.objectives.kl import kl_estimate, kl_k3
 from luspo_cli.objectives.own import OwnParts, objective_batch
 from luspo_cli.objectives.ratio import clip_position, sequence_ratio, token_log_ratio, token_ratio
-from luspo_cli.objectives.row_values import RowValues, row_values
+from luspo_cli.objectives.row_values import RowValues, row_values, row_weight
 from luspo_cli.objectives.surrogate import (
     SurrogateLoss,
     cispo_surrogate,
@@ -39,6 +39,13 @@ from luspo_cli.objectives.surrogate import (
     sapo_surrogate,
     vespo_surrogate,
 )
+
+_READ_BY_SURROGATE = (
+    "ratio", "surrogate", "clip_low", "clip_high", "clip_on", "dual_clip", "ratio_cap",
+    "sapo_temperature_positive", "sapo_temperature_negative",
+    "vespo_k_positive", "vespo_k_negative", "vespo_lambda_positive", "vespo_lambda_negative",
+)  # fmt: skip
+"""What of an objective `_ratio` and `_surrogate` read, its advantages apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,30 +199,41 @@ def policy_loss(
 
 @torch.no_grad()
 def row_outcomes(
-    objective: str | ObjectiveConfig,
+    objectives: Mapping[str, ObjectiveConfig],
     logprobs: torch.Tensor,
     log_ratio: torch.Tensor,
     advantages: torch.Tensor,
     response_mask: torch.Tensor,
-    counts: Counts,
+    counts: Mapping[str, Counts],
     max_response_length: int,
     group_ids: torch.Tensor | None = None,
-) -> RowValues:
-    """The `rows` that `policy_loss` would give for log-probs and token log-ratios [B, T]: what `objective` does with them.
+) -> dict[str, RowValues]:
+    """The `rows` that `policy_loss` would give for log-probs and token log-ratios [B, T] under each of `objectives`.
 
     Without its loss; a balanced clip range is taken as configured. Of built-in objectives: ValueError for one of one's own.
     """
-    config, mask = _configured(objective, None, None), response_mask != 0
-    if config.own_parts:
-        raise ValueError(
-            f"row_outcomes knows the built-in objectives, and {config.name} replaces {', '.join(config.own_parts)}"
-        )
+    mask = response_mask != 0
     log_ratio, logprobs = torch.where(mask, log_ratio, 0), torch.where(mask, logprobs, 0)
-    size = batch_size(config, mask, None, advantages, group_ids, max_response_length, counts)
-    weights = token_weights(mask, config, size, log_ratio.dtype)
-    ratio = _ratio(config, log_ratio, mask)
-    surrogate = _surrogate(config, ratio, log_ratio, logprobs, advantages.to(log_ratio.dtype)[:, None], mask, 0.0)
-    return row_values(config, surrogate, log_ratio, weights, mask, counts.sequences)
+    advantage = advantages.to(log_ratio.dtype)[:, None]
+    found: dict[str, RowValues] = {}
+    # Objectives that differ in their weights alone share what a surrogate costs.
+    alike: dict[tuple[Any, ...], RowValues] = {}
+    for name, config in objectives.items():
+        if config.own_parts:
+            raise ValueError(
+                f"row_outcomes knows the built-in objectives, and {config.name} replaces {', '.join(config.own_parts)}"
+            )
+        size = batch_size(config, mask, None, advantages, group_ids, max_response_length, counts[name])
+        weights = token_weights(mask, config, size, log_ratio.dtype)
+        key = tuple(getattr(config, read) for read in _READ_BY_SURROGATE)
+        if key in alike:
+            weight = row_weight(config, weights, mask, counts[name].sequences)
+            found[name] = alike[key]._replace(weight=weight)
+        else:
+            surrogate = _surrogate(config, _ratio(config, log_ratio, mask), log_ratio, logprobs, advantage, mask, 0.0)
+            found[name] = row_values(config, surrogate, log_ratio, weights, mask, counts[name].sequences)
+            alike[key] = found[name]
+    return found
 
 
 def _ratio(config: ObjectiveConfig, log_ratio: torch.Tensor, amounts: torch.Tensor) -> torch.Tensor:

@@ -53,12 +53,19 @@ def row_values(
             return log_ratio.new_zeros(log_ratio.shape[:-1])
         return (mark * amounts).sum(dim=-1).to(log_ratio.dtype) / tokens
 
-    number = sequences[..., None] if isinstance(sequences, torch.Tensor) else sequences
     return RowValues(
         sequence_ratio=sequence_ratio(log_ratio, amounts)[..., 0],
         clip_low=share(surrogate.clipped_low),
         clip_high=share(surrogate.clipped_high),
         dual_clip=share(surrogate.dual_clipped),
-        weight=pull_on_tokens(token_weights, amounts, config.pulls_whole) * number,
+        weight=row_weight(config, token_weights, amounts, sequences),
         log_ratio=log_ratio,
     )
+
+
+def row_weight(
+    config: ObjectiveConfig, token_weights: torch.Tensor, amounts: torch.Tensor, sequences: float | torch.Tensor
+) -> torch.Tensor:
+    """The `weight` of `RowValues`, [..., B], from what `row_values` takes."""
+    number = sequences[..., None] if isinstance(sequences, torch.Tensor) else sequences
+    return pull_on_tokens(token_weights, amounts, config.pulls_whole) * number

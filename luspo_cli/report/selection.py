@@ -88,7 +88,9 @@ def _of_run(run: int, files: Mapping[int, Path], shared: Sequence[int], ends: in
     among = shared or sorted(files)
     inner = [among[place] for place in evenly(len(among), max(1, wanted - (ends if shared else 0)))]
     steps = sorted({*groups, *inner})
-    share = room // max(wanted, len(steps))
+    # Counted over all runs, not this one: groups stand at the same places in each.
+    most = min(wanted, len(among) + (ends if shared else 0))
+    share = room // max(most, len(steps))
     return [_step(run, step, files[step], groups.get(step) or _groups(files[step]), share) for step in steps]
 
 

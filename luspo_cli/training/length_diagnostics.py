@@ -53,7 +53,8 @@ def _kept(groups: Sequence[ScoredGroup], rows: GatheredRows) -> dict[str, Any]:
     low, high, dual, weight = rows.numbers[2:6]
     ran = TrainedRows(lengths, advantages, low, high, 1 - low - high - dual, weight)
     uncut = TrainedRows(lengths, advantages, low, high, np.ones_like(low), weight)
-    of_papers = np.stack([_advantages(groups, str(PAPERS[name].advantage)) for name in rows.under])
+    by_estimator = {kind: _advantages(groups, kind) for kind in {str(PAPERS[name].advantage) for name in rows.under}}
+    of_papers = np.stack([by_estimator[str(PAPERS[name].advantage)] for name in rows.under])
     low, high, kept, weights = np.stack(list(rows.under.values()), axis=1)
     others = TrainedRows(np.broadcast_to(lengths, kept.shape), of_papers, low, high, kept, weights)
     pressure = float(kept_length_pressure(ran))

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from luspo_cli.config.objective import ObjectiveConfig
-from luspo_cli.objectives import counts_of, row_outcomes
+from luspo_cli.objectives import Counts, counts_of, row_outcomes
 from luspo_cli.objectives.row_values import RowValues
 from luspo_cli.policy.packing import Row
 from luspo_cli.processes.ranks import Ranks
@@ -149,7 +149,14 @@ class RowUpdates:
         if not others:
             return np.zeros((0, _OUTCOMES, sum(len(places) for _, places, *_ in self._passes)))
         lengths = [rollout.response_length for rollout in self._rollouts]
-        counts = {name: counts_of(other, lengths, self._advantages, self._groups) for name, other in others.items()}
+        # Objectives whose weights read the same numbers are counted once.
+        by_kind: dict[tuple[float | None, bool], Counts] = {}
+        counts = {}
+        for name, other in others.items():
+            kind = other.length_power_sum, other.needs_group_ids
+            if kind not in by_kind:
+                by_kind[kind] = counts_of(other, lengths, self._advantages, self._groups)
+            counts[name] = by_kind[kind]
         parts: list[Any] = [np.zeros((len(others), _OUTCOMES, 0))]
         for passes in self._together():
             log_ratio = _joined([tensor[:, _OF_ROW:] for _, _, tensor, *_ in passes])
@@ -158,11 +165,8 @@ class RowUpdates:
             own = torch.tensor([lengths[place] for place in places], device=log_ratio.device)
             ids = torch.tensor([self._groups[place] for place in places], device=log_ratio.device)
             mask = torch.arange(log_ratio.shape[1], device=log_ratio.device) < own[:, None]
-            rows = [
-                row_outcomes(other, logprobs, log_ratio, advantages, mask, counts[name], limit, ids)
-                for name, other in others.items()
-            ]
-            found = [torch.stack([row.clip_low, row.clip_high, row.kept, row.weight]) for row in rows]
+            rows = row_outcomes(others, logprobs, log_ratio, advantages, mask, counts, limit, ids)
+            found = [torch.stack([row.clip_low, row.clip_high, row.kept, row.weight]) for row in rows.values()]
             parts.append(torch.stack(found).double().cpu().numpy())
         return np.concatenate(parts, axis=-1)
 

@@ -62,6 +62,15 @@ def test_room_that_a_run_leaves_goes_to_the_next(make_run) -> None:
     assert sum(one.rollouts for one in choose_rollouts(runs, 44)) == 44
 
 
+def test_where_few_steps_are_stored_each_has_more_groups(make_run) -> None:
+    stored = {step: batch(16) for step in range(10, 80, 10)}
+    runs = read_runs([make_run(name, name, steps=70, rollouts=stored) for name in ("grpo", "gspo", "luspo")])
+    chosen = choose_rollouts(runs, 700)
+    assert [(one.run, one.step, one.rollouts) for one in chosen] == [
+        (run, step, 32) for run in range(3) for step in stored
+    ]  # of 233 rollouts a run each of seven steps can have 33, which is eight groups
+
+
 def test_many_runs_stop_at_the_limit(make_run) -> None:
     runs = read_runs([make_run(f"r{seed}", seed=seed, rollouts={1: batch(1)}) for seed in range(5)])
     assert [one.run for one in choose_rollouts(runs, 8)] == [0, 1]

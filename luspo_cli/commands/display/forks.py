@@ -139,8 +139,8 @@ def _warnings(comparison: ForkComparison) -> Iterator[str]:
     if few:
         named = ", ".join(f"{variant.name} ({variant.sample_size:.0%})" for variant in few)
         yield (
-            f"of the parent's responses the weights leave less than {FEW:.0%}: {named}; take the numbers that are not reweighted,"
-            " or fewer --steps"
+            f"of the parent's responses the weights leave less than {FEW:.0%} in some replicate, in the worst one of {named};"
+            " take the numbers that are not reweighted, or fewer --steps"
         )
     if not comparison.shared_first_step:
         yield "the variants of a replicate did not all train on the same rollouts in step 1"
