@@ -78,7 +78,8 @@ def train_cli(
         bool,
         Option(
             "--probe",
-            help="Sample 32 responses of the base model first, say what their lengths and rewards imply; no run.",
+            help="Sample 32 responses of the base model (of a smaller step: all), say what their lengths and rewards imply;"
+            " no run.",
         ),
     ] = False,
     as_json: Annotated[bool, Option("--json", help="Answer as one JSON object.")] = False,

@@ -26,6 +26,9 @@ LENGTH_KEYS = ("kimi_length_weight", "lazy_length_weight", "cosine_length_weight
 """What switches each of them on."""
 BESIDE_ACCURACY = ("function", "format_weight", "overlong_buffer", *LENGTH_KEYS)
 """Keys that, where they are not 0 or empty, make the reward something else than accuracy."""
+LARGEST_REWARD = 1e15
+"""The largest size of a score, of a weight, and of a fixed pay. So a total is at most 1e30 a term: its square fits double
+precision, and an advantage the single precision in which it is trained (up to 3.4e38)."""
 _METRIC_NAME = re.compile(r"[A-Za-z_][\w.-]*")
 
 
@@ -57,6 +60,7 @@ class RewardFunction(PlainSection):
                 f"reward.function: '{self.name}' is a name of luspo's own metrics: give the function another one with"
                 " { function = ..., name = ... }"
             )
+        _refuse_too_large("function: the weight", self.weight)
 
 
 @dataclass(frozen=True)
@@ -118,6 +122,10 @@ class RewardConfig(PlainSection):
         for key in ("timeout_s", "function_seconds"):
             if not (math.isfinite(getattr(self, key)) and getattr(self, key) > 0):
                 raise ValueError(f"reward.{key} = {getattr(self, key)} must be a positive number of seconds")
+        for key in _PAID:
+            paid = getattr(self, key)
+            for value in paid if isinstance(paid, tuple | list) else (paid,):
+                _refuse_too_large(f"{key} =", value)
         if self.accuracy_weight is None:
             _set(self, "accuracy_weight", 0.0 if self.function else 1.0)
         if self.truncated != "penalise" and self.truncated_reward != 0:
@@ -150,6 +158,16 @@ _OF_ANOTHER = {
     "cosine_length_at_limit": "cosine_length_weight",
 }
 """Keys that say nothing while another one is off."""
+_PAID = (
+    *(name for name in RewardConfig.__dataclass_fields__ if name.endswith("_weight")),
+    "function_failed_score", "truncated_reward", "cosine_length_correct", "cosine_length_wrong", "cosine_length_at_limit",
+)  # fmt: skip
+"""Keys whose numbers enter the total."""
+
+
+def _refuse_too_large(what: str, value: float | None) -> None:
+    if value is not None and not abs(value) <= LARGEST_REWARD:  # so that a NaN is refused
+        raise ValueError(f"reward.{what} {value:g} must lie between -{LARGEST_REWARD:g} and {LARGEST_REWARD:g}")
 
 
 def _as_tables(values: Any) -> Any:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from luspo_cli.config.reward import RewardConfig, RewardFunction
+from luspo_cli.data.missing import is_missing
 from luspo_cli.data.prompts import IMAGE_MARK, PromptTemplate
 from luspo_cli.data.reading import Row, read_rows, value_at
 from luspo_cli.data.values import answer_text, question_text
@@ -126,10 +127,11 @@ class OwnBenchmark(TextBenchmark):
         self, problems: Sequence[BenchmarkProblem], graded: Mapping[str, Sequence[Verdict]]
     ) -> dict[str, Any]:
         """Return the common metrics, and a table for each column of `by`."""
-        tables = {
-            column: as_dicts(accuracy_by(problems, graded, lambda one, column=column: (str(one.extra.get(column)),)))  # type: ignore[misc]
-            for column in self._description.by
-        }
+
+        def table(column: str) -> dict[str, Any]:
+            return as_dicts(accuracy_by(problems, graded, lambda one: (str(value_at(one.extra, column)),)))
+
+        tables = {column: table(column) for column in self._description.by}
         return {**super().aggregate(problems, graded), **tables}
 
     @property
@@ -159,6 +161,13 @@ class OwnBenchmark(TextBenchmark):
         problems = [self._row(row, number, file) for number, row in enumerate(read_rows(file, id_column="id"))]
         if not problems:
             raise UsageError(f"{file} has no rows.")
+        for column in self._description.by:
+            if all(value_at(problem.extra, column) is None for problem in problems):
+                known = list(dict.fromkeys(name for problem in problems for name in problem.extra))
+                raise UsageError(
+                    f"{self._toml}: by names the column '{column}'{nearest(column, known)}, and no row of {file} has a value"
+                    f" there; they have {', '.join(known)}."
+                )
         ids = [problem.id for problem in problems]
         if len(set(ids)) != len(ids):
             repeated = next(one for one in ids if ids.count(one) > 1)
@@ -173,6 +182,10 @@ class OwnBenchmark(TextBenchmark):
         raw = value_at(row, columns.answer)
         gold = answer_text(raw)
         for wanted, found, key in ((columns.question, question, "question"), (columns.answer, gold, "answer")):
+            if not found and (wanted in row or value_at(row, wanted) is not None):
+                empty = is_missing(value_at(row, wanted)) or isinstance(value_at(row, wanted), str)
+                what = f"an empty '{wanted}'" if empty else f"something else than text in '{wanted}'"
+                raise UsageError(f"{place} has {what}: mend that row, or take it out.")
             if not found:
                 raise UsageError(
                     f"{place} has no text in '{wanted}'{nearest(wanted, row)}; it has {', '.join(row)}: name the column as"

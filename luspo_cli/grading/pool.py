@@ -5,7 +5,8 @@ the limit is wall-clock time kept by the parent, and its means is SIGKILL. Worke
 (not forked: the parent has torch's threads; not multiprocessing's spawn: that would import the parent's main module,
 and torch with it). Tasks travel in chunks, answers come back one by one, so a kill costs the task that hung and
 nothing else: its chunk's remainder goes back to the front of the queue. A task whose worker ended is tried once more:
-a kill from outside (the kernel's, out of memory) says nothing about the response, ending two workers does.
+a kill from outside (the kernel's, out of memory) says nothing about the response, ending two workers does. Processes that
+tasks started end with their worker.
 
 Tasks may also come one by one while the caller does something else that takes the cores (`begin`). A time limit then proves
 nothing: what ran out of it is done again when the caller waits (tasks.py), a task that still runs at that moment gets its
@@ -17,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -195,7 +197,8 @@ class KillablePool:
                     stdout=its_replies.fileno(),
                     stderr=subprocess.DEVNULL,
                     env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
-                    start_new_session=True,  # Ctrl-C on the terminal is for the parent alone
+                    # Ctrl-C on the terminal is for the parent alone, and what tasks start is in the worker's own group.
+                    start_new_session=True,
                 )
         except OSError as error:
             raise RunError(f"A verification worker could not be started: {error.strerror or error}.") from error
@@ -265,7 +268,7 @@ class KillablePool:
                 raise RunError(
                     f"A verification worker was not ready after {START_LIMIT_S:.0f} s; the machine is overloaded."
                 )
-            worker.process.kill()
+            _kill(worker)
             running = worker.pending[0]
             self._receive(worker, batch)  # it may have answered in the very last moment
             self._discard(worker)
@@ -301,8 +304,18 @@ def _import_path(function: Callable[..., Any]) -> str:
     return f"{module}:{name}"
 
 
-def _end_worker(worker: _Worker) -> int:
+def _kill(worker: _Worker) -> None:
+    """Kill a worker and every process of its group, also one that has ended by itself."""
+    # The group is the worker's own, for the worker began it (start_new_session), and no new process gets a number that still
+    # names a process or a group: this comes before the worker's number is given back (`wait`), or in the same breath (`poll`).
+    # macOS answers EPERM for a group whose leader has ended.
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(worker.process.pid, signal.SIGKILL)
     worker.process.kill()
+
+
+def _end_worker(worker: _Worker) -> int:
+    _kill(worker)
     status = worker.process.wait()
     worker.requests.close()
     worker.replies.close()
@@ -311,7 +324,7 @@ def _end_worker(worker: _Worker) -> int:
 
 def _kill_all(workers: list[_Worker]) -> None:
     for worker in workers:
-        worker.process.kill()
+        _kill(worker)
     while workers:
         _end_worker(workers.pop())
 

@@ -14,6 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from luspo_cli.config.reward import LARGEST_REWARD
 from luspo_cli.errors import KnownError
 from luspo_cli.files import file_sha256
 from luspo_cli.function_path import FunctionPath, load_function, parse_function_path, said
@@ -23,6 +24,8 @@ from luspo_cli.rewards.signature import read_signature
 SCORE = "score"
 """The key of a dict that is the score; all others are parts."""
 _LONGEST_TEXT = 2_000
+_LARGEST_PART = 1e100
+"""Parts are not paid; means and squares of them are taken."""
 _loaded: dict[str, tuple[Callable[..., Any], Path]] = {}
 
 
@@ -83,19 +86,20 @@ def _score(found: Any, *, may_abstain: bool) -> FunctionScore:
     if found is None and may_abstain:  # TRL's word for "this reward does not apply here"
         return FunctionScore(None)
     if not isinstance(found, Mapping):
-        number = _number(found)
-        return FunctionScore(None, error=f"returned {_shown(found)}") if number is None else FunctionScore(number)
+        number = _number(found, LARGEST_REWARD)
+        return FunctionScore(None, error=f"returned {_no_score(found)}") if number is None else FunctionScore(number)
     if SCORE not in found:
         return FunctionScore(None, error=f"returned a dict without '{SCORE}': {', '.join(map(str, found)) or 'empty'}")
-    score = _number(found[SCORE])
+    score = _number(found[SCORE], LARGEST_REWARD)
     if score is None:
-        return FunctionScore(None, error=f"returned {_shown(found[SCORE])} as its '{SCORE}'")
+        what = _no_score(found[SCORE], f" as its '{SCORE}'")
+        return FunctionScore(None, error=f"returned {what}")
     parts: dict[str, float] = {}
     texts: dict[str, str] = {}
     for name, value in found.items():
         if name == SCORE or value is None:
             continue
-        number = None if isinstance(value, str) else _number(value)
+        number = None if isinstance(value, str) else _number(value, _LARGEST_PART)
         if number is not None:
             parts[str(name)] = number
         else:
@@ -103,15 +107,21 @@ def _score(found: Any, *, may_abstain: bool) -> FunctionScore:
     return FunctionScore(score, parts, texts)
 
 
-def _number(value: Any) -> float | None:
-    """A finite number, also as numpy or torch have it; None for anything else."""
+def _no_score(value: Any, as_what: str = "") -> str:
+    """What came back in the place of a score, with the bound where that is what it breaks."""
+    bound = "" if _number(value, math.inf) is None else f": a score is at most {LARGEST_REWARD:g} in size"
+    return f"{_shown(value)}{as_what}{bound}"
+
+
+def _number(value: Any, largest: float) -> float | None:
+    """A finite number of at most this size, also as numpy or torch have it; None for anything else."""
     if isinstance(value, str | bytes) or not hasattr(value, "__float__"):
         return None
     try:
         number = float(value)
     except (TypeError, ValueError, OverflowError, RuntimeError):
         return None
-    return number if math.isfinite(number) else None
+    return number if math.isfinite(number) and abs(number) <= largest else None
 
 
 def _shown(value: Any) -> str:

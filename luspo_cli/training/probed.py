@@ -10,7 +10,7 @@ from luspo_cli.config.run import TrainRun
 from luspo_cli.metrics.intervals import wilson_interval
 
 RESPONSES = 32
-"""Of a probe, in whole groups; one group at least."""
+"""Of a probe, in whole groups; one group at least, and at most what one step draws."""
 MANY_CUT = 0.1
 ROOMY = 4
 """A limit so many times the longest response has room to spare."""
@@ -88,11 +88,21 @@ def step_time(probe: Probe, config: TrainRun) -> StepTime:
 def findings(probe: Probe, config: TrainRun) -> list[str]:
     """What the numbers imply, one sentence or two each."""
     return [
+        *_of_size(config),
         *_of_lengths(probe, config),
         *_of_rewards(probe, config),
         *_of_groups(probe, config),
         *_of_time(probe, config),
     ]
+
+
+def _of_size(config: TrainRun) -> Iterator[str]:
+    problems, size = config.rollout.problems, config.rollout.group_size
+    if (rows := problems * size) < RESPONSES:
+        yield (
+            f"{rows} responses and not {RESPONSES}: a step of the run draws no more (rollout.problems = {problems},"
+            f" rollout.group_size = {size})."
+        )
 
 
 def _of_lengths(probe: Probe, config: TrainRun) -> Iterator[str]:

@@ -189,6 +189,16 @@ REFUSED: list[tuple[str, list[dict[str, Any]], str]] = [
         "prompt.template and prompt.after are two prompts",
     ),
     ('data = "rows.jsonl"\n[columns]\nanswer = "gold"', [ROW], "Row 0 of rows.jsonl has no text in 'gold'"),
+    ('data = "rows.jsonl"', [ROW | {"answer": ""}], "Row 0 of rows.jsonl has an empty 'answer': mend that row"),
+    ('data = "rows.jsonl"', [ROW | {"answer": None}], "Row 0 of rows.jsonl has an empty 'answer'"),
+    ('data = "rows.jsonl"', [ROW, ROW | {"question": " "}], "Row 1 of rows.jsonl has an empty 'question'"),
+    ('data = "rows.jsonl"', [ROW | {"answer": True}], "Row 0 of rows.jsonl has something else than text in 'answer'"),
+    (
+        'data = "rows.jsonl"\nby = ["knd"]',
+        [ROW | {"kind": "sum"}],
+        "own.toml: by names the column 'knd' (did you mean 'kind'?), and no row of rows.jsonl has a value there; they have id,"
+        " question, answer, kind.",
+    ),
     ('data = "rows.jsonl"', [ROW, ROW], "gives the id 'a' to two rows"),
     ('data = "rows.jsonl"', [ROW | {"answer": "::"}], "1 gold answers are nothing that grader = 'math' can find right"),
     ('data = "rows.jsonl"\ngrader = "choice"', [ROW | {"answer": "it"}], "first 'it' of 'a'"),
@@ -208,6 +218,18 @@ def test_what_cannot_be_used_is_refused_in_one_sentence(
     assert said in err
     assert err.count("\n") == 1
     assert not (tmp_path / "out.json").exists()
+
+
+def test_accuracy_is_shown_apart_by_a_column_within_another(luspo: Luspo, tmp_path: Path) -> None:
+    rows = [ROW | {"id": level, "extra": {"level": level}} for level in ("low", "high")]
+    write_json_lines(tmp_path / "rows.jsonl", rows)
+    write_json_lines(
+        tmp_path / "given.jsonl", [{"id": "low", "response": r"\boxed{5}"}, {"id": "high", "response": r"\boxed{6}"}]
+    )
+    (tmp_path / "own.toml").write_text('data = "rows.jsonl"\nby = ["extra.level"]\n')
+    assert luspo("eval", "--benchmark", "own.toml", "--responses", "given.jsonl", "--out", "out.json")[0] == 0
+    table = result(tmp_path / "out.json")["metrics"]["extra.level"]
+    assert {level: cell["accuracy"] for level, cell in table.items()} == {"low": 1.0, "high": 0.0}
 
 
 def test_a_file_that_is_not_there_and_data_that_is_named_twice(luspo: Luspo, tmp_path: Path) -> None:

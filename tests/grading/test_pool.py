@@ -147,6 +147,33 @@ def test_close_leaves_no_process_and_refuses_further_work() -> None:
         pool.map([(1,)])
 
 
+@pytest.mark.parametrize(("then", "started"), [("return", 1), ("hang", 1), ("exit", 2)])
+def test_what_a_task_started_ends_with_its_worker(then: str, started: int, tmp_path: Path) -> None:
+    """At once where the worker was killed or ended (and was then tried once more), else when the pool closes."""
+    told = tmp_path / "pids"
+    pool = KillablePool(worker_tasks.start_child, workers=1, timeout_s=2.0)
+    try:
+        (outcome,) = pool.map([(str(told), then)])
+        children = [int(pid) for pid in told.read_text().split()]
+        assert (len(children), outcome.ok) == (started, then == "return")
+        if then == "return":
+            assert is_running(children[0])
+        else:
+            assert wait_until(lambda: not any(is_running(pid) for pid in children), 5)
+    finally:
+        pool.close()
+    assert wait_until(lambda: not any(is_running(pid) for pid in children), 5)
+
+
+def test_what_old_workers_started_ends_when_they_are_replaced(tmp_path: Path) -> None:
+    with KillablePool(worker_tasks.start_child, workers=1, timeout_s=5, recycle_after=1) as pool:
+        for number in ("first", "second"):
+            assert pool.map([(str(tmp_path / number), "return")])[0].ok
+        first, second = (int((tmp_path / number).read_text()) for number in ("first", "second"))
+        assert wait_until(lambda: not is_running(first), 5)
+        assert is_running(second)
+
+
 def test_many_threads_may_use_one_pool() -> None:
     results: dict[int, list[int]] = {}
     with KillablePool(worker_tasks.double, workers=2, timeout_s=10) as pool:

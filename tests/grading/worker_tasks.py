@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import time
 
@@ -42,6 +43,17 @@ def misbehave(kind: str) -> object:
     if kind == "unpicklable":
         return lambda: None
     return kind
+
+
+def start_child(path: str, then: str) -> None:
+    """Start a process that lasts minutes and write its number to `path`; then return, hang, or end."""
+    child = subprocess.Popen(["sleep", "300"])
+    with open(path, "a") as file:
+        file.write(f"{child.pid}\n")
+    if then == "hang":
+        time.sleep(60)
+    if then == "exit":
+        os._exit(3)
 
 
 def process_id(_: int) -> int:

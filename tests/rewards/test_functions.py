@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter
 
+from luspo_cli.advantages import group_mean_std
 from luspo_cli.config.reward import TAKEN_NAMES, RewardConfig
 from luspo_cli.errors import RunError, UsageError
 from luspo_cli.grading.verdict import DecidedBy, Reason
@@ -112,6 +113,8 @@ BAD_RESPONSES = {
     "quit": ("raise SystemExit(3)", "SystemExit: 3 (own.py, line 4)"),
     "nan": ("return float('nan')", "returned nan"),
     "inf": ("return {'score': float('inf')}", "returned inf as its 'score'"),
+    "huge": ("return -1e308", "returned -1e+308: a score is at most 1e+15 in size"),
+    "huge in a dict": ("return {'score': 2e16}", "returned 2e+16 as its 'score': a score is at most 1e+15 in size"),
     "text": ("return '1.0'", "returned str '1.0'"),
     "none": ("return None", "returned NoneType 'None'"),
     "no score": ("return {'reward': 1}", "returned a dict without 'score': reward"),
@@ -156,6 +159,46 @@ def test_one_bad_number_of_a_group_costs_one_response(write: Callable[[str], Pat
     (rewards,) = score("own.py:one", [group("a", "b", "c")])
     assert [reward.total for reward in rewards] == [1.5, 0.0, 2.0]
     assert [bool(reward.functions["one"].error) for reward in rewards] == [False, True, False]
+
+
+def test_a_huge_number_costs_one_response_and_the_largest_ones_have_advantages(write: Callable[[str], Path]) -> None:
+    """Scores and weights at their bound: four rewards of +-1e30 are +-sqrt(3)/2 standard deviations from their mean."""
+    write(
+        "import numpy as np\ndef one(completions, **kwargs):\n"
+        "    return [np.float64(1e200), -1e16, 2 * 10**15, {'score': 1e300, 'x': 1}, 1e15, -1e15, 1e15, -1e15]\n"
+        "def parts(solution_str, **kwargs):\n    return {'score': 0.0, 'id': 2e18, 'far': 1e308, 'acc': 1e200}\n"
+    )
+    functions = [{"function": "own.py:one", "weight": 1e15}, "own.py:parts"]
+    (rewards,) = score(functions, [group(*"abcdefgh")])
+    assert [bool(reward.functions["one"].error) for reward in rewards] == [True] * 4 + [False] * 4
+    assert [reward.total for reward in rewards] == [0.0] * 4 + [1e30, -1e30, 1e30, -1e30]
+    advantages = group_mean_std([reward.total for reward in rewards[4:]])
+    assert advantages == pytest.approx([0.75**0.5, -(0.75**0.5)] * 2)
+    assert rewards[0].functions["parts"].parts == {"id": 2e18}
+    assert rewards[0].functions["parts"].texts == {"far": "1e+308", "acc": "1e+200"}
+    assert function_metrics([reward.functions for reward in rewards])["reward/one/failed"] == 4
+
+
+@pytest.mark.parametrize(
+    ("function", "keys", "said"),
+    [
+        (
+            {"function": "own.py:one", "weight": -1e16},
+            {},
+            r"reward\.function: the weight -1e\+16 must lie between -1e\+15",
+        ),
+        ("own.py:one", {"accuracy_weight": 1e300}, r"reward\.accuracy_weight = 1e\+300 must lie"),
+        ("own.py:one", {"function_failed_score": -1e300}, r"reward\.function_failed_score = -1e\+300 must lie"),
+        (
+            (),
+            {"cosine_length_weight": 1.0, "cosine_length_wrong": (-1e16, 0.0)},
+            r"reward\.cosine_length_wrong = -1e\+16",
+        ),
+    ],
+)
+def test_pays_that_no_total_could_hold_are_refused(function: Any, keys: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        config(function, **keys)
 
 
 def test_a_function_may_say_what_is_right(write: Callable[[str], Path]) -> None:

@@ -70,6 +70,15 @@ def test_what_the_numbers_imply() -> None:
     assert "not known before that" in said(replace(FOUND, cut=32))
 
 
+def test_a_step_that_has_fewer_responses_is_named() -> None:
+    small = said(FOUND, "rollout.problems=4", "rollout.group_size=4")
+    assert small.startswith(
+        "16 responses and not 32: a step of the run draws no more (rollout.problems = 4, rollout.group_size = 4)."
+    )
+    assert "and not 32" not in said(FOUND, "rollout.problems=4", "rollout.group_size=8")
+    assert "and not 32" not in said(FOUND, "rollout.problems=4", "rollout.group_size=30")  # one whole group
+
+
 def test_what_rewards_and_groups_imply() -> None:
     assert "Mean reward 0.250, 25% right." in said(FOUND)
     assert "No response is right" in said(replace(FOUND, accuracy=0.0))
