@@ -96,10 +96,9 @@ def length_pressure(advantages: Sequence[float], lengths: Sequence[int], weighti
     if resolve(weighting).needs_group_ids:
         raise ValueError(f"the weights of {weighting} follow from the groups, which length_pressure is not told")
     per_length = NAMED_OBJECTIVES[weighting].aggregation == "seq-mean-token-mean"
-    rows = [(float(a), int(n)) for a, n in zip(advantages, lengths, strict=True) if n > 0]
-    if not rows:
-        return 0.0
-    mean_length = sum(n for _, n in rows) / len(rows)
-    weighted = [(a / n if per_length else a, n) for a, n in rows]
-    total = sum(abs(w) for w, _ in weighted)
-    return sum(w * (n - mean_length) for w, n in weighted) / total if total > 0 else 0.0
+    tokens = torch.tensor(lengths, dtype=torch.float64)
+    weighted, counted = torch.tensor(advantages, dtype=torch.float64)[tokens > 0], tokens[tokens > 0]
+    if per_length:
+        weighted = weighted / counted
+    total = float(weighted.abs().sum())
+    return float((weighted * (counted - counted.mean())).sum()) / total if total > 0 else 0.0
