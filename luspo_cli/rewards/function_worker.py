@@ -103,7 +103,7 @@ def _score(found: Any, *, may_abstain: bool) -> FunctionScore:
         if number is not None:
             parts[str(name)] = number
         else:
-            texts[str(name)] = str(value)[:_LONGEST_TEXT]
+            texts[str(name)] = _text(value)[:_LONGEST_TEXT]
     return FunctionScore(score, parts, texts)
 
 
@@ -125,4 +125,12 @@ def _number(value: Any, largest: float) -> float | None:
 
 
 def _shown(value: Any) -> str:
-    return f"{type(value).__name__} {str(value)[:60]!r}" if not isinstance(value, float) else f"{value}"
+    return f"{type(value).__name__} {_text(value)[:60]!r}" if not isinstance(value, float) else f"{value}"
+
+
+def _text(value: Any) -> str:
+    """As `str`, which refuses whole numbers of thousands of digits and may run the user's own code."""
+    try:
+        return str(value)
+    except Exception as error:
+        return f"({type(error).__name__} as text)"

@@ -115,6 +115,7 @@ BAD_RESPONSES = {
     "inf": ("return {'score': float('inf')}", "returned inf as its 'score'"),
     "huge": ("return -1e308", "returned -1e+308: a score is at most 1e+15 in size"),
     "huge in a dict": ("return {'score': 2e16}", "returned 2e+16 as its 'score': a score is at most 1e+15 in size"),
+    "huge whole number": ("return 10**5000", "returned int '(ValueError as text)'"),
     "text": ("return '1.0'", "returned str '1.0'"),
     "none": ("return None", "returned NoneType 'None'"),
     "no score": ("return {'reward': 1}", "returned a dict without 'score': reward"),
@@ -166,7 +167,7 @@ def test_a_huge_number_costs_one_response_and_the_largest_ones_have_advantages(w
     write(
         "import numpy as np\ndef one(completions, **kwargs):\n"
         "    return [np.float64(1e200), -1e16, 2 * 10**15, {'score': 1e300, 'x': 1}, 1e15, -1e15, 1e15, -1e15]\n"
-        "def parts(solution_str, **kwargs):\n    return {'score': 0.0, 'id': 2e18, 'far': 1e308, 'acc': 1e200}\n"
+        "def parts(solution_str, **kwargs):\n    return {'score': 0.0, 'id': 2e18, 'far': 1e308, 'acc': 10**5000}\n"
     )
     functions = [{"function": "own.py:one", "weight": 1e15}, "own.py:parts"]
     (rewards,) = score(functions, [group(*"abcdefgh")])
@@ -175,7 +176,7 @@ def test_a_huge_number_costs_one_response_and_the_largest_ones_have_advantages(w
     advantages = group_mean_std([reward.total for reward in rewards[4:]])
     assert advantages == pytest.approx([0.75**0.5, -(0.75**0.5)] * 2)
     assert rewards[0].functions["parts"].parts == {"id": 2e18}
-    assert rewards[0].functions["parts"].texts == {"far": "1e+308", "acc": "1e+200"}
+    assert rewards[0].functions["parts"].texts == {"far": "1e+308", "acc": "(ValueError as text)"}
     assert function_metrics([reward.functions for reward in rewards])["reward/one/failed"] == 4
 
 
