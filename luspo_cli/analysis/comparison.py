@@ -115,10 +115,11 @@ def compare_variants(variants: Sequence[Variant], by: By = "steps", intended: st
             summary = summarise_run(run, variant.label, windows[run.name], of_answers)
             by_variant.setdefault(variant.label, []).append(summary)
     recorded = [run for run in runs if run.config]
-    settings = [{**run.config, "provenance": compared_parts(run.provenance)} for run in recorded]
+    provenances = [{"provenance": compared_parts(run.provenance)} for run in recorded]
+    unlike = differing_values([run.config for run in recorded]) | differing_values(provenances)
     differing = {
         key: {run.name: value for run, value in zip(recorded, values, strict=True)}
-        for key, values in differing_values(settings).items()
+        for key, values in sorted(unlike.items())
         if key != intended and not expected_to_differ(key)
     }
     to_pair = {variant.label: by_variant[variant.label] for variant in variants if not _repeated_seeds(variant)}

@@ -13,7 +13,7 @@ from typing import Any
 from luspo_cli.analysis.history import RunHistory
 from luspo_cli.config.objective import NAMED_OBJECTIVES
 from luspo_cli.config.objective_text import clip_form
-from luspo_cli.config.stored import flatten, show
+from luspo_cli.config.stored import flatten, show, with_defaults
 
 SEED = "run.seed"
 STEPS = "run.steps"
@@ -67,11 +67,26 @@ class Variant:
 
 
 def differing_values(configs: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """Return each dotted key whose value is not the same in all configurations, with its value in each, in order."""
+    """Return each dotted key whose value is not the same in all configurations, with its value in each, in order.
+
+    A key that some do not have is left out where its default is what the others have: a run of an older version did just that.
+    """
     flat = [flatten(config) for config in configs]
     keys = sorted({key for leaves in flat for key in leaves})
     columns = {key: [leaves.get(key, ABSENT) for leaves in flat] for key in keys}
-    return {key: values for key, values in columns.items() if len({show(value) for value in values}) > 1}
+    differing = {key: values for key, values in columns.items() if not _alike(values)}
+    if not any(ABSENT in values for values in differing.values()):
+        return differing
+    whole = [flatten(with_defaults(config)) for config in configs]
+    return {
+        key: values
+        for key, values in differing.items()
+        if not _alike([whole[place].get(key) if value == ABSENT else value for place, value in enumerate(values)])
+    }
+
+
+def _alike(values: Sequence[Any]) -> bool:
+    return len({show(value) for value in values}) <= 1
 
 
 def split_into_variants(runs: Sequence[RunHistory]) -> list[Variant]:
