@@ -164,12 +164,19 @@ def own_servers(servers: Sequence[str], rank: int, processes: int) -> tuple[str,
     fewer than processes one that a block of neighbours shares. UsageError where the blocks would differ in size."""
     if len(servers) >= processes:
         return tuple(servers[rank::processes])
-    if processes % len(servers):
-        raise UsageError(
-            f"rollout.vllm.servers names {len(servers)} and the run has {processes} processes, which cannot share them evenly:"
-            f" name one server a process at least, or a number of servers that divides {processes}"
-        )
+    if reason := uneven_servers(servers, processes):
+        raise UsageError(reason)
     return (servers[rank * len(servers) // processes],)
+
+
+def uneven_servers(servers: Sequence[str], processes: int) -> str | None:
+    """Why so many processes cannot share the servers; None where each has one of its own or all blocks are of one size."""
+    if len(servers) >= processes or processes % len(servers) == 0:
+        return None
+    return (
+        f"rollout.vllm.servers names {len(servers)} and the run has {processes} processes, which cannot share them evenly:"
+        f" name one server a process at least, or a number of servers that divides {processes}"
+    )
 
 
 def is_pusher(servers: int, rank: int, processes: int) -> bool:

@@ -34,6 +34,7 @@ from luspo_cli.rollout.samplers import (
     ChosenSampler,
     choose_sampler,
     device_memory,
+    uneven_servers,
     vllm_is_installed,
 )
 from luspo_cli.runs.checkpoints import fork_checkpoint
@@ -108,6 +109,7 @@ def make_plan(
         config.correction_refused(sampler.name, never_drawn=shape.vision.depth > 0),
         config.routing_refused(sampler.name, has_experts=shape.experts.number > 0),
         crowded(config, processes),
+        uneven_servers(config.rollout.vllm.servers, processes) if sampler.name == "vllm-server" else None,
         writers_refused(config.run.track),
         _taken(config, run, if_exists) if run else None,
     ]
