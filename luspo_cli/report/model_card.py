@@ -124,7 +124,10 @@ def _evaluations(run: RunHistory, step: int) -> Iterator[str]:
     held_out = _held_out(run, step)
     for row in {id(row): row for row in (*held_out[:1], *held_out[-1:])}.values():
         shown = _percent(row["evaluation/accuracy"], [row.get(end) for end in INTERVAL])
-        rows.append(("held-out", str(row["step"]), shown, str(row.get("evaluation/problems", "?")), "", ""))
+        samples, cut = run.setting("evaluation", "samples"), row.get("evaluation/truncated_fraction")
+        problems = str(row.get("evaluation/problems", "?"))
+        of_run = str(samples or "?"), _percent(cut, None)
+        rows.append(("held-out", str(row["step"]), shown, problems, *of_run))
     for name, content in run.benchmarks.items():
         metrics = content["metrics"]
         rows.append(

@@ -37,13 +37,14 @@ def run_with_checkpoint(below: Path, *, base: str = "owner/base", adapter_of: st
     """A run of 4 planned steps with a checkpoint of step 4, a held-out record, one benchmark and rollouts."""
     run = write_run(below, "mine", "luspo", 3, rollouts={4: [{"response": "secret"}]})
     config = json.loads((run / "config.json").read_text())
-    config |= {"model": {"path": base}, "rollout": {"group_size": 4}}
+    config |= {"model": {"path": base}, "rollout": {"group_size": 4}, "evaluation": {"samples": 4}}
     config["data"] = {"train": "/srv/somebody/data/train.parquet"}
     (run / "config.json").write_text(json.dumps(config))
     (run / "provenance.json").write_text(json.dumps(PROVENANCE))
     (run / "evals").mkdir()
     accuracy = {"evaluation/accuracy_low": 0.4, "evaluation/accuracy_high": 0.6, "evaluation/problems": 64}
     lines = [{"step": step, "evaluation/accuracy": 0.5 + step / 100, **accuracy} for step in (0, 4)]
+    lines[1]["evaluation/truncated_fraction"] = 0.25  # older runs have none
     (run / "evals/held-out.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     metrics = {"accuracy": 0.25, "accuracy_interval_95": [0.1, 0.43], "truncated_fraction": 0.125}
     result = {"benchmark": "AIME26", "version": 1, "mode": "rule", "step": 2, "n_problems": 30, "n_samples": 8}
@@ -181,7 +182,8 @@ def test_the_card_tells_the_objective_as_the_report_does(tmp_path: Path) -> None
         "tags": ["luspo", "reinforcement-learning", "rlvr"],
     }  # fmt: skip
     for said in (
-        "| held-out | 0 | 50.0% [40.0%, 60.0%] | 64 |",
+        "| held-out | 0 | 50.0% [40.0%, 60.0%] | 64 | 4 | ? |",
+        "| held-out | 4 | 54.0% [40.0%, 60.0%] | 64 | 4 | 25.0% |",
         "| AIME26 (version 1, rule) | 2 | 25.0% [10.0%, 43.0%] | 30 | 8 | 12.5% |",
         "| mean response length, tokens | 20 | 23 |",
         "| `model.path` | `owner/base` |",
