@@ -348,6 +348,8 @@ def test_a_range_of_verls_weights_is_no_cap() -> None:
     for value, reason in (
         ([0.5, 5.0], "takes a number or a text LOWER_UPPER, such as 0.5_2.0, and no list"),
         ("5.0_0.5", "refuses a lower end above the upper one"),
+        ("0.5_", "lacks its upper end"),
+        ("_5.0", "lacks its lower end"),
         ("0_5.0", "must be above 0"),
         ("low_high", "is not a number"),
         ("0.5_5", "is the number 0.55 to verl where no quotes keep it a text, .*: write 0.5_5.0, which is always"),

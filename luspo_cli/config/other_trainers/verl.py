@@ -131,6 +131,8 @@ def _threshold(value: Any, place: str) -> float | tuple[float, float]:
         if isinstance(value, list | tuple):
             raise UsageError(f"{given}: {TRAINER} takes a number or a text LOWER_UPPER, such as 0.5_2.0, and no list")
         return float(typed(THRESHOLD, value, KEYS[THRESHOLD], place))
+    if not lower or not upper:
+        raise UsageError(f"{given} lacks its {'upper' if lower else 'lower'} end: write LOWER_UPPER, such as 0.5_2.0")
     low, high = (float(typed(THRESHOLD, end, KEYS[THRESHOLD], place)) for end in (lower, upper))
     if low > high:
         raise UsageError(f"{given}: {TRAINER} refuses a lower end above the upper one")
