@@ -242,18 +242,6 @@ def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> 
     assert make_plan(resolve_train(preset="tiny")).missing == []
 
 
-@pytest.mark.parametrize(("processes", "unlike"), [(1, False), (2, False), (3, False), (4, True), (6, False)])
-def test_servers_that_cannot_be_shared_evenly_are_missing(
-    monkeypatch: pytest.MonkeyPatch, processes: int, unlike: bool
-) -> None:
-    monkeypatch.setattr("luspo_cli.training.dry_run.crowded", lambda *_: None)
-    servers = json.dumps([f"http://127.0.0.1:{port}" for port in range(1, 4)])
-    config = resolve_train(preset="tiny", sets=["rollout.sampler=vllm-server", f"rollout.vllm.servers={servers}"])
-    missing = make_plan(config, processes).missing
-    names = f"rollout.vllm.servers names 3 and the run has {processes} processes, which cannot share them evenly"
-    assert [reason.startswith(names) for reason in missing] == ([True] if unlike else [])
-
-
 def test_an_optimizer_kept_off_the_gpu_where_none_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     (missing,) = make_plan(resolve_train(preset="tiny", sets=["update.offload_optimizer=true"])).missing

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from luspo_cli.policy.loading import LoadedModel
 from luspo_cli.processes.ranks import ALONE, Ranks
 from luspo_cli.rollout import samplers
 from luspo_cli.training import session
+from luspo_cli.training.dry_run import make_plan
 from luspo_cli.training.preflight import check_stages
 from luspo_cli.training.problems import LongestPrompt
 
@@ -214,3 +216,15 @@ def test_a_gpu_without_memory_is_a_sentence(
         assert key in str(caught.value)
     assert "rollout.vllm.memory_share" in str(caught.value)
     assert (tmp_path / "new" / "config.json").exists()
+
+
+@pytest.mark.parametrize(("processes", "unlike"), [(1, False), (2, False), (3, False), (4, True), (6, False)])
+def test_servers_that_cannot_be_shared_evenly_are_named_by_the_dry_run(
+    monkeypatch: pytest.MonkeyPatch, processes: int, unlike: bool
+) -> None:
+    monkeypatch.setattr("luspo_cli.training.dry_run.crowded", lambda *_: None)
+    servers = json.dumps([f"http://127.0.0.1:{port}" for port in range(1, 4)])
+    config = resolve_train(preset="tiny", sets=["rollout.sampler=vllm-server", f"rollout.vllm.servers={servers}"])
+    missing = make_plan(config, processes).missing
+    names = f"rollout.vllm.servers names 3 and the run has {processes} processes, which cannot share them evenly"
+    assert [reason.startswith(names) for reason in missing] == ([True] if unlike else [])

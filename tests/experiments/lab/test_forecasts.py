@@ -20,7 +20,7 @@ def cell(like: Prediction, start: float, final: float, *real: float) -> Predicti
 
 
 def test_a_forecast_is_measured_over_cells_beside_no_change(tmp_path: Path) -> None:
-    like = predict_runs([write_run(tmp_path / "run", resolve_lab("gspo", sets=["run.steps=3"]))], 2).rows[0]
+    like = predict_runs([write_run(tmp_path / "run", resolve_lab("gspo", sets=["run.steps=4"]))], 2).rows[0]
     # Shorter as predicted; longer as predicted; shorter where longer was predicted.
     rows = [cell(like, 20, 10, 11, 13), cell(like, 20, 30, 25), cell(like, 22, 24, 18)]
     found = measures(rows)
