@@ -238,9 +238,14 @@ def _table(rows: list[dict[str, Any]], steps: list[int], log: Path) -> pd.DataFr
 
     if not rows:
         raise no_step(log)
-    names = list(dict.fromkeys(name for row in rows for name in row if name not in ("step", BY_LENGTH)))
-    columns = {name: [_number(row.get(name), name, log) for row in rows] for name in names}
-    return pd.DataFrame(columns, index=pd.Index(steps, name="step"), dtype="float64")
+    # Nearly all rows have the same keys, so the sets of keys are told apart first.
+    known = dict.fromkeys(name for keys in dict.fromkeys(map(tuple, rows)) for name in keys)
+    names = [name for name in known if name not in ("step", BY_LENGTH)]
+    table = pd.DataFrame(rows, columns=names, index=pd.Index(steps, name="step"))
+    # Numbers alone have a type of numbers; what else stands there is looked at one by one.
+    for name in (name for name in names if table[name].dtype.kind not in "fiu"):
+        table[name] = [_number(row.get(name), name, log) for row in rows]
+    return table.astype("float64")
 
 
 def _number(value: Any, name: str, log: Path) -> float:

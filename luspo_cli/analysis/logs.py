@@ -109,10 +109,7 @@ def read_json_lines(path: Path) -> tuple[list[dict[str, Any]], str | None]:
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
+        row = _parsed(line)
         if isinstance(row, dict):
             rows.append(row)
         elif number == len(lines):
@@ -122,6 +119,20 @@ def read_json_lines(path: Path) -> tuple[list[dict[str, Any]], str | None]:
                 f"{path}: line {number} of {len(lines)} is not a JSON object; only the last line may be torn."
             )
     return rows, None
+
+
+def _parsed(line: bytes) -> Any:
+    """What a line of JSON holds; None where it is torn."""
+    from pydantic_core import from_json
+
+    try:
+        return from_json(line)  # a third of the time of the standard library's
+    except ValueError:
+        # It refuses half of a surrogate pair, which a model may have written.
+        try:
+            return json.loads(line)
+        except ValueError:
+            return None
 
 
 def no_step(path: Path) -> UsageError:
