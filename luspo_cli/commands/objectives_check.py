@@ -47,7 +47,8 @@ def _as_json(proven: Proven) -> dict[str, Any]:
     proofs = [
         {**asdict(proof), "difference": _finite(proof.difference), "holds": proof.holds} for proof in proven.proofs
     ]
-    return {"invariant": proven.invariant, "reads": list(proven.reads), "proofs": proofs}
+    reads = {"reads": list(proven.reads), "reads_unknown": proven.reads_unknown or None}
+    return {"invariant": proven.invariant, **reads, "proofs": proofs}
 
 
 def _finite(number: float) -> float | None:
@@ -63,7 +64,9 @@ def _print(proven: Proven) -> None:
         table.add_row(proof.name, proof.what, _result(proof))
     console = Console(highlight=False)
     console.print(table, markup=False)
-    if proven.reads:
+    if proven.reads_unknown:
+        console.print(f"reads: cannot be found out, for {proven.reads_unknown}", markup=False)
+    elif proven.reads:
         console.print(f"reads: {'; '.join(proven.reads)}", markup=False)
     if proven.invariant:
         console.print("invariant: every proof holds\n")

@@ -72,10 +72,10 @@ def _of_peer(path: Path) -> dict[str, Any]:
 
 def _of_name(name: str, preset: str | None) -> dict[str, Any]:
     from luspo_cli.config.objective import NAMED_OBJECTIVES, resolve
-    from luspo_cli.config.own_objective import installed, is_own
+    from luspo_cli.config.own_objective import is_own, with_installed
 
     if name not in NAMED_OBJECTIVES and name != "custom" and not is_own(name):
-        known = (*NAMED_OBJECTIVES, *installed())
+        known = with_installed(NAMED_OBJECTIVES)
         raise UsageError(
             f"{name} is neither a folder, nor a file, nor an objective{nearest(name, known)}: name a run folder, a"
             f" file with settings of TRL or verl, or one of {', '.join(known)}"

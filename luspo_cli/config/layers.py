@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from luspo_cli.config.objective import NAMED_OBJECTIVES, ObjectiveConfig
-from luspo_cli.config.own_objective import installed, is_own, misnamed
+from luspo_cli.config.own_objective import is_own, misnamed, with_installed
 from luspo_cli.config.run import MADE, MADE_TASKS, TrainRun
 from luspo_cli.errors import UsageError, nearest
 
@@ -208,7 +208,7 @@ def _of_objective(layer: Mapping[str, Any], name: Any, origin: str) -> dict[str,
 
 def _check_objective(name: str, place: str = "") -> None:
     if name not in NAMED_OBJECTIVES and name != "custom" and not is_own(name):
-        known = (*NAMED_OBJECTIVES, "custom", *installed())
+        known = with_installed((*NAMED_OBJECTIVES, "custom"))
         raise UsageError(f"{place}unknown objective '{name}'{nearest(name, known)}; there are {', '.join(known)}")
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
-from luspo_cli.config.own_objective import OWN, installed, own_keys, unfit
+from luspo_cli.config.own_objective import OWN, own_keys, unfit, with_installed
 from luspo_cli.config.plain import PlainSection
 from luspo_cli.errors import nearest
 
@@ -394,6 +394,6 @@ def _named_row(name: str) -> NamedObjective | None:
     if name == "custom":
         return None
     if name not in NAMED_OBJECTIVES:
-        known = (*NAMED_OBJECTIVES, "custom", *installed())
+        known = with_installed((*NAMED_OBJECTIVES, "custom"))
         raise ValueError(f"unknown objective '{name}'{nearest(name, known)}: choose one of {', '.join(known)}")
     return NAMED_OBJECTIVES[name]

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from luspo_cli.config.objective import NAMED_OBJECTIVES, ObjectiveConfig, resolve
-from luspo_cli.config.own_objective import OWN, installed, is_own
+from luspo_cli.config.own_objective import OWN, installed, is_own, unusable, with_installed
 from luspo_cli.config.peers import trl_settings, trl_text, verl_settings, verl_text
 from luspo_cli.errors import UsageError, nearest
 
@@ -178,9 +178,16 @@ def chosen_names(names: Sequence[str] | None, *, composed: bool = False) -> list
     known = (*NAMED_OBJECTIVES, *(("custom",) if composed else ()))
     for name in names or ():
         if name not in known and not is_own(name):
-            known = (*known, *installed())
+            known = with_installed(known)
             raise UsageError(f"Unknown objective '{name}'{nearest(name, known)}: choose from {', '.join(known)}.")
     return list(names or NAMED_OBJECTIVES)
+
+
+def not_by_name(name: str) -> str | None:
+    """Why a name of installed packages does not stand for what they bring, as a clause; None where it does."""
+    if name in NAMED_OBJECTIVES or name == "custom":
+        return f"the built-in {name} goes first: name {' or '.join(installed()[name])}"
+    return unusable(name)
 
 
 def listed_names(text: str) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -115,19 +115,30 @@ def function_path(name: str) -> FunctionPath:
     places = {} if ":" in name else installed().get(name, {})
     if not places:
         return parse_function_path(name)
+    if reason := unusable(name):
+        raise ValueError(f"objective {name} {reason}" if len(places) > 1 else f"{_of_package(name)}: {reason}")
+    return replace(parse_function_path(next(iter(places))), installed=True)
+
+
+def unusable(name: str) -> str | None:
+    """Why an installed objective's name cannot be used, as a clause; None where nothing is known before it is imported."""
+    places = installed()[name]
     if len(places) > 1:
-        raise ValueError(
-            f"objective {name} is in {len(places)} packages, {' and '.join(places.values())}: name {' or '.join(places)}"
-        )
-    place = next(iter(places))
+        return f"is in {len(places)} packages, {' and '.join(places.values())}: name {' or '.join(places)}"
+    (place,) = places
     if not _USABLE.fullmatch(name):  # it becomes the name of a folder
-        raise ValueError(
-            f"{_of_package(name)}: a name has letters, digits, '_', '-' and '.' alone: name {place} instead"
-        )
+        return f"a name has letters, digits, '_', '-' and '.' alone: name {place} instead"
     try:
-        return replace(parse_function_path(place), installed=True)
+        parse_function_path(place)
     except ValueError as error:
-        raise ValueError(f"{_of_package(name)}: its entry point {error}") from None
+        return f"its entry point {error}"
+    return None
+
+
+def with_installed(built_in: Iterable[str]) -> tuple[str, ...]:
+    """Built-in names and behind them those of packages that can be used, each once: a built-in name, `custom` too, goes first."""
+    first = (*built_in,)
+    return (*first, *(name for name in installed() if name not in (*first, "custom") and not unusable(name)))
 
 
 def _of_package(name: str) -> str:

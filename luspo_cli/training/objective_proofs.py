@@ -30,6 +30,8 @@ TOLERANCE = 1e-6
 """A difference in float64 that is no rounding, nor that of a number that was made in float32."""
 DERIVATIVE_TOLERANCE = 1e-4
 RESPONSE_LIMIT = 16
+CALLS = 5
+"""With the same inputs, before it is asked what a loss reads; a loss may draw random numbers that seldom matter."""
 LENGTHS = ((5, 1, 9, 3), (2, 8, 0, 4), (7, 7, 1, 2), (3, 6, 2, 5), (9, 1, 4, 8))
 REWARDS = ((1.0, 0.0, 0.0, 1.0), (1.0, 1.0, 0.0, 0.0), (0.0, 1.0, 0.0, 0.0), (1.0, 1.0, 1.0, 1.0), (0.5, 1.0, 0.0, 1.0))
 """Of five groups; one response is empty, and one group's rewards are all equal."""
@@ -73,6 +75,8 @@ class Proven:
     proofs: tuple[Proof, ...]
     reads: tuple[str, ...]
     """What it reads beside log-probs, advantages and lengths: sizes of the mini-batch, the response limit, the groups."""
+    reads_unknown: str = ""
+    """Why that cannot be found out, as a clause; empty where it can."""
 
     @property
     def invariant(self) -> bool:
@@ -209,7 +213,8 @@ def prove(config: ObjectiveConfig) -> Proven:
         _worst(LAB[1], "for luspo lab: a leading axis of batches", trials, _at_once),
     ]
     proofs += [replace(note, note=True) for note in notes]
-    return Proven(name, tuple(proofs), tuple(_reads(trials[1])))
+    unknown = _reads_unknown(trials[1])
+    return Proven(name, tuple(proofs), () if unknown else tuple(_reads(trials[1])), unknown)
 
 
 def does_not_run(name: str, error: str) -> Proven:
@@ -324,6 +329,15 @@ def _at_once(trial: _Trial) -> Iterator[float]:
     if losses.shape != (2,):
         raise ValueError(f"the loss of two batches has shape {list(losses.shape)}")
     yield trial.apart(trial.measured(losses.mean()))
+
+
+def _reads_unknown(trial: _Trial) -> str:
+    first, *others = (trial.measured(trial.loss(trial.rows, trial.counts())) for _ in range(CALLS))
+    if not first.finite:
+        return "value or gradient is not finite"
+    # What differs by itself differs under every change, and would seem to read all that is changed.
+    differ = any(trial.apart(other, first) > TOLERANCE for other in others)
+    return "two calls with the same inputs differ" if differ else ""
 
 
 def _reads(trial: _Trial) -> Iterator[str]:

@@ -62,6 +62,7 @@ no_batch_axis = OwnObjective("gspo", aggregation=lambda batch: 1 / batch.sequenc
 uncounted = OwnObjective(
     "grpo", aggregation=lambda batch: 1 / (batch.sequences * batch.mask.sum(-1, keepdim=True).clamp(min=1))
 )
+draws = OwnObjective("gspo", aggregation=lambda batch: torch.rand(batch.mask.shape) / batch.sequences)
 first_only = OwnObjective("gspo", advantage=lambda rewards: [rewards[0] - reward for reward in rewards])
 too_few = OwnObjective("gspo", advantage=lambda rewards: rewards[1:])
 divides = OwnObjective("gspo", aggregation=lambda batch: 1 // 0)

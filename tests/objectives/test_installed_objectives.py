@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ import torch
 from doubles.runs import SMALL_RUN
 from luspo_cli.config import own_objective
 from luspo_cli.config.layers import resolve_train
-from luspo_cli.config.objective import resolve
+from luspo_cli.config.objective import NAMED_OBJECTIVES, resolve
 from luspo_cli.config.own_objective import installed, is_own
 from luspo_cli.objectives import policy_loss
 
@@ -37,6 +38,7 @@ mine = made_losses:mine
 other = made_losses:mine [gpu]
 luspo = made_losses:mine
 gspo = made_losses:mine
+custom = made_losses:mine
 lost = made_losses:nothing
 odd = made_losses:number
 whole = made_losses
@@ -98,6 +100,53 @@ def test_the_list_names_what_is_installed_and_imports_nothing_of_it(packages: Pa
     assert "mine made_other:mine of other-losses 2.0" in rows
     assert "raises made_broken:mine of made-losses 1.0" in rows
     assert "luspo made_losses:mine of made-losses 1.0; the built-in luspo goes first: name made_losses:mine" in rows
+
+
+def test_the_list_says_which_names_do_not_stand_for_what_a_package_brings(packages: Path) -> None:
+    listed = command("objectives", "--installed").stdout
+    rows = [" ".join(line.split()) for line in listed.splitlines() if line.strip()]
+    of = "of made-losses 1.0;"
+    assert f"custom made_losses:mine {of} the built-in custom goes first: name made_losses:mine" in rows
+    letters = "a name has letters, digits, '_', '-' and '.' alone"
+    assert f"two words made_losses:mine {of} {letters}: name made_losses:mine instead" in rows
+    assert any(row.startswith(f"whole made_losses {of} its entry point 'made_losses' is no function") for row in rows)
+    assert "mine made_losses:mine of made-losses 1.0" in rows
+    install(packages, "other-losses", "2.0", "mine = made_other:mine")
+    shown = command("objectives", "--installed").stdout
+    rows = [" ".join(line.split()) for line in shown.splitlines()]
+    assert {"mine made_losses:mine of made-losses 1.0", "mine made_other:mine of other-losses 2.0"} <= set(rows)
+    assert any(row.startswith("mine is in 2 packages, ") for row in rows)
+
+
+def test_programs_read_what_is_installed_beside_the_built_in_ones(packages: Path) -> None:
+    done = command("objectives", "--installed", "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    found = json.loads(done.stdout)
+    assert found["mine"] == {"places": {"made_losses:mine": "made-losses 1.0"}, "reason": None}
+    assert found["gspo"]["reason"] == "the built-in gspo goes first: name made_losses:mine"
+    assert found["two words"]["reason"].endswith("name made_losses:mine instead")
+    assert found["raises"]["reason"] is None  # seen where it is used: nothing is imported
+    assert list(json.loads(command("objectives", "--json").stdout)) == list(NAMED_OBJECTIVES)
+    refused = command("objectives", "mine", "--installed")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "leave the names out" in refused.stderr
+
+
+def test_an_unknown_name_is_told_each_name_that_can_be_used_once(packages: Path) -> None:
+    for words in (
+        ("objectives", "zzz"),
+        ("objectives", "show", "zzz"),
+        ("train", "--preset", "tiny", "--objective", "zzz"),
+    ):
+        done = command(*words)
+        assert done.returncode == 2
+        known = re.split(r"choose from|one of|there are", done.stderr)[-1].strip(" .\n").split(", ")
+        assert len(known) == len(set(known)), words
+        assert {"gspo", "luspo", "mine", "other"} <= set(known)
+        assert not {"two words", "whole"} & set(known)
+    with pytest.raises(ValueError, match="unknown objective 'zzz'") as refused:
+        resolve("zzz")
+    assert str(refused.value).count("custom") == 1
 
 
 @pytest.mark.parametrize("name", ["mine", "other"])

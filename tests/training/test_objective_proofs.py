@@ -47,6 +47,21 @@ def test_an_invariant_loss_passes_and_what_it_reads_is_said(name: str, reads: li
     assert found["many batches"].holds
 
 
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("draws", "two calls with the same inputs differ"),
+        ("nan", "value or gradient is not finite"),
+        ("of_the_micro_batch", ""),  # not invariant, and still the same for the same inputs
+        ("luspo", ""),
+    ],
+)
+def test_what_a_loss_reads_is_unknown_where_it_differs_by_itself(name: str, why: str) -> None:
+    proven, _ = proofs(name)
+    assert proven.reads_unknown == why
+    assert bool(proven.reads) == (name == "luspo")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMED_OBJECTIVES)
 def test_every_built_in_objective_is_invariant(name: str) -> None:

@@ -282,6 +282,19 @@ def test_the_check_says_where_a_loss_is_not_invariant(folder: Path, luspo: Calla
     code, out, _ = luspo("objectives", "check", "part.py")
     assert code == 1
     assert "not invariant: micro-batches, processes, rows without advantage" in out
+    assert (found["reads"], found["reads_unknown"]) == ([], None)
+
+
+def test_the_check_does_not_say_what_a_loss_reads_that_draws_random_numbers(
+    folder: Path, luspo: Callable[..., tuple[int, str, str]]
+) -> None:
+    line = "drawn = OwnObjective('gspo', aggregation=lambda batch: torch.rand(batch.mask.shape) / batch.sequences)"
+    (folder / "drawn.py").write_text(f"import torch\nfrom luspo_cli.objectives import OwnObjective\n{line}\n")
+    code, out, _ = luspo("objectives", "check", "drawn.py:drawn")
+    assert code == 1
+    assert "reads: cannot be found out, for two calls with the same inputs differ\n" in out
+    found = json.loads(luspo("objectives", "check", "drawn.py:drawn", "--json")[1])["drawn.py:drawn"]
+    assert (found["reads"], found["reads_unknown"]) == ([], "two calls with the same inputs differ")
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from luspo_cli.commands.display.plan import plan_text
 from luspo_cli.config.layers import resolve_train
 from luspo_cli.config.run import TrainRun
 from luspo_cli.errors import RunError, UsageError
@@ -228,3 +229,10 @@ def test_servers_that_cannot_be_shared_evenly_are_named_by_the_dry_run(
     missing = make_plan(config, processes).missing
     names = f"rollout.vllm.servers names 3 and the run has {processes} processes, which cannot share them evenly"
     assert [reason.startswith(names) for reason in missing] == ([True] if unlike else [])
+
+
+@pytest.mark.parametrize("sampler", ["vllm-server", "in-process"])
+def test_the_dry_run_says_that_it_does_not_ask_servers(sampler: str) -> None:
+    servers = [f'rollout.vllm.servers=["{nobody()}"]'] if sampler == "vllm-server" else []
+    text = plan_text(make_plan(resolve_train(preset="tiny", sets=[f"rollout.sampler={sampler}", *servers])))
+    assert ("whether its servers answer is not asked here" in text) == (sampler == "vllm-server")

@@ -65,7 +65,8 @@ def _lines(plan: Plan) -> Iterator[str]:
             f"\nreward  {one['name']} (weight {one['weight']:g}): {one['function']}, called once a {one['called']} as"
             f" {one['signature']}; sha256 {one['sha256'][:12]}"
         )
-    yield f"\nsampler  {plan.sampler['name']} ({plan.sampler['reason']})"
+    unasked = "; whether its servers answer is not asked here" if plan.sampler["name"] == "vllm-server" else ""
+    yield f"\nsampler  {plan.sampler['name']} ({plan.sampler['reason']}){unasked}"
     of = "" if plan.processes == 1 else f" of {plan.processes}"
     yield f"\nmemory on one device{of} (estimate, GiB; {plan.parameters:,} parameters, {plan.trained:,} trained)"
     if images := plan.images:
