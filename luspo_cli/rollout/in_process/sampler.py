@@ -140,9 +140,8 @@ class _DecodeBatch:
             gone = len(chosen) - int(self.live.sum())
             if gone > finished_here:
                 finished, finished_here = finished + gone - finished_here, gone
-                ended = self._note_lengths()
                 if on_rows:
-                    on_rows(ended)
+                    on_rows(self._note_lengths())
                 if on_progress:
                     on_progress(finished)
                 # Cutting rows out copies the cache: let an eighth of them finish first, unless groups wait for the places.
@@ -185,7 +184,7 @@ class _DecodeBatch:
         return self.met.of_row(row // self.options.group_size, row * self.columns, length)
 
     def _note_lengths(self) -> list[int]:
-        """Take down the lengths of the rows that have just ended, which are returned in order."""
+        """Take down the lengths of the rows that have ended since the last call, which are returned in order."""
         ended = ~self.live & (self.lengths[self.row] == 0)
         rows = self.row[ended]
         self.lengths[rows] = self.place[ended] - rows * self.columns
@@ -215,6 +214,7 @@ class _DecodeBatch:
 
     def _cut(self, gone: int) -> Tensor:
         """Cut out the `gone` rows that are finished, live rows from the end in their places; the rows [n] that are left."""
+        self._note_lengths()
         done = ~self.live
         left = len(done) - gone
         rows = torch.arange(len(done), device=self.device)
