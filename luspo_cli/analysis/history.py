@@ -16,6 +16,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from luspo_cli.analysis.log_table import read_table
 from luspo_cli.analysis.logs import no_step, read_json_lines, read_log
 from luspo_cli.analysis.tensorboard import event_files, is_event_file
 from luspo_cli.errors import UsageError, nearest
@@ -158,18 +159,20 @@ def _read_run_folder(folder: Path, name: str) -> RunHistory:
     log = folder / "metrics.jsonl"
     config = _read_object(folder / "config.json")
     provenance = _read_object(folder / "provenance.json") if (folder / "provenance.json").is_file() else {}
-    rows, torn = read_json_lines(log)
-    steps = [_step(row, log, place) for place, row in enumerate(rows, start=1)]
+    table, torn = read_table(log), None
+    if table is None:
+        rows, torn = read_json_lines(log)
+        table = _table(rows, [_step(row, log, place) for place, row in enumerate(rows, start=1)], log)
+    steps = table.index.to_list()
     for place, (before, after) in enumerate(pairwise(steps), start=2):
         if after != before + 1:
             what = "is recorded twice" if after == before else f"follows step {before}"
             raise UsageError(f"{log}: step {after} {what} (line {place}); steps must run on one by one.")
-    if steps and steps[0] != 1:
+    if steps[0] != 1:
         raise UsageError(f"{log}: the first recorded step is {steps[0]} and not 1, so steps are missing.")
     run, objective = _section(config, "run"), _section(config, "objective")
     if not isinstance(objective.get("name"), str):
         raise UsageError(f"{folder / 'config.json'} names no objective (objective.name).")
-    table = _table(rows, steps, log)
     evaluations, torn_evaluation = _evaluations(folder, table)
     return RunHistory(
         name=name,

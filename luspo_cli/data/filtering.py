@@ -28,6 +28,9 @@ _EVALUATION_SPLITS = {"test": LeftOut.IN_TEST_SPLIT, "validation": LeftOut.IN_VA
 _PROGRESS_ROWS = 500
 _LONGEST_EXAMPLE = 300
 
+Outcomes = dict[int, tuple[LeftOut, int]]
+"""Row of a split -> why a row with the same values is left out, and how often that counts in `Counts.words_alone`."""
+_DUPLICATE = LeftOut.DUPLICATE, 0
 Progress = Callable[[str, int, int], None]
 """Called with the split, the rows read and the rows kept so far."""
 FindUnparsable = Callable[[Sequence[str]], Sequence[bool]]
@@ -118,24 +121,35 @@ class Filter:
     def usable(self, source: Source, split: str, counts: Counts, seen: Seen) -> Iterator[SourceRow]:
         """Yield the rows that can be used, images kept, counting the others; reads ahead by one block of answers."""
         block: list[SourceRow] = []
+        outcomes: Outcomes = {}
         for row in source.splits[split]():
             counts.read += 1
             if self.progress is not None and counts.read % _PROGRESS_ROWS == 0:
                 self.progress(split, counts.read, counts.kept)
-            reason = self._unfit(row, source, split, seen)
-            if reason is None:
-                try:
-                    block.append(self._with_images(row))
-                except UnusableImage as error:
-                    reason = error.reason
-                    counts.examples.setdefault(reason, f"row {row.number}: {_one_line(str(error))}")
-            if reason is not None:
-                counts.left_out[reason] += 1
+            if row.repeats is not None and row.repeats in outcomes:
+                _leave_out(row.repeats, outcomes, counts)
                 continue
+            # A repeat whose first row is not decided yet waits behind it in the block.
+            fitting = row if row.repeats is not None else self._fitting(row, source, split, counts, seen)
+            if isinstance(fitting, LeftOut):
+                counts.left_out[fitting] += 1
+                outcomes[row.number] = fitting, 0
+                continue
+            block.append(fitting)
             if self.unparsable is None or len(block) >= _CHECKED_AT_ONCE:
-                yield from self._new(block, split, counts, seen)
+                yield from self._new(block, split, counts, seen, outcomes)
                 block = []
-        yield from self._new(block, split, counts, seen)
+        yield from self._new(block, split, counts, seen, outcomes)
+
+    def _fitting(self, row: SourceRow, source: Source, split: str, counts: Counts, seen: Seen) -> SourceRow | LeftOut:
+        """The row with its images kept, or why it cannot be used as far as it alone tells."""
+        if (reason := self._unfit(row, source, split, seen)) is not None:
+            return reason
+        try:
+            return self._with_images(row)
+        except UnusableImage as error:
+            counts.examples.setdefault(error.reason, f"row {row.number}: {_one_line(str(error))}")
+            return error.reason
 
     def _unfit(self, row: SourceRow, source: Source, split: str, seen: Seen) -> LeftOut | None:
         """Why a row cannot be used, as far as the row alone tells, without a look at its images."""
@@ -172,17 +186,25 @@ class Filter:
         kept = tuple(self.images.keep(image, row.places) for image in row.images)
         return replace(row, images=(), kept_images=kept)  # a block of rows holds no bytes of images
 
-    def _new(self, block: list[SourceRow], split: str, counts: Counts, seen: Seen) -> Iterator[SourceRow]:
+    def _new(
+        self, block: list[SourceRow], split: str, counts: Counts, seen: Seen, outcomes: Outcomes
+    ) -> Iterator[SourceRow]:
         """Yield the rows of a block that the verifier can read and that repeat nothing."""
-        answers = {_digest(row.answer or ""): row.answer or "" for row in block}
+        answers = {_digest(row.answer or ""): row.answer or "" for row in block if row.repeats is None}
         unknown = {digest: text for digest, text in answers.items() if digest not in seen.unparsable}
         if self.unparsable is not None and unknown:
             seen.unparsable.update(zip(unknown, self.unparsable([*unknown.values()]), strict=True))
         for row in block:
+            if row.repeats is not None:
+                _leave_out(row.repeats, outcomes, counts)
+                continue
+            by_words = counts.words_alone
             reason = self._repeated(row, split, counts, seen)
             if reason is None:
+                outcomes[row.number] = _DUPLICATE
                 yield row
             else:
+                outcomes[row.number] = reason, counts.words_alone - by_words
                 counts.left_out[reason] += 1
 
     def _repeated(self, row: SourceRow, split: str, counts: Counts, seen: Seen) -> LeftOut | None:
@@ -205,6 +227,13 @@ class Filter:
             return LeftOut.IN_EXCLUDED_BENCHMARK
         seen.answers[question] = answer
         return None
+
+
+def _leave_out(repeated: int, outcomes: Outcomes, counts: Counts) -> None:
+    """Count a row as the one that it repeats decides."""
+    reason, by_words = outcomes[repeated]
+    counts.left_out[reason] += 1
+    counts.words_alone += by_words
 
 
 def _one_line(said: str) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from luspo_cli.data.archives import ImagePlaces
-from luspo_cli.data.columns import ROWS_LOOKED_AT, Columns, SourceOptions, SourceRow
+from luspo_cli.data.columns import ROWS_LOOKED_AT, Columns, SourceOptions, SourceRow, source_rows
 from luspo_cli.data.image_columns import unread_image_columns
 from luspo_cli.data.published import Published
 from luspo_cli.errors import RunError, first_line
@@ -85,7 +85,6 @@ def _rows(table: Any, columns: Columns) -> Rows:
         # As Arrow keeps them: the client would decode each image that a row holds.
         read = table.select_columns([*dict.fromkeys(columns.top_level())]).with_format("arrow")
         batches = read.iter(batch_size=_ROWS_AT_ONCE)
-        for number, row in enumerate(row for batch in batches for row in batch.to_pylist()):
-            yield columns.row(row, number)
+        yield from source_rows((row for batch in batches for row in batch.to_pylist()), columns)
 
     return rows

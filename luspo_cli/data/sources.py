@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from luspo_cli.data.archives import ImagePlaces, archives_of, is_archive, stem_of, unpacked_tables
-from luspo_cli.data.columns import ROWS_LOOKED_AT, Columns, SourceOptions, SourceRow
+from luspo_cli.data.columns import ROWS_LOOKED_AT, Columns, SourceOptions, SourceRow, source_rows
 from luspo_cli.data.easy_vqa import easy_vqa
 from luspo_cli.data.hub import hub_tables
 from luspo_cli.data.image_columns import IMAGE_SUFFIXES, unread_image_columns
@@ -256,9 +256,9 @@ def _reader(chosen: list[tuple[Path, Columns]]) -> Callable[[], Iterator[SourceR
     def rows() -> Iterator[SourceRow]:
         number = 0
         for file, columns in chosen:
-            for row in read_rows(file, columns.top_level()):
-                yield columns.row(row, number)
-                number += 1
+            for row in source_rows(read_rows(file, columns.top_level()), columns, number):
+                yield row
+                number = row.number + 1
 
     return rows
 

@@ -120,13 +120,23 @@ def paired_power(shift: float, pairs: int) -> float:
     over its degrees of freedom.
     """
     degrees = pairs - 1
-    scale = np.linspace(1e-6, 1 + 8 / math.sqrt(degrees), 4001)
+    # The estimated deviation over the true one lies within 11 of its own deviations of 1.
+    low, high = max(0.0, 1 - 8 / math.sqrt(degrees)), 1 + 8 / math.sqrt(degrees)
+    nodes, weights = _gauss_legendre()
+    scale = low + (high - low) * (nodes + 1) / 2
     half = degrees / 2
     log_density = math.log(2) + half * math.log(half) - math.lgamma(half) + (degrees - 1) * np.log(scale)
-    density = np.exp(log_density - half * scale**2)
+    density = weights * np.exp(log_density - half * scale**2)
     limit = student_quantile(degrees) * scale
     rejected = _normal_below(shift - limit) + _normal_below(-shift - limit)
-    return float(np.trapezoid(density * rejected, scale) / np.trapezoid(density, scale))
+    return float((density * rejected).sum() / density.sum())
+
+
+@cache
+def _gauss_legendre() -> tuple[Array, Array]:
+    """Points from -1 to 1 and their weights; as many as take a smooth integrand to twelve digits."""
+    nodes, weights = np.polynomial.legendre.leggauss(128)
+    return nodes, weights
 
 
 @cache
