@@ -110,7 +110,7 @@ def _step(options: argparse.Namespace, work: Path, data: str, case: Case) -> Val
         "micro_tokens": options.micro_tokens,
         "mode": "mixed",
         "threads": 0 if options.gpu else threads_of(),
-        "sets": options.sets,
+        "sets": [f"model.compute_dtype={options.passes}", *options.sets],
         "off": [],
     }
     path = work / "specification.json"
@@ -127,7 +127,7 @@ def _processes(options: argparse.Namespace, work: Path, data: str, case: Case) -
             f"model.path={options.model or _model(work, case['size'])}", f"data.train={data}", *ONE_UPDATE,
             f"rollout.problems={case['problems']}", f"rollout.group_size={options.group_size}", "run.steps=2",
             f"rollout.max_response_tokens={case['tokens']}", f"update.tokens_per_micro_batch={options.micro_tokens}",
-            "update.skip_rows_without_advantage=false", *options.sets,
+            "update.skip_rows_without_advantage=false", f"model.compute_dtype={options.passes}", *options.sets,
         ]  # fmt: skip
         asked = ["train", "--preset", "qwen2.5-0.5b", "--objective", "luspo", "--run", str(run)]
         asked += [part for setting in sets for part in ("--set", setting)]

@@ -3,7 +3,7 @@
     python -m bench loss_memory [--lengths 512 2048 8192] [--vocabularies 32000 151936] [--json FILE]
     python -m bench loss_memory --smoke
 
-From the last hidden states (bfloat16) and the head (float32) to the gradients of both, without the model; the peak counts
+From the last hidden states (of the type of the passes) and the head (float32) to the gradients of both, without the model; the peak counts
 from there on. `gradients` is what both ways must hold in the end: those of the head, in float32, and of the hidden states.
 `beyond` is the rest. Both print the loss, which must agree. Last the exponents of `beyond` in the length and in the
 vocabulary: 0 is "does not grow", 1 "grows with it".
@@ -82,7 +82,8 @@ def _exponents(cases: dict[tuple[str, int, int], str], medians: dict[str, Values
 
 def _in_child(options: argparse.Namespace, side: str, length: int, vocabulary: int) -> Values:
     command = [sys.executable, __file__, "--child", side, "--lengths", str(length), "--vocabularies", str(vocabulary)]
-    command += ["--width", str(options.width), "--rows", str(options.rows), *["--gpu"] * options.gpu]
+    command += ["--width", str(options.width), "--rows", str(options.rows), "--passes", options.passes]
+    command += ["--gpu"] * options.gpu
     return run_child(command, limit_s=options.limit, environment=environment_of(options))
 
 
@@ -94,7 +95,7 @@ def _measured(options: argparse.Namespace, length: int, vocabulary: int) -> Valu
     device = device_of(options)
     torch.manual_seed(0)
     number = options.rows * length
-    hidden = torch.randn(number, options.width, device=device).to(torch.bfloat16).requires_grad_()
+    hidden = torch.randn(number, options.width, device=device).to(getattr(torch, options.passes)).requires_grad_()
     head = (torch.randn(vocabulary, options.width, device=device) * 0.02).requires_grad_()
     targets = torch.randint(vocabulary, (number,), device=device)
     mask = torch.ones(options.rows, length, dtype=torch.bool, device=device)

@@ -32,6 +32,7 @@ SYSTEMS = ("in-process", "generate", "continuous", "vllm")
 MORE_SYSTEMS = ("plain",)
 """The in-process sampler without its packed copy of the weights."""
 WARM_UP_TOKENS = 4
+BYTES = {"bfloat16": 2, "float32": 4}
 Prompts = list[list[int]]
 Run = Callable[[Prompts, int], float]
 """Prompts (one a rollout) and tokens → seconds."""
@@ -57,7 +58,7 @@ def main() -> None:
         found for system, found in shown.items() if system not in ("in-process", *MORE_SYSTEMS) and FAILED not in found
     ]
     print(f"\ntokens/s of rollouts of {options.tokens} tokens, groups of {options.group_size}, {threads_of()} threads,")
-    print(f"medians of {options.repeats}\n")
+    print(f"{options.passes}, medians of {options.repeats}\n")
     own = shown.get("in-process", {})
     shown["bound"] = bound
     print_table("tokens/s", shown, columns, digits=0)
@@ -95,13 +96,13 @@ def _in_child(system: str, options: argparse.Namespace) -> Values:
     python = options.vllm_python if system == "vllm" else sys.executable
     command = [python, __file__, "--child", system, "--model", options.model, "--tokens", str(options.tokens)]
     command += ["--group-size", str(options.group_size), "--rows", *map(str, options.rows)]
-    command += ["--gpu"] if options.gpu else []
+    command += ["--passes", options.passes, *["--gpu"] * options.gpu]
     # OMP_NUM_THREADS among it: vLLM's parallel loops read it before any of its code runs.
     return run_child(command, limit_s=options.limit, environment=environment_of(options))
 
 
 def _bound(options: argparse.Namespace, rows: int, limits: Values) -> float:
-    """Tokens/s that no sampler of bfloat16 weights exceeds which reads weights and cache once a step and each prompt once."""
+    """Tokens/s that no sampler with such weights exceeds which reads weights and cache once a step and each prompt once."""
     from transformers import AutoConfig, AutoTokenizer
 
     config, tokenizer = AutoConfig.from_pretrained(options.model), AutoTokenizer.from_pretrained(options.model)
@@ -109,11 +110,12 @@ def _bound(options: argparse.Namespace, rows: int, limits: Values) -> float:
     prompt = len(tokenizer.encode(QUESTION.format(3, 5)))
     parts = parameters_of(config)
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    cached = 2 * 2 * config.num_hidden_layers * config.num_key_value_heads * size * (prompt + options.tokens / 2)
+    width, rate = BYTES[options.passes], limits[f"GEMM {options.passes} FLOP/s"]
+    cached = 2 * width * config.num_hidden_layers * config.num_key_value_heads * size * (prompt + options.tokens / 2)
     weights = parts["layers"] + parts["head"]
-    read = (2 * weights + rows * cached) / limits["read B/s"]
-    multiplied = 2 * weights * rows / limits["GEMM bf16 FLOP/s"]
-    prefill = forward_flops(config, [prompt] * prompts, prompts) / limits["GEMM bf16 FLOP/s"]
+    read = (width * weights + rows * cached) / limits["read B/s"]
+    multiplied = 2 * weights * rows / rate
+    prefill = forward_flops(config, [prompt] * prompts, prompts) / rate
     return rows * options.tokens / (prefill + options.tokens * max(read, multiplied))
 
 
@@ -168,9 +170,9 @@ def _in_process(options: argparse.Namespace, tokenizer: Any, longest: int) -> It
 
     attention.register()
     model = AutoModelForCausalLM.from_pretrained(
-        options.model, dtype=torch.bfloat16, attn_implementation=attention.NAME
+        options.model, dtype=getattr(torch, options.passes), attn_implementation=attention.NAME
     ).to(device_of(options))
-    own = model if options.child == "plain" else bfloat16_copy(model)
+    own = model if options.child == "plain" or options.passes == "float32" else bfloat16_copy(model)
     yield _ours(InProcessSampler(own, tokenizer, [], max_rows=1024), options.group_size)
 
 
@@ -178,7 +180,7 @@ def _vllm(options: argparse.Namespace, tokenizer: Any, longest: int) -> Iterator
     from luspo_cli.rollout.vllm.engine import EngineSettings, VllmSampler
 
     settings = EngineSettings(
-        options.model, "bfloat16", longest, max(options.rows), temperature=1.0, load_weights_of_folder=True
+        options.model, options.passes, longest, max(options.rows), temperature=1.0, load_weights_of_folder=True
     )
     sampler = VllmSampler(settings, tokenizer, [])
     yield _ours(sampler, options.group_size)
@@ -190,7 +192,9 @@ def _stock(options: argparse.Namespace) -> Any:
     from transformers import AutoModelForCausalLM
 
     return (
-        AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.bfloat16, attn_implementation="sdpa")
+        AutoModelForCausalLM.from_pretrained(
+            options.model, dtype=getattr(torch, options.passes), attn_implementation="sdpa"
+        )
         .eval()
         .to(device_of(options))
     )

@@ -26,11 +26,11 @@ from typing import Any
 from results import FAILED, Results, Values, print_table, with_ratio
 from shared.child import BENCH, run_child
 from shared.forced import MODES
-from shared.options import environment_of, model_of, parser_of, results_of, smallest, threads_of
+from shared.options import PASSES, environment_of, model_of, parser_of, results_of, smallest, threads_of
 
 SIDES = ("luspo", "trl equal", "trl default", "trl bf16")
 BASELINE = "trl equal"
-"""Float32 weights, bfloat16 passes, nothing recomputed, as on our side."""
+"""Float32 weights, the same passes, nothing recomputed, as on our side."""
 CLIP = 2e-3, 2.5e-3
 
 
@@ -43,8 +43,8 @@ class Trick:
     """In which it has work to do."""
     sets: tuple[str, ...] = ()
     """Settings without it."""
-    dtype: str = "bfloat16"
-    """`model.compute_dtype` in which it works."""
+    passes: tuple[str, ...] = PASSES
+    """In which it has work to do, of `--passes`."""
 
 
 TRICKS = {
@@ -52,8 +52,8 @@ TRICKS = {
     "prompt once": Trick("update", "mixed"),
     "spare memory": Trick("update", "mixed", ("update.spare_memory=false",)),
     "fused optimizer": Trick("update", "mixed"),
-    "packed weights": Trick("rollout", "mixed"),
-    "recorded decode step": Trick("rollout", "mixed", dtype="float32"),
+    "packed weights": Trick("rollout", "mixed", passes=("bfloat16",)),
+    "recorded decode step": Trick("rollout", "mixed", passes=("float32",)),
 }
 COLUMNS = (
     "step",
@@ -130,9 +130,15 @@ def specification(options: argparse.Namespace, work: Path) -> dict[str, Any]:
         "warm_up": options.warm_up,
         "micro_rows": options.micro_rows,
         "micro_tokens": options.micro_rows * (longest + options.tokens),
+        "passes": options.passes,
         "threads": 0 if options.gpu else threads_of(),
         "clip": CLIP,
-        "sets": [*options.sets, f"objective.clip_low={CLIP[0]}", f"objective.clip_high={CLIP[1]}"],
+        "sets": [
+            *options.sets,
+            f"objective.clip_low={CLIP[0]}",
+            f"objective.clip_high={CLIP[1]}",
+            f"model.compute_dtype={options.passes}",
+        ],
         "off": [],
     }
 
@@ -148,12 +154,15 @@ def longest_prompt(model: str, prompts: list[list[dict[str, str]]]) -> int:
 def compare_sides(results: Results, options: argparse.Namespace, base: dict[str, Any], work: Path, mode: str) -> None:
     """The table of one mode: every side, and how much faster than TRL at equal numerics luspo is."""
     spec = {**base, "mode": mode}
+    sides = [side for side in options.sides if side != "trl bf16" or options.passes == "bfloat16"]
     if mode == "half":
         spec["recorded"] = str(recording(options, spec, work, results))
-    cases = {f"{mode}, {side}": partial(measured, options, spec, work, side) for side in options.sides}
+    cases = {f"{mode}, {side}": partial(measured, options, spec, work, side) for side in sides}
     medians = results.interleaved(cases, options.repeats, said)
     baseline = f"{mode}, {BASELINE if BASELINE in options.sides else options.sides[0]}"
-    print(f"\n## {mode}: medians of {options.repeats}, seconds and GiB; times as fast as {baseline}\n")
+    print(
+        f"\n## {mode}, {options.passes} passes: medians of {options.repeats}, seconds and GiB; times as fast as {baseline}\n"
+    )
     shown = with_ratio(medians, baseline, "step")
     shown = with_ratio(shown, baseline, "beyond GiB", "of its beyond", inverse=True)
     print_table(mode, shown, (*COLUMNS, "times as fast", "of its beyond"))
@@ -163,7 +172,10 @@ def compare_trick(
     results: Results, options: argparse.Namespace, base: dict[str, Any], work: Path, name: str, trick: Trick
 ) -> None:
     """One trick on and off; the ratio is of the phase that it touches."""
-    spec = {**base, "mode": trick.mode, "sets": [*base["sets"], f"model.compute_dtype={trick.dtype}"]}
+    if options.passes not in trick.passes:
+        print(f"\n## {name}: nothing to do with {options.passes} passes")
+        return
+    spec = {**base, "mode": trick.mode}
     if trick.mode == "half":
         spec["recorded"] = str(recording(options, spec, work, results))
     off = {**spec, "sets": [*spec["sets"], *trick.sets], "off": [] if trick.sets else [name]}
@@ -173,7 +185,7 @@ def compare_trick(
         off_row: partial(measured, options, off, work, "luspo"),
     }
     medians = results.interleaved(cases, options.repeats, said)
-    print(f"\n## {name} ({trick.mode}, {trick.dtype}): the {trick.phase}\n")
+    print(f"\n## {name} ({trick.mode}, {options.passes}): the {trick.phase}\n")
     shown = with_ratio(medians, off_row, trick.phase)
     print_table(name, shown, ("step", trick.phase, "peak GiB", f"{trick.phase} peak GiB", "times as fast"))
 

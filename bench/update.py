@@ -3,7 +3,7 @@
     python -m bench update --model FOLDER [--prompts 4] [--group-size 8] [--prompt-tokens 100] [--tokens 200] [--json FILE]
     python -m bench update --smoke
 
-Both sides train on the same rows in micro-batches of the same tokens, with float32 weights and bfloat16 passes. `plain` lays
+Both sides train on the same rows in micro-batches of the same tokens, with float32 weights and the same passes. `plain` lays
 the rows of a micro-batch end to end and takes the mean cross-entropy of whole logits, the optimizer left out; `plain,
 recomputed` does so with activation checkpointing. Useful tokens are those of all rows, each prompt as often as it has
 responses, whatever a side computes of them; useful FLOP/s count three forward passes over them, with the head on response
@@ -55,7 +55,9 @@ def main() -> None:
         medians = results.interleaved(cases, options.repeats)
         limits = medians.pop(LIMITS)
         shown = {side: _rates(options, found, limits) for side, found in medians.items()}
-    print(f"\nmedians of {options.repeats}; {options.prompts} prompts x {options.group_size} responses\n")
+    print(
+        f"\n{options.passes} passes, medians of {options.repeats}; {options.prompts} prompts x {options.group_size} responses\n"
+    )
     if "plain" in shown:
         shown = with_ratio(shown, "plain", "seconds", "to plain")
     columns = ("seconds", "optimizer", "useful tokens/s", "useful GFLOP/s", "of the GEMM peak", "peak GiB", "to plain")
@@ -70,7 +72,11 @@ def _in_child(options: argparse.Namespace, side: str) -> Values:
     for name in ("prompts", "group_size", "prompt_tokens", "tokens", "micro_tokens"):
         command += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
     command += [part for setting in options.sets for part in ("--set", setting)]
-    return run_child(command + ["--gpu"] * options.gpu, limit_s=options.limit, environment=environment_of(options))
+    return run_child(
+        [*command, "--passes", options.passes, *["--gpu"] * options.gpu],
+        limit_s=options.limit,
+        environment=environment_of(options),
+    )
 
 
 def _rates(options: argparse.Namespace, found: Values, limits: Values) -> Values:
@@ -87,7 +93,7 @@ def _rates(options: argparse.Namespace, found: Values, limits: Values) -> Values
     return found | {
         "useful tokens/s": sum(lengths) / found["seconds"],
         "useful GFLOP/s": flops / found["seconds"] / 1e9,
-        "of the GEMM peak": flops / found["seconds"] / limits["GEMM bf16 FLOP/s"],
+        "of the GEMM peak": flops / found["seconds"] / limits[f"GEMM {options.passes} FLOP/s"],
     }
 
 
@@ -120,7 +126,7 @@ def _ours(options: argparse.Namespace) -> Values:
     sets = [
         f"rollout.group_size={size}", f"rollout.problems={options.prompts}", f"rollout.max_response_tokens={options.tokens}",
         f"rollout.max_rows={size}", f"update.tokens_per_micro_batch={options.micro_tokens}",
-        "rollout.sampler=in-process", *options.sets,
+        "rollout.sampler=in-process", f"model.compute_dtype={options.passes}", *options.sets,
     ]  # fmt: skip
     rows = made_rows(options, len(AutoTokenizer.from_pretrained(options.model)) - 1)
     rollouts = [
@@ -179,7 +185,7 @@ def _plain(options: argparse.Namespace, recomputed: bool) -> Values:
             tokens = torch.tensor([[token for row in pack for token in row]], device=device)
             # Positions that begin anew tell transformers where a row ends: its attention keeps rows apart.
             places = torch.tensor([[place for row in pack for place in range(len(row))]], device=device)
-            with torch.autocast(device, torch.bfloat16):
+            with torch.autocast(device, torch.bfloat16, enabled=options.passes == "bfloat16"):
                 loss = model(input_ids=tokens, position_ids=places, labels=tokens, use_cache=False).loss
             (loss / len(packs)).backward()
         wait_for_device()

@@ -81,6 +81,7 @@ def _step(folder: Path, options: argparse.Namespace) -> Callable[[str, bool], Va
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from luspo_cli.config.reward import RewardConfig
+    from luspo_cli.machine import multiplies_bfloat16
     from luspo_cli.policy import attention
     from luspo_cli.processes.ranks import ALONE
     from luspo_cli.records import Message, Problem, Prompt
@@ -93,12 +94,13 @@ def _step(folder: Path, options: argparse.Namespace) -> Callable[[str, bool], Va
     (folder / "own.py").write_text(FUNCTIONS)
     model_folder = random_model(folder / "model", options.size)
     attention.register()
+    fast = torch.cuda.is_available() or multiplies_bfloat16()
     model = AutoModelForCausalLM.from_pretrained(
-        model_folder, dtype=torch.bfloat16, attn_implementation=attention.NAME
+        model_folder, dtype=torch.bfloat16 if fast else torch.float32, attn_implementation=attention.NAME
     ).to("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
     ends = range(2, 2 + model.config.vocab_size // END_SHARE)
-    sampler = InProcessSampler(bfloat16_copy(model), tokenizer, ends, max_rows=options.rows)
+    sampler = InProcessSampler(bfloat16_copy(model) if fast else model, tokenizer, ends, max_rows=options.rows)
     problems = [
         Problem(str(i), (Message("user", f"{i} + {i}?"),), "0", "sums", extra={"seconds": options.seconds})
         for i in range(options.rows // GROUP)

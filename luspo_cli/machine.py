@@ -57,6 +57,13 @@ def has_cuda() -> bool:
     return torch.cuda.is_available()
 
 
+def multiplies_bfloat16() -> bool:
+    """Whether this processor has instructions for products in bfloat16; without them they take up to a hundred times as long."""
+    import torch
+
+    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 @contextmanager
 def libraries_stay() -> Iterator[None]:
     """Around the first imports of large libraries: no garbage is looked for among objects that all stay, now or later.

@@ -54,10 +54,16 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     found = {}
-    for name, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
-        left, right = (torch.randn(options.size, options.size, device=options.device).to(dtype) for _ in range(2))
-        seconds = _best(lambda left=left, right=right: left @ right, options.seconds)
-        found[f"GEMM {name} FLOP/s"] = 2 * options.size**3 / seconds
+    for name, dtype in (("bfloat16", torch.bfloat16), ("float32", torch.float32)):
+        size, seconds = 256, 0.0
+        # Larger ones only while they fit the time: a processor may have no instructions for bfloat16.
+        while True:
+            left, right = (torch.randn(size, size, device=options.device).to(dtype) for _ in range(2))
+            seconds = _best(lambda left=left, right=right: left @ right.t(), options.seconds)
+            if size >= options.size or 8 * seconds > options.seconds:
+                break
+            size = min(2 * size, options.size)
+        found[f"GEMM {name} FLOP/s"] = 2 * size**3 / seconds
     # Each thread reads its part of a block that no cache holds.
     block = torch.ones(READ_BYTES // 4 if options.seconds >= 1 else 2**24, device=options.device)
     seconds = _best(block.sum, options.seconds)

@@ -12,6 +12,7 @@ from results import Results, usable_cores
 
 from shared.models import SIZES, random_model
 
+PASSES = ("bfloat16", "float32")
 NOT_IN_A_NUMBER = ("repeats", "limit", "smoke", "json", "child", "only", "parts", "sides", "modes", "tricks")
 """Options on which no measurement depends: they say which are made and how often."""
 
@@ -24,6 +25,11 @@ def parser_of(documentation: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--limit", type=float, default=1800, help="seconds that one measurement may take")
     parser.add_argument("--preload", help="an allocator's library for every process (docs/engine.md)")
+    parser.add_argument(
+        "--passes",
+        choices=PASSES,
+        help="type of forward and backward; without it bfloat16 where the device multiplies it, else float32",
+    )
     parser.add_argument("--gpu", action="store_true", help="on the CUDA device")
     parser.add_argument("--smoke", action="store_true", help="the smallest sizes, to see that it works")
     parser.add_argument("--json", type=Path, help="where to keep what was measured, and to go on")
@@ -38,7 +44,8 @@ def smallest(options: argparse.Namespace, **sizes: Any) -> None:
 
 
 def results_of(name: str, options: argparse.Namespace) -> Results:
-    """The results of a benchmark, which hold for these options alone."""
+    """The results of a benchmark, which hold for these options alone; `passes` is decided here where nobody named it."""
+    options.passes = options.passes or passes_of(options)
     given = {key: value for key, value in vars(options).items() if key not in NOT_IN_A_NUMBER and "python" not in key}
     return Results(name, options.json, **given)
 
@@ -50,6 +57,13 @@ def model_of(options: argparse.Namespace, work: Path) -> str:
 
 def device_of(options: argparse.Namespace) -> str:
     return "cuda" if options.gpu else "cpu"
+
+
+def passes_of(options: argparse.Namespace) -> str:
+    """The type of the passes where none is named: the one that the device multiplies fast."""
+    from luspo_cli.machine import multiplies_bfloat16
+
+    return "bfloat16" if options.gpu or multiplies_bfloat16() else "float32"
 
 
 def threads_of() -> int:

@@ -21,7 +21,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
     "bf16": {"gradient_checkpointing": False, "model_init_kwargs": {"dtype": "bfloat16"}},
 }
-"""`equal`: float32 weights, bfloat16 passes, nothing recomputed, as luspo. `default`: TRL's own choice of types and of
+"""`equal`: float32 weights, the same passes, nothing recomputed, as luspo. `default`: TRL's own choice of weights and of
 recomputation. `bf16`: weights in bfloat16 too, which halves them and loses steps below their rounding."""
 
 
@@ -116,6 +116,7 @@ def arguments(spec: Spec, folder: str) -> Any:
         logging_steps=1,
         disable_tqdm=True,
         report_to=[],
+        bf16=spec["passes"] == "bfloat16",
         use_cpu=not torch.cuda.is_available(),
         **VARIANTS[spec["variant"]],
     )

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from luspo_cli.machine import multiplies_bfloat16
 from luspo_cli.policy.lora import Float32Embedding, is_adapted, merged_weight
 from luspo_cli.processes.sharding import whole_weight
 
@@ -23,10 +24,9 @@ def can_pack(weight: Tensor) -> bool:
     return (
         weight.device.type == "cpu"
         and weight.dtype == torch.bfloat16
-        and torch.backends.mkldnn.is_available()
+        and multiplies_bfloat16()
         and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-        and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     )
 
 
