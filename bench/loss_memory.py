@@ -3,8 +3,9 @@
     python -m bench loss_memory [--lengths 512 2048 8192] [--vocabularies 32000 151936] [--json FILE]
     python -m bench loss_memory --smoke
 
-From the last hidden states (of the type of the passes) and the head (float32) to the gradients of both, without the model; the peak counts
-from there on. `gradients` is what both ways must hold in the end: those of the head, in float32, and of the hidden states.
+From the last hidden states (of the type of the passes) and the head (float32) to the gradients of both, without the model; the
+peak counts from there on. `gradients` is what both ways must hold in the end: those of the head, in float32, and of the hidden
+states.
 `beyond` is the rest. Both print the loss, which must agree. Last the exponents of `beyond` in the length and in the
 vocabulary: 0 is "does not grow", 1 "grows with it".
 """

@@ -52,7 +52,7 @@ TRICKS = {
     "prompt once": Trick("update", "mixed"),
     "spare memory": Trick("update", "mixed", ("update.spare_memory=false",)),
     "fused optimizer": Trick("update", "mixed"),
-    "packed weights": Trick("rollout", "mixed", passes=("bfloat16",)),
+    "packed weights": Trick("rollout", "mixed"),
     "recorded decode step": Trick("rollout", "mixed", passes=("float32",)),
 }
 COLUMNS = (

@@ -18,6 +18,9 @@ MOST_PER_CORE = 4
 """Processes of one kind that a core is asked to carry: more of them only wait for one another, and fill the memory."""
 _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 """Where a container's or a job's memory limit stands (cgroup 2 and 1)."""
+_AVX512 = {"avx512bw", "avx512dq", "avx512vl"}
+"""What oneDNN needs of an x86 processor for products in bfloat16; newer ones have an instruction of their own."""
+_LARGE = 2**24
 
 
 def usable_cores() -> int:
@@ -59,9 +62,24 @@ def has_cuda() -> bool:
 
 def multiplies_bfloat16() -> bool:
     """Whether this processor has instructions for products in bfloat16; without them they take up to a hundred times as long."""
-    import torch
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        import torch
 
-    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    kinds = ("flags", "Features")  # x86, ARM
+    named = {line.split(":")[0].strip(): {*line.split(":")[1].split()} for line in lines if line.startswith(kinds)}
+    found = set().union(*named.values())
+    return bool(found >= _AVX512 or found & {"avx_ne_convert", "bf16"})
+
+
+def packs_float32(linear_weights: float) -> bool:
+    """Whether a model with so many weights in linear layers samples faster in float32 from a packed copy of them.
+
+    Below `_LARGE` they lie in the caches; on a processor that multiplies bfloat16 it was not measured.
+    """
+    return linear_weights >= _LARGE and not multiplies_bfloat16()
 
 
 @contextmanager

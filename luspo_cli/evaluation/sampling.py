@@ -16,6 +16,7 @@ from luspo_cli.config.model import ModelConfig
 from luspo_cli.config.rollout import TemplateValue
 from luspo_cli.errors import UsageError
 from luspo_cli.evaluation.benchmark import Benchmark, BenchmarkProblem
+from luspo_cli.machine import multiplies_bfloat16
 from luspo_cli.policy.inputs import lost_fraction, prompt_inputs, prompt_length
 from luspo_cli.records import Problem
 from luspo_cli.rollout.sampler import PromptsOnRequest, Sampler
@@ -49,11 +50,7 @@ def choose_dtype(asked: Literal["auto", "float32", "bfloat16"], trained_in: str 
         return trained_in  # type: ignore[return-value]
     import torch
 
-    from luspo_cli.rollout.in_process.packed import can_pack
-
-    if torch.cuda.is_available() or can_pack(torch.zeros(1, dtype=torch.bfloat16)):
-        return "bfloat16"
-    return "float32"
+    return "bfloat16" if torch.cuda.is_available() or multiplies_bfloat16() else "float32"
 
 
 def load_sampling_model(
@@ -76,7 +73,7 @@ def load_sampling_model(
 
     from luspo_cli.policy.loading import context_of, load_model
     from luspo_cli.rollout.in_process.agreement import require_agreement
-    from luspo_cli.rollout.in_process.packed import bfloat16_copy
+    from luspo_cli.rollout.in_process.packed import bfloat16_copy, float32_copy, packs_float32
     from luspo_cli.rollout.in_process.sampler import InProcessSampler
 
     logging.disable_progress_bar()  # of reading weights: it would break into our own
@@ -99,6 +96,8 @@ def load_sampling_model(
         model = model.to("cuda")
     elif dtype == "bfloat16":
         model = bfloat16_copy(model)
+    elif packs_float32(model):
+        model = float32_copy(model)
     sampler = InProcessSampler(model, loaded.tokenizer, loaded.end_tokens, max_rows)
     context = context_of(loaded.model.config)
     return SamplingModel(sampler, loaded.tokenizer, context, loaded.processor, loaded.template_arguments)

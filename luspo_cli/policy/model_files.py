@@ -9,6 +9,7 @@ from typing import Any
 from luspo_cli.config.model import ModelConfig
 from luspo_cli.errors import UsageError
 from luspo_cli.files import read_object, require_object
+from luspo_cli.machine import has_cuda, multiplies_bfloat16
 from luspo_cli.policy.supported import is_measured, unsupported
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -44,6 +45,16 @@ def unread_revision(path: str, revision: str) -> str | None:
     if revision == "main" or is_hub_id(path):
         return None
     return f"model.revision = '{revision}' applies to hub ids only, and model.path = '{path}' is not one: remove model.revision"
+
+
+def slow_passes(model: ModelConfig) -> str | None:
+    """What a run is warned of that computes in bfloat16 on a processor without instructions for it; None for any other one."""
+    if model.compute_dtype != "bfloat16" or has_cuda() or multiplies_bfloat16():
+        return None
+    return (
+        "this processor has no instructions for bfloat16 products, which take ten times as long as in float32 and more: set"
+        " model.compute_dtype=float32"
+    )
 
 
 def unmeasured(file: Path) -> str | None:

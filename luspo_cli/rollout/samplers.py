@@ -106,7 +106,7 @@ def make_sampler(
     Raises UsageError where vllm is not installed or cannot run the model, RunError where a server does not answer.
     """
     if chosen.name == "in-process":
-        from luspo_cli.rollout.in_process.packed import bfloat16_copy
+        from luspo_cli.rollout.in_process.packed import bfloat16_copy, float32_copy, packs_float32
         from luspo_cli.rollout.in_process.sampler import InProcessSampler
 
         own = policy
@@ -114,6 +114,8 @@ def make_sampler(
             own = bfloat16_copy(policy, device)
         elif apart:
             own = copy.deepcopy(policy).requires_grad_(False).to(device)
+        elif packs_float32(policy):
+            own = float32_copy(policy)
         return InProcessSampler(own, model.tokenizer, model.end_tokens, max_rows)
     if chosen.name == "vllm-server":
         from luspo_cli.rollout.vllm.server import VllmServerSampler

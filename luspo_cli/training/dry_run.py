@@ -25,6 +25,7 @@ from luspo_cli.policy.model_files import (
     find_model,
     is_adapter,
     of_base,
+    slow_passes,
     unmeasured,
     unread_revision,
 )
@@ -101,6 +102,7 @@ def make_plan(
     unreadable, overlap = _data(config)
     rewards, unusable = own_rewards(config)
     refused, dependent = own_objective(config)
+    slow = slow_passes(config.model)
     missing = [
         *missing_inputs(config),
         *unreadable,
@@ -136,7 +138,7 @@ def make_plan(
         rewards=rewards,
         sampler={"name": sampler.name, "reason": sampler.reason},
         missing=[reason for reason in missing if reason],
-        warnings=[*warnings, *(said for said in (dependent, overlap, file and unmeasured(file)) if said)],
+        warnings=[*warnings, *(said for said in (dependent, overlap, file and unmeasured(file), slow) if said)],
         about=list(about),
     )
 

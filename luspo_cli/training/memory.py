@@ -19,7 +19,7 @@ from luspo_cli.config.model import ShapeConfig
 from luspo_cli.config.run import TrainRun
 from luspo_cli.config.update import UpdateConfig
 from luspo_cli.errors import RunError
-from luspo_cli.machine import has_cuda
+from luspo_cli.machine import has_cuda, packs_float32
 from luspo_cli.rollout.samplers import SamplerName
 
 PROGRAM_BYTES = 0.6 * 2**30
@@ -81,6 +81,7 @@ def estimate_memory(
     spare = config.update.spare_memory
     size = 2 if low else 4
     table = shape.vocabulary * shape.width
+    outside = table * (1 if shape.tied_head else 2)
     parts: dict[str, float] = {"program": PROGRAM_BYTES}
     sharded = processes > 1 and config.model.sharding == "full"
     share = processes if sharded else 1
@@ -95,10 +96,15 @@ def estimate_memory(
         table if low and shape.tied_head and not adapters else 0
     )  # on a CPU, beside the embedding it is tied to
     in_process = sampler == "in-process"
-    parts["sampler_copy"] = 0 if not in_process else 2 * (n - shared + packed_head) if low else 4 * n if sharded else 0
+    parts["sampler_copy"] = 0
+    if in_process and low:
+        parts["sampler_copy"] = 2 * (n - shared + packed_head)
+    elif in_process and sharded:
+        parts["sampler_copy"] = 4 * n
+    elif in_process and not has_cuda() and packs_float32(n - outside + table):
+        parts["sampler_copy"] = 4 * (n + (table if shape.tied_head and not adapters else 0))
     parts["vllm"] = config.rollout.vllm.memory_share * (device_bytes or 0) if sampler == "vllm" else 0
     # Of the layers' weights: the head has a copy of a block at a time, and an embedding none.
-    outside = table * (1 if shape.tied_head else 2)
     copies = trained if adapters else trained - outside
     checkpointing = config.model.gradient_checkpointing
     plain = not (adapters or checkpointing or shape.experts.number or shape.vision.depth)

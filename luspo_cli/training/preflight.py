@@ -5,6 +5,7 @@ An old run is replaced only by one that could start. What an engine says when it
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from luspo_cli.config.run import MADE, TrainRun
 from luspo_cli.errors import UsageError
 from luspo_cli.policy import attention
 from luspo_cli.policy.loading import LoadedModel, context_of, no_progress_bars
-from luspo_cli.policy.model_files import unread_revision
+from luspo_cli.policy.model_files import slow_passes, unread_revision
 from luspo_cli.processes.accelerate import refuse_foreign_wrapping, set_threads
 from luspo_cli.processes.ranks import Ranks
 from luspo_cli.processes.sharding import is_sharded, refuse_trained_tower
@@ -34,6 +35,8 @@ from luspo_cli.training.provenance import (
 )
 from luspo_cli.training.sampling import held_out_limit, longest_row, training_draws
 from luspo_cli.training.start import load_start, starting_folder
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -75,6 +78,8 @@ def prepare(
             parent = fork_checkpoint(config.fork)
     parent = ranks.broadcast(parent)
     set_threads(config.run.threads, ranks)
+    if ranks.is_first and (warning := slow_passes(config.model)):
+        logger.warning(warning)
     attention.register()
     no_progress_bars()  # a made model is saved before one is loaded
     with ranks.phase():

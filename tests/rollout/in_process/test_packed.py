@@ -9,8 +9,17 @@ import pytest
 import torch
 from torch import nn
 
+from luspo_cli import machine
 from luspo_cli.records import Prompt
-from luspo_cli.rollout.in_process.packed import PackedLinear, bfloat16_copy, can_pack, copy_weights, release_weights
+from luspo_cli.rollout.in_process import packed
+from luspo_cli.rollout.in_process.packed import (
+    PackedLinear,
+    bfloat16_copy,
+    can_pack,
+    copy_weights,
+    float32_copy,
+    release_weights,
+)
 from luspo_cli.rollout.in_process.sampler import InProcessSampler
 from luspo_cli.rollout.sampler import SamplingOptions
 
@@ -110,16 +119,16 @@ def test_positions_are_not_rounded(make_model: Callable[..., Any]) -> None:
 
 
 @pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("blocked", [True, False])
 def test_a_model_with_adapters_is_copied_merged(
-    make_model: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tied: bool, packed: bool
+    make_model: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tied: bool, blocked: bool
 ) -> None:
     """The copy of an adapted model is the copy of the plain model that its merged weights make, before and after a step."""
     pytest.importorskip("peft", reason="adapters need the extra lora: pip install 'luspo[lora]'")
     from luspo_cli.config.model import ModelConfig
     from luspo_cli.policy.lora import adapter_parameters, add_adapters, has_adapters, merged_weights
 
-    if not packed:
+    if not blocked:
         monkeypatch.setattr("luspo_cli.rollout.in_process.packed.can_pack", lambda weight: False)
     model, plain = make_model(tied=tied), make_model(1, tied=tied)
     config = ModelConfig.model_validate({"path": "x/y", "compute_dtype": "bfloat16", "lora": {"rank": 3}})
@@ -147,8 +156,6 @@ def test_a_released_copy_holds_nothing_and_comes_back(
 ) -> None:
     import copy
 
-    from luspo_cli.rollout.in_process import packed
-
     if kind == "plain":
         monkeypatch.setattr(packed, "can_pack", lambda weight: False)
     model = make_model(0, tied=tied)
@@ -169,3 +176,53 @@ def test_what_a_copy_shares_is_not_released(make_model: Callable[..., Any]) -> N
     release_weights(model, twin)
     assert all(weight.numel() for weight in model.parameters())
     assert twin.get_submodule("model.embed_tokens").weight is model.get_submodule("model.embed_tokens").weight
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_float32_copy_computes_what_the_model_does_and_follows_it(
+    make_model: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tied: bool
+) -> None:
+    """On a processor that multiplies bfloat16 too: the blocked layout is there, only not chosen."""
+    monkeypatch.setattr(packed, "multiplies_bfloat16", lambda: False)
+    model = make_model(0, tied=tied)
+    twin = float32_copy(model)
+    assert sum(isinstance(layer, PackedLinear) for layer in twin.modules()) == 2 * 7 + 1
+    torch.testing.assert_close(logits(twin), logits(model), rtol=1e-5, atol=1e-5)
+    with torch.no_grad():
+        for own, other in zip(model.parameters(), make_model(1, tied=tied).parameters(), strict=True):
+            own.copy_(other)
+    assert not torch.allclose(logits(twin), logits(model), atol=0.1)  # nothing moves by itself
+    copy_weights(model, twin)
+    torch.testing.assert_close(logits(twin), logits(model), rtol=1e-5, atol=1e-5)
+    release_weights(model, twin)
+    assert all(weight.requires_grad and weight.numel() for weight in model.parameters())
+
+
+def test_the_float32_copy_draws_the_same_tokens(
+    make_model: Callable[..., Any], made_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packed, "multiplies_bfloat16", lambda: False)
+    model = make_model()
+    prompts, draws = [Prompt("a", (3, 4, 5)), Prompt("b", (7,))], SamplingOptions(4, 12, seed=2)
+    own, copied = (
+        [[rollout.response_tokens for rollout in group] for group in sampler.sample_groups(prompts, draws)]
+        for sampler in (InProcessSampler(one, made_tokenizer, (1, 5), 6) for one in (model, float32_copy(model)))
+    )
+    assert copied == own
+
+
+@pytest.mark.parametrize(
+    ("instructions", "width", "chosen"), [(False, 2**11, True), (False, 64, False), (True, 2**11, False)]
+)
+def test_which_float32_models_have_a_packed_copy(
+    monkeypatch: pytest.MonkeyPatch, instructions: bool, width: int, chosen: bool
+) -> None:
+    for module in (packed, machine):
+        monkeypatch.setattr(module, "multiplies_bfloat16", lambda: instructions)
+    layers = nn.Sequential(*[nn.Linear(width, width, bias=False, device="meta") for _ in range(4)])
+    layers.add_module("first", nn.Linear(1, 1))  # on a processor, as the policy is
+    assert packed.packs_float32(nn.Sequential(layers[-1], *layers[:-1])) == chosen
+
+
+def test_which_processors_multiply_bfloat16_is_what_torch_says() -> None:
+    assert machine.multiplies_bfloat16() == bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
