@@ -1,4 +1,4 @@
-"""A run in bfloat16 on a processor that does not multiply it is warned; what is not slow is passed over."""
+"""What a run does on a processor without instructions for bfloat16: a warning, and in float32 a packed copy that counts."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from luspo_cli import machine
 from luspo_cli.config.layers import resolve_train
 from luspo_cli.config.run import TrainRun
 from luspo_cli.policy import model_files
@@ -51,3 +52,24 @@ def test_the_run_itself_says_so_before_it_samples(
     with caplog.at_level(logging.WARNING), pytest.raises(Sampling):
         run_training(config, tmp_path / "run", "refuse", lambda _: None)
     assert [record.message for record in caplog.records if "bfloat16" in record.message]
+
+
+@pytest.mark.parametrize(
+    ("instructions", "preset", "copied"),
+    [(False, "qwen2.5-0.5b", True), (True, "qwen2.5-0.5b", False), (False, "tiny", False)],
+)
+def test_the_dry_run_counts_the_packed_copy_in_the_rollout_alone(
+    instructions: bool, preset: str, copied: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "multiplies_bfloat16", lambda: instructions)
+    plan = make_plan(resolve_train(preset=preset, objective="luspo", sets=["model.compute_dtype=float32"]))
+    head = 151936 * 896  # tied to the embedding, which stays beside it
+    expected = 4 * (plan.parameters + head) / 2**30 if copied else 0
+    memory = plan.memory_gib
+    assert memory["sampler_copy"] == pytest.approx(expected, abs=0.01)
+    without = sum(memory[part] for part in ("program", "weights", "optimizer", "key_value_cache"))
+    assert memory["rollout_peak"] >= without + memory["sampler_copy"] - 0.02
+    assert (
+        memory["update_peak"]
+        < sum(memory[part] for part in ("program", "weights", "optimizer", "gradients", "activations")) + 1
+    )
