@@ -24,7 +24,7 @@ from results import (  # noqa: E402
     print_table,
     with_ratio,
 )
-from shared.child import Phases, memory_bytes, resident_gib, resident_peak_gib, run_child  # noqa: E402
+from shared.child import Phases, memory_bytes, reset_peak, resident_gib, resident_peak_gib, run_child  # noqa: E402
 from shared.forced import forced_reward, last_number  # noqa: E402
 from shared.models import forward_flops, parameters_of, qwen2_config  # noqa: E402
 
@@ -200,6 +200,7 @@ def test_peaks_and_seconds_go_to_the_phase_that_made_them() -> None:
         def grade(self) -> None:
             time.sleep(0.05)
 
+    reset_peak()  # of the tests before
     trainer, phases = Trainer(), Phases()
     phases.watch(trainer, "sample", "rollout")
     phases.watch(trainer, "grade", "reward")
