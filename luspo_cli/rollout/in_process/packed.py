@@ -126,6 +126,8 @@ def copy_weights(source: nn.Module, twin: nn.Module) -> None:
             layer.pack(whole_weight(merged_weight(layers[name])), None if bias is None else whole_weight(bias))
         elif is_adapted(layers[name]):
             _fill(layer.get_parameter("weight"), merged_weight(layers[name]))
+            if layer.bias is not None:
+                _fill(layer.get_parameter("bias"), layers[name].bias)
         else:
             theirs = dict(layers[name].named_parameters(recurse=False))
             for key, own in layer.named_parameters(recurse=False):

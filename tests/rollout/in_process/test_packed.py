@@ -147,6 +147,9 @@ def test_a_model_with_adapters_is_copied_merged(
     assert not any(weight.requires_grad for weight in twin.parameters())
     embedding = model.model.embed_tokens.weight
     assert dict(twin.named_parameters())["model.embed_tokens.weight"].data_ptr() == embedding.data_ptr()  # shared
+    release_weights(model, twin)
+    copy_weights(model, twin)
+    assert torch.equal(logits(twin), logits(bfloat16_copy(model)))
 
 
 @pytest.mark.parametrize("kind", ["packed", "plain", "float32"])
