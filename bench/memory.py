@@ -27,7 +27,7 @@ from shared.models import random_model
 from luspo_cli.config.layers import resolve_train
 from luspo_cli.config.model import ShapeConfig, VisionShapeConfig
 from luspo_cli.config.run import TrainRun
-from luspo_cli.machine import multiplies_bfloat16
+from luspo_cli.evaluation.sampling import choose_dtype
 from luspo_cli.training.dry_run import make_plan
 
 CASES: dict[str, list[str]] = {
@@ -92,7 +92,7 @@ def main() -> None:
     print(f"{'case':<24}" + "".join(f"{column:>12}" for column in columns) + "   (GiB)", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         made, data = Path(folder) / "model", Path(folder) / "data"
-        step = [*STEP]
+        step = [f"model.compute_dtype={choose_dtype('auto', None)}", *STEP]
         if options.vision:
             if not options.model:
                 make_model(made, VISION, "bfloat16")
@@ -105,15 +105,7 @@ def main() -> None:
             subprocess.run([*prepare, "--out", str(data)], check=True, capture_output=True)
         model = options.model or made
         for number, name in enumerate(chosen):
-            passes = "bfloat16" if torch.cuda.is_available() or multiplies_bfloat16() else "float32"
-            sets = [
-                f"model.path={model}",
-                f"data.train={data}",
-                f"model.compute_dtype={passes}",
-                *step,
-                *cases[name],
-                *options.sets,
-            ]
+            sets = [f"model.path={model}", f"data.train={data}", *step, *cases[name], *options.sets]
             task = {"sets": sets, "run": str(Path(folder) / f"run{number}")}
             done = subprocess.run(
                 [sys.executable, __file__, "--one", json.dumps(task)], env=environment, capture_output=True, text=True

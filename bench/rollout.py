@@ -165,18 +165,14 @@ def _in_process(options: argparse.Namespace, tokenizer: Any, longest: int) -> It
     from transformers import AutoModelForCausalLM
 
     from luspo_cli.policy import attention
-    from luspo_cli.rollout.in_process.packed import bfloat16_copy, float32_copy, packs_float32
+    from luspo_cli.rollout.in_process.packed import sampling_model
     from luspo_cli.rollout.in_process.sampler import InProcessSampler
 
     attention.register()
     model = AutoModelForCausalLM.from_pretrained(
         options.model, dtype=getattr(torch, options.passes), attn_implementation=attention.NAME
     ).to(device_of(options))
-    own = model
-    if options.child == "in-process" and options.passes == "bfloat16":
-        own = bfloat16_copy(model)
-    elif options.child == "in-process" and packs_float32(model):
-        own = float32_copy(model)
+    own = model if options.child == "plain" else sampling_model(model, options.passes)
     yield _ours(InProcessSampler(own, tokenizer, [], max_rows=1024), options.group_size)
 
 

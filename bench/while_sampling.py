@@ -81,12 +81,12 @@ def _step(folder: Path, options: argparse.Namespace) -> Callable[[str, bool], Va
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from luspo_cli.config.reward import RewardConfig
-    from luspo_cli.machine import multiplies_bfloat16
+    from luspo_cli.evaluation.sampling import choose_dtype
     from luspo_cli.policy import attention
     from luspo_cli.processes.ranks import ALONE
     from luspo_cli.records import Message, Problem, Prompt
     from luspo_cli.rewards.rubric import Rubric
-    from luspo_cli.rollout.in_process.packed import bfloat16_copy
+    from luspo_cli.rollout.in_process.packed import sampling_model
     from luspo_cli.rollout.in_process.sampler import InProcessSampler
     from luspo_cli.rollout.sampler import SamplingOptions
     from luspo_cli.training.sampling import sample_and_score
@@ -94,13 +94,13 @@ def _step(folder: Path, options: argparse.Namespace) -> Callable[[str, bool], Va
     (folder / "own.py").write_text(FUNCTIONS)
     model_folder = random_model(folder / "model", options.size)
     attention.register()
-    fast = torch.cuda.is_available() or multiplies_bfloat16()
+    dtype = choose_dtype("auto", None)
     model = AutoModelForCausalLM.from_pretrained(
-        model_folder, dtype=torch.bfloat16 if fast else torch.float32, attn_implementation=attention.NAME
+        model_folder, dtype=getattr(torch, dtype), attn_implementation=attention.NAME
     ).to("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
     ends = range(2, 2 + model.config.vocab_size // END_SHARE)
-    sampler = InProcessSampler(bfloat16_copy(model) if fast else model, tokenizer, ends, max_rows=options.rows)
+    sampler = InProcessSampler(sampling_model(model, dtype), tokenizer, ends, max_rows=options.rows)
     problems = [
         Problem(str(i), (Message("user", f"{i} + {i}?"),), "0", "sums", extra={"seconds": options.seconds})
         for i in range(options.rows // GROUP)

@@ -8,6 +8,7 @@ import platform
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 _DEVICES = ("nvidia*", "nvhost*", "nvgpu*", "dxg", "kfd")
@@ -60,6 +61,7 @@ def has_cuda() -> bool:
     return torch.cuda.is_available()
 
 
+@cache
 def multiplies_bfloat16() -> bool:
     """Whether this processor has instructions for products in bfloat16; without them they take up to a hundred times as long."""
     try:
@@ -69,8 +71,7 @@ def multiplies_bfloat16() -> bool:
 
         return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     kinds = ("flags", "Features")  # x86, ARM
-    named = {line.split(":")[0].strip(): {*line.split(":")[1].split()} for line in lines if line.startswith(kinds)}
-    found = set().union(*named.values())
+    found = {word for line in lines if line.startswith(kinds) for word in line.split(":")[1].split()}
     return bool(found >= _AVX512 or found & {"avx_ne_convert", "bf16"})
 
 

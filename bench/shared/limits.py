@@ -45,6 +45,14 @@ def _best(work: Callable[[], object], seconds: float) -> float:
     return min(times)
 
 
+def _product(size: int, dtype: Any, device: str, seconds: float) -> float:
+    """The seconds of one product of square matrices of this size."""
+    import torch
+
+    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    return _best(lambda: left @ right.t(), seconds)
+
+
 def main() -> None:
     import torch
 
@@ -55,15 +63,11 @@ def main() -> None:
     options = parser.parse_args()
     found = {}
     for name, dtype in (("bfloat16", torch.bfloat16), ("float32", torch.float32)):
-        size, seconds = 256, 0.0
+        size = 256
         # Larger ones only while they fit the time: a processor may have no instructions for bfloat16.
-        while True:
-            left, right = (torch.randn(size, size, device=options.device).to(dtype) for _ in range(2))
-            seconds = _best(lambda left=left, right=right: left @ right.t(), options.seconds)
-            if size >= options.size or 8 * seconds > options.seconds:
-                break
+        while size < options.size and 8 * _product(size, dtype, options.device, 0) < options.seconds:
             size = min(2 * size, options.size)
-        found[f"GEMM {name} FLOP/s"] = 2 * size**3 / seconds
+        found[f"GEMM {name} FLOP/s"] = 2 * size**3 / _product(size, dtype, options.device, options.seconds)
     # Each thread reads its part of a block that no cache holds.
     block = torch.ones(READ_BYTES // 4 if options.seconds >= 1 else 2**24, device=options.device)
     seconds = _best(block.sum, options.seconds)

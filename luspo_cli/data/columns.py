@@ -191,9 +191,11 @@ def source_rows(rows: Iterable[Mapping[str, Any]], columns: Columns, first: int 
     DAPO-Math-17k is published with each problem about a hundred times: a row whose values are all those of an earlier one is
     named after it and not read again, unless it has images.
     """
+    # Of a table with images their bytes would be gone through for nothing.
+    without = not columns.images and columns.picture is None and not any(map(is_image_column, columns.named))
     known: dict[bytes, int] = {}
     for number, row in enumerate(rows, start=first):
-        digest = _digest_of_values(row)
+        digest = _digest_of_values(row) if without else None
         earlier = known.get(digest) if digest is not None else None
         if earlier is not None:
             yield SourceRow("", None, number, repeats=earlier)

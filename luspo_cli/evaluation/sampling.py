@@ -73,7 +73,7 @@ def load_sampling_model(
 
     from luspo_cli.policy.loading import context_of, load_model
     from luspo_cli.rollout.in_process.agreement import require_agreement
-    from luspo_cli.rollout.in_process.packed import bfloat16_copy, float32_copy, packs_float32
+    from luspo_cli.rollout.in_process.packed import sampling_model
     from luspo_cli.rollout.in_process.sampler import InProcessSampler
 
     logging.disable_progress_bar()  # of reading weights: it would break into our own
@@ -94,10 +94,8 @@ def load_sampling_model(
         for weight in model.parameters():  # not the whole module: that would round the rotary frequencies as well
             weight.data = weight.data.to(getattr(torch, dtype))
         model = model.to("cuda")
-    elif dtype == "bfloat16":
-        model = bfloat16_copy(model)
-    elif packs_float32(model):
-        model = float32_copy(model)
+    else:
+        model = sampling_model(model, dtype)
     sampler = InProcessSampler(model, loaded.tokenizer, loaded.end_tokens, max_rows)
     context = context_of(loaded.model.config)
     return SamplingModel(sampler, loaded.tokenizer, context, loaded.processor, loaded.template_arguments)

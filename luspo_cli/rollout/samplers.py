@@ -106,16 +106,13 @@ def make_sampler(
     Raises UsageError where vllm is not installed or cannot run the model, RunError where a server does not answer.
     """
     if chosen.name == "in-process":
-        from luspo_cli.rollout.in_process.packed import bfloat16_copy, float32_copy, packs_float32
+        from luspo_cli.rollout.in_process.packed import sampling_model
         from luspo_cli.rollout.in_process.sampler import InProcessSampler
 
-        own = policy
-        if model.compute_dtype == "bfloat16":
-            own = bfloat16_copy(policy, device)
-        elif apart:
+        if apart and model.compute_dtype == "float32":
             own = copy.deepcopy(policy).requires_grad_(False).to(device)
-        elif packs_float32(policy):
-            own = float32_copy(policy)
+        else:
+            own = sampling_model(policy, model.compute_dtype, device)
         return InProcessSampler(own, model.tokenizer, model.end_tokens, max_rows)
     if chosen.name == "vllm-server":
         from luspo_cli.rollout.vllm.server import VllmServerSampler

@@ -92,9 +92,7 @@ def estimate_memory(
     parts["host_optimizer"] = (4 + moments) * trained if offloaded else 0
     # The sampler's own bfloat16 weights; an embedding that is frozen in bfloat16 is shared with it, its packed head is not.
     shared = table if adapters and not shape.tied_head else 0
-    packed_head = (
-        table if low and shape.tied_head and not adapters else 0
-    )  # on a CPU, beside the embedding it is tied to
+    packed_head = table if shape.tied_head and not adapters else 0  # on a CPU, beside the embedding it is tied to
     in_process = sampler == "in-process"
     parts["sampler_copy"] = 0
     if in_process and low:
@@ -102,7 +100,7 @@ def estimate_memory(
     elif in_process and sharded:
         parts["sampler_copy"] = 4 * n
     elif in_process and not has_cuda() and packs_float32(n - outside + table):
-        parts["sampler_copy"] = 4 * (n + (table if shape.tied_head and not adapters else 0))
+        parts["sampler_copy"] = 4 * (n + packed_head)
     parts["vllm"] = config.rollout.vllm.memory_share * (device_bytes or 0) if sampler == "vllm" else 0
     # Of the layers' weights: the head has a copy of a block at a time, and an embedding none.
     copies = trained if adapters else trained - outside

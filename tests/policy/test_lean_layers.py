@@ -82,9 +82,8 @@ def test_the_same_numbers_bit_for_bit_in_half_the_bytes(kind: str, batch: Policy
     lean, bytes_of_lean = computed(model, batch, wrapped=False)
     names = ["first", "second", *dict(model.named_parameters())]
     for name, expected, found in zip(names, plain, lean, strict=True):
-        if (
-            not multiplies_bfloat16()
-        ):  # torch's own product in bfloat16 then adds in an order that hangs on memory's layout
+        if not multiplies_bfloat16():
+            # torch's own product in bfloat16 then adds in an order that hangs on the layout in memory.
             assert (found - expected).norm() <= 0.01 * expected.norm(), name
         elif name == "model.embed_tokens.weight":  # tied: the head's part is added in another order
             assert torch.allclose(found, expected, rtol=1e-5, atol=1e-5)

@@ -73,6 +73,13 @@ def float32_copy(model: nn.Module) -> nn.Module:
     return _copy(model, torch.float32, next(model.parameters()).device)
 
 
+def sampling_model(model: nn.Module, compute_dtype: str, device: torch.device | None = None) -> nn.Module:
+    """What samples fastest for `model` in this type: a copy of its weights, or itself in float32 where no copy is faster."""
+    if compute_dtype == "bfloat16":
+        return bfloat16_copy(model, device)
+    return float32_copy(model) if packs_float32(model) else model
+
+
 def _copy(model: nn.Module, dtype: torch.dtype, device: torch.device) -> nn.Module:
     made: dict[int, Any] = {}  # what deepcopy finds here under an object's id it takes for that object's copy
     _convert(model, made, dtype, can_pack(torch.empty(0, dtype=dtype, device=device)))
