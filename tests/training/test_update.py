@@ -327,7 +327,7 @@ def test_the_learning_rate_given_is_the_one_used(make_updater: Callable[..., Any
     assert torch.allclose(step, torch.full_like(step, 3e-4), rtol=1e-3)
 
 
-def test_the_noise_floor_is_zero_in_exact_arithmetic_and_not_in_bfloat16(
+def test_the_noise_floor_is_zero_in_exact_arithmetic_and_what_a_row_alone_differs_by(
     make_updater: Callable[..., Any], groups: list[ScoredGroup], make_groups: Callable[..., list[ScoredGroup]]
 ) -> None:
     exact, model = make_updater(dtype="float64")
@@ -335,8 +335,14 @@ def test_the_noise_floor_is_zero_in_exact_arithmetic_and_not_in_bfloat16(
     assert noise_floor(exact.policy, groups, BUDGET) < 1e-6
     assert equal(weights(model), before)
     assert all(weight.grad is None for weight in model.parameters())
-    rough, _ = make_updater(dtype="float32", precision="bf16")
-    assert noise_floor(rough.policy, groups, BUDGET) > 1e-5
+    # Whether bfloat16 makes a difference in so small a network depends on the processor, so the difference is made here.
+    hook = exact.policy.register_forward_hook(
+        lambda policy, batches, found: (
+            (found[0] - 0.25 * batches[0].response_mask, *found[1:]) if len(batches[0].response_mask) == 1 else found
+        )
+    )
+    assert noise_floor(exact.policy, groups, BUDGET) == pytest.approx(0.25, rel=1e-6)
+    hook.remove()
     empty = make_groups([[0, 0, 0]], [[0.0, 0.0, 0.0]])
     assert noise_floor(exact.policy, empty, BUDGET) is None
 
