@@ -1,6 +1,7 @@
 """What a run of the preset `tiny` takes, by phase, here and in another checkout, run in turn on one core's worth of threads.
 
     python -m bench tiny_run [--base TREE] [--repeats 3] [--steps 60] [--seed 0] [--json FILE]
+    python -m bench tiny_run --preset NAME --set KEY=VALUE ... --threads 2 --steps 2    # another run, the same in both checkouts
 
 The phases are seconds on the clock as the run records them; `start` is what no step has: imports, the model, the check before the
 first step. The processor's seconds are the whole process's: on a machine that has other work to do they are the better measure.
@@ -37,15 +38,17 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--preset", default="tiny")
+    parser.add_argument("--set", dest="sets", action="append", default=[], help="a key that both checkouts know")
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     trees = {**({"base": options.base.resolve()} if options.base else {}), "this": OWN}
-    kept = {**{name: str(tree) for name, tree in trees.items()}, "steps": options.steps, "seed": options.seed}
-    results = Results("tiny", options.json, **kept)
-    medians = results.interleaved(
-        {name: partial(_run, tree, options.steps, options.seed) for name, tree in trees.items()}, options.repeats
-    )
-    print(f"tiny, {options.steps} steps, one thread, medians of {options.repeats} in turn; seconds\n")
+    kept = {key: value for key, value in vars(options).items() if key not in ("base", "repeats", "json")}
+    results = Results("tiny", options.json, **{name: str(tree) for name, tree in trees.items()}, **kept)
+    medians = results.interleaved({name: partial(_run, options, tree) for name, tree in trees.items()}, options.repeats)
+    asked = f"{options.preset}, {options.steps} steps, threads {options.threads}"
+    print(f"{asked}, medians of {options.repeats} in turn; seconds\n")
     by_phase: dict[str, dict[str, float]] = {
         phase: {name: found[phase] for name, found in medians.items()} for phase in medians["this"]
     }
@@ -56,13 +59,14 @@ def main() -> None:
     results.print_machine()
 
 
-def _run(tree: Path, steps: int, seed: int) -> dict[str, float]:
+def _run(options: argparse.Namespace, tree: Path) -> dict[str, float]:
     """Seconds of one run by phase, the whole on the clock and of the processor."""
-    environment = {**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": str(options.threads)}
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
-        settings = [f"run.steps={steps}", f"run.seed={seed}", "run.threads=1"]
-        command = [sys.executable, "-m", "luspo_cli", "train", "--preset", "tiny", "--run", str(run)]
+        settings = [f"run.steps={options.steps}", f"run.seed={options.seed}", f"run.threads={options.threads}"]
+        settings += options.sets
+        command = [sys.executable, "-m", "luspo_cli", "train", "--preset", options.preset, "--run", str(run)]
         command += [part for setting in settings for part in ("--set", setting)]
         before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
         # In the tree itself, so that its presets are the ones that are found.
