@@ -111,7 +111,9 @@ def estimate_memory(
     needs_copy = config.objective.kl_coefficient > 0 and not adapters
     parts["reference"] = 4 * ((n - tower) / share + tower) if needs_copy else 0
     longest = config.data.max_prompt_tokens + config.rollout.max_response_tokens
-    tokens = max(config.update.tokens_per_micro_batch, longest)
+    own_problems = -(-config.rollout.problems // processes)
+    trained_rows = -(-own_problems // config.update.mini_batches) * config.rollout.group_size
+    tokens = max(min(config.update.tokens_per_micro_batch, trained_rows * longest), longest)
     inner = _feed_forward(shape)
     # Autocast keeps an input in bfloat16 once for each product that reads it.
     one_layer = tokens * ((18 if low else 14) * shape.width + 4 * inner) * size
@@ -119,7 +121,6 @@ def estimate_memory(
     kept = tokens * shape.width * 4
     parts["activations"] = shape.layers * (kept if checkpointing else lean_layer if lean else one_layer)
     parts["recomputed_layer"] = one_layer if checkpointing else tokens * 4 * inner * size if lean else 0
-    own_problems = -(-config.rollout.problems // processes)
     block, kept_of_tower = _tower(config, shape, size, images=min(own_problems, max(1, tokens // longest)))
     parts["tower_activations"] = kept_of_tower
     parts["host_images"] = own_problems * _values_of_an_image(config, shape, size)
