@@ -159,8 +159,10 @@ def show_comparison(runs: Sequence[Path], output: ComparisonOutput) -> None:
         from luspo_cli.commands.display.comparison import render_table
         from luspo_cli.commands.display.predicted import predicted_curves
         from luspo_cli.report.page import write_report
+        from luspo_cli.runs.log import StderrHandler, messages_to
 
-        predictions, notes = predicted_curves(histories) if output.predict else ([], [])
+        with messages_to([StderrHandler()]):  # a line for each variant: fitting takes seconds, for many runs a minute
+            predictions, notes = predicted_curves(histories) if output.predict else ([], [])
         tables = render_table(comparison, full=output.full)
         write_report(histories, tables, output.html, predictions=predictions, notes=notes)
         if not output.as_json:

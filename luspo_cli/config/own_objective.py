@@ -128,6 +128,8 @@ def unusable(name: str) -> str | None:
     (place,) = places
     if not _USABLE.fullmatch(name):  # it becomes the name of a folder
         return f"a name has letters, digits, '_', '-' and '.' alone: name {place} instead"
+    if name.endswith(".py"):
+        return f"a name that ends with .py is read as a file's: name {place} instead"
     try:
         parse_function_path(place)
     except ValueError as error:

@@ -14,6 +14,7 @@ import resource
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from luspo_cli.config.model import ShapeConfig
 from luspo_cli.config.run import TrainRun
@@ -73,83 +74,175 @@ def estimate_memory(
     `host_optimizer`, where the optimizer is offloaded, and `host_images`, the pixels of a step's problems or what a tower that
     does not move made of them, are in the host's memory and in no sum.
     """
-    n, trained = shape.parameters(), trained_parameters(config, shape)
-    adapters = bool(config.model.lora.rank)
-    low = config.model.compute_dtype == "bfloat16"
-    offloaded = config.update.offload_optimizer
-    moments = MOMENT_BYTES["8bit" if config.update.optimizer == "adamw-8bit" else config.update.moments]
-    spare = config.update.spare_memory
-    size = 2 if low else 4
-    table = shape.vocabulary * shape.width
-    outside = table * (1 if shape.tied_head else 2)
-    parts: dict[str, float] = {"program": PROGRAM_BYTES}
-    sharded = processes > 1 and config.model.sharding == "full"
-    share = processes if sharded else 1
-    tower = n - shape.decoder_parameters()  # which is whole on each process
-    parts["weights"] = (size * n + 4 * trained) if adapters else 4 * ((n - tower) / share + tower)
-    parts["gradients"] = 4 * trained / share
-    parts["optimizer"] = 0 if offloaded else moments * trained / share
-    parts["host_optimizer"] = (4 + moments) * trained if offloaded else 0
-    # The sampler's own bfloat16 weights; an embedding that is frozen in bfloat16 is shared with it, its packed head is not.
-    shared = table if adapters and not shape.tied_head else 0
-    packed_head = table if shape.tied_head and not adapters else 0  # on a CPU, beside the embedding it is tied to
-    in_process = sampler == "in-process"
-    parts["sampler_copy"] = 0
-    if in_process and low:
-        parts["sampler_copy"] = 2 * (n - shared + packed_head)
-    elif in_process and sharded:
-        parts["sampler_copy"] = 4 * n
-    elif in_process and not has_cuda() and packs_float32(n - outside + table):
-        parts["sampler_copy"] = 4 * (n + packed_head)
-    parts["vllm"] = config.rollout.vllm.memory_share * (device_bytes or 0) if sampler == "vllm" else 0
-    # Of the layers' weights: the head has a copy of a block at a time, and an embedding none.
-    copies = trained if adapters else trained - outside
-    checkpointing = config.model.gradient_checkpointing
-    plain = not (adapters or checkpointing or shape.experts.number or shape.vision.depth)
-    lean = spare and low and processes == 1 and plain  # policy/lean_layers.py
-    parts["autocast_copies"] = 2 * copies / (shape.layers if lean else 1) if low else 0
-    needs_copy = config.objective.kl_coefficient > 0 and not adapters
-    parts["reference"] = 4 * ((n - tower) / share + tower) if needs_copy else 0
-    longest = config.data.max_prompt_tokens + config.rollout.max_response_tokens
-    own_problems = -(-config.rollout.problems // processes)
-    trained_rows = -(-own_problems // config.update.mini_batches) * config.rollout.group_size
-    tokens = max(min(config.update.tokens_per_micro_batch, trained_rows * longest), longest)
-    inner = _feed_forward(shape)
-    # Autocast keeps an input in bfloat16 once for each product that reads it.
-    one_layer = tokens * ((18 if low else 14) * shape.width + 4 * inner) * size
-    lean_layer = tokens * (11 * shape.width + 2 * inner) * size
-    kept = tokens * shape.width * 4
-    parts["activations"] = shape.layers * (kept if checkpointing else lean_layer if lean else one_layer)
-    parts["recomputed_layer"] = one_layer if checkpointing else tokens * 4 * inner * size if lean else 0
-    block, kept_of_tower = _tower(config, shape, size, images=min(own_problems, max(1, tokens // longest)))
-    parts["tower_activations"] = kept_of_tower
-    parts["host_images"] = own_problems * _values_of_an_image(config, shape, size)
-    # Response tokens alone go through the head; text prompts may be short, and one with an image is as long as that at least.
-    limit = config.rollout.max_response_tokens
-    at_head = tokens * limit / (limit + largest_image_tokens(config, shape))
-    parts["logits_chunk"] = (8 + size) * min(CHUNK_LOGITS, at_head * shape.vocabulary)
-    # Where gradients are looked for by hooks it adds up beside them; a tied one waits for the embedding's, which comes last.
-    parts["head_gradient"] = 0 if adapters or (spare and processes == 1) else 4 * table
-    parts["embedding_gradient"] = 0 if adapters else 4 * table
-    key_value = 2 * shape.key_value_heads * shape.head_size * size
-    rows = min(config.rollout.max_rows, own_problems * config.rollout.group_size)
-    parts["key_value_cache"] = rows * longest * shape.layers * key_value if in_process else 0
-    always = sum(parts[name] for name in ("program", "weights", "optimizer", "reference"))
-    if sharded:  # one decoder layer, and embeddings and head, which are gathered as long as a pass takes
-        parts["gathered"] = 4 * (outside + (n - tower - outside) / shape.layers)
-        always += parts["gathered"]
+    training = _Training(config, shape, processes, sampler)
+    parts = {"program": PROGRAM_BYTES, **_held(training), **_sampling(training, device_bytes), **_in_a_pass(training)}
+    always = sum(parts[name] for name in ("program", "weights", "optimizer", "reference", "gathered"))
     waiting = parts["head_gradient"] if shape.tied_head else 0
     at_the_head = parts["activations"] + parts["logits_chunk"] + parts["head_gradient"]
     in_the_layers = parts["activations"] + parts["recomputed_layer"] + waiting
     at_the_embedding = parts["embedding_gradient"] + waiting
-    in_the_pass = max(at_the_head, in_the_layers, at_the_embedding, block) + kept_of_tower
+    in_the_tower = parts.pop("tower_block")
+    in_the_pass = max(at_the_head, in_the_layers, at_the_embedding, in_the_tower) + parts["tower_activations"]
+    spare = config.update.spare_memory
     of_sampler = 0 if spare else parts["sampler_copy"]
     parts["update_peak"] = always + parts["gradients"] + of_sampler + parts["autocast_copies"] + in_the_pass
-    drawn_logits = rows * shape.vocabulary * 8 if in_process else 0
-    gradients_stay = not spare or (processes > 1 and not sharded)
+    gradients_stay = not spare or (processes > 1 and not training.sharded)
     held = always + parts["sampler_copy"] + (parts["gradients"] if gradients_stay else 0)
-    parts["rollout_peak"] = held + parts["key_value_cache"] + drawn_logits + parts["vllm"]
+    parts["rollout_peak"] = held + parts["key_value_cache"] + parts.pop("drawn_logits") + parts["vllm"]
+    if not training.sharded:
+        del parts["gathered"]
     return parts
+
+
+@dataclass(frozen=True)
+class _Training:
+    """What several parts of the estimate ask of a training on one device."""
+
+    config: TrainRun
+    shape: ShapeConfig
+    processes: int
+    sampler: SamplerName
+
+    @property
+    def adapters(self) -> bool:
+        return bool(self.config.model.lora.rank)
+
+    @property
+    def low(self) -> bool:
+        """Passes are computed in bfloat16."""
+        return self.config.model.compute_dtype == "bfloat16"
+
+    @property
+    def size(self) -> int:
+        """Bytes of one number of a pass."""
+        return 2 if self.low else 4
+
+    @property
+    def sharded(self) -> bool:
+        return self.processes > 1 and self.config.model.sharding == "full"
+
+    @property
+    def trained(self) -> int:
+        return trained_parameters(self.config, self.shape)
+
+    @property
+    def tower(self) -> int:
+        """Parameters of the vision tower, which is whole on each process."""
+        return self.shape.parameters() - self.shape.decoder_parameters()
+
+    @property
+    def table(self) -> int:
+        """Parameters of the embedding, and of a head of its own."""
+        return self.shape.vocabulary * self.shape.width
+
+    @property
+    def outside(self) -> int:
+        """Parameters of embedding and head."""
+        return self.table * (1 if self.shape.tied_head else 2)
+
+    @property
+    def lean(self) -> bool:
+        """Layers keep less for the backward pass (policy/lean_layers.py)."""
+        checkpointing = self.config.model.gradient_checkpointing
+        plain = not (self.adapters or checkpointing or self.shape.experts.number or self.shape.vision.depth)
+        return self.config.update.spare_memory and self.low and self.processes == 1 and plain
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence."""
+        return self.config.data.max_prompt_tokens + self.config.rollout.max_response_tokens
+
+    @property
+    def own_problems(self) -> int:
+        """Problems of a step that one process samples and trains."""
+        return -(-self.config.rollout.problems // self.processes)
+
+    @property
+    def tokens_at_once(self) -> int:
+        """Tokens of the largest micro-batch: no more than the rows of a mini-batch have, and no fewer than one row."""
+        mini_batch = -(-self.own_problems // self.config.update.mini_batches) * self.config.rollout.group_size
+        return max(min(self.config.update.tokens_per_micro_batch, mini_batch * self.longest), self.longest)
+
+
+def _held(training: _Training) -> dict[str, float]:
+    """Weights, and what is as large as they are: gradients, moments, the copies of a pass, the reference."""
+    config, shape, trained = training.config, training.shape, training.trained
+    share = training.processes if training.sharded else 1
+    moments = MOMENT_BYTES["8bit" if config.update.optimizer == "adamw-8bit" else config.update.moments]
+    offloaded = config.update.offload_optimizer
+    whole = 4 * (shape.decoder_parameters() / share + training.tower)
+    # Of the layers' weights: the head has a copy of a block at a time, and an embedding none.
+    copies = trained if training.adapters else trained - training.outside
+    one_layer = (shape.decoder_parameters() - training.outside) / shape.layers
+    return {
+        "weights": (training.size * shape.parameters() + 4 * trained) if training.adapters else whole,
+        "gradients": 4 * trained / share,
+        "optimizer": 0 if offloaded else moments * trained / share,
+        "host_optimizer": (4 + moments) * trained if offloaded else 0,
+        "reference": whole if config.objective.kl_coefficient > 0 and not training.adapters else 0,
+        "autocast_copies": 2 * copies / (shape.layers if training.lean else 1) if training.low else 0,
+        # One decoder layer, and embeddings and head, which are gathered as long as a pass takes.
+        "gathered": 4 * (training.outside + one_layer) if training.sharded else 0,
+    }
+
+
+def _sampling(training: _Training, device_bytes: float | None) -> dict[str, float]:
+    """The sampler's weights and cache, or the share of the device that vLLM takes."""
+    config, shape, sampler = training.config, training.shape, training.sampler
+    vllm = config.rollout.vllm.memory_share * (device_bytes or 0) if sampler == "vllm" else 0
+    if sampler != "in-process":
+        return {"sampler_copy": 0, "vllm": vllm, "key_value_cache": 0, "drawn_logits": 0}
+    n, table = shape.parameters(), training.table
+    # The sampler's own bfloat16 weights; an embedding that is frozen in bfloat16 is shared with it, its packed head is not.
+    shared = table if training.adapters and not shape.tied_head else 0
+    packed_head = (
+        table if shape.tied_head and not training.adapters else 0
+    )  # on a CPU, beside the embedding it is tied to
+    copy = 0
+    if training.low:
+        copy = 2 * (n - shared + packed_head)
+    elif training.sharded:
+        copy = 4 * n
+    elif not has_cuda() and packs_float32(n - training.outside + table):
+        copy = 4 * (n + packed_head)
+    key_value = 2 * shape.key_value_heads * shape.head_size * training.size
+    rows = min(config.rollout.max_rows, training.own_problems * config.rollout.group_size)
+    return {
+        "sampler_copy": copy,
+        "vllm": vllm,
+        "key_value_cache": rows * training.longest * shape.layers * key_value,
+        "drawn_logits": rows * shape.vocabulary * 8,
+    }
+
+
+def _in_a_pass(training: _Training) -> dict[str, float]:
+    """What one forward and backward pass over the largest micro-batch holds."""
+    config, shape, size = training.config, training.shape, training.size
+    tokens, inner = training.tokens_at_once, _feed_forward(training.shape)
+    # Autocast keeps an input in bfloat16 once for each product that reads it.
+    one_layer = tokens * ((18 if training.low else 14) * shape.width + 4 * inner) * size
+    layer, recomputed = one_layer, 0
+    if config.model.gradient_checkpointing:
+        layer, recomputed = tokens * shape.width * 4, one_layer
+    elif training.lean:
+        layer, recomputed = tokens * (11 * shape.width + 2 * inner) * size, tokens * 4 * inner * size
+    images = min(training.own_problems, max(1, tokens // training.longest))
+    block, kept_of_tower = _tower(config, shape, size, images)
+    # Response tokens alone go through the head; text prompts may be short, and one with an image is as long as that at least.
+    limit = config.rollout.max_response_tokens
+    at_head = tokens * limit / (limit + largest_image_tokens(config, shape))
+    # Where gradients are looked for by hooks it adds up beside them; a tied one waits for the embedding's, which comes last.
+    found_at_once = config.update.spare_memory and training.processes == 1
+    return {
+        "activations": shape.layers * layer,
+        "recomputed_layer": recomputed,
+        "tower_block": block,
+        "tower_activations": kept_of_tower,
+        "host_images": training.own_problems * _values_of_an_image(config, shape, size),
+        "logits_chunk": (8 + size) * min(CHUNK_LOGITS, at_head * shape.vocabulary),
+        "head_gradient": 0 if training.adapters or found_at_once else 4 * training.table,
+        "embedding_gradient": 0 if training.adapters else 4 * training.table,
+    }
 
 
 def _feed_forward(shape: ShapeConfig) -> int:

@@ -43,6 +43,7 @@ lost = made_losses:nothing
 odd = made_losses:number
 whole = made_losses
 two words = made_losses:mine
+file.py = made_losses:mine
 raises = made_broken:mine
 exits = made_exits:mine
 absent = made_nowhere:mine
@@ -109,6 +110,10 @@ def test_the_list_says_which_names_do_not_stand_for_what_a_package_brings(packag
     assert f"custom made_losses:mine {of} the built-in custom goes first: name made_losses:mine" in rows
     letters = "a name has letters, digits, '_', '-' and '.' alone"
     assert f"two words made_losses:mine {of} {letters}: name made_losses:mine instead" in rows
+    assert (
+        f"file.py made_losses:mine {of} a name that ends with .py is read as a file's: name made_losses:mine instead"
+        in rows
+    )
     assert any(row.startswith(f"whole made_losses {of} its entry point 'made_losses' is no function") for row in rows)
     assert "mine made_losses:mine of made-losses 1.0" in rows
     install(packages, "other-losses", "2.0", "mine = made_other:mine")

@@ -125,6 +125,7 @@ def test_compare_writes_the_page_and_says_so(make_run, tmp_path: Path) -> None:
     (late / "config.json").write_text(json.dumps(config | {"rollout": {"lag": 2}}))
     predicted = CliRunner().invoke(app, [str(run), str(wrong), str(late), "--html", str(out), "--predict"])
     assert predicted.exit_code == 0, predicted.output
+    assert "luspo: fitted, " in predicted.stderr
     summary = part(out, "summary")
     (forecast,) = summary["predictions"]
     assert summary["variants"][forecast["variant"]]["label"] == "luspo"
