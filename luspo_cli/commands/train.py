@@ -139,13 +139,15 @@ def train_cli(
             # A folder of its own is never touched: one that is there is no reason to refuse, unless it was named.
             probe_run(resolved, path, existing if run else "replace", as_json=as_json, warnings=warnings)
             return
+        if not by_verl:
+            from luspo_cli.training.fit import crowded, refused_by_memory
+
+            if reason := crowded(resolved, copies) or refused_by_memory(resolved, copies):
+                raise UsageError(reason)
         if copies > 1:
             from luspo_cli.runs.folder import RunFolder
             from luspo_cli.runs.log import RunLogHandler
-            from luspo_cli.training.dry_run import crowded
 
-            if reason := crowded(resolved, copies):
-                raise UsageError(reason)
             RunFolder(path).check(resolved.model_dump(mode="json"), existing)
             try:
                 launch(copies, path, [sys.executable, "-m", "luspo_cli", *sys.argv[1:]])

@@ -153,7 +153,7 @@ def missing_of(trainings: Sequence[Training], folder: Path) -> list[Training]:
 
 def side_by_side(processes: int | None, runs: int, config: TrainRun) -> int:
     """How many trainings run at once; UsageError where this machine cannot carry so many of one like `config`."""
-    from luspo_cli.training.dry_run import crowded
+    from luspo_cli.training.fit import crowded
 
     number = min(processes or (1 if has_cuda() else min(2, usable_cores())), runs)
     if reason := crowded(config, number, of_one_run=False):

@@ -18,10 +18,8 @@ from luspo_cli.config.rollout import TemplateValue
 from luspo_cli.config.run import MADE, TrainRun
 from luspo_cli.data.overlap import held_out_warning
 from luspo_cli.errors import UsageError
-from luspo_cli.machine import MOST_PER_CORE, has_cuda, memory_bytes, usable_cores
 from luspo_cli.policy.model_files import (
     base_of,
-    config_file,
     find_model,
     is_adapter,
     of_base,
@@ -29,11 +27,8 @@ from luspo_cli.policy.model_files import (
     unmeasured,
     unread_revision,
 )
-from luspo_cli.policy.model_shape import read_shape
 from luspo_cli.rollout.samplers import (
     INSTALL_VLLM,
-    ChosenSampler,
-    choose_sampler,
     device_memory,
     uneven_servers,
     vllm_is_installed,
@@ -41,6 +36,7 @@ from luspo_cli.rollout.samplers import (
 from luspo_cli.runs.checkpoints import fork_checkpoint
 from luspo_cli.runs.folder import IfExists, RunFolder
 from luspo_cli.runs.tracking import writers_refused
+from luspo_cli.training.fit import crowded, does_not_fit, fitted_rows, model_of, room_of, rows_note
 from luspo_cli.training.memory import (
     estimate_memory,
     largest_image_tokens,
@@ -94,11 +90,15 @@ def make_plan(
 ) -> Plan:
     """Describe the run that `config` would be in so many processes, in the folder `run`; `about` and `warnings` are handed on."""
     refuse_other_engine(config)
-    file, shape, sampler = _model(config)
+    file, shape, sampler = model_of(config)
     rollout, update = config.rollout, config.update
     rows = rollout.problems * rollout.group_size
     device_bytes = device_memory() if sampler.name == "vllm" else None
-    memory = estimate_memory(config, shape, processes, sampler.name, device_bytes)
+    room = room_of(processes)
+    fitted = fitted_rows(config, shape, processes, sampler.name, room)
+    memory = estimate_memory(fitted, shape, processes, sampler.name, device_bytes)
+    too_many = crowded(config, processes)
+    too_large, tight = does_not_fit(config, shape, processes, sampler.name, room)
     unreadable, overlap = _data(config)
     rewards, unusable = own_rewards(config)
     refused, dependent = own_objective(config)
@@ -110,7 +110,7 @@ def make_plan(
         refused,
         config.correction_refused(sampler.name, never_drawn=shape.vision.depth > 0),
         config.routing_refused(sampler.name, has_experts=shape.experts.number > 0),
-        crowded(config, processes),
+        too_many or too_large,
         uneven_servers(config.rollout.vllm.servers, processes) if sampler.name == "vllm-server" else None,
         writers_refused(config.run.track),
         _taken(config, run, if_exists) if run else None,
@@ -123,7 +123,10 @@ def make_plan(
         shape_from="config.json" if file else "model.shape",
         processes=processes,
         memory_gib={name: round(size / GIB, 2) for name, size in memory.items()},
-        memory_notes=_notes(config, processes, file is None, sampler.name == "vllm" and device_bytes is None),
+        memory_notes=[
+            *_notes(config, processes, file is None, sampler.name == "vllm" and device_bytes is None),
+            *rows_note(config, fitted.rollout.max_rows),
+        ],
         images=_images(config, shape),
         work={
             "steps": config.run.steps,
@@ -138,33 +141,9 @@ def make_plan(
         rewards=rewards,
         sampler={"name": sampler.name, "reason": sampler.reason},
         missing=[reason for reason in missing if reason],
-        warnings=[*warnings, *(said for said in (dependent, overlap, file and unmeasured(file), slow) if said)],
+        warnings=[*warnings, *(said for said in (dependent, overlap, file and unmeasured(file), slow, tight) if said)],
         about=list(about),
     )
-
-
-def crowded(config: TrainRun, copies: int, *, of_one_run: bool = True) -> str | None:
-    """Say why this machine cannot carry so many processes that train; None where it can, and for one.
-
-    `of_one_run`: whether they share the work of one run or each train a run of their own. On GPUs a process for each is all
-    there can be, and their memory is not the machine's.
-    """
-    most, limit = (
-        MOST_PER_CORE * usable_cores(),
-        f"{MOST_PER_CORE} for each of this machine's {usable_cores()} processor cores",
-    )
-    if copies > 1 and copies <= most and not has_cuda():
-        try:
-            _, shape, sampler = _model(config)
-        except UsageError:  # the run says what is wrong with its model
-            return None
-        memory, whole = estimate_memory(config, shape, copies if of_one_run else 1, sampler.name), memory_bytes()
-        each = max(memory["update_peak"], memory["rollout_peak"])
-        most = max(1, int(whole / each))
-        size = f"{each / GIB:.1f} GiB each (the estimate of --dry-run)"
-        limit = f"fit into this machine's {whole / GIB:.1f} GiB of memory at {size}"
-    fewer = f"--processes {most} or less" if most > 1 else "--processes 1"
-    return f"{copies} processes are more than {limit}: give {fewer}" if copies > most else None
 
 
 def _images(config: TrainRun, shape: ShapeConfig) -> dict[str, Any]:
@@ -240,14 +219,6 @@ def _data(config: TrainRun) -> tuple[list[str], str | None]:
         return unreadable, None
     refused = config.lag_refused(has_images=any(problem.images for problem in training))
     return [refused] if refused else [], held_out_warning(training, held_out, config.data.train, config.data.held_out)
-
-
-def _model(config: TrainRun) -> tuple[Path | None, ShapeConfig, ChosenSampler]:
-    """The model's config.json where it is on disk, its shape, and the sampler that will run."""
-    model = base_of(config.model) or config.model
-    file = None if model.path == MADE else config_file(model.path, model.revision)
-    shape = read_shape(file) if file else config.model.shape
-    return file, shape, choose_sampler(config.rollout.sampler)
 
 
 def unfit_model(

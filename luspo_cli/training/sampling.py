@@ -7,6 +7,7 @@ the seed and its place among all rows of the call, so which process samples it c
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -24,6 +25,9 @@ from luspo_cli.rollout.given import GivenRollouts
 from luspo_cli.rollout.sampler import PromptsOnRequest, Sampler, SamplingOptions
 from luspo_cli.runs.draws import FIRST_STEP
 from luspo_cli.training.dynamic_sampling import StepGroups, sample_step
+from luspo_cli.training.fit import rows_here, rows_note
+
+logger = logging.getLogger(__name__)
 
 SEED_STRIDE = 1_000_000_007
 ROUND_STRIDE = 618_033_989_000_003
@@ -216,6 +220,14 @@ def held_out_draws(config: TrainRun) -> SamplingOptions:
         temperature=settings.temperature,
         seed=config.run.seed + HELD_OUT_SEED_OFFSET,
     )
+
+
+def rows_at_once(config: TrainRun) -> int:
+    """Rows that this process samples at once: `rollout.max_rows`, or what the memory holds, which is then said in the log."""
+    rows = rows_here(config)
+    for sentence in rows_note(config, rows):
+        logger.info(sentence)
+    return rows
 
 
 def longest_row(config: TrainRun, model: Any, held_out_tokens: int) -> int:

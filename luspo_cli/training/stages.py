@@ -25,7 +25,7 @@ from luspo_cli.training.fork import handed_rollouts, make_held_out
 from luspo_cli.training.loop import Stages
 from luspo_cli.training.optimizer import make_optimizer
 from luspo_cli.training.problems import RunProblems
-from luspo_cli.training.sampling import longest_row, training_draws
+from luspo_cli.training.sampling import longest_row, rows_at_once, training_draws
 from luspo_cli.training.update import Updater
 
 
@@ -59,7 +59,7 @@ def make_stages(
         loaded.model,
         device=accelerator.device,
         apart=sharded,
-        max_rows=config.rollout.max_rows,
+        max_rows=rows_at_once(config),
         longest=longest_row(config, loaded.model, problems.longest_held_out.tokens if problems.longest_held_out else 0),
         draws=training_draws(config),
         seed=config.run.seed,

@@ -245,7 +245,7 @@ def test_what_a_resumed_run_takes_over_is_no_other_configuration(tmp_path) -> No
 
 
 def test_more_trainings_side_by_side_than_the_machine_carries_are_refused(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("luspo_cli.training.dry_run.usable_cores", lambda: 1)
+    monkeypatch.setattr("luspo_cli.training.fit.usable_cores", lambda: 1)
     with pytest.raises(UsageError, match=r"^6 processes are more than 4 for each of this machine's 1 processor cores"):
         train_runs(["gspo", "luspo"], 3, tmp_path, preset="tiny", sets=[], processes=200, display=nullcontext(Seen()))
     assert list(tmp_path.iterdir()) == []

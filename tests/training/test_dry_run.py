@@ -17,7 +17,7 @@ from luspo_cli.config.layers import resolve_train
 from luspo_cli.config.model import VisionShapeConfig
 from luspo_cli.data.overlap import held_out_warning
 from luspo_cli.errors import UsageError
-from luspo_cli.training.dry_run import GIB, _data, crowded, make_plan, missing_inputs
+from luspo_cli.training.dry_run import GIB, _data, make_plan, missing_inputs
 from luspo_cli.training.memory import estimate_memory
 from luspo_cli.training.problems import held_out_problems, training_problems
 
@@ -33,8 +33,9 @@ def write_problems(file: Path, number: int, text: str = "question") -> None:
     pq.write_table(pa.table(rows), file)
 
 
-def test_memory_of_weights_and_optimizer_by_hand() -> None:
+def test_memory_of_weights_and_optimizer_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     """7.6 G parameters in float32: weights and gradients 28.4 GiB each, two moments 56.7 GiB."""
+    monkeypatch.setattr("luspo_cli.training.fit.memory_bytes", lambda: 400 * GIB)
     plan = make_plan(resolve_train(preset="qwen2.5-7b"))
     assert plan.parameters == 7_615_616_512
     assert plan.memory_gib["weights"] == plan.memory_gib["gradients"] == pytest.approx(28.37, abs=0.01)
@@ -111,6 +112,7 @@ def test_work_by_hand() -> None:
 def test_everything_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    monkeypatch.setattr("luspo_cli.training.fit.memory_bytes", lambda: 400 * GIB)
     missing = make_plan(resolve_train(preset="qwen2.5-7b")).missing
     assert [sentence.split()[0].rstrip(":") for sentence in missing] == ["model.path", "data.train", "data.held_out"]
     (tmp_path / "data/dapo-math-17k").mkdir(parents=True)
@@ -295,37 +297,6 @@ def test_the_shape_of_a_hub_model_is_read_from_the_cache(tmp_path: Path, monkeyp
     for kind, warned in (("llama", 0), ("jais2", 1)):
         (cached / "snapshots/0123abc/config.json").write_text(json.dumps(stored | {"model_type": kind}))
         assert len(make_plan(config).warnings) == warned
-
-
-def test_more_processes_than_the_machine_carries_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By its cores, and by its memory where there is no device with memory of its own: copies times the estimate."""
-    from luspo_cli.training import dry_run
-
-    config = resolve_train(preset="qwen2.5-7b", sets=["model.sharding=full"])
-    each = max(estimate_memory(config, config.model.shape, 4)[peak] for peak in ("update_peak", "rollout_peak"))
-    monkeypatch.setattr(dry_run, "usable_cores", lambda: 2)
-    monkeypatch.setattr(dry_run, "has_cuda", lambda: False)
-    monkeypatch.setattr(dry_run, "memory_bytes", lambda: 4 * each)
-    assert crowded(config, 1) is crowded(config, 4) is None
-    cores = "9 processes are more than 4 for each of this machine's 2 processor cores: give --processes 8 or less"
-    assert crowded(config, 9) == cores
-    assert make_plan(config, 9).missing[-1] == cores
-    monkeypatch.setattr(dry_run, "memory_bytes", lambda: 3.5 * each)
-    said = crowded(config, 4)
-    assert said == (
-        f"4 processes are more than fit into this machine's {3.5 * each / GIB:.1f} GiB of memory at {each / GIB:.1f} GiB each"
-        " (the estimate of --dry-run): give --processes 3 or less"
-    )
-    # Each with a run of its own shares out nothing.
-    alone = max(estimate_memory(config, config.model.shape)[peak] for peak in ("update_peak", "rollout_peak"))
-    assert alone > each
-    monkeypatch.setattr(dry_run, "memory_bytes", lambda: 4 * each)
-    assert f"{alone / GIB:.1f} GiB each" in str(crowded(config, 4, of_one_run=False))
-    monkeypatch.setattr(dry_run, "memory_bytes", lambda: each / 2)
-    assert str(crowded(config, 4)).endswith("give --processes 1")
-    monkeypatch.setattr(dry_run, "has_cuda", lambda: True)
-    assert crowded(config, 8) is None
-    assert crowded(config, 9) == cores
 
 
 def test_the_dry_run_warns_of_held_out_questions_that_are_trained_on(tmp_path: Path) -> None:
