@@ -30,7 +30,15 @@ def main() -> None:
         sys.exit(f"bench: there is no benchmark '{sys.argv[1]}'; python -m bench lists them")
     sys.argv = [f"python -m bench {name}", *sys.argv[2:]]
     sys.path.insert(0, str(FOLDER))  # where the modules that several of them share are
-    runpy.run_path(str(FOLDER / f"{name}.py"), run_name="__main__")
+    from luspo_cli.errors import RunError, UsageError
+
+    try:
+        runpy.run_path(str(FOLDER / f"{name}.py"), run_name="__main__")
+    except (
+        UsageError,
+        RunError,
+    ) as refused:  # what luspo says of a setting, a model or data, without where in its code
+        sys.exit(f"bench {name}: {refused}")
 
 
 if __name__ == "__main__":

@@ -85,6 +85,8 @@ def main() -> None:
 
     cases = VISION_CASES if options.vision else CASES
     chosen = [name.strip() for name in options.cases.split("/")] if options.cases else list(cases)
+    if unknown := [name for name in chosen if name not in cases]:
+        parser.error(f"--cases: there is no {', '.join(unknown)}; there are {' / '.join(cases)}")
     if not torch.cuda.is_available():
         chosen = [name for name in chosen if name != "full, offload"]
     environment = {**os.environ, **({"LD_PRELOAD": options.preload} if options.preload else {})}

@@ -51,7 +51,10 @@ class Results:
         self.load: dict[str, dict[str, float]] = {}
         """By row: the load average when it began, and the cores that other processes took meanwhile."""
         if path is not None and path.is_file():
-            kept = json.loads(path.read_text(encoding="utf-8"))
+            try:
+                kept = json.loads(path.read_text(encoding="utf-8"))
+            except ValueError:
+                raise SystemExit(f"{path} is no JSON: name another file or remove it.") from None
             if kept["benchmark"] != benchmark or kept["made_on"] != self.made_on:
                 raise SystemExit(
                     f"{path} was measured by another benchmark, version or machine, or with other options; name another file or"

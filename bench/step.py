@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable
@@ -99,6 +100,11 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--set", dest="sets", action="append", default=[], help="a setting of luspo's")
     options = parser.parse_args()
     smallest(options, problems=2, group_size=4, tokens=12, micro_rows=4)
+    if options.modes and {*options.sides} - {"luspo"} and not shutil.which(options.trl_python):
+        if not options.smoke:
+            parser.error(f"--trl-python {options.trl_python} is not there: make peers builds it, or give --sides luspo")
+        print(f"{options.trl_python} is not there: without TRL's sides")
+        options.sides = ["luspo"]
     if options.warm_up >= options.steps:
         parser.error("--warm-up must be smaller than --steps")
     return options

@@ -43,6 +43,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    if options.base and not (options.base / "luspo_cli").is_dir():
+        parser.error(f"--base {options.base} is no checkout: it has no folder luspo_cli")
+    if options.repeats < 1:
+        parser.error("--repeats must be at least 1")
     trees = {**({"base": options.base.resolve()} if options.base else {}), "this": OWN}
     kept = {key: value for key, value in vars(options).items() if key not in ("base", "repeats", "json")}
     results = Results("tiny", options.json, **{name: str(tree) for name, tree in trees.items()}, **kept)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from results import Results, Values, print_table, with_ratio
-from shared.models import random_model
+from shared.models import SIZES, random_model
 
 FUNCTIONS = """
 import hashlib, time
@@ -50,7 +50,7 @@ GROUP, END_SHARE = 8, 128
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", default="60m")
+    parser.add_argument("--size", choices=SIZES, default="60m")
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--seconds", type=float, default=0.2)

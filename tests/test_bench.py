@@ -48,6 +48,31 @@ def test_a_benchmark_runs_by_its_name_and_another_name_is_refused() -> None:
     assert (missing.returncode, "no benchmark 'speed'" in missing.stderr) == (1, True)
 
 
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (["update", "--model", "nowhere"], "--model nowhere is no model folder"),
+        (["update", "--repeats", "0"], "must be more than 0"),
+        (["update", "--preload", "libnowhere.so"], "the loader would go on without it"),
+        (["step", "--trl-python", "nowhere/python"], "make peers builds it"),
+        (["tiny-run", "--base", "tests"], "no checkout"),
+        (["memory", "--cases", "full / nothing"], "there is no nothing"),
+        (["step", "--smoke", "--sides", "luspo", "--data", "nowhere"], "There is no data file or folder nowhere"),
+    ],
+)
+def test_bad_options_are_refused_before_anything_is_measured(asked: list[str], said: str) -> None:
+    refused = bench(*asked)
+    assert refused.returncode in (1, 2)
+    assert said in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+def test_a_file_that_is_no_json_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "torn.json").write_text('{"rows"')
+    with pytest.raises(SystemExit, match=r"torn\.json is no JSON"):
+        Results("made up", tmp_path / "torn.json")
+
+
 def test_what_was_measured_is_kept_at_once_and_not_measured_again(tmp_path: Path) -> None:
     calls: list[str] = []
 

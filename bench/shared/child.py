@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -30,6 +31,8 @@ def run_child(
     command: Sequence[str], *, limit_s: float | None = None, environment: Mapping[str, str] | None = None
 ) -> Values:
     """What the child printed last; {"failed": reason} where it ran out of time or memory. SystemExit for any other failure."""
+    if shutil.which(command[0]) is None:
+        sys.exit(f"bench: there is no program {command[0]}; make peers and make vllm build those of the other sides")
     paths = f"{BENCH.parent}{os.pathsep}{BENCH}"
     settings = {**os.environ, "PYTHONPATH": paths, **(environment or {})}
     with tempfile.TemporaryFile() as said:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -31,7 +33,9 @@ def parser_of(documentation: str | None) -> argparse.ArgumentParser:
         help="type of forward and backward; without it bfloat16 where the device multiplies it, else float32",
     )
     parser.add_argument("--gpu", action="store_true", help="on the CUDA device")
-    parser.add_argument("--smoke", action="store_true", help="the smallest sizes, to see that it works")
+    parser.add_argument(
+        "--smoke", action="store_true", help="the smallest sizes in place of all others, to see that it works"
+    )
     parser.add_argument("--json", type=Path, help="where to keep what was measured, and to go on")
     return parser
 
@@ -45,9 +49,35 @@ def smallest(options: argparse.Namespace, **sizes: Any) -> None:
 
 def results_of(name: str, options: argparse.Namespace) -> Results:
     """The results of a benchmark, which hold for these options alone; `passes` is decided here where nobody named it."""
+    if reason := unusable(options):
+        sys.exit(f"bench: {reason}")
     options.passes = options.passes or passes_of(options)
     given = {key: value for key, value in vars(options).items() if key not in NOT_IN_A_NUMBER and "python" not in key}
     return Results(name, options.json, **given)
+
+
+def unusable(options: argparse.Namespace) -> str | None:
+    """What is wrong with the shared options, found before anything is measured."""
+    if options.repeats < 1 or not options.limit > 0:
+        return f"--repeats ({options.repeats}) and --limit ({options.limit:g}) must be more than 0"
+    if options.model and not (Path(options.model) / "config.json").is_file():
+        return f"--model {options.model} is no model folder: it has no config.json"
+    if options.preload and not loadable(options.preload):
+        return f"--preload {options.preload} cannot be loaded: the loader would go on without it"
+    if options.gpu:
+        from luspo_cli.machine import has_cuda
+
+        return None if has_cuda() else "--gpu needs a CUDA device, and torch finds none"
+    return None
+
+
+def loadable(library: str) -> bool:
+    """Whether the dynamic loader finds this library; it passes over one that it does not find."""
+    try:
+        ctypes.CDLL(library)
+    except OSError:
+        return False
+    return True
 
 
 def model_of(options: argparse.Namespace, work: Path) -> str:

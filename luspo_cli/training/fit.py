@@ -181,16 +181,30 @@ def _changes(config: TrainRun, processes: int) -> Iterator[tuple[dict[str, Any],
     """Settings and a number of processes: first what changes no result, then more devices, then what changes what is learned."""
     longest = config.data.max_prompt_tokens + config.rollout.max_response_tokens
     adapters = config.model.lora.rank > 0
-    micro = {"update.tokens_per_micro_batch": longest} if config.update.tokens_per_micro_batch > longest else {}
-    recomputed = {} if config.model.gradient_checkpointing else {"model.gradient_checkpointing": True}
-    spared = {} if config.update.spare_memory else {"update.spare_memory": True}
-    without_effect = [{}, micro, recomputed, spared, micro | recomputed, micro | recomputed | spared]
+    micro: dict[str, Any] = (
+        {"update.tokens_per_micro_batch": longest} if config.update.tokens_per_micro_batch > longest else {}
+    )
+    recomputed: dict[str, Any] = {} if config.model.gradient_checkpointing else {"model.gradient_checkpointing": True}
+    spared: dict[str, Any] = {} if config.update.spare_memory else {"update.spare_memory": True}
+    without_effect: list[dict[str, Any]] = [
+        {},
+        micro,
+        recomputed,
+        spared,
+        micro | recomputed,
+        micro | recomputed | spared,
+    ]
     yield from ((sets, processes) for sets in without_effect if sets)
     if (devices := _devices()) > processes:
         yield from ((sets | {"model.sharding": "full"}, devices) for sets in without_effect)
     if adapters:
         return
-    for small in ({"update.moments": "bfloat16"}, {"update.optimizer": "adamw-8bit"}, {"model.lora.rank": 16}):
+    small_state: list[dict[str, Any]] = [
+        {"update.moments": "bfloat16"},
+        {"update.optimizer": "adamw-8bit"},
+        {"model.lora.rank": 16},
+    ]
+    for small in small_state:
         yield from ((sets | small, processes) for sets in without_effect)
 
 
