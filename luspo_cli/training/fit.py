@@ -156,7 +156,7 @@ def _need(
 ) -> tuple[float, float]:
     """Peaks of update and sampling with the rows in flight that the room allows."""
     fitted = fitted_rows(config, shape, processes, sampler, room)
-    parts = estimate_memory(fitted, shape, processes, sampler, room)
+    parts = estimate_memory(fitted, shape, processes, sampler, device_memory() if sampler == "vllm" else None)
     return parts["update_peak"], parts["rollout_peak"]
 
 
