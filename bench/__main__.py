@@ -34,10 +34,8 @@ def main() -> None:
 
     try:
         runpy.run_path(str(FOLDER / f"{name}.py"), run_name="__main__")
-    except (
-        UsageError,
-        RunError,
-    ) as refused:  # what luspo says of a setting, a model or data, without where in its code
+    except (UsageError, RunError) as refused:
+        # What luspo says of a setting, a model or data, without where in its code.
         sys.exit(f"bench {name}: {refused}")
 
 

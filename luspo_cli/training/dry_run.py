@@ -36,7 +36,7 @@ from luspo_cli.rollout.samplers import (
 from luspo_cli.runs.checkpoints import fork_checkpoint
 from luspo_cli.runs.folder import IfExists, RunFolder
 from luspo_cli.runs.tracking import writers_refused
-from luspo_cli.training.fit import crowded, does_not_fit, fitted_rows, model_of, room_of, rows_note
+from luspo_cli.training.fit import GIB, crowded, does_not_fit, fitted_rows, model_of, room_of, rows_note
 from luspo_cli.training.memory import (
     estimate_memory,
     largest_image_tokens,
@@ -45,8 +45,6 @@ from luspo_cli.training.memory import (
     trained_parameters,
 )
 from luspo_cli.training.problems import own_objective, own_rewards, readable_problems, refuse_other_engine
-
-GIB = 2**30
 
 
 @dataclass(frozen=True, slots=True)

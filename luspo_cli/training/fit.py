@@ -63,7 +63,8 @@ def rows_in_flight(config: TrainRun, shape: ShapeConfig, processes: int, sampler
 
 def fitted_rows(config: TrainRun, shape: ShapeConfig, processes: int, sampler: SamplerName, room: float) -> TrainRun:
     """The configuration with the rows that are sampled at once in place of `rollout.max_rows`."""
-    return _changed(config, {"rollout.max_rows": rows_in_flight(config, shape, processes, sampler, room)})
+    rows = rows_in_flight(config, shape, processes, sampler, room)
+    return config.model_copy(update={"rollout": config.rollout.model_copy(update={"max_rows": rows})})
 
 
 def does_not_fit(

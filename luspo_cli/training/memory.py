@@ -195,9 +195,8 @@ def _sampling(training: _Training, device_bytes: float | None) -> dict[str, floa
     n, table = shape.parameters(), training.table
     # The sampler's own bfloat16 weights; an embedding that is frozen in bfloat16 is shared with it, its packed head is not.
     shared = table if training.adapters and not shape.tied_head else 0
-    packed_head = (
-        table if shape.tied_head and not training.adapters else 0
-    )  # on a CPU, beside the embedding it is tied to
+    # On a CPU, beside the embedding it is tied to.
+    packed_head = table if shape.tied_head and not training.adapters else 0
     copy = 0
     if training.low:
         copy = 2 * (n - shared + packed_head)

@@ -17,7 +17,8 @@ from luspo_cli.config.layers import resolve_train
 from luspo_cli.config.model import VisionShapeConfig
 from luspo_cli.data.overlap import held_out_warning
 from luspo_cli.errors import UsageError
-from luspo_cli.training.dry_run import GIB, _data, make_plan, missing_inputs
+from luspo_cli.training.dry_run import _data, make_plan, missing_inputs
+from luspo_cli.training.fit import GIB
 from luspo_cli.training.memory import estimate_memory
 from luspo_cli.training.problems import held_out_problems, training_problems
 
