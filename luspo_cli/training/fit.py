@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from luspo_cli.config.layers import merge, nested
 from luspo_cli.config.model import ShapeConfig
 from luspo_cli.config.run import MADE, TrainRun
 from luspo_cli.errors import UsageError
@@ -221,9 +222,5 @@ def _changed(config: TrainRun, sets: Mapping[str, Any]) -> TrainRun:
     """The configuration with other values under dotted keys; ValueError where they do not go together."""
     values = config.model_dump(mode="json")
     for key, value in sets.items():
-        *sections, last = key.split(".")
-        place = values
-        for section in sections:
-            place = place[section]
-        place[last] = value
+        merge(values, {}, nested(key, value), "the smallest change")
     return TrainRun.model_validate(values)
