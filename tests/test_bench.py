@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes.util
 import json
 import math
 import os
@@ -65,6 +66,15 @@ def test_bad_options_are_refused_before_anything_is_measured(asked: list[str], s
     assert refused.returncode in (1, 2)
     assert said in refused.stderr
     assert "Traceback" not in refused.stderr
+
+
+def test_an_allocator_is_looked_for_and_not_loaded_by_the_benchmark_itself(tmp_path: Path) -> None:
+    """A running process into which an allocator comes is aborted at its end."""
+    if (library := ctypes.util.find_library("tcmalloc_minimal")) is None:
+        pytest.skip("needs tcmalloc (libtcmalloc-minimal4)")
+    found = bench("loss-memory", "--smoke", "--preload", library, "--json", str(tmp_path / "found.json"))
+    assert found.returncode == 0, found.stderr
+    assert library in (tmp_path / "found.json").read_text()
 
 
 def test_a_file_that_is_no_json_is_refused(tmp_path: Path) -> None:
