@@ -44,6 +44,8 @@ class Trick:
     """In which it has work to do."""
     sets: tuple[str, ...] = ()
     """Settings without it."""
+    on: tuple[str, ...] = ()
+    """Settings with it, where it is off unless asked for: a kernel for a GPU."""
     passes: tuple[str, ...] = PASSES
     """In which it has work to do, of `--passes`."""
 
@@ -55,6 +57,9 @@ TRICKS = {
     "fused optimizer": Trick("update", "mixed"),
     "packed weights": Trick("rollout", "mixed"),
     "recorded decode step": Trick("rollout", "mixed", passes=("float32",)),
+    "varlen attention": Trick("update", "mixed", on=("model.kernels.attention=varlen",)),
+    "liger's head": Trick("update", "mixed", on=("model.kernels.head=liger",)),
+    "decode graph": Trick("rollout", "mixed", on=("model.kernels.decode=graph",)),
 }
 COLUMNS = (
     "step",
@@ -89,7 +94,10 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
     parser.add_argument("--modes", nargs="*", choices=MODES, default=list(MODES))
     parser.add_argument(
-        "--tricks", nargs="*", choices=TRICKS, default=list(TRICKS), help="that are switched off in turn"
+        "--tricks",
+        nargs="*",
+        choices=TRICKS,
+        help="that are switched off in turn; kernels of a GPU only with --gpu or by name",
     )
     parser.add_argument("--problems", type=int, default=4, help="a step")
     parser.add_argument("--group-size", type=int, default=8)
@@ -99,6 +107,8 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--micro-rows", type=int, default=8, help="rows of a micro-batch; ours has as many tokens")
     parser.add_argument("--set", dest="sets", action="append", default=[], help="a setting of luspo's")
     options = parser.parse_args()
+    if options.tricks is None:
+        options.tricks = [name for name, trick in TRICKS.items() if options.gpu or not trick.on]
     smallest(options, problems=2, group_size=4, tokens=12, micro_rows=4)
     if options.modes and {*options.sides} - {"luspo"} and not shutil.which(options.trl_python):
         if not options.smoke:
@@ -184,10 +194,11 @@ def compare_trick(
     spec = {**base, "mode": trick.mode}
     if trick.mode == "half":
         spec["recorded"] = str(recording(options, spec, work, results))
-    off = {**spec, "sets": [*spec["sets"], *trick.sets], "off": [] if trick.sets else [name]}
+    off = {**spec, "sets": [*spec["sets"], *trick.sets], "off": [] if trick.sets or trick.on else [name]}
+    on = {**spec, "sets": [*spec["sets"], *trick.on]}
     on_row, off_row = f"{name}: on", f"{name}: off"
     cases: dict[str, Callable[[], Values]] = {
-        on_row: partial(measured, options, spec, work, "luspo"),
+        on_row: partial(measured, options, on, work, "luspo"),
         off_row: partial(measured, options, off, work, "luspo"),
     }
     medians = results.interleaved(cases, options.repeats, said)

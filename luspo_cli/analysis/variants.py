@@ -37,6 +37,9 @@ BOOKKEEPING = frozenset(
         "update.exact_gradient_shares_every",
         "model.gradient_checkpointing",
         "model.sharding",
+        "model.kernels.attention",
+        "model.kernels.head",
+        "model.kernels.decode",
         "update.offload_optimizer",
         "update.spare_memory",
     }

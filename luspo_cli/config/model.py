@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from luspo_cli.config.base import Section
+from luspo_cli.config.kernels import KernelsConfig
 
 
 class VisionShapeConfig(Section):
@@ -218,6 +219,7 @@ class ModelConfig(Section):
     sharding: Literal["none", "full"] = "none"
     """With several processes: each holds the whole policy (`none`: DDP), or a share of every weight, gradient and moment (`full`:
     FSDP2). Changes memory and speed, and the last bits of results."""
+    kernels: KernelsConfig = KernelsConfig()
     shape: ShapeConfig = ShapeConfig()
 
     def faults(self) -> Iterator[str]:

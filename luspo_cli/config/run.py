@@ -100,6 +100,8 @@ class TrainRun(Section):
                 f"rollout.max_rows ({rollout.max_rows}) must be at least rollout.group_size ({rollout.group_size}):"
                 " a group shares its prompt's computation"
             )
+        if rollout.sampler != "auto" and (reason := self.graph_refused(rollout.sampler)):
+            yield reason
         if reward.overlong_buffer >= rollout.max_response_tokens:
             yield (
                 f"reward.overlong_buffer ({reward.overlong_buffer}) must be smaller than rollout.max_response_tokens"
@@ -189,6 +191,15 @@ class TrainRun(Section):
         return (
             "update.sampler_correction needs log-probs that vLLM does not return with rollout.top_p or rollout.top_k, or of a"
             " vision model, at this rollout.temperature: set the temperature to 1, or rollout.sampler = 'in-process'"
+        )
+
+    def graph_refused(self, sampler: str) -> str | None:
+        """Say why this sampler replays no decode step as a graph; None where it does, and where nobody asks."""
+        if self.model.kernels.decode != "graph" or sampler == "in-process":
+            return None
+        return (
+            f"model.kernels.decode = 'graph' is the in-process sampler's, and '{sampler}' draws: set it to 'layers', or"
+            " rollout.sampler = 'in-process'"
         )
 
     def routing_refused(self, sampler: str, *, has_experts: bool) -> str | None:

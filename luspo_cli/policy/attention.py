@@ -19,6 +19,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from luspo_cli.policy.joined_rows import JoinedRows
+from luspo_cli.policy.ragged_attention import ragged_attention
 
 NAME = "luspo"
 
@@ -39,6 +40,13 @@ def attention(
     """Scaled dot-product attention with grouped key/value heads; returns ([B, Q, H, E], None)."""
     if joined_rows is not None:
         joined_rows.reached_attention = True
+        if joined_rows.ragged is not None:
+
+            def of_one_row(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+                return attention(module, query, key, value, None, scaling, dropout, sliding_window, softcap)[0]
+
+            given = joined_rows.ragged, scaling, sliding_window, softcap, of_one_row
+            return ragged_attention(query, key, value, *given), None
         parts = []
         for block in joined_rows.blocks:
             own_query, own_key, own_value = (block.padded(states) for states in (query, key, value))

@@ -10,10 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from luspo_cli.policy.ragged_attention import RaggedRows
 
 SHORTER = 0.75
 """Below this share of a block's longest row a row begins the next block."""
@@ -51,6 +55,8 @@ class JoinedRows:
     places: Tensor
     """[B, W]: the joined token that stands at each place; any one at padding."""
     blocks: list[Block]
+    ragged: RaggedRows | None = None
+    """The rows without padding, where attention is to take them so."""
     reached_attention: bool = False
     """Whether a layer's attention was handed this: a model that keeps it from its layers cannot compute joined rows."""
 

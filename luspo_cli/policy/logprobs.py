@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from luspo_cli.policy.liger_head import fused_gradients, fused_logprobs
+
 BLOCK = 8192
 """Tokens of the vocabulary in one block: fixed, so that a row's numbers do not depend on the rows beside it."""
 CHUNK_LOGITS = 2**23
@@ -44,6 +46,7 @@ def token_logprobs(
     with_collision: bool = False,
     cap: float | None = None,
     in_place: bool = False,
+    kernel: str = "blocks",
 ) -> tuple[Tensor, ...]:
     """Return log-probs [N] of `targets` and the entropy [N] (nats) at `temperature`; zeros where it is not asked for.
 
@@ -52,9 +55,11 @@ def token_logprobs(
     `cap`: as `logit_cap` has it.
     `in_place`: a head that has a float32 `.grad` gets its gradient added there block by block, past autograd, which would hold
     a second one: for a policy that nothing wraps, since hooks on the head do not see it.
+    `kernel`: `liger` computes by liger_head.py what that can: the forward pass where log-probs alone are asked for, the backward
+    pass where the entropy has no part in the loss.
     """
     found: tuple[Tensor, ...] = _TokenLogprobs.apply(
-        hidden, head, targets, temperature, with_entropy, with_collision, cap, in_place
+        hidden, head, targets, temperature, with_entropy, with_collision, cap, in_place, kernel
     )
     return found if with_collision else found[:2]
 
@@ -94,8 +99,16 @@ class _TokenLogprobs(torch.autograd.Function):
         with_collision: bool,
         cap: float | None,
         in_place: bool,
+        kernel: str,
     ) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.temperature, ctx.with_entropy, ctx.cap, ctx.in_place = temperature, with_entropy, cap, in_place
+        ctx.kernel = kernel
         chosen, total, moment, collision = torch.zeros(4, len(targets), dtype=torch.float32, device=hidden.device)
+        if kernel == "liger" and not (with_entropy or with_collision):
+            ctx.save_for_backward(hidden, head, targets, total, total)
+            ctx.mark_non_differentiable(collision)
+            with torch.autocast(hidden.device.type, enabled=False):
+                return fused_logprobs(hidden, head, targets, temperature, cap), moment, collision
         peak = torch.full_like(total, -torch.inf)
         with torch.autocast(hidden.device.type, enabled=False):
             for block in _blocks(len(head)):
@@ -118,7 +131,6 @@ class _TokenLogprobs(torch.autograd.Function):
         normaliser = peak + total.log()
         entropy = normaliser - moment / total if with_entropy else torch.zeros_like(normaliser)
         ctx.save_for_backward(hidden, head, targets, normaliser, entropy)
-        ctx.temperature, ctx.with_entropy, ctx.cap, ctx.in_place = temperature, with_entropy, cap, in_place
         collision /= total.square()
         ctx.mark_non_differentiable(collision)
         return chosen - normaliser, entropy, collision
@@ -127,13 +139,21 @@ class _TokenLogprobs(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         hidden, head, targets, normaliser, entropy = ctx.saved_tensors
         from_logprobs, from_entropy, _ = gradients
+        entropy_counts = ctx.with_entropy and bool(from_entropy.any())
+        own = ctx.in_place and head.grad is not None and head.grad.dtype == torch.float32
+        if ctx.kernel == "liger" and not entropy_counts:
+            asked = ctx.temperature, ctx.cap, from_logprobs, ctx.needs_input_grad[1]
+            with torch.autocast(hidden.device.type, enabled=False):
+                to_hidden, to_head = fused_gradients(hidden, head, targets, *asked)
+            if own and to_head is not None:
+                head.grad += to_head
+                to_head = None
+            return to_hidden, None if to_head is None else to_head.to(head.dtype), *(None,) * 7
         # One type for the sums over blocks, which each block's product is rounded into once.
         hidden_gradient = torch.zeros_like(hidden, dtype=torch.float32 if hidden.dtype == torch.bfloat16 else None)
-        own = ctx.in_place and head.grad is not None and head.grad.dtype == torch.float32
         head_gradient = None
         if ctx.needs_input_grad[1]:
             head_gradient = head.grad if own else torch.zeros_like(head, dtype=torch.float32)
-        entropy_counts = ctx.with_entropy and bool(from_entropy.any())
         with torch.autocast(hidden.device.type, enabled=False):
             for block in _blocks(len(head)):
                 weight = head[block].to(hidden.dtype)
@@ -160,4 +180,4 @@ class _TokenLogprobs(torch.autograd.Function):
                     if head_gradient is not None:
                         head_gradient[block] += gradient.t().mm(hidden[part])
         to_head = None if own or head_gradient is None else head_gradient.to(head.dtype)
-        return hidden_gradient.to(hidden.dtype), to_head, *(None,) * 6
+        return hidden_gradient.to(hidden.dtype), to_head, *(None,) * 7

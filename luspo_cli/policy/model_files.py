@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,15 @@ def slow_passes(model: ModelConfig) -> str | None:
         "this processor has no instructions for bfloat16 products, which take ten times as long as in float32 and more: set"
         " model.compute_dtype=float32"
     )
+
+
+def liger_missing() -> str | None:
+    """Say what Liger's head lacks on this machine; None where it can compute, also by Triton's interpreter."""
+    if find_spec("liger_kernel") is None:
+        return "model.kernels.head = liger needs Liger: pip install 'luspo[liger]', or set it to blocks"
+    if not has_cuda() and os.environ.get("TRITON_INTERPRET") != "1":
+        return "model.kernels.head = liger needs a CUDA device: set it to blocks"
+    return None
 
 
 def unmeasured(file: Path) -> str | None:

@@ -14,19 +14,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from luspo_cli.config.kernels import KernelsConfig
 from luspo_cli.policy.images import hidden_states, rotary_positions
 from luspo_cli.policy.lean_layers import can_be_lean, lean_layers
 from luspo_cli.policy.logprobs import logit_cap, token_logprobs
 from luspo_cli.policy.packing import PolicyBatch
+from luspo_cli.policy.ragged_attention import ragged_rows
 from luspo_cli.policy.routing import Replay, Routed, RoutingAsked, read_routers, routers, summed_probabilities, taken
+
+PLAIN = KernelsConfig()
 
 
 class Policy(nn.Module):
     """A causal language model read at a fixed temperature."""
 
-    def __init__(self, model: Any, temperature: float) -> None:
+    def __init__(self, model: Any, temperature: float, kernels: KernelsConfig = PLAIN) -> None:
+        """`kernels`: that `kernels.check_kernels` takes for this model."""
         super().__init__()
         self.model = model
+        self.kernels = kernels
         self.temperature = temperature
         self.routers = len(routers(model))
         """How many layers have a router; 0 in a dense model."""
@@ -87,7 +93,8 @@ class Policy(nn.Module):
             read = batch.joined.places.view(-1)[read]
         states = hidden.index_select(0, read).to(compute_dtype)
         cap, in_place = logit_cap(self.model), not self.wrapped
-        found = token_logprobs(states, head, targets, self.temperature, with_entropy, with_collision, cap, in_place)
+        asked = with_entropy, with_collision, cap, in_place, self.kernels.head
+        found = token_logprobs(states, head, targets, self.temperature, *asked)
         flat = rows * mask.shape[1] + columns
         shape = (mask.numel(),)
         results: tuple[Any, ...] = tuple(
@@ -105,6 +112,8 @@ class Policy(nn.Module):
         positions = rotary_positions(model, tokens, images)
         if self._joins and joined is not None:
             own = tokens.view(-1)[joined.tokens][None]
+            if self.kernels.attention == "varlen":
+                joined.ragged = ragged_rows(joined, batch.prompt_lengths + batch.response_mask.sum(1))
             columns = positions[:, joined.tokens % tokens.shape[1]]
             hidden = hidden_states(model, own, columns, None, use_cache=False, joined_rows=joined, **given)
             # A model may keep what it does not know from its layers: all its rows would be one.

@@ -44,6 +44,8 @@ class SamplerModel:
     """A vision model's image tokens."""
     image_pixels: tuple[int, int] | None = None
     """Least and most pixels of an image, of a vision model."""
+    decode_graph: bool = False
+    """Of the in-process sampler: `model.kernels.decode` is `graph`."""
 
 
 def choose_sampler(asked: str) -> ChosenSampler:
@@ -113,7 +115,7 @@ def make_sampler(
             own = copy.deepcopy(policy).requires_grad_(False).to(device)
         else:
             own = sampling_model(policy, model.compute_dtype, device)
-        return InProcessSampler(own, model.tokenizer, model.end_tokens, max_rows)
+        return InProcessSampler(own, model.tokenizer, model.end_tokens, max_rows, model.decode_graph)
     if chosen.name == "vllm-server":
         from luspo_cli.rollout.vllm.server import VllmServerSampler
 

@@ -22,6 +22,7 @@ from luspo_cli.policy.model_files import (
     base_of,
     find_model,
     is_adapter,
+    liger_missing,
     of_base,
     slow_passes,
     unmeasured,
@@ -107,6 +108,7 @@ def make_plan(
         unusable,
         refused,
         config.correction_refused(sampler.name, never_drawn=shape.vision.depth > 0),
+        config.graph_refused(sampler.name),
         config.routing_refused(sampler.name, has_experts=shape.experts.number > 0),
         too_many or too_large,
         uneven_servers(config.rollout.vllm.servers, processes) if sampler.name == "vllm-server" else None,
@@ -188,7 +190,9 @@ def missing_inputs(config: TrainRun) -> list[str]:
     ):
         if wanted_by and find_spec(package) is None:
             found.append(f"{wanted_by} needs {package}: pip install 'luspo[{extra}]'")
-    found += filter(None, [offload_refused(config.update)])
+    found += filter(
+        None, [offload_refused(config.update), liger_missing() if config.model.kernels.head == "liger" else None]
+    )
     return found
 
 

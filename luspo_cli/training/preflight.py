@@ -119,6 +119,8 @@ def check_stages(
     chosen = choose_sampler(config.rollout.sampler)
     if reason := config.correction_refused(chosen.name, never_drawn=bool(loaded.never_drawn)):
         raise UsageError(reason)
+    if reason := config.graph_refused(chosen.name):
+        raise UsageError(reason)
     if reason := config.routing_refused(chosen.name, has_experts=loaded.has_experts):
         raise UsageError(reason)
     check_sampler(

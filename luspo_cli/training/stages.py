@@ -55,6 +55,7 @@ def make_stages(
             trust_remote_code=config.model.trust_remote_code,
             never_drawn=loaded.never_drawn,
             image_pixels=loaded.image_pixels,
+            decode_graph=config.model.kernels.decode == "graph",
         ),
         loaded.model,
         device=accelerator.device,
@@ -71,11 +72,12 @@ def make_stages(
     if has_reference and not adapted:
         frozen = reference_model or (twin(loaded.model) if sharded else copy.deepcopy(loaded.model))
         frozen.requires_grad_(False).eval()
-        reference = Policy(frozen if sharded else frozen.to(accelerator.device), config.rollout.temperature)
+        own = frozen if sharded else frozen.to(accelerator.device)
+        reference = Policy(own, config.rollout.temperature, config.model.kernels)
     if config.model.freeze_vision:
         freeze_vision(loaded.model)
     to_prompt = accelerator.autocast()(loaded.training_prompt)  # features are computed as in the policy's own passes
-    policy = Policy(loaded.model, config.rollout.temperature).train()
+    policy = Policy(loaded.model, config.rollout.temperature, config.model.kernels).train()
     policy.wrapped = ranks.size > 1 or not config.update.spare_memory
     if sharded:
         for whole in (policy, reference):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from luspo_cli.config.run import MADE, TrainRun
+from luspo_cli.policy.kernels import check_kernels
 from luspo_cli.policy.loading import LoadedModel, load_model
 from luspo_cli.policy.lora import add_adapters, load_adapter, require_peft
 from luspo_cli.policy.model_files import read_adapter_config
@@ -35,10 +36,14 @@ def starting_folder(config: TrainRun, problems: Sequence[Problem], parent: Check
 
 
 def load_start(config: TrainRun, starting: Path | None, parent: Checkpoint | None, ranks: Ranks = ALONE) -> LoadedModel:
-    """The model that the run starts from, with new adapters where they are asked for, or with its parent's."""
+    """The model that the run starts from, with new adapters where they are asked for, or with its parent's.
+
+    UsageError where one of `model.kernels` cannot compute it.
+    """
     if config.model.lora.rank:
         require_peft()
     loaded = load_from(config, starting, ranks)
+    check_kernels(config.model.kernels, loaded.model, config.rollout.temperature)
     if config.model.lora.rank:
         number = add_adapters(loaded.model, config.model, config.run.seed, str(starting or config.model.path))
         if parent:

@@ -370,3 +370,21 @@ def test_the_dry_run_says_that_the_run_folder_would_be_refused(tmp_path: Path) -
     (said,) = make_plan(resolve_train(preset="tiny", sets=["run.seed=7"]), 1, tmp_path, "resume").missing
     assert "another configuration: run.seed (0 there, 7 now)" in said
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "other.txt"]
+
+
+def test_a_kernel_that_cannot_compute_here_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before anything is loaded: Liger that is not installed or has no GPU, and a graph of a sampler that is not ours."""
+    from luspo_cli.policy import model_files
+
+    liger = resolve_train(preset="tiny", sets=["model.kernels.head=liger"])
+    monkeypatch.setattr(model_files, "find_spec", lambda name: None)
+    assert any("pip install 'luspo[liger]'" in sentence for sentence in make_plan(liger).missing)
+    monkeypatch.setattr(model_files, "find_spec", lambda name: name)
+    monkeypatch.setattr(model_files, "has_cuda", lambda: False)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    assert any("needs a CUDA device" in sentence for sentence in make_plan(liger).missing)
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert not any("liger" in sentence for sentence in make_plan(liger).missing)
+    graph = resolve_train(preset="tiny", sets=["model.kernels.decode=graph"])
+    assert graph.graph_refused("in-process") is None
+    assert "'vllm' draws" in str(graph.graph_refused("vllm"))

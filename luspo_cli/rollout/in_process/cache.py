@@ -54,6 +54,33 @@ class Columns:
         return keys, values
 
 
+class WholeStorage:
+    """All columns of the storage, [R, K, C, D] a layer, of which `valid` [R, C] says what a row reads.
+
+    The open column is a number on the device, [1]: a step over this has the same sizes and addresses until the storage moves.
+    """
+
+    is_compileable = False
+
+    def __init__(self, keys: Sequence[Tensor], values: Sequence[Tensor], valid: Tensor, column: Tensor) -> None:
+        self.keys, self.values, self.valid, self.open = keys, values, valid, column
+
+    @property
+    def place(self) -> tuple[int, ...]:
+        """Where the storage lies and how large it is."""
+        states = (self.valid, *self.keys, *self.values)
+        return (*self.valid.shape, *(tensor.data_ptr() for tensor in states))
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return 0
+
+    def update(self, key: Tensor, value: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Write one decode step's [R, K, 1, D] into the open column; returns all columns."""
+        for states, new in ((self.keys[layer_idx], key), (self.values[layer_idx], value)):
+            states.index_copy_(2, self.open, new.to(states.dtype))
+        return self.keys[layer_idx], self.values[layer_idx]
+
+
 class KeyValueCache:
     """Keys and values of the live rows, [R, K, C, D] a layer, of which columns `begin:end` are in use."""
 
@@ -109,13 +136,21 @@ class KeyValueCache:
 
     def open_column(self) -> tuple[Tensor, Columns]:
         """Make room for one more token a row: the columns in use, the new one included, and which a row reads [R, S]."""
+        self._open()
+        begin, number = self.begin, self.end - self.begin
+        in_use = Columns(*([states.narrow(2, begin, number) for states in store] for store in (self.keys, self.values)))
+        return self.valid[:, begin : self.end], in_use
+
+    def open_in_place(self) -> WholeStorage:
+        """Make room for one more token a row: the whole storage, with columns that no row reads."""
+        self._open()
+        return WholeStorage(self.keys, self.values, self.valid, torch.tensor([self.end - 1], device=self.valid.device))
+
+    def _open(self) -> None:
         if self.end == self.valid.shape[1]:
             self._grow(BLOCK)
         self.valid[:, self.end] = True
         self.end += 1
-        begin, number = self.begin, self.end - self.begin
-        in_use = Columns(*([states.narrow(2, begin, number) for states in store] for store in (self.keys, self.values)))
-        return self.valid[:, begin : self.end], in_use
 
     def _allocate(self, prompts: PromptCache, longest: int) -> None:
         columns = longest + BLOCK

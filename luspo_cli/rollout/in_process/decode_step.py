@@ -17,15 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from luspo_cli.errors import UsageError
+from luspo_cli.policy.kernels import graph_unfit, steps_are_plain
 from luspo_cli.policy.logprobs import head_logits
-from luspo_cli.policy.supported import causal_only
-from luspo_cli.rollout.in_process.cache import Columns, decode_mask
+from luspo_cli.rollout.in_process.cache import Columns, KeyValueCache, decode_mask
+from luspo_cli.rollout.in_process.decode_graph import DecodeGraph
 
-DENSE = ("llama", "mistral", "qwen2", "qwen3")
-"""Model types whose layers do the same with every number."""
 ROWS, COLUMNS = 3, 5
 """What a recording is made with: sizes that no model has, so that none of them is taken for a constant."""
-SCALED_BY_LENGTH = ("dynamic", "longrope")
 
 logger = logging.getLogger(__name__)
 
@@ -33,11 +32,26 @@ logger = logging.getLogger(__name__)
 class DecodeStep:
     """Decode steps of one model (parts `model` and `lm_head`), whose layers stay and whose weights each call reads anew."""
 
-    def __init__(self, model: Any, record: bool = True) -> None:
+    def __init__(self, model: Any, record: bool = True, graph: bool = False) -> None:
+        """`record`: where it can be. `graph`: over the cache's whole storage, on CUDA as a graph; then nothing is recorded."""
         self.model = model
+        if graph and (reason := graph_unfit(model)):
+            raise UsageError(reason)
+        self.graph = DecodeGraph(self._whole) if graph else None
         self._to_record = record
         self._places: list[tuple[dict[str, Any], str]] = []
         self._recording: Any = None
+
+    def next(self, tokens: Tensor, positions: Tensor, cache: KeyValueCache) -> Tensor:
+        """Logits [R, V] after `tokens` [R] at `positions` [R], whose keys and values come into a new column of `cache`."""
+        if self.graph is None:
+            return self(tokens, positions, *cache.open_column())
+        return self.graph(tokens, positions, cache.open_in_place())
+
+    def begin(self) -> None:
+        """A call of the sampler begins: weights and storage may lie elsewhere than in the last one."""
+        if self.graph is not None:
+            self.graph.forget()
 
     @property
     def is_recorded(self) -> bool:
@@ -64,11 +78,14 @@ class DecodeStep:
 
     def _layers(self, tokens: Tensor, positions: Tensor, valid: Tensor, *states: Tensor) -> Tensor:
         layers = len(states) // 2
+        return self._whole(tokens, positions, valid, Columns(states[:layers], states[layers:]))
+
+    def _whole(self, tokens: Tensor, positions: Tensor, valid: Tensor, cache: Any) -> Tensor:
         hidden = self.model.model(
             input_ids=tokens[:, None],
             position_ids=positions[:, None],
             attention_mask=decode_mask(valid, self.model.dtype),
-            past_key_values=Columns(states[:layers], states[layers:]),
+            past_key_values=cache,
             use_cache=True,
         ).last_hidden_state
         return head_logits(self.model, hidden[:, -1])
@@ -125,12 +142,7 @@ class DecodeStep:
 
 def _is_recordable(model: Any) -> bool:
     weight = next(model.parameters())
-    if weight.device.type != "cpu" or weight.dtype != torch.float32 or model.config.model_type not in DENSE:
-        return False
-    if not causal_only(model.config.to_dict()):  # which columns a window leaves out would be a constant
-        return False
-    rotary = getattr(model.model, "rotary_emb", None)
-    if any(kind in str(getattr(rotary, "rope_type", "")) for kind in SCALED_BY_LENGTH):
+    if weight.device.type != "cpu" or weight.dtype != torch.float32 or not steps_are_plain(model):
         return False
     # A tensor beside parameters and buffers would be taken for a constant and its later values not be read.
     return not any(isinstance(value, Tensor) for module in model.modules() for value in vars(module).values())

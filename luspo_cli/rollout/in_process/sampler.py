@@ -37,12 +37,15 @@ class InProcessSampler:
     `model` is a `...ForCausalLM` with parts `model.model` (backbone) and `model.lm_head`; each call reads its weights anew.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, end_tokens: Sequence[int], max_rows: int) -> None:
+    def __init__(
+        self, model: Any, tokenizer: Any, end_tokens: Sequence[int], max_rows: int, graph: bool = False
+    ) -> None:
+        """`max_rows`: responses in flight. `graph`: decode steps as CUDA graphs (decode_graph.py)."""
         self.model = model
         self.tokenizer = tokenizer
         self.end_tokens = torch.tensor(sorted(end_tokens), dtype=torch.long)
         self.max_rows = max_rows
-        self.step = DecodeStep(model)
+        self.step = DecodeStep(model, graph=graph)
 
     def load_weights(self, policy: nn.Module) -> None:
         """Copy the policy's weights into the sampler's own model; nothing to do where they are the same object."""
@@ -73,6 +76,7 @@ class InProcessSampler:
                     on_finished(row, rollout)
 
         done: dict[int, Rollout] = {}
+        self.step.begin()
         modes = [(module, module.training) for module in self.model.modules()]
         self.model.eval()  # a module that recomputes its activations would write no cache
         try:
@@ -227,7 +231,7 @@ class _DecodeBatch:
         return rows
 
     def _decode(self, tokens: Tensor) -> None:
-        self.logits = self.step(tokens, self.position, *self.cache.open_column())
+        self.logits = self.step.next(tokens, self.position, self.cache)
         self.position += 1
         if self.met:
             self.met.add_step(self.place - 1)
