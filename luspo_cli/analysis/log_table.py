@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 SHORTEST_BYTES = 2**20
 """Below it the import of Arrow takes longer than the lines."""
-_BLOCK_BYTES = 2**20
+_BLOCK_BYTES = 2**21
 
 
 def read_table(log: Path) -> pd.DataFrame | None:
