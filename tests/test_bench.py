@@ -226,6 +226,22 @@ def test_a_child_that_is_too_slow_leaves_no_process_behind(tmp_path: Path) -> No
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_benchmark_that_is_ended_ends_its_child(tmp_path: Path) -> None:
+    """It would go on for hours, beside whatever is measured next."""
+    note = tmp_path / "child"
+    child = f"import os, time; open({str(note)!r}, 'w').write(str(os.getpid())); time.sleep(600)"
+    program = f"import sys; from shared.child import run_child; run_child([sys.executable, '-c', {child!r}])"
+    parent = subprocess.Popen([sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": str(ROOT / "bench")})
+    deadline = time.monotonic() + 60
+    while not (note.is_file() and note.read_text()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    parent.terminate()
+    assert parent.wait(60) == 143
+    assert math.isnan(memory_bytes("VmRSS", int(note.read_text())))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_peaks_and_seconds_go_to_the_phase_that_made_them() -> None:
     class Trainer:
         def sample(self) -> int:

@@ -35,6 +35,10 @@ def run_child(
         sys.exit(f"bench: there is no program {command[0]}; make peers and make vllm build those of the other sides")
     paths = f"{BENCH.parent}{os.pathsep}{BENCH}"
     settings = {**os.environ, "PYTHONPATH": paths, **(environment or {})}
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(
+            signal.SIGTERM, lambda number, _: sys.exit(128 + number)
+        )  # as Ctrl-C, so that the child is ended too
     with tempfile.TemporaryFile() as said:
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=said, text=True, env=settings, start_new_session=True
@@ -44,7 +48,7 @@ def run_child(
         except subprocess.TimeoutExpired:
             _end_all(process)
             return {"failed": f"over {limit_s:,.0f} s"}
-        except BaseException:  # Ctrl-C: the child has a session of its own and would go on
+        except BaseException:  # Ctrl-C or SIGTERM: the child has a session of its own and would go on
             _end_all(process)
             raise
         said.seek(0)

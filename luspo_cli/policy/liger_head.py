@@ -16,13 +16,17 @@ from torch import Tensor
 from luspo_cli.errors import UsageError
 from luspo_cli.policy.model_files import liger_missing
 
+CHUNK = 16
+"""Logits of a chunk, in multiples of the hidden states' size: with Liger's own 1 a chunk of a large vocabulary is a few dozen
+tokens, for which the whole head is read."""
+
 
 def check_liger(temperature: float, cap: float | None) -> None:
     """UsageError where Liger is not there, or would compute something else."""
     if reason := liger_missing():
         raise UsageError(reason)
     wanted = "model.kernels.head = liger"
-    if "token_grad_output" not in inspect.signature(_fused()).parameters:
+    if not {"token_grad_output", "chunk_mem_const"} <= inspect.signature(_fused()).parameters.keys():
         raise UsageError(f"{wanted} needs a Liger that weights tokens one by one: pip install 'liger-kernel>=0.8.5'")
     if cap is not None and temperature != 1.0:
         raise UsageError(
@@ -63,7 +67,8 @@ def fused_gradients(
 
 def _call(hidden: Tensor, head: Tensor, targets: Tensor, temperature: float, cap: float | None, **asked: Any) -> Any:
     scaled = hidden if temperature == 1.0 else hidden / temperature
-    return _fused()(scaled.contiguous(), head.to(hidden.dtype), targets, softcap=cap, reduction="none", **asked)
+    asked |= {"softcap": cap, "reduction": "none", "chunk_mem_const": CHUNK}
+    return _fused()(scaled.contiguous(), head.to(hidden.dtype), targets, **asked)
 
 
 def _fused() -> Any:

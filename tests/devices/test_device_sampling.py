@@ -14,6 +14,7 @@ from luspo_cli.policy.packing import Row, policy_batch
 from luspo_cli.policy.policy import Policy
 from luspo_cli.records import Prompt, Rollout
 from luspo_cli.rollout.in_process.cache import BLOCK
+from luspo_cli.rollout.in_process.decode_graph import GRAPH_BLOCK
 from luspo_cli.rollout.in_process.sampler import InProcessSampler
 from luspo_cli.rollout.sampler import SamplingOptions
 
@@ -85,7 +86,7 @@ def test_a_graph_draws_what_the_layers_draw(
 ) -> None:
     """Also with weights that moved since the last call; on CUDA one capture serves many steps."""
     model = make_model(dtype=dtype).to(device)
-    options = SamplingOptions(4, BLOCK + 40, seed=5)
+    options = SamplingOptions(4, GRAPH_BLOCK + 40, seed=5)
     layers, graph = (InProcessSampler(model, made_tokenizer, ends, 8, graph) for graph in (False, True))
     for factor in (1.0, 1.3):
         with torch.no_grad():

@@ -15,9 +15,12 @@ from luspo_cli.config.kernels import KernelsConfig
 from luspo_cli.config.model import ModelConfig
 from luspo_cli.config.update import UpdateConfig
 from luspo_cli.errors import UsageError
+from luspo_cli.policy.attention import attention
+from luspo_cli.policy.joined_rows import join_rows
 from luspo_cli.policy.kernels import check_kernels
 from luspo_cli.policy.packing import policy_batch, rows_of
 from luspo_cli.policy.policy import Policy
+from luspo_cli.policy.ragged_attention import ragged_rows
 from luspo_cli.records import ScoredGroup
 from luspo_cli.training.noise_floor import noise_floor
 
@@ -53,18 +56,42 @@ def close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], tol
 
 
 @pytest.mark.parametrize("low", [False, True], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("attention", ["padded", "varlen"])
+@pytest.mark.parametrize("rows", ["padded", "varlen"])
 def test_gradients_are_float64s(
-    device: Any, make_model: Callable[..., Any], groups: list[ScoredGroup], attention: str, low: bool
+    device: Any, make_model: Callable[..., Any], groups: list[ScoredGroup], rows: str, low: bool
 ) -> None:
     expected = gradients(make_model(dtype="float64"), groups, torch.device("cpu"))
-    kernels = KernelsConfig.model_validate({"attention": attention})
+    kernels = KernelsConfig.model_validate({"attention": rows})
     close(gradients(make_model(), groups, device, kernels, low), expected, 0.05 if low else 2e-6)
 
 
-@pytest.mark.parametrize("attention", ["padded", "varlen"])
+@pytest.mark.parametrize("window", [None, 3, 64])
+@pytest.mark.parametrize("softcap", [None, 5.0])
+def test_rows_without_padding_are_attended_as_blocks_are(
+    device: Any, window: int | None, softcap: float | None
+) -> None:
+    """Rows that share a prompt, grouped heads, a window and bounded scores; on CUDA in bfloat16, which the kernel computes."""
+    low = device.type == "cuda"
+    joined = join_rows([("p", 9), ("p", 9), ("q", 2), ("q", 2)], [12, 3, 30, 1], device=device)
+    number = len(joined.tokens)
+    assert number == 9 + 12 + 3 + 2 + 30 + 1
+    torch.manual_seed(0)
+    states = [torch.randn(1, heads, number, 8, device=device, requires_grad=True) for heads in (4, 2, 2)]
+    weights = torch.randn(1, number, 4, 8, device=device)
+    found = []
+    for ragged in (None, ragged_rows(joined, torch.tensor([21, 12, 32, 3], device=device))):
+        joined.ragged = ragged
+        given = [state.bfloat16() if low else state for state in states]
+        out, _ = attention(torch.nn.Module(), *given, None, 0.3, 0.0, window, softcap, joined)
+        found.append([out, *torch.autograd.grad((out * weights).sum(), states)])
+    for blocks, ragged_result in zip(*found, strict=True):
+        assert torch.allclose(blocks.float(), ragged_result.float(), atol=0.1 if low else 1e-5)
+        assert blocks.abs().max() > 0.5
+
+
+@pytest.mark.parametrize("rows", ["padded", "varlen"])
 def test_gradients_of_adapters_are_float64s(
-    device: Any, make_model: Callable[..., Any], groups: list[ScoredGroup], attention: str
+    device: Any, make_model: Callable[..., Any], groups: list[ScoredGroup], rows: str
 ) -> None:
     pytest.importorskip("peft", reason="adapters need the extra lora: pip install 'luspo[lora]'")
     from luspo_cli.policy.lora import adapter_parameters, add_adapters
@@ -80,7 +107,7 @@ def test_gradients_of_adapters_are_float64s(
 
     expected = gradients(adapted("float64"), groups, torch.device("cpu"))
     assert all("lora_" in name for name in expected)
-    kernels = KernelsConfig.model_validate({"attention": attention})
+    kernels = KernelsConfig.model_validate({"attention": rows})
     close(gradients(adapted("float32"), groups, device, kernels), expected, 2e-5)
 
 
@@ -182,7 +209,7 @@ def test_liger_is_refused_where_it_cannot_compute(
         with pytest.raises(UsageError, match="needs a CUDA device"):
             check_kernels(liger, make_model(), 1.0)
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    monkeypatch.setattr(liger_head, "_fused", lambda: lambda hidden, head, token_grad_output: None)
+    monkeypatch.setattr(liger_head, "_fused", lambda: lambda hidden, token_grad_output, chunk_mem_const: None)
     capped = make_model()
     capped.config.final_logit_softcapping = 3.0
     with pytest.raises(UsageError, match="caps logits only at temperature 1"):

@@ -43,8 +43,8 @@ def test_a_run_that_holds_less_is_the_same_run(
         held.append((owned, gradients, any(reference() for reference in caches)))
         return update(self, *arguments, **options)
 
-    def new_cache() -> Any:
-        made = cache()
+    def new_cache(*arguments: Any) -> Any:
+        made = cache(*arguments)
         caches.append(weakref.ref(made))
         return made
 

@@ -84,7 +84,9 @@ class WholeStorage:
 class KeyValueCache:
     """Keys and values of the live rows, [R, K, C, D] a layer, of which columns `begin:end` are in use."""
 
-    def __init__(self) -> None:
+    def __init__(self, block: int = BLOCK) -> None:
+        self.block = block
+        """Columns by which the storage grows."""
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
         self.valid = torch.zeros(0, 0, dtype=torch.bool)  # [R, C]
@@ -148,12 +150,12 @@ class KeyValueCache:
 
     def _open(self) -> None:
         if self.end == self.valid.shape[1]:
-            self._grow(BLOCK)
+            self._grow(self.block)
         self.valid[:, self.end] = True
         self.end += 1
 
     def _allocate(self, prompts: PromptCache, longest: int) -> None:
-        columns = longest + BLOCK
+        columns = longest + self.block
         self.begin, self.end = 0, longest
         self.keys, self.values = [], []
         for key, value in prompts.layers:

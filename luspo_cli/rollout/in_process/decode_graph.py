@@ -2,8 +2,8 @@
 
 A step of few rows is hundreds of small kernels, and a GPU waits for the processor to start each of them. A graph starts all of
 them at once, but at the sizes and addresses that it was captured with. So the step reads every column of the storage, writes the
-open one by a number that lies on the device, and is captured anew after each block of columns and each cut of rows (`cache.BLOCK`
-steps at most). Columns that no row reads change the last bits of sums alone. Where there is no CUDA the same step runs as it is.
+open one by a number that lies on the device, and is captured anew after each block of columns and each cut of rows. Columns
+that no row reads change the last bits of sums alone. Where there is no CUDA the same step runs as it is.
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ from torch import Tensor
 
 from luspo_cli.errors import RunError
 from luspo_cli.rollout.in_process.cache import WholeStorage
+
+GRAPH_BLOCK = 256
+"""Columns by which the storage grows under a graph: a capture takes about as long as several steps."""
 
 Step = Callable[[Tensor, Tensor, Tensor, Any], Tensor]
 
@@ -30,7 +33,6 @@ class DecodeGraph:
         self._graph: Any = None
         self._place: tuple[int, ...] = ()
         self._tokens = self._positions = self._open = self._logits = torch.zeros(0)
-        self._pool: Any = None
 
     def forget(self) -> None:
         """Let the captured graph go: the weights or the storage may lie elsewhere from now on."""
@@ -52,7 +54,6 @@ class DecodeGraph:
         self.forget()
         self._tokens, self._positions, self._open = tokens.clone(), positions.clone(), storage.open.clone()
         own = WholeStorage(storage.keys, storage.values, storage.valid, self._open)
-        self._pool = self._pool or torch.cuda.graph_pool_handle()
         try:
             # Once outside: what kernels set up at their first call cannot be captured. It writes what the replay writes again.
             aside = torch.cuda.Stream()
@@ -62,7 +63,7 @@ class DecodeGraph:
             torch.cuda.current_stream().wait_stream(aside)
             graph = torch.cuda.CUDAGraph()
             # Only what this thread does is captured, and only it may not wait for the device meanwhile.
-            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 self._logits = self.step(self._tokens, self._positions, own.valid, own)
         except RuntimeError as error:
             raise RunError(

@@ -20,8 +20,8 @@ from torch import Tensor
 from luspo_cli.errors import UsageError
 from luspo_cli.policy.kernels import graph_unfit, steps_are_plain
 from luspo_cli.policy.logprobs import head_logits
-from luspo_cli.rollout.in_process.cache import Columns, KeyValueCache, decode_mask
-from luspo_cli.rollout.in_process.decode_graph import DecodeGraph
+from luspo_cli.rollout.in_process.cache import BLOCK, Columns, KeyValueCache, decode_mask
+from luspo_cli.rollout.in_process.decode_graph import GRAPH_BLOCK, DecodeGraph
 
 ROWS, COLUMNS = 3, 5
 """What a recording is made with: sizes that no model has, so that none of them is taken for a constant."""
@@ -47,6 +47,11 @@ class DecodeStep:
         if self.graph is None:
             return self(tokens, positions, *cache.open_column())
         return self.graph(tokens, positions, cache.open_in_place())
+
+    @property
+    def block(self) -> int:
+        """Columns by which the cache grows."""
+        return BLOCK if self.graph is None else GRAPH_BLOCK
 
     def begin(self) -> None:
         """A call of the sampler begins: weights and storage may lie elsewhere than in the last one."""

@@ -116,7 +116,7 @@ class _DecodeBatch:
         """The prompts that were computed, without their images."""
         self.next: Prompt | None = None
         """The first of those that wait, where it was made and found no room."""
-        self.cache = KeyValueCache()
+        self.cache = KeyValueCache(step.block)
         self.row = torch.zeros(0, dtype=torch.long, device=self.device)  # [R] row number of each live row
         self.place = self.limit = (
             self.row
