@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from luspo_cli.config.layers import all_keys, resolve_train
+from luspo_cli.config.layers import all_keys, merge, nested, resolve_train
 from luspo_cli.config.run import TrainRun
 from luspo_cli.config.stored import flatten
 from luspo_cli.errors import UsageError
@@ -131,11 +131,7 @@ def preset_with(key: str, values: dict[str, Any]) -> TrainRun:
     if key.startswith("objective."):  # the parts that its name fixes are filled in again
         base["objective"] = {"name": values.pop("objective.name", "luspo")}
     for dotted, value in values.items():
-        table = base
-        *sections, last = dotted.split(".")
-        for section in sections:
-            table = table[section]
-        table[last] = value
+        merge(base, {}, nested(dotted, value), "")
     return TrainRun.model_validate(base)
 
 
