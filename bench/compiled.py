@@ -16,6 +16,7 @@ from typing import Any
 
 from results import Results, Values
 from shared.models import qwen2_config
+from shared.options import too_small
 
 
 def main() -> None:
@@ -26,6 +27,8 @@ def main() -> None:
     parser.add_argument("--passes", type=int, default=15, help="of which the median is shown")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    if reason := too_small(options):
+        parser.error(reason)
     results = Results("torch.compile", options.json, layers=options.layers, rows=options.rows, width=options.width)
     both: dict[str, Values] = {}
 

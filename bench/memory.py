@@ -23,6 +23,7 @@ from typing import Any
 
 from made_images import make_model, make_problems
 from shared.models import random_model
+from shared.options import wrong_set
 
 from luspo_cli.config.layers import resolve_train
 from luspo_cli.config.model import ShapeConfig, VisionShapeConfig
@@ -81,6 +82,8 @@ def main() -> None:
     if options.one:
         measure(json.loads(options.one))
         return
+    if reason := wrong_set(options.sets):
+        parser.error(reason)
     import torch
 
     cases = VISION_CASES if options.vision else CASES

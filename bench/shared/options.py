@@ -6,7 +6,7 @@ import argparse
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,8 @@ def unusable(options: argparse.Namespace) -> str | None:
     """What is wrong with the shared options, found before anything is measured."""
     if options.repeats < 1 or not options.limit > 0:
         return f"--repeats ({options.repeats}) and --limit ({options.limit:g}) must be more than 0"
+    if reason := too_small(options) or wrong_set(getattr(options, "sets", [])):
+        return reason
     if options.model and not (Path(options.model) / "config.json").is_file():
         return f"--model {options.model} is no model folder: it has no config.json"
     if options.preload and not loadable(options.preload):
@@ -68,6 +70,31 @@ def unusable(options: argparse.Namespace) -> str | None:
         from luspo_cli.machine import has_cuda
 
         return None if has_cuda() else "--gpu needs a CUDA device, and torch finds none"
+    return None
+
+
+def too_small(options: argparse.Namespace) -> str | None:
+    """Which size is none: all numbers of a benchmark's options count something, but for a warm-up and a seed."""
+    for key, value in vars(options).items():
+        numbers = value if isinstance(value, list) else [value]
+        if key not in ("warm_up", "seed") and any(type(number) is int and number < 1 for number in numbers):
+            return f"--{key.replace('_', '-')} ({', '.join(map(str, numbers))}) must be at least 1"
+    return None
+
+
+def wrong_set(assignments: Sequence[str]) -> str | None:
+    """What is wrong with the first `--set` that is none: its form or its key. Its value is for the run to judge."""
+    from luspo_cli.config.layers import all_keys, parse_set
+    from luspo_cli.errors import UsageError
+
+    keys = {key for key, _ in all_keys()}
+    for assignment in assignments:
+        try:
+            parse_set(assignment)
+        except UsageError as error:
+            return str(error)
+        if (key := assignment.partition("=")[0].strip()) not in keys:
+            return f"--set {assignment}: there is no key {key}"
     return None
 
 

@@ -279,6 +279,11 @@ class TrainRun(Section):
         shape = self.model.shape
         if shape.experts.number and shape.vision.depth:
             yield "model.shape.experts and model.shape.vision exclude each other: no model with a tower has experts here"
+        if self.model.kernels.decode == "graph" and (shape.experts.number or shape.vision.depth):
+            yield (
+                "model.kernels.decode = graph computes plain decoders alone, and the model of model.shape has"
+                f" {'experts' if shape.experts.number else 'a vision tower'}: set it to layers"
+            )
         if shape.experts.number and shape.experts.dense_layers >= shape.layers:
             yield (
                 f"model.shape.experts.dense_layers ({shape.experts.dense_layers}) must be smaller than model.shape.layers"

@@ -19,8 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-DENSE = ("llama", "mistral", "qwen2", "qwen3")
-"""Model types whose layers are norms, products and gated feed-forwards of the plain form, and nothing besides."""
+from luspo_cli.policy.supported import DENSE
 
 
 def can_be_lean(model: Any) -> bool:

@@ -31,7 +31,7 @@ from luspo_cli.files import read_object
 from luspo_cli.policy import attention, experts
 from luspo_cli.policy.inputs import check_template, check_template_arguments
 from luspo_cli.policy.model_files import config_file
-from luspo_cli.policy.supported import EXPERT_MODELS, VISION_MODELS, unsupported
+from luspo_cli.policy.supported import EXPERT_MODELS, VISION_MODELS, graph_unfit, unsupported
 from luspo_cli.policy.whole import broken_tokenizer, broken_weights
 
 IMAGE_PROCESSOR = "preprocessor_config.json"
@@ -87,6 +87,8 @@ def read_files(config: ModelConfig, source: str, template_arguments: Mapping[str
     configured = cache(lambda place: AutoConfig.from_pretrained(place, **options))
     kind = read_part(config, source, "config.json", configured)
     if reason := unsupported(kind.to_dict(), config.path):  # with the defaults that config.json leaves out
+        raise UsageError(reason)
+    if config.kernels.decode == "graph" and (reason := graph_unfit(kind.to_dict())):
         raise UsageError(reason)
     vision = hasattr(kind, "vision_config")
     attended: dict[str, Any] = {"attn_implementation": VISION_ATTENTION if vision else attention.NAME}

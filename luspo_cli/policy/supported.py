@@ -52,6 +52,10 @@ IMAGE_TOKEN_ENTRIES = (
 """Entries of a vision model's configuration that name tokens which are never drawn."""
 EXPERT_MODELS = ("qwen2_moe", "qwen3_moe")
 """Model types with experts whose routers the engine reads, and whose experts it computes."""
+DENSE = ("llama", "mistral", "qwen2", "qwen3")
+"""Model types whose layers are norms, products and gated feed-forwards of the plain form, and do the same with every number."""
+SCALED_BY_LENGTH = ("dynamic", "longrope")
+"""Kinds of positions that depend on how long a row is."""
 OTHER_TASKS = ("ForMaskedLM", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
 """Ends of the names of architectures that do not write text."""
 
@@ -122,6 +126,23 @@ def causal_only(text: Mapping[str, Any]) -> bool:
         return all(kind == "full_attention" for kind in kinds)
     # Mistral, Phi-3 and Starcoder2 list no layers: one window, where it is set, holds for all of them.
     return not (text.get("sliding_window") and text.get("use_sliding_window", True))
+
+
+def steps_are_plain(config: Mapping[str, Any]) -> bool:
+    """Whether a decode step's operations depend on no number and each row reads all of its columns, by config.json."""
+    positions = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    kind = str(positions.get("rope_type", positions.get("type", "")))
+    return config.get("model_type") in DENSE and causal_only(config) and kind not in SCALED_BY_LENGTH
+
+
+def graph_unfit(config: Mapping[str, Any]) -> str | None:
+    """Say why a decode step of the model with this config.json is no graph; None where it is one."""
+    if steps_are_plain(config):
+        return None
+    return (
+        f"model.kernels.decode = graph computes plain decoders ({', '.join(DENSE)}) that see every earlier token, and this"
+        f" model ({config.get('model_type')}) is none: set it to layers"
+    )
 
 
 def is_measured(kind: object) -> bool:

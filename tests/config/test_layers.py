@@ -141,6 +141,7 @@ def test_the_misspelt_key_is_named_before_what_it_causes() -> None:
     ("sets", "words"),
     [
         (["update.mini_batches=5"], ["rollout.problems (16)", "multiple of update.mini_batches (5)"]),
+        (["model.kernels.decode=graph", "model.shape.experts.number=4"], ["model.kernels.decode", "has experts"]),
         (
             ["model.kernels.decode=graph", "rollout.sampler=vllm"],
             ["model.kernels.decode", "'vllm' draws", "rollout.sampler = 'in-process'"],

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from doubles.models import random_experts
 from luspo_cli.errors import UsageError
 from luspo_cli.policy.packing import Row, policy_batch
 from luspo_cli.policy.policy import Policy
@@ -119,13 +120,10 @@ def test_the_sampling_copy_is_the_policy_rounded_to_bfloat16(device: Any, make_m
             assert (own - torch.tensor(rollout.rollout_logprobs)).abs().max() < 0.05  # bfloat16
 
 
-@pytest.mark.parametrize("kind", ["window", "other type"])
+@pytest.mark.parametrize("kind", ["window", "experts"])
 def test_a_graph_is_refused_where_a_step_reads_other_columns(make_model: Callable[..., Any], kind: str) -> None:
-    model = make_model()
+    model = make_model() if kind == "window" else random_experts(26, "Qwen3Moe", width=32, moe_intermediate_size=16)
     if kind == "window":
-        model.config.use_sliding_window, model.config.sliding_window, model.config.max_window_layers = True, 8, 0
         model.config.layer_types = ["sliding_attention"] * 2
-    else:
-        model.config.model_type = "gemma2"
     with pytest.raises(UsageError, match=r"model\.kernels\.decode = graph"):
         InProcessSampler(model, None, [1], 8, graph=True)

@@ -172,7 +172,7 @@ for temperature, cap in ((1.0, None), (0.7, None), *[(1.0, 3.0)] * {capped:d}):
     for asked in ((False, False), (True, True)):
         found = []
         for kernel in ("blocks", "liger"):
-            of = [tensor.to(device).requires_grad_() for tensor in (hidden, head)]
+            of = [tensor.clone().to(device).requires_grad_() for tensor in (hidden, head)]
             of[1].grad = torch.ones_like(of[1])
             on = targets.to(device)
             logprobs, entropy = token_logprobs(*of, on, temperature, *asked, cap, in_place=True, kernel=kernel)[:2]

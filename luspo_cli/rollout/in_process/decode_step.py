@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from luspo_cli.errors import UsageError
-from luspo_cli.policy.kernels import graph_unfit, steps_are_plain
 from luspo_cli.policy.logprobs import head_logits
+from luspo_cli.policy.supported import graph_unfit, steps_are_plain
 from luspo_cli.rollout.in_process.cache import BLOCK, Columns, KeyValueCache, decode_mask
 from luspo_cli.rollout.in_process.decode_graph import GRAPH_BLOCK, DecodeGraph
 
@@ -35,7 +35,7 @@ class DecodeStep:
     def __init__(self, model: Any, record: bool = True, graph: bool = False) -> None:
         """`record`: where it can be. `graph`: over the cache's whole storage, on CUDA as a graph; then nothing is recorded."""
         self.model = model
-        if graph and (reason := graph_unfit(model)):
+        if graph and (reason := graph_unfit(model.config.to_dict())):
             raise UsageError(reason)
         self.graph = DecodeGraph(self._whole) if graph else None
         self._to_record = record
@@ -147,7 +147,7 @@ class DecodeStep:
 
 def _is_recordable(model: Any) -> bool:
     weight = next(model.parameters())
-    if weight.device.type != "cpu" or weight.dtype != torch.float32 or not steps_are_plain(model):
+    if weight.device.type != "cpu" or weight.dtype != torch.float32 or not steps_are_plain(model.config.to_dict()):
         return False
     # A tensor beside parameters and buffers would be taken for a constant and its later values not be read.
     return not any(isinstance(value, Tensor) for module in model.modules() for value in vars(module).values())
