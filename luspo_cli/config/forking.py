@@ -35,7 +35,14 @@ _OF_THE_FORK = {
     "update.optimizer": "the optimizer's state is that of the checkpoint",
     "update.moments": "the optimizer's state is that of the checkpoint",
 }
-_FREE_OF_MODEL = ("model.compute_dtype", "model.gradient_checkpointing", "model.sharding")
+_FREE_OF_MODEL = (
+    "model.compute_dtype",
+    "model.gradient_checkpointing",
+    "model.kernels.attention",
+    "model.kernels.head",
+    "model.kernels.decode",
+    "model.sharding",
+)
 """Keys of the model that change how it is computed and not what its weights are."""
 
 

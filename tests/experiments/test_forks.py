@@ -240,6 +240,8 @@ def test_a_fork_of_a_fork_goes_on_in_the_first_ones_count(parent: Path) -> None:
     assert (found.fork.step, found.run.seed, found.run.steps, found.evaluation.every) == (7, 300, 5, 5)
     assert (found.objective.name, found.objective.clip_low) == ("gspo", 3e-4)  # without a preset, the paper's
     assert fork_configuration(config, section, Variant("luspo"), 0, 5).objective == config.objective
+    other = fork_configuration(config, section, Variant("luspo"), 0, 5, sets=["model.kernels.attention=varlen"])
+    assert other.model.kernels.attention == "varlen"  # how weights are computed with, not which they are
 
 
 def test_the_table(
