@@ -15,26 +15,30 @@ import shutil
 import subprocess
 import sys
 import time
-from importlib.util import find_spec
 from pathlib import Path
 
 from shared.models import random_model
+from step import LIGER, TRICKS
 
 from luspo_cli.machine import has_cuda
+from luspo_cli.policy.model_files import liger_missing
 from luspo_cli.rollout.samplers import vllm_is_installed
 
 LORA = ("--set", "model.lora.rank=16")
 ROLLOUT = ("rollout", "--rows", "64", "256", "--tokens", "256", "--group-size", "8")
 UPDATE = ("update", "--prompts", "8", "--prompt-tokens", "128", "--tokens", "512", "--micro-tokens", "16384")
 STEP = ("step", "--sides", "luspo", "--modes", "natural", "mixed", "--tricks", "--problems", "16", "--tokens", "512")
-KERNELS = ("step", "--sides", "luspo", "--modes", "--problems", "8", "--tokens", "256", "--tricks")
+KERNELS = [name for name, trick in TRICKS.items() if trick.on and not (name == LIGER and liger_missing())]
 """Those that are off until they were measured (`model.kernels`), each on and off."""
 PARTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "0.5b-rollout": ("0.5b", ROLLOUT),
     "0.5b-update": ("0.5b", UPDATE),
     "0.5b-step": ("0.5b", STEP),
     "loss-memory": ("", ("loss_memory", "--lengths", "2048", "16384", "--vocabularies", "151936", "--width", "3584")),
-    "0.5b-kernels": ("0.5b", KERNELS),
+    "0.5b-kernels": (
+        "0.5b",
+        ("step", "--sides", "luspo", "--modes", "--problems", "8", "--tokens", "256", "--tricks", *KERNELS),
+    ),
     "7b-rollout": ("7b", ROLLOUT),
     "7b-update": ("7b", (*UPDATE, "--sides", "luspo", *LORA)),
 }
@@ -70,8 +74,6 @@ def main() -> None:
 def command_of(name: str, options: argparse.Namespace, on_gpu: bool) -> list[str]:
     """The call of a part; makes its model where it is random and not there yet."""
     size, benchmark = PARTS[name]
-    kernels = ["varlen attention", "decode graph", *["liger's head"] * (on_gpu and bool(find_spec("liger_kernel")))]
-    benchmark = (*benchmark, *kernels) if benchmark is KERNELS else benchmark
     command = [sys.executable, "-m", "bench", *benchmark, "--json", str(options.out / f"{name}.json"), "--repeats", "1"]
     command += ["--gpu"] if on_gpu else []
     if options.smoke:

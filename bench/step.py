@@ -50,6 +50,7 @@ class Trick:
     """In which it has work to do, of `--passes`."""
 
 
+LIGER = "liger's head"
 TRICKS = {
     "skip rows without advantage": Trick("update", "half", ("update.skip_rows_without_advantage=false",)),
     "prompt once": Trick("update", "mixed"),
@@ -58,7 +59,7 @@ TRICKS = {
     "packed weights": Trick("rollout", "mixed"),
     "recorded decode step": Trick("rollout", "mixed", passes=("float32",)),
     "varlen attention": Trick("update", "mixed", on=("model.kernels.attention=varlen",)),
-    "liger's head": Trick("update", "mixed", on=("model.kernels.head=liger",)),
+    LIGER: Trick("update", "mixed", on=("model.kernels.head=liger",)),
     "decode graph": Trick("rollout", "mixed", on=("model.kernels.decode=graph",)),
 }
 COLUMNS = (

@@ -36,9 +36,8 @@ def run_child(
     paths = f"{BENCH.parent}{os.pathsep}{BENCH}"
     settings = {**os.environ, "PYTHONPATH": paths, **(environment or {})}
     if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-        signal.signal(
-            signal.SIGTERM, lambda number, _: sys.exit(128 + number)
-        )  # as Ctrl-C, so that the child is ended too
+        # As Ctrl-C, so that the child is ended too.
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     with tempfile.TemporaryFile() as said:
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=said, text=True, env=settings, start_new_session=True

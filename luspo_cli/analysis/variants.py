@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from luspo_cli.analysis.history import RunHistory
+from luspo_cli.config.kernels import KERNEL_KEYS
 from luspo_cli.config.objective import NAMED_OBJECTIVES
 from luspo_cli.config.objective_text import clip_form
 from luspo_cli.config.stored import flatten, show, with_defaults
@@ -37,9 +38,7 @@ BOOKKEEPING = frozenset(
         "update.exact_gradient_shares_every",
         "model.gradient_checkpointing",
         "model.sharding",
-        "model.kernels.attention",
-        "model.kernels.head",
-        "model.kernels.decode",
+        *KERNEL_KEYS,
         "update.offload_optimizer",
         "update.spare_memory",
     }

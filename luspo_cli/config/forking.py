@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from luspo_cli.config.fork import ForkConfig
+from luspo_cli.config.kernels import KERNEL_KEYS
 from luspo_cli.config.layers import merge, parse_set, preset_objective, validated
 from luspo_cli.config.own_objective import check_labels, label_of
 from luspo_cli.config.run import TrainRun
@@ -38,9 +39,7 @@ _OF_THE_FORK = {
 _FREE_OF_MODEL = (
     "model.compute_dtype",
     "model.gradient_checkpointing",
-    "model.kernels.attention",
-    "model.kernels.head",
-    "model.kernels.decode",
+    *KERNEL_KEYS,
     "model.sharding",
 )
 """Keys of the model that change how it is computed and not what its weights are."""

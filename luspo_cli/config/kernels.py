@@ -18,3 +18,6 @@ class KernelsConfig(Section):
     cross-entropy. Needs the extra `liger` and a GPU."""
     decode: Literal["layers", "graph"] = "layers"
     """Of the in-process sampler: a decode step's kernels one by one, or replayed as a CUDA graph."""
+
+
+KERNEL_KEYS = tuple(f"model.kernels.{name}" for name in KernelsConfig.model_fields)

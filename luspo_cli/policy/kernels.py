@@ -11,16 +11,16 @@ from luspo_cli.config.kernels import KernelsConfig
 from luspo_cli.errors import UsageError
 from luspo_cli.policy.liger_head import check_liger
 from luspo_cli.policy.logprobs import logit_cap
-from luspo_cli.policy.supported import graph_unfit
 
 
 def check_kernels(kernels: KernelsConfig, model: Any, temperature: float) -> None:
-    """UsageError where one of them is not there or would compute something else; `temperature` is that of the log-probs."""
+    """UsageError where one of them is not there or would compute something else; `temperature` is that of the log-probs.
+
+    `decode` is looked at with the model's files (reading.py), before its weights are read.
+    """
     if kernels.head == "liger":
         check_liger(temperature, logit_cap(model))
     if kernels.attention == "varlen" and importlib.util.find_spec("torch.nn.attention.varlen") is None:
         raise UsageError(
             f"model.kernels.attention = varlen needs torch 2.10 or newer, not {torch.__version__}: set it to padded"
         )
-    if kernels.decode == "graph" and (reason := graph_unfit(model.config.to_dict())):
-        raise UsageError(reason)

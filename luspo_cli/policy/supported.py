@@ -132,7 +132,11 @@ def steps_are_plain(config: Mapping[str, Any]) -> bool:
     """Whether a decode step's operations depend on no number and each row reads all of its columns, by config.json."""
     positions = config.get("rope_parameters") or config.get("rope_scaling") or {}
     kind = str(positions.get("rope_type", positions.get("type", "")))
-    return config.get("model_type") in DENSE and causal_only(config) and kind not in SCALED_BY_LENGTH
+    return (
+        config.get("model_type") in DENSE
+        and causal_only(config)
+        and not any(scaled in kind for scaled in SCALED_BY_LENGTH)
+    )
 
 
 def graph_unfit(config: Mapping[str, Any]) -> str | None:

@@ -127,20 +127,26 @@ def test_an_optimizer_ends_near_the_hosts_float64(device: Any, kind: str) -> Non
 
     settings = {"learning_rate": 1e-3, "weight_decay": 0.1}
     start, exact, own = network(torch.float64), network(torch.float64), network(torch.float32).to(device)
+    host = network(torch.float32)
+    _, plain = make_optimizer(host, UpdateConfig.model_validate(settings))
     _, reference = make_optimizer(exact, UpdateConfig.model_validate(settings))
     _, optimizer = make_optimizer(own, UpdateConfig.model_validate(settings | chosen.get(kind, {"moments": kind})))
     before = torch.cuda.memory_allocated() if device.type == "cuda" else 0
     for step in range(50):
         generator = torch.Generator().manual_seed(step)
-        for weight, twin in zip(exact.parameters(), own.parameters(), strict=True):
+        for weight, beside, twin in zip(exact.parameters(), host.parameters(), own.parameters(), strict=True):
             weight.grad = torch.randn(weight.shape, generator=generator, dtype=torch.float64) + 0.5
-            twin.grad = weight.grad.to(device, torch.float32)
+            beside.grad = weight.grad.float()
+            twin.grad = beside.grad.to(device)
         reference.step()
+        plain.step()
         optimizer.step()
     for begin, there, weight in zip(start.parameters(), exact.parameters(), own.parameters(), strict=True):
         weight.grad = None
         assert (weight.double().cpu() - there).norm() < tolerance * (there - begin).norm()
     if kind == "offloaded":
+        pairs = zip(host.parameters(), own.parameters(), strict=True)
+        assert all(torch.equal(weight, twin.cpu()) for weight, twin in pairs)  # the host's own steps
         assert isinstance(optimizer, OffloadedAdamW)
         state = optimizer.state_dict()["state"]
         assert {value.device.type for entry in state.values() for value in entry.values()} == {"cpu"}

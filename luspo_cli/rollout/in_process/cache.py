@@ -17,10 +17,17 @@ from torch import Tensor
 BLOCK = 64
 
 
-class PromptCache:
-    """Collects the keys and values of one prefill call; `layers[i]` is ([N, K, P, D], [N, K, P, D])."""
+class _LayerCache:
+    """What transformers asks of any cache: ours says where tokens stand by their positions, and is not compiled."""
 
     is_compileable = False
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return 0
+
+
+class PromptCache(_LayerCache):
+    """Collects the keys and values of one prefill call; `layers[i]` is ([N, K, P, D], [N, K, P, D])."""
 
     def __init__(self) -> None:
         self.layers: list[tuple[Tensor, Tensor]] = []
@@ -31,20 +38,12 @@ class PromptCache:
         self.layers.append((key, value))
         return key, value
 
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        return 0
 
-
-class Columns:
+class Columns(_LayerCache):
     """The columns in use, [R, K, S, D] a layer, the last of them open: what one decode step reads and writes."""
-
-    is_compileable = False
 
     def __init__(self, keys: Sequence[Tensor], values: Sequence[Tensor]) -> None:
         self.keys, self.values = keys, values
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        return 0
 
     def update(self, key: Tensor, value: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Write one decode step's [R, K, 1, D] into the open column; returns all columns in use."""
@@ -54,13 +53,11 @@ class Columns:
         return keys, values
 
 
-class WholeStorage:
+class WholeStorage(_LayerCache):
     """All columns of the storage, [R, K, C, D] a layer, of which `valid` [R, C] says what a row reads.
 
     The open column is a number on the device, [1]: a step over this has the same sizes and addresses until the storage moves.
     """
-
-    is_compileable = False
 
     def __init__(self, keys: Sequence[Tensor], values: Sequence[Tensor], valid: Tensor, column: Tensor) -> None:
         self.keys, self.values, self.valid, self.open = keys, values, valid, column
@@ -70,9 +67,6 @@ class WholeStorage:
         """Where the storage lies and how large it is."""
         states = (self.valid, *self.keys, *self.values)
         return (*self.valid.shape, *(tensor.data_ptr() for tensor in states))
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        return 0
 
     def update(self, key: Tensor, value: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Write one decode step's [R, K, 1, D] into the open column; returns all columns."""

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from luspo_cli.config.kernels import KERNEL_KEYS
 from luspo_cli.config.layers import all_keys
 from luspo_cli.config.objective import VESPO_KEYS, resolve
 from luspo_cli.config.peers import ACTOR
@@ -78,7 +79,7 @@ FATES: Mapping[str, Fate] = {
         trust_remote_code=Fate(f"{MODEL}.trust_remote_code, data.trust_remote_code"),
         freeze_vision=Fate(f"{ACTOR}.freeze_vision_tower"),
         **{f"lora.{key}": Fate(refused="adapters are trained by our engine") for key in ("rank", "alpha", "targets")},
-        **{f"kernels.{key}": Fate(idle="verl has kernels of its own") for key in ("attention", "head", "decode")},
+        **{key.removeprefix("model."): Fate(idle="verl has kernels of its own") for key in KERNEL_KEYS},
         sharding=Fate(idle="verl shares out every weight (verl.strategy)"),
         **{key.removeprefix("model."): Fate(idle=_MADE_ONLY) for key, _ in all_keys() if key.startswith("model.shape.")},
     ),
